@@ -1,0 +1,46 @@
+# `make demo` and `make test` need Python 3.10 or newer and nothing else; both install into .venv on their first run.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+CHECKPOINT := checkpoints/lavit-tiny-random
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo test lint types format clean
+
+help: ## Show this list
+	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+
+demo: $(INSTALLED) ## Caption a picture, answer a question about it, and show which patches became tokens
+	$(BIN)/lavit demo --model $(CHECKPOINT) --image examples/images/chelsea.jpg --output out/demo.png
+
+test: $(INSTALLED) ## Run all tests
+	$(BIN)/pytest -n 2
+
+lint: $(INSTALLED) ## Check style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(INSTALLED) ## Check types
+	$(BIN)/mypy
+
+format: $(INSTALLED) ## Reformat the code
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+install: $(INSTALLED) ## Install into .venv (the other commands do it by themselves)
+
+clean: ## Remove .venv and everything made by tools
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis out
+
+# The stamp makes a second run start at once; a change of the requirements installs again.
+$(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "lavit-hf needs Python 3.10 or newer, but '$(PYTHON)' is missing or older." \
+		"Name one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }

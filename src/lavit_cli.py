@@ -1,0 +1,284 @@
+"""The command `lavit`.
+
+This module stands outside the package on purpose: importing anything of `lavit_hf` imports torch, which takes seconds
+that `lavit --help` should not. The commands' bodies are in `lavit_hf.cli` and are imported when a command runs.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable
+from enum import Enum
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+_Command = TypeVar("_Command", bound=Callable[..., Any])
+
+_INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_LISTED = 6  # lines of a longer message, such as a list of tensors, that still fit one line
+
+app = typer.Typer(
+    name="lavit",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Dtype(str, Enum):
+    """Precision of the model while it runs."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class StoredDtype(str, Enum):
+    """Precision of converted weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[
+    str, typer.Option("--model", "-m", metavar="DIR", help="Converted checkpoint, or its name on the Hub.")
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]
+RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
+Beams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
+MinNewTokens = Annotated[int, typer.Option(min=0, help="Shortest text, in tokens.")]
+MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")]
+LengthPenalty = Annotated[float, typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.")]
+
+
+def one_line(error: BaseException) -> str:
+    """Says what went wrong in one line.
+
+    Args:
+        error: What was raised. Of a long message, such as a list of missing tensors, only the beginning is kept.
+
+    Returns:
+        The message, with the type of the error if it is not one made for users.
+    """
+    lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
+    if len(lines) > _LISTED + 1:
+        lines = [*lines[:_LISTED], f"and {len(lines) - _LISTED} more (lavit --debug shows all)"]
+    message = " ".join(lines[:1]) + (" " + "; ".join(lines[1:]) if len(lines) > 1 else "")
+    if isinstance(error, (OSError, ValueError)) and message:
+        return message
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
+def _in_one_line(command: _Command) -> _Command:
+    """Makes a command report errors in one line and exit with 1, or with 130 if it was interrupted."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        try:
+            return command(*args, **kwargs)
+        except KeyboardInterrupt:
+            typer.echo("lavit: interrupted", err=True)
+            raise typer.Exit(_INTERRUPTED) from None
+        except (typer.Exit, typer.Abort, typer.BadParameter):
+            raise
+        except Exception as error:
+            if os.environ.get("LAVIT_DEBUG"):
+                raise
+            typer.echo(f"lavit: error: {one_line(error)}", err=True)
+            raise typer.Exit(1) from None
+
+    return wrapper  # type: ignore[return-value]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"lavit-hf {metadata.version('lavit-hf')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also: LAVIT_DEBUG=1).")] = False,
+) -> None:
+    """LaVIT: describe images, ask about them, and convert checkpoints.
+
+    \b
+    Examples:
+      lavit convert LaVIT-7B-v2 lavit-7b-v2 --dtype bfloat16
+      lavit caption photo.jpg --model lavit-7b-v2
+      lavit ask photo.jpg "What animal is this?" --model lavit-7b-v2
+
+    Each command has its own help: lavit caption --help
+    """
+    if debug:
+        os.environ["LAVIT_DEBUG"] = "1"
+
+
+@app.command()
+@_in_one_line
+def caption(
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.", show_default=False)],
+    model: Model,
+    prompt: Annotated[str, typer.Option(help="Text the caption starts from.")] = "",
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 4,
+    beams: Beams = 2,
+    length_penalty: LengthPenalty = 1.0,
+    min_new_tokens: MinNewTokens = 8,
+    max_new_tokens: MaxNewTokens = 36,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Describe images, one line each.
+
+    Of several images each line starts with the file's name and a tab.
+
+    \b
+    Examples:
+      lavit caption photo.jpg --model lavit-7b-v2
+      lavit caption *.jpg --model lavit-7b-v2 --batch-size 16 > captions.tsv
+      lavit caption photo.jpg --model lavit-7b-v2 --prompt "The weather in this picture is"
+    """
+    from lavit_hf.cli.caption import run
+
+    options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
+    run(images, model, prompt=prompt, batch_size=batch_size, device=device, dtype=dtype.value, options=options)
+
+
+@app.command()
+@_in_one_line
+def ask(
+    image: Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)],
+    question: Annotated[str, typer.Argument(help="A question about it, in quotes.", show_default=False)],
+    model: Model,
+    beams: Beams = 5,
+    length_penalty: LengthPenalty = 0.0,
+    min_new_tokens: MinNewTokens = 2,
+    max_new_tokens: MaxNewTokens = 10,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Answer a question about an image, in a few words.
+
+    \b
+    Examples:
+      lavit ask photo.jpg "What color is the cat?" --model lavit-7b-v2
+      lavit ask photo.jpg "How many people are there?" --model lavit-7b-v2 --device cuda:1
+    """
+    from lavit_hf.cli.ask import run
+
+    options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
+    run(image, question, model, device=device, dtype=dtype.value, options=options)
+
+
+@app.command()
+@_in_one_line
+def demo(
+    image: Annotated[str, typer.Option("--image", "-i", help="Picture to look at.", show_default=False)],
+    model: Model,
+    question: Annotated[str, typer.Option(help="What to ask about it.")] = "What animal is this?",
+    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("out/demo.png"),
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Look at one picture: which patches became tokens, a caption, an answer.
+
+    Writes a PNG that shows the picture beside itself with the dropped patches greyed, for each of the two branches of
+    the visual tokenizer. In a checkout of the repository `make demo` runs this on what is there.
+
+    \b
+    Example:
+      lavit demo --image photo.jpg --model lavit-7b-v2 --output photo-patches.png
+    """
+    from lavit_hf.cli.demo import run
+
+    run(image, model, question=question, output=output, device=device, dtype=dtype.value)
+
+
+@app.command()
+@_in_one_line
+def convert(
+    source: Annotated[
+        Path | None, typer.Argument(metavar="SRC", help="Directory to read.", show_default=False)
+    ] = None,
+    destination: Annotated[
+        Path | None, typer.Argument(metavar="DST", help="Directory to create.", show_default=False)
+    ] = None,
+    dtype: Annotated[
+        StoredDtype | None, typer.Option(help="Cast the weights; by default they stay as stored.")
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")] = "5GB",
+    heads: Annotated[
+        str | None,
+        typer.Option(
+            metavar="vision=N,merger=N,decoder=N",
+            help="Attention heads, which the weights do not tell. Not needed for the published checkpoints.",
+        ),
+    ] = None,
+    plan: Annotated[
+        Path | None,
+        typer.Option(metavar="MANIFEST", help="Only check a JSON list of names and shapes: does every tensor fit?"),
+    ] = None,
+    to_original: Annotated[bool, typer.Option("--to-original", help="Convert back to the original layout.")] = False,
+) -> None:
+    """Convert a checkpoint from LaVIT's original layout to transformers', or back.
+
+    SRC is the directory with language_model/ and visual_tokenizer/ in it. DST appears only when it is complete. Memory
+    stays near the size of one file of weights.
+
+    \b
+    Examples:
+      lavit convert LaVIT-7B-v2 lavit-7b-v2
+      lavit convert LaVIT-7B-v2 lavit-7b-v2 --dtype bfloat16 --max-shard-size 2GB
+      lavit convert lavit-7b-v2 LaVIT-7B-v2-again --to-original
+      lavit convert --plan manifest.json
+    """
+    from lavit_hf.cli import convert as commands
+
+    if plan is not None:
+        if source or destination or to_original or dtype:
+            raise ValueError("--plan takes a manifest and --heads, and no directories: nothing is converted.")
+        commands.show_plan(plan, heads)
+        return
+    if source is None or destination is None:
+        raise ValueError("convert needs two directories, SRC and DST (or --plan MANIFEST); see lavit convert --help.")
+    if to_original:
+        if dtype or heads:
+            raise ValueError("--to-original writes every tensor as it was; it takes no --dtype and no --heads.")
+        commands.convert_back(source, destination)
+    else:
+        commands.convert_checkpoint(source, destination, dtype.value if dtype else None, max_shard_size, heads)
+
+
+def _generation(beams: int, length_penalty: float, min_new_tokens: int, max_new_tokens: int) -> dict[str, Any]:
+    if min_new_tokens > max_new_tokens:
+        raise ValueError(f"--min-new-tokens ({min_new_tokens}) is more than --max-new-tokens ({max_new_tokens}).")
+    return {
+        "num_beams": beams,
+        "length_penalty": length_penalty,
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+    }
+
+
+def main() -> None:
+    """Runs the command line."""
+    try:
+        app()
+    except KeyboardInterrupt:  # before or after a command's body
+        sys.exit(_INTERRUPTED)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,34 @@
+"""LaVIT for the Hugging Face ecosystem: one language model that reads images and writes them as words.
+
+Importing the package registers its classes with transformers' Auto classes.
+"""
+
+from .auto import register_auto_classes
+from .modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
+from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel, LavitPreTrainedModel
+from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder
+from .modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, LavitVisualTokenizerOutput
+from .processing.image_processing_lavit import LavitImageProcessor
+from .processing.image_processing_pil_lavit import LavitImageProcessorPil
+from .processing.processing_lavit import ImageTextProcessor
+from .processing.tokenization_lavit import LavitTokenizer
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ImageTextProcessor",
+    "LavitConfig",
+    "LavitForConditionalGeneration",
+    "LavitImageProcessor",
+    "LavitImageProcessorPil",
+    "LavitModel",
+    "LavitPreTrainedModel",
+    "LavitTokenDecoder",
+    "LavitTokenDecoderConfig",
+    "LavitTokenizer",
+    "LavitVisualTokenizer",
+    "LavitVisualTokenizerConfig",
+    "LavitVisualTokenizerOutput",
+]
+
+register_auto_classes()

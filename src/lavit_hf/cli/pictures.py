@@ -1,0 +1,102 @@
+"""Pictures in and out of the command line."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont
+
+from ..processing.image_conversion import load_image, to_rgb
+
+_MARGIN = 8
+_GREY = (150, 150, 150)
+_PATCH_BORDER = (110, 110, 110)
+_SMALLEST_SIDE = 224  # of a panel: smaller pictures are shown larger
+
+
+def check_files(sources: list[str]) -> None:
+    """Says at once which files are missing, before a model is loaded for them.
+
+    Raises:
+        ValueError: A file does not exist.
+    """
+    for source in sources:
+        if not source.startswith(("http://", "https://", "data:")) and not Path(source).is_file():
+            raise ValueError(f"{source}: no such image file.")
+
+
+def open_image(source: str) -> Image.Image:
+    """Opens an image upright, as RGB.
+
+    Raises:
+        ValueError: It cannot be read; the message names it.
+    """
+    try:
+        return to_rgb(load_image(source))
+    except ValueError as error:
+        message = str(error)
+        raise ValueError(message if source in message else f"{source}: {message}") from error
+
+
+def grey_out_dropped(image: Image.Image, keep_mask: torch.Tensor, grid: tuple[int, int]) -> Image.Image:
+    """Greys the patches that became no token.
+
+    Args:
+        image: The picture, of any size: the model sees it squeezed into its grid of patches.
+        keep_mask: True where a patch is kept, `[num_patches]`.
+        grid: Rows and columns of the patches.
+
+    Returns:
+        A picture of the same size.
+    """
+    rows, columns = grid
+    result = image.copy()
+    draw = ImageDraw.Draw(result)
+    for patch, kept in enumerate(keep_mask.tolist()):
+        row, column = divmod(patch, columns)
+        left, right = (round(edge * image.width / columns) for edge in (column, column + 1))
+        top, bottom = (round(edge * image.height / rows) for edge in (row, row + 1))
+        if not kept and left < right and top < bottom:
+            draw.rectangle((left, top, right - 1, bottom - 1), fill=_GREY, outline=_PATCH_BORDER)
+    return result
+
+
+def fit_panel(image: Image.Image) -> Image.Image:
+    """Enlarges small pictures so that their patches can be seen."""
+    factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
+
+
+def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
+    """Puts pictures of one size beside each other, each with a title above it."""
+    font = ImageFont.load_default(size=15)
+    width, height = panels[0][1].size
+    header = 24
+    sheet = Image.new(
+        "RGB", (len(panels) * (width + _MARGIN) + _MARGIN, height + header + 2 * _MARGIN), (255, 255, 255)
+    )
+    draw = ImageDraw.Draw(sheet)
+    for index, (title, picture) in enumerate(panels):
+        left = _MARGIN + index * (width + _MARGIN)
+        draw.text((left, _MARGIN), title, fill=(0, 0, 0), font=font)
+        sheet.paste(picture, (left, _MARGIN + header))
+    return sheet
+
+
+def save_png(image: Image.Image, path: Path) -> None:
+    """Writes a PNG that appears only when it is complete."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            image.save(file, format="PNG", optimize=True)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(partial, 0o666 & ~umask)  # a temporary file is private to its owner, a picture is not
+        os.replace(partial, path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,258 @@
+"""Reading weights one tensor at a time, from pickles and safetensors, in one file or in shards."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import re
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+
+from .errors import ConversionError, listing
+
+# Pages of a memory-mapped file count as this process's memory until the mapping goes. So a file is opened anew after
+# this many bytes were handed out.
+_REOPEN_AFTER = 64 * 2**20
+
+_SHARD = re.compile(r"-(\d+)-of-(\d+)$")
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """What is known of a tensor without reading it. `dtype` is `None` in a manifest."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None = None
+    path: Path | None = None
+
+    @property
+    def numel(self) -> int:
+        """Number of elements."""
+        return torch.Size(self.shape).numel()
+
+
+class WeightFile:
+    """One file of weights: a pickle of a state dict (or of a bare tensor) or safetensors."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.is_safetensors = path.suffix == ".safetensors"
+        self.holds_bare_tensor = False
+        # Files of torch < 1.6 are no zip archives: they cannot be mapped and have no checksums.
+        self._is_mapped = self.is_safetensors or zipfile.is_zipfile(path)
+        self._handle: Any = None
+        self._handed_out = 0
+
+    def headers(self) -> dict[str, TensorInfo]:
+        """Names, shapes and dtypes of the tensors, in the order of the file."""
+        handle = self._open()
+        if not self.is_safetensors:
+            return {name: TensorInfo(tuple(t.shape), t.dtype, self.path) for name, t in handle.items()}
+        with self._naming_the_file():
+            slices = {name: handle.get_slice(name) for name in handle.keys()}
+            return {
+                name: TensorInfo(tuple(part.get_shape()), _torch_dtype(part.get_dtype()), self.path)
+                for name, part in slices.items()
+            }
+
+    def read(self, name: str) -> torch.Tensor:
+        """Returns one tensor; its memory is the mapped file's where possible."""
+        if self._is_mapped and self._handed_out > _REOPEN_AFTER:
+            self.close()
+        handle = self._open()
+        tensor = handle.get_tensor(name) if self.is_safetensors else handle[name]
+        self._handed_out += tensor.nbytes
+        return tensor
+
+    def close(self) -> None:
+        """Lets go of the file. Tensors that were handed out stay valid."""
+        self._handle = None
+        self._handed_out = 0
+
+    def verify(self) -> None:
+        """Compares the checksums that torch stores beside every tensor of a pickle but does not look at itself."""
+        if self.is_safetensors or not self._is_mapped:
+            return
+        with zipfile.ZipFile(self.path) as archive:
+            for record in archive.infolist():
+                # 0: written with torch.serialization.set_crc32_options(False)
+                if record.CRC != 0 and not _is_intact(archive, record):
+                    raise ConversionError(f"{self.path} is corrupt: the checksum of {record.filename} does not match.")
+
+    def _open(self) -> Any:
+        if self._handle is None:
+            self._handle = self._open_safetensors() if self.is_safetensors else self._open_pickle()
+            self._handed_out = 0
+        return self._handle
+
+    def _open_safetensors(self) -> Any:
+        with self._naming_the_file():
+            return safe_open(self.path, framework="pt")
+
+    def _open_pickle(self) -> dict[str, torch.Tensor]:
+        with self._naming_the_file():
+            content = torch.load(self.path, map_location="cpu", mmap=self._is_mapped, weights_only=True)
+        if isinstance(content, torch.Tensor):
+            self.holds_bare_tensor = True
+            content = {self.path.stem: content}
+        if not isinstance(content, Mapping):
+            raise ConversionError(f"{self.path} holds a {type(content).__name__} instead of named tensors.")
+        if strange := [str(name) for name, value in content.items() if not isinstance(value, torch.Tensor)]:
+            raise ConversionError(f"{self.path} holds entries that are no tensors: {', '.join(strange)}.")
+        return {str(name): tensor.detach() for name, tensor in content.items()}
+
+    def _naming_the_file(self) -> _NamedErrors:
+        return _NamedErrors(self.path)
+
+
+class _NamedErrors:
+    """Turns whatever the readers raise on a broken file into an error that names the file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if error is None or not isinstance(error, Exception) or isinstance(error, ConversionError):
+            return
+        if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
+            raise ConversionError(
+                f"{self.path} holds more than tensors and plain containers; such pickles can run code and are refused."
+            ) from error
+        if isinstance(error, OSError) and not isinstance(error, EOFError):
+            raise ConversionError(f"{self.path} cannot be read: {error.strerror or error}.") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConversionError(f"{self.path} is corrupt or truncated ({reason[:160]}).") from error
+
+
+class Weights:
+    """The tensors of one model, from one file or several.
+
+    Args:
+        paths: The files.
+    """
+
+    def __init__(self, paths: list[Path]):
+        self.files = {path: WeightFile(path) for path in paths}
+        self.headers: dict[str, TensorInfo] = {}
+        self._current: Path | None = None
+        twice: Counter[str] = Counter()
+        for file in self.files.values():
+            headers = file.headers()
+            twice.update(self.headers.keys() & headers.keys())
+            self.headers.update(headers)
+            file.close()
+        if twice:
+            raise ConversionError(listing(f"{paths[0].parent}: tensors in more than one shard:", sorted(twice)))
+
+    def read(self, name: str) -> torch.Tensor:
+        """Returns tensor `name`."""
+        path = self.headers[name].path
+        assert path is not None
+        if path != self._current:
+            for file in self.files.values():
+                file.close()
+            self._current = path
+        return self.files[path].read(name)
+
+    def dtype(self, name: str) -> torch.dtype:
+        """The dtype tensor `name` is stored in."""
+        dtype = self.headers[name].dtype
+        assert dtype is not None
+        return dtype
+
+    def names_by_path(self) -> Iterator[tuple[Path, list[str]]]:
+        """The names of every file, in its order."""
+        for path in self.files:
+            yield path, [name for name, info in self.headers.items() if info.path == path]
+
+
+def find_weights(folder: Path, safetensors_stem: str, pickle_stem: str | None = None) -> list[Path]:
+    """Finds a model's weights: safetensors before pickles, with an index, in one file, or in shards without an index.
+
+    Args:
+        folder: Where to look.
+        safetensors_stem: Name of the safetensors file without its ending, such as `model`.
+        pickle_stem: The same for pickles, such as `pytorch_model`; the same name by default.
+
+    Returns:
+        The files; empty if there are none.
+    """
+    for stem, ending in ((safetensors_stem, "safetensors"), (pickle_stem or safetensors_stem, "bin")):
+        index = folder / f"{stem}.{ending}.index.json"
+        if index.is_file():
+            return _indexed_shards(index)
+        if (single := folder / f"{stem}.{ending}").is_file():
+            return [single]
+        if shards := sorted(path for path in folder.glob(f"{stem}-*.{ending}") if _SHARD.search(path.stem)):
+            return _complete_shards(shards)
+    return []
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{path} is not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ConversionError(f"{path} does not hold a JSON object.")
+    return content
+
+
+def _indexed_shards(index: Path) -> list[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ConversionError(f"{index} has no weight_map.")
+    shards = [index.parent / Path(name).name for name in sorted(set(weight_map.values()))]
+    if missing := [shard.name for shard in shards if not shard.is_file()]:
+        raise ConversionError(listing(f"{index} lists shards that are missing:", missing))
+    return shards
+
+
+def _complete_shards(shards: list[Path]) -> list[Path]:
+    match = _SHARD.search(shards[-1].stem)
+    if match and int(match[2]) != len(shards):
+        raise ConversionError(f"{shards[0].parent}: {len(shards)} of {int(match[2])} shards ({shards[0].name}, ...).")
+    return shards
+
+
+def _is_intact(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> bool:
+    try:
+        with archive.open(record) as stream:
+            while stream.read(2**22):
+                pass
+    except (zipfile.BadZipFile, zlib.error, EOFError):
+        return False
+    return True
+
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+def _torch_dtype(name: str) -> torch.dtype:
+    try:
+        return _DTYPES[name]
+    except KeyError:
+        raise ConversionError(f"tensors of type {name} are not supported") from None

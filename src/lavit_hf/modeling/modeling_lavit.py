@@ -1,0 +1,374 @@
+"""LaVIT: a language model that reads images as continuous features or as words of its vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
+
+from .cache_mask import apply_remembered_mask, remember_mask
+from .configuration_lavit import LavitConfig
+from .generation_lavit import LavitGenerationMixin
+from .image_placeholders import find_empty_placeholders, split_image_features
+from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+
+
+@dataclass
+class LavitImageFeatures(BaseModelOutputWithPooling):
+    """Images in the language model's embedding space.
+
+    Args:
+        last_hidden_state: Features of the vision encoder, `[images, num_patches, hidden]`; `None` if features were
+            handed over.
+        pooler_output: One tensor `[tokens, text hidden]` per image.
+        keep_mask: True where a patch became a token, `[images, num_patches]`; `None` if features were handed over.
+    """
+
+    keep_mask: torch.BoolTensor | None = None
+
+
+@dataclass
+class LavitModelOutputWithPast(BaseModelOutputWithPast):
+    """Output of the language model.
+
+    Args:
+        image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
+        attention_mask: The mask that was used, `[batch, sequence]`: that of the inputs without empty placeholders.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    attention_mask: torch.Tensor | None = None
+
+
+@dataclass
+class LavitCausalLMOutputWithPast(CausalLMOutputWithPast):
+    """Output with logits over the whole vocabulary, text and visual ids.
+
+    Args:
+        image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
+        attention_mask: The mask that was used, `[batch, sequence]`: that of the inputs without empty placeholders.
+    """
+
+    image_hidden_states: torch.FloatTensor | None = None
+    attention_mask: torch.Tensor | None = None
+
+
+class LavitPreTrainedModel(PreTrainedModel):
+    """Loading, saving and initialization of LaVIT models."""
+
+    config: LavitConfig
+    config_class = LavitConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = [*LavitVisualTokenizer._no_split_modules, "LlamaDecoderLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+
+
+class LavitModel(LavitPreTrainedModel):
+    """Language model and visual tokenizer, without a language modeling head."""
+
+    def __init__(self, config: LavitConfig):
+        super().__init__(config)
+        self.visual_tokenizer = LavitVisualTokenizer(config.visual_tokenizer_config)
+        self.multi_modal_projector = nn.Linear(config.visual_tokenizer_config.hidden_size, config.text_config.hidden_size)
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        num_image_tokens: list[int] | None = None,
+        **kwargs: Any,
+    ) -> LavitImageFeatures:
+        """Encodes images for the language model, by the visual tokenizer's continuous branch.
+
+        Args:
+            pixel_values: Preprocessed images, `[images, channels, height, width]`.
+            image_features: What the visual tokenizer's `embed` gave for them, `[total tokens, vision hidden]`, to
+                project only.
+            num_image_tokens: With `image_features`: tokens of every image; one image by default.
+
+        Returns:
+            [`LavitImageFeatures`], whose `pooler_output` is a list of `[tokens, text hidden]`, one per image.
+
+        Raises:
+            ValueError: If not exactly one of `pixel_values` and `image_features` is given.
+        """
+        if (pixel_values is None) == (image_features is None):
+            raise ValueError("Pass either pixel_values or image_features.")
+        output = LavitImageFeatures()
+        if pixel_values is not None:
+            tokens = self.visual_tokenizer.embed(pixel_values)
+            image_features, num_image_tokens = tokens.features, tokens.num_tokens.tolist()
+            output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
+        image_features = image_features.to(self.multi_modal_projector.weight.device, self.multi_modal_projector.weight.dtype)
+        sizes = num_image_tokens if num_image_tokens is not None else [len(image_features)]
+        output.pooler_output = list(self.multi_modal_projector(image_features).split(sizes))
+        return output
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> LavitModelOutputWithPast:
+        """
+        Args:
+            input_ids: Ids of text, visual codes and image placeholders, `[batch, sequence]`.
+            pixel_values: Images of the placeholders, in order, `[images, channels, height, width]`.
+            image_features: The images as the processor encoded them, `[total tokens, vision hidden]`; instead of
+                `pixel_values`.
+            attention_mask: Mask of real tokens, `[batch, past + sequence]`, or a 4D mask if no image has empty
+                placeholders.
+            position_ids: Positions, `[batch, sequence]`; by default they count real tokens.
+            past_key_values: Cache of an earlier call.
+            inputs_embeds: Embeddings instead of ids, `[batch, sequence, text hidden]`; images must be in them already.
+            mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
+            kwargs: Passed on to the language model.
+
+        Raises:
+            ValueError: If ids and embeddings, or placeholders and images, do not fit together.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+        images = self._encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs)
+        is_empty = image_hidden_states = None
+        if inputs_embeds is None:
+            is_placeholder = input_ids == self.config.image_token_id
+            # Placeholders lie outside the embedding table.
+            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
+            if images is not None:
+                num_tokens = [len(tokens) for tokens in images.pooler_output]
+                num_patches = self.config.visual_tokenizer_config.num_patches
+                is_empty = find_empty_placeholders(is_placeholder, num_tokens, num_patches)
+                empty = inputs_embeds.new_empty(0, inputs_embeds.shape[-1])  # Perhaps no image has a token.
+                image_hidden_states = torch.cat([empty, *(tokens.to(empty) for tokens in images.pooler_output)])
+                is_filled = is_placeholder if is_empty is None else is_placeholder & ~is_empty
+                inputs_embeds = inputs_embeds.masked_scatter(is_filled[..., None], image_hidden_states)
+            else:
+                self._check_no_placeholders(is_placeholder)
+
+        if is_empty is not None:
+            if position_ids is not None:
+                raise ValueError(
+                    "position_ids cannot be given when images have one placeholder per patch, because which of them "
+                    "count is known only after encoding. Leave position_ids out, or attach the visual tokenizer to the "
+                    "processor."
+                )
+            attention_mask = _mask_empty(attention_mask, is_empty)
+        batch_size, new_positions = inputs_embeds.shape[:2]
+        attention_mask = apply_remembered_mask(attention_mask, past_key_values, batch_size, new_positions)
+        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new_positions:]
+
+        outputs = self.language_model(
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            **kwargs,
+        )
+        if is_empty is not None and outputs.past_key_values is not None:
+            remember_mask(outputs.past_key_values, attention_mask)
+        return LavitModelOutputWithPast(
+            last_hidden_state=outputs.last_hidden_state,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=image_hidden_states,
+            attention_mask=attention_mask if is_empty is not None else None,
+        )
+
+    def _encode_images(
+        self,
+        input_ids: torch.LongTensor | None,
+        pixel_values: torch.FloatTensor | None,
+        image_features: torch.FloatTensor | None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+    ) -> BaseModelOutputWithPooling | None:
+        encoded = (mm_encoder_outputs or {}).get("image")
+        given = [images for images in (pixel_values, image_features, encoded) if images is not None]
+        if len(given) > 1:
+            raise ValueError("Pass images once: as pixel_values, image_features or mm_encoder_outputs.")
+        if given and input_ids is None:
+            raise ValueError("Images need input_ids: embeddings do not show where the images go.")
+        if not given or encoded is not None:
+            return encoded
+        if pixel_values is not None:
+            return self.get_image_features(pixel_values=pixel_values, return_dict=True)
+        num_image_tokens = split_image_features(input_ids == self.config.image_token_id, image_features)
+        return self.get_image_features(
+            image_features=image_features, num_image_tokens=num_image_tokens, return_dict=True
+        )
+
+    @staticmethod
+    def _check_no_placeholders(is_placeholder: torch.Tensor) -> None:
+        # Decoding steps and compiled graphs are spared the look at the data.
+        if is_placeholder.shape[1] > 1 and not torch.compiler.is_compiling() and is_placeholder.any():
+            raise ValueError(
+                "The prompt holds image placeholders but no images were given. Pass what the processor returned: "
+                "pixel_values or image_features."
+            )
+
+
+def _mask_empty(attention_mask: torch.Tensor | None, is_empty: torch.Tensor) -> torch.Tensor:
+    if attention_mask is None:
+        return (~is_empty).long()
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"The attention mask must be 2D when images have one placeholder per patch, got {attention_mask.ndim}D."
+        )
+    past = attention_mask.shape[1] - is_empty.shape[1]
+    return attention_mask.masked_fill(torch.nn.functional.pad(is_empty, (past, 0)), 0)
+
+
+class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
+    r"""LaVIT with a language modeling head over text and visual ids.
+
+    Example:
+
+    ```python
+    >>> from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+
+    >>> model = LavitForConditionalGeneration.from_pretrained("path/to/lavit")
+    >>> processor = ImageTextProcessor.from_pretrained("path/to/lavit")
+    >>> inputs = processor(images=image, text="<image>Question: what is it? Answer:", return_tensors="pt")
+    >>> output = model.generate(**inputs, max_new_tokens=10)
+    >>> processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    ```
+    """
+
+    output_modalities = ("text",)
+    _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+
+    def __init__(self, config: LavitConfig):
+        super().__init__(config)
+        self.model = LavitModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        # Not every decoder calls its embeddings as Llama does.
+        embeddings = self.get_input_embeddings()
+        name = next(name for name, module in self.named_modules() if module is embeddings)
+        self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    @property
+    def visual_tokenizer(self) -> LavitVisualTokenizer:
+        return self.model.visual_tokenizer
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def get_image_features(self, *args: Any, **kwargs: Any) -> LavitImageFeatures:
+        """See [`LavitModel.get_image_features`]."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        image_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        labels: torch.LongTensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> LavitCausalLMOutputWithPast:
+        """Arguments are those of [`LavitModel`], and:
+
+        Args:
+            labels: Ids to predict, `[batch, sequence]`, unshifted; -100 and image placeholders are ignored.
+            use_cache: Whether to return a cache.
+            logits_to_keep: Compute only the last so many logits (0: all), or those at the given positions.
+
+        Returns:
+            [`LavitCausalLMOutputWithPast`].
+        """
+        outputs = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            image_features=image_features,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            use_cache=use_cache,
+            mm_encoder_outputs=mm_encoder_outputs,
+            return_dict=True,
+            **kwargs,
+        )
+        kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        loss = None
+        if labels is not None:
+            labels = self._ignore_placeholders(labels, input_ids, outputs.attention_mask)
+            loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
+            )
+        return LavitCausalLMOutputWithPast(
+            loss=loss,
+            logits=logits,
+            past_key_values=outputs.past_key_values,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
+            image_hidden_states=outputs.image_hidden_states,
+            attention_mask=outputs.attention_mask,
+        )
+
+    def _ignore_placeholders(
+        self, labels: torch.LongTensor, input_ids: torch.LongTensor | None, used_mask: torch.Tensor | None
+    ) -> torch.LongTensor:
+        labels = labels.masked_fill(labels == self.config.image_token_id, -100)
+        if used_mask is None or input_ids is None:
+            return labels
+        # An image without a single token leaves nothing real before its end that could predict it.
+        is_empty = (used_mask[:, -labels.shape[1] :] == 0) & (input_ids == self.config.image_token_id)
+        after_empty = torch.nn.functional.pad(is_empty[:, :-1], (1, 0))
+        return labels.masked_fill(after_empty, -100)
+
+
+__all__ = [
+    "LavitCausalLMOutputWithPast",
+    "LavitForConditionalGeneration",
+    "LavitImageFeatures",
+    "LavitModel",
+    "LavitModelOutputWithPast",
+    "LavitPreTrainedModel",
+]

@@ -1,0 +1,173 @@
+"""Token decoder: turns visual codes back into features and into the conditions of a U-Net (LaVIT paper, section 3.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers import PreTrainedModel
+from transformers import initialization as init
+from transformers.modeling_layers import GradientCheckpointingLayer
+from transformers.utils import ModelOutput
+
+from .configuration_lavit import LavitTokenDecoderConfig
+from .merger import LavitCrossAttention, LavitMLP, LavitSelfAttention, merge_heads, split_heads
+
+# Added to attention logits at padding, as the original does: a sample without codes then attends to its padding.
+_PADDING_BIAS = -10000.0
+
+
+@dataclass
+class LavitTokenDecoderOutput(ModelOutput):
+    """What a token decoder makes of visual codes.
+
+    Args:
+        features: Reconstructed features of the vision encoder, `[batch, num_queries, output_size]`.
+        condition: Cross-attention condition of the U-Net, `[batch, num_queries, sum of cross_attention_dims]`.
+        pooled_condition: `[batch, pooled_size]`, or `None`.
+    """
+
+    features: torch.FloatTensor | None = None
+    condition: torch.FloatTensor | None = None
+    pooled_condition: torch.FloatTensor | None = None
+
+
+class LavitTokenDecoderLayer(GradientCheckpointingLayer):
+    """Pre-norm block: self-attention over the queries, cross-attention to the code sequence, MLP."""
+
+    def __init__(self, config: LavitTokenDecoderConfig):
+        super().__init__()
+        width = config.hidden_size
+        self.self_attn_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.self_attn = LavitSelfAttention(width, config.num_heads)
+        self.cross_attn_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.cross_attn = LavitCrossAttention(width, config.num_heads)
+        self.mlp_layer_norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.mlp = LavitMLP(width, config.intermediate_size, config.hidden_act)
+
+    def forward(self, hidden: torch.Tensor, codes: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """
+        Args:
+            hidden: State of the queries, `[batch, num_queries, hidden]`.
+            codes: Embedded code sequence, `[batch, codes, hidden]`.
+            bias: Added to the cross-attention logits, `[batch, 1, 1, codes]`.
+        """
+        query, key, value = self.self_attn.project(self.self_attn_layer_norm(hidden))
+        attended = F.scaled_dot_product_attention(query, key, value)
+        hidden = hidden + self.self_attn.out_proj(merge_heads(attended))
+        query, key, value = self.cross_attn.project(self.cross_attn_layer_norm(hidden), codes)
+        attended = F.scaled_dot_product_attention(query, key, value, attn_mask=bias.to(query.dtype))
+        hidden = hidden + self.cross_attn.out_proj(merge_heads(attended))
+        return hidden + self.mlp(self.mlp_layer_norm(hidden))
+
+
+class LavitAttentionPooler(nn.Module):
+    """Pools features with one attention query, their mean, as CLIP's attention pooling does."""
+
+    def __init__(self, config: LavitTokenDecoderConfig):
+        super().__init__()
+        width = config.output_size
+        assert config.pooled_size is not None
+        self.num_heads = config.num_heads
+        self.position_embedding = nn.Parameter(torch.empty(config.num_queries + 1, width))
+        self.q_proj = nn.Linear(width, width)
+        self.k_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, config.pooled_size)
+
+    def forward(self, features: torch.Tensor) -> torch.Tensor:
+        """`[batch, num_queries, output_size]` -> `[batch, pooled_size]`."""
+        features = torch.cat([features.mean(dim=1, keepdim=True), features], dim=1) + self.position_embedding
+        query = split_heads(self.q_proj(features[:, :1]), self.num_heads)
+        key = split_heads(self.k_proj(features), self.num_heads)
+        value = split_heads(self.v_proj(features), self.num_heads)
+        return self.c_proj(merge_heads(F.scaled_dot_product_attention(query, key, value))[:, 0])
+
+
+class LavitTokenDecoder(PreTrainedModel):
+    """Decodes visual codes to the features they stand for, and to the conditions of a diffusion U-Net."""
+
+    config: LavitTokenDecoderConfig
+    config_class = LavitTokenDecoderConfig
+    base_model_prefix = "token_decoder"
+    main_input_name = "codes"
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["LavitTokenDecoderLayer", "LavitAttentionPooler"]
+
+    def __init__(self, config: LavitTokenDecoderConfig):
+        super().__init__(config)
+        width = config.hidden_size
+        self.codebook = nn.Embedding(config.codebook_size, config.codebook_dim)
+        self.proj_in = nn.Linear(config.codebook_dim, width)
+        self.position_embedding = nn.Parameter(torch.empty(config.num_queries, width))
+        self.query_embedding = nn.Parameter(torch.empty(config.num_queries, width))
+        self.layers = nn.ModuleList([LavitTokenDecoderLayer(config) for _ in range(config.num_layers)])
+        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
+        self.feature_head_in = nn.Linear(width, width)
+        self.feature_head_out = nn.Linear(width, config.output_size)
+        self.condition_projections = nn.ModuleList(
+            [nn.Linear(config.output_size, size) for size in config.cross_attention_dims]
+        )
+        self.pooler = LavitAttentionPooler(config) if config.pooled_size is not None else None
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        std = self.config.initializer_range
+        if isinstance(module, LavitTokenDecoder):
+            init.trunc_normal_(module.position_embedding, std=std)
+            init.trunc_normal_(module.query_embedding, std=std)
+        elif isinstance(module, LavitAttentionPooler):
+            init.normal_(module.position_embedding, std=self.config.output_size**-0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.codebook
+
+    def forward(
+        self, codes: torch.LongTensor, num_tokens: torch.LongTensor | list[int], **kwargs: Any
+    ) -> LavitTokenDecoderOutput:
+        """
+        Args:
+            codes: Codes of all images, one after another, `[total]`, in `[0, codebook_size)`.
+            num_tokens: Codes per image, `[batch]`.
+
+        Returns:
+            [`LavitTokenDecoderOutput`].
+
+        Raises:
+            ValueError: If codes and counts do not fit together, or an image has more codes than positions.
+        """
+        sizes = num_tokens.tolist() if isinstance(num_tokens, torch.Tensor) else list(num_tokens)
+        if sum(sizes) != len(codes) or max(sizes, default=0) > self.config.num_queries:
+            raise ValueError(
+                f"Got {len(codes)} codes for images with {sizes} tokens; they must add up, and an image has at most "
+                f"{self.config.num_queries}."
+            )
+        sequence, bias = self._embed_codes(codes, sizes)
+        hidden = self.query_embedding.expand(len(sizes), -1, -1)
+        for layer in self.layers:
+            hidden = layer(hidden, sequence, bias)
+        features = self.feature_head_out(self.feature_head_in(self.norm(hidden)).tanh())
+        return LavitTokenDecoderOutput(
+            features=features,
+            condition=torch.cat([project(features) for project in self.condition_projections], dim=-1),
+            pooled_condition=self.pooler(features) if self.pooler is not None else None,
+        )
+
+    def _embed_codes(self, codes: torch.LongTensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeds codes by value and by rank in their sequence, padded with zeros: `[batch, longest, hidden]`, bias."""
+        embedded = self.proj_in(self.codebook(codes)).split(sizes)
+        sequence = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
+        if sequence.shape[1] == 0:  # No image has a code: let them attend to the first position.
+            sequence = F.pad(sequence, (0, 0, 0, 1))
+        longest = sequence.shape[1]
+        counts = torch.tensor(sizes, device=sequence.device)
+        is_padding = torch.arange(longest, device=sequence.device) >= counts[:, None]
+        return sequence + self.position_embedding[:longest], is_padding[:, None, None, :] * _PADDING_BIAS
+
+
+__all__ = ["LavitTokenDecoder", "LavitTokenDecoderOutput"]

@@ -1,0 +1,229 @@
+"""Visual tokenizer: turns an image into a variable number of tokens (LaVIT paper, section 3.1)."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
+from transformers.utils import ModelOutput
+
+from .checkpoint_part import load_checkpoint_part
+from .configuration_lavit import LavitVisualTokenizerConfig
+from .merger import LavitMerger
+from .quantizer import LavitQuantizer
+from .selector import LavitSelector, select_patches
+
+
+@dataclass
+class LavitVisualTokenizerOutput(ModelOutput):
+    """Tokens of a batch of images; those of all images follow one another, split by `num_tokens`.
+
+    Args:
+        codes: Visual codes, `[total kept]`; `None` in the continuous branch.
+        num_tokens: Tokens per image, `[batch]`.
+        keep_mask: True where a patch is kept, `[batch, num_patches]`.
+        selector_log_probs: Log-probabilities of keeping (index 0) and dropping, `[batch, num_patches, 2]`, fp32.
+        features: Merged features of the kept patches, `[total kept, hidden]`.
+        pre_quantized: What the codes were looked up with, before l2 normalization, `[total kept, codebook_dim]`;
+            `None` in the continuous branch.
+        patch_features: Features of the vision encoder, `[batch, num_patches, hidden]`.
+    """
+
+    codes: torch.LongTensor | None = None
+    num_tokens: torch.LongTensor | None = None
+    keep_mask: torch.BoolTensor | None = None
+    selector_log_probs: torch.FloatTensor | None = None
+    features: torch.FloatTensor | None = None
+    pre_quantized: torch.FloatTensor | None = None
+    patch_features: torch.FloatTensor | None = None
+
+
+class LavitBranch(nn.Module):
+    """Selector and merger that were trained together, and the quantizer of the discrete branch."""
+
+    def __init__(self, config: LavitVisualTokenizerConfig, has_quantizer: bool):
+        super().__init__()
+        self.selector = LavitSelector(config)
+        self.merger = LavitMerger(config)
+        self.quantizer = LavitQuantizer(config) if has_quantizer else None
+
+
+def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """Builds a vision encoder without the final norm of BLIP-2's: LaVIT reads the raw residual stream."""
+    if config.model_type != "blip_2_vision_model":
+        return AutoModel.from_config(config)
+    # Not in the Auto mapping; imported here because it costs a second that `import lavit_hf` should not.
+    from transformers import Blip2VisionModel
+
+    model = Blip2VisionModel(config)
+    model.post_layernorm = nn.Identity()
+    return model
+
+
+class LavitVisualTokenizer(PreTrainedModel):
+    r"""Encodes images as a variable number of tokens: discrete codes, or continuous features.
+
+    One vision encoder serves two branches. The discrete one ([`~LavitVisualTokenizer.encode`]) gives the codes that a
+    language model reads and writes. The continuous one ([`~LavitVisualTokenizer.embed`]) gives features for
+    understanding; in the published checkpoints its selector and merger were tuned together with the language model.
+
+    Example:
+
+    ```python
+    >>> from lavit_hf import LavitVisualTokenizer
+
+    >>> visual_tokenizer = LavitVisualTokenizer.from_pretrained("path/to/lavit")  # a whole LaVIT, or a tokenizer alone
+    >>> output = visual_tokenizer.encode(pixel_values)
+    >>> codes_per_image = output.codes.split(output.num_tokens.tolist())
+    ```
+    """
+
+    config: LavitVisualTokenizerConfig
+    config_class = LavitVisualTokenizerConfig
+    base_model_prefix = "visual_tokenizer"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _no_split_modules = ["Blip2EncoderLayer", "LavitSelector", "LavitMergerLayer", "LavitQuantizer"]
+    # Rounding them changes which patches are kept and which codes are nearest.
+    _keep_in_fp32_modules_strict = ["selector", "codebook"]
+
+    def __init__(self, config: LavitVisualTokenizerConfig):
+        super().__init__(config)
+        self.vision_model = build_vision_model(config.vision_config)
+        self.discrete = LavitBranch(config, has_quantizer=True)
+        self.continuous = None if config.share_branches else LavitBranch(config, has_quantizer=False)
+        self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        super()._init_weights(module)
+        if isinstance(module, LavitQuantizer):
+            # Tokens are looked up on the unit sphere, so the rows start there.
+            init.normal_(module.codebook.weight, std=self.config.codebook_dim**-0.5)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.vision_model.get_input_embeddings()
+
+    def forward(
+        self,
+        pixel_values: torch.FloatTensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        keep_mask: torch.BoolTensor | None = None,
+        return_dict: bool | None = None,
+        **kwargs: Any,
+    ) -> LavitVisualTokenizerOutput | tuple:
+        """Same as [`~LavitVisualTokenizer.encode`]."""
+        output = self.encode(pixel_values, generator=generator, keep_mask=keep_mask, **kwargs)
+        return output if (self.config.return_dict if return_dict is None else return_dict) else output.to_tuple()
+
+    def encode(
+        self,
+        pixel_values: torch.FloatTensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        keep_mask: torch.BoolTensor | None = None,
+        **kwargs: Any,
+    ) -> LavitVisualTokenizerOutput:
+        """Encodes images as discrete codes.
+
+        Args:
+            pixel_values: Preprocessed images, `[batch, channels, height, width]`.
+            generator: Samples which patches to keep (as the original does), from one generator or one per image. By
+                default the likelier choice is taken, so that an image always becomes the same tokens.
+            keep_mask: Boolean `[batch, num_patches]` that overrides the selector.
+
+        Returns:
+            [`LavitVisualTokenizerOutput`] with all fields.
+
+        Raises:
+            ValueError: If sizes do not fit the configuration, or pixel values are not finite.
+        """
+        output = self._tokenize(self.discrete, pixel_values, generator, keep_mask, **kwargs)
+        output.codes, output.pre_quantized = self.discrete.quantizer(output.features)
+        return output
+
+    def embed(
+        self,
+        pixel_values: torch.FloatTensor,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        keep_mask: torch.BoolTensor | None = None,
+        **kwargs: Any,
+    ) -> LavitVisualTokenizerOutput:
+        """Encodes images as continuous features; arguments as for [`~LavitVisualTokenizer.encode`].
+
+        Returns:
+            [`LavitVisualTokenizerOutput`] without `codes` and `pre_quantized`.
+        """
+        branch = self.discrete if self.continuous is None else self.continuous
+        return self._tokenize(branch, pixel_values, generator, keep_mask, **kwargs)
+
+    def get_patch_features(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> torch.FloatTensor:
+        """Features of the vision encoder without class or register tokens, `[batch, num_patches, hidden]`."""
+        expected = self.config.image_size
+        if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != expected:
+            raise ValueError(
+                f"pixel_values must be [batch, channels, {expected[0]}, {expected[1]}], got {list(pixel_values.shape)}. "
+                "Preprocess images with the checkpoint's own image processor."
+            )
+        hidden = self.vision_model(pixel_values=pixel_values.to(self.dtype), **kwargs).last_hidden_state
+        return hidden[:, -self.config.num_patches :]
+
+    def _tokenize(
+        self,
+        branch: LavitBranch,
+        pixel_values: torch.FloatTensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+        keep_mask: torch.BoolTensor | None,
+        **kwargs: Any,
+    ) -> LavitVisualTokenizerOutput:
+        patch_features = self.get_patch_features(pixel_values, **kwargs)
+        log_probs = branch.selector(patch_features)
+        if keep_mask is None:
+            keep_mask = select_patches(log_probs, generator)
+        else:
+            keep_mask = self._check_keep_mask(keep_mask, log_probs)
+        return LavitVisualTokenizerOutput(
+            num_tokens=keep_mask.sum(dim=-1),
+            keep_mask=keep_mask,
+            selector_log_probs=log_probs,
+            features=branch.merger(patch_features, keep_mask),
+            patch_features=patch_features,
+        )
+
+    @staticmethod
+    def _check_keep_mask(keep_mask: torch.BoolTensor, log_probs: torch.Tensor) -> torch.BoolTensor:
+        if keep_mask.dtype != torch.bool or keep_mask.shape != log_probs.shape[:2]:
+            raise ValueError(
+                f"keep_mask must be boolean of shape {list(log_probs.shape[:2])} (images, patches), got "
+                f"{keep_mask.dtype} of shape {list(keep_mask.shape)}."
+            )
+        return keep_mask.to(log_probs.device)
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> LavitVisualTokenizer:
+        """Loads a visual tokenizer from its own checkpoint, or its part of a whole LaVIT's.
+
+        Of a sharded checkpoint only the shards that hold the visual tokenizer are read (or downloaded). Arguments are
+        those of [`PreTrainedModel.from_pretrained`].
+
+        Raises:
+            OSError: If the checkpoint, its safetensors weights, or one of the shards needed is missing.
+            ValueError: If a tensor of the visual tokenizer is missing in the checkpoint.
+        """
+        if pretrained_model_name_or_path is None or kwargs.get("state_dict") is not None:
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
+        return load_checkpoint_part(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
+
+
+__all__ = ["LavitVisualTokenizer", "LavitVisualTokenizerOutput"]

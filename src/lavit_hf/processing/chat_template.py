@@ -1,0 +1,94 @@
+"""The default chat template, and what keeps text typed in a chat from becoming an image placeholder."""
+
+from collections.abc import Iterator
+from typing import Any
+
+
+# Renders [image, "what is it?"] as the release's VQA prompt, "<image>Question: what is it? Answer:"; an image alone is
+# its caption prompt. Only the answer to a text question starts with " Answer:", so [image] -> "a cat" is a caption.
+DEFAULT_CHAT_TEMPLATE = """\
+{%- set ns = namespace(after_text=false, question=false, opened=false) -%}
+{%- for message in messages -%}
+    {%- if message.content is string -%}
+        {%- set parts = [{"type": "text", "text": message.content}] -%}
+    {%- else -%}
+        {%- set parts = message.content -%}
+    {%- endif -%}
+    {%- set ns.opened = false -%}
+    {%- if message.role == "user" -%}
+        {%- set ns.question = false -%}
+    {%- endif -%}
+    {%- for part in parts -%}
+        {%- if part.type == "image" -%}
+            {{- "<image>" -}}
+            {%- set ns.after_text = false -%}
+        {%- elif part.type == "text" -%}
+            {%- if message.role == "user" -%}
+                {{- (" " if ns.after_text else "") + ("" if ns.opened else "Question: ") + part.text -}}
+                {%- set ns.opened = true -%}
+                {%- set ns.question = true -%}
+            {%- elif message.role == "assistant" -%}
+                {{- " Answer:" if ns.question else "" -}}
+                {%- generation -%}
+                    {{- (" " if ns.question or ns.after_text else "") + part.text -}}
+                {%- endgeneration -%}
+                {%- set ns.question = false -%}
+            {%- else -%}
+                {{- (" " if ns.after_text else "") + part.text -}}
+            {%- endif -%}
+            {%- set ns.after_text = true -%}
+        {%- else -%}
+            {{- raise_exception("LaVIT's chat template takes text and images, not " ~ part.type) -}}
+        {%- endif -%}
+    {%- endfor -%}
+{%- endfor -%}
+{{- " Answer:" if add_generation_prompt and ns.question else "" -}}
+"""
+
+_MEDIA_KEYS = ("image", "url", "path", "base64", "image_url")
+_PRIVATE_USE = range(0xF0000, 0xFFFFE)
+
+
+def hide_brackets(*values: Any) -> tuple[str, list[Any]]:
+    """Replaces "<" by another character in all text of a chat, so that no text in it can spell `<image>`.
+
+    After rendering, every "<image>" left is the template's own, however the template joined the pieces. The other
+    character is one that does not occur in the chat, so `show_brackets` restores the text exactly; that it is one
+    character for one keeps character offsets valid.
+
+    Args:
+        values: Conversations, tools, ... What stands at the keys of images (paths, URLs) is left as it is.
+
+    Returns:
+        The character used for "<", and the values with it.
+    """
+    used = {character for value in values for text in _texts(value) for character in text}
+    hidden = next(chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    return hidden, [_replace(value, hidden) for value in values]
+
+
+def show_brackets(text: str, hidden: str | None) -> str:
+    """Undoes `hide_brackets` in a part of the rendered chat."""
+    return text if hidden is None else text.replace(hidden, "<")
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key not in _MEDIA_KEYS:
+                yield from _texts(item)
+    elif isinstance(value, (list, tuple)):
+        for item in value:
+            yield from _texts(item)
+
+
+def _replace(value: Any, hidden: str) -> Any:
+    if isinstance(value, str):
+        return value.replace("<", hidden)
+    if isinstance(value, dict):
+        return {key: item if key in _MEDIA_KEYS else _replace(item, hidden) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_replace(item, hidden) for item in value]
+    return value

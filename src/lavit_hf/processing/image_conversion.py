@@ -1,0 +1,210 @@
+"""Turns whatever a caller passes as an image into an upright, checked RGB image; shared by both image backends.
+
+Anything that cannot become one raises a `ValueError` that says why, so that a bad file never reaches the model as noise.
+"""
+
+import base64
+import binascii
+import io
+import os
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+from transformers.image_utils import ChannelDimension
+from transformers.utils import logging
+
+
+logger = logging.get_logger(__name__)
+
+# What PIL's decoders raise on damaged files; the exact type depends on the format and on where the damage is.
+_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_CHANNEL_COUNTS = (1, 3, 4)
+_URL_TIMEOUT = 60.0
+
+
+def load_image(source: str | os.PathLike | bytes) -> Image.Image:
+    """Opens an image given as a path, a URL, a `data:` URI, base64 text, or the bytes of a file.
+
+    Unlike `transformers.image_utils.load_image` it keeps the image's mode: converting to RGB is `to_rgb`'s task,
+    because PIL's own conversion clips 16-bit images to white.
+    """
+    if isinstance(source, bytes):
+        return _open(io.BytesIO(source), "the given bytes")
+    if isinstance(source, str):
+        if source.startswith(("http://", "https://")):
+            return _open(io.BytesIO(_download(source)), source)
+        if source.startswith("data:"):
+            return _open(io.BytesIO(_decode_base64(source.partition(",")[2])), "the data URI")
+    path = Path(source)
+    if _is_file(path):
+        return _open(path, str(path))
+    if isinstance(source, str) and not path.suffix and len(source) > 64:
+        return _open(io.BytesIO(_decode_base64(source)), "the base64 text")
+    raise ValueError(f"Image file not found: {str(source)[:200]!r}.")
+
+
+def to_rgb(image: Image.Image) -> Image.Image:
+    """Decodes a PIL image, turns it upright by its EXIF orientation, and converts it to RGB.
+
+    Transparency is composited onto white. 16-bit and float images are scaled to 8 bits. Of an animation, the frame
+    the image stands at (the first one of a freshly opened file) is used.
+    """
+    image = decode(image)
+    with _clear_errors(f"Cannot convert an image of mode {image.mode!r} to RGB"):
+        if image.mode.startswith("I") or image.mode == "F":
+            return Image.fromarray(_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
+        if image.mode in ("La", "RGBa"):  # premultiplied alpha: PIL converts these only step by step
+            image = image.convert("LA" if image.mode == "La" else "RGBA")
+        if "A" in image.getbands() or image.info.get("transparency") is not None:
+            image = image.convert("RGBA")
+            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+            image = Image.alpha_composite(white, image)
+        return image.convert("RGB")
+
+
+def decode(image: Image.Image) -> Image.Image:
+    """Reads the pixels of a (possibly lazily opened) PIL image and turns it upright."""
+    _check_size(image, "the given image")
+    with _clear_errors("Cannot decode an image; its file is truncated or corrupt"):
+        image.load()
+        return ImageOps.exif_transpose(image)
+
+
+def check_array(
+    image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None = None
+) -> tuple[np.ndarray, ChannelDimension]:
+    """Checks an array or tensor, and returns it as a channels-first NumPy array of one, three or four channels.
+
+    Args:
+        image: [H, W], [H, W, C] or [C, H, W].
+        input_data_format: Where the channels are; inferred if not given.
+
+    Returns:
+        The array [C, H, W] (`uint8` if it came with 16 bits or as booleans, otherwise of its own dtype), and its format.
+    """
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+    if image.ndim == 2:
+        image, input_data_format = image[None], ChannelDimension.FIRST
+    if image.ndim != 3:
+        raise ValueError(f"An image must have 2 or 3 dimensions, got an array of shape {image.shape}.")
+    if 0 in image.shape:
+        raise ValueError(f"Got an empty image, of shape {image.shape}.")
+    data_format = ChannelDimension(input_data_format or _infer_format(image.shape))
+    if data_format == ChannelDimension.LAST:
+        image = np.moveaxis(image, -1, 0)
+    if image.shape[0] not in _CHANNEL_COUNTS:
+        raise ValueError(f"An image must have 1, 3 or 4 channels, got {image.shape[0]} in {data_format.value} layout.")
+    if image.dtype == np.bool_:
+        image = image.astype(np.uint8) * 255
+    elif image.dtype == np.uint16:
+        image = _to_8_bit(image, "I;16")
+    elif image.dtype.kind == "f" and not np.isfinite(image).all():
+        raise ValueError("An image contains NaN or infinite values.")
+    elif image.dtype.kind not in "uif":
+        raise ValueError(f"An image must hold numbers, got an array of dtype {image.dtype}.")
+    return image, ChannelDimension.FIRST
+
+
+def warn_if_already_scaled(image: np.ndarray) -> None:
+    """A float image in [0, 1] would be divided by 255 once more and become nearly black: say so."""
+    if image.dtype.kind == "f" and image.min() >= 0 and 0 < image.max() <= 1:
+        logger.warning_once(
+            "An image of floats between 0 and 1 is about to be rescaled by 1/255 again. "
+            "If its pixel values are scaled already, pass `do_rescale=False`."
+        )
+
+
+def _open(file: io.BytesIO | Path, name: str) -> Image.Image:
+    try:
+        image = Image.open(file)
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"{name} is too large to be decoded safely: {error}") from error
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"Cannot read {name} as an image: {error}") from error
+    _check_size(image, name)
+    return image
+
+
+def _check_size(image: Image.Image, name: str) -> None:
+    width, height = image.size
+    if width == 0 or height == 0:
+        raise ValueError(f"Got an empty image, of size {width}x{height}.")
+    # PIL only warns between once and twice this limit, and not at all for an image that is open already.
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise ValueError(
+            f"{name} has {width}x{height} pixels, more than the limit of {limit} that guards against decompression "
+            "bombs. If you trust it, raise `PIL.Image.MAX_IMAGE_PIXELS`."
+        )
+
+
+@contextmanager
+def _clear_errors(message: str) -> Iterator[None]:
+    try:
+        yield
+    except Image.DecompressionBombError as error:
+        raise ValueError(f"An image is too large to be decoded safely: {error}") from error
+    except _DECODE_ERRORS as error:
+        raise ValueError(f"{message}: {error}") from error
+
+
+def _to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
+    """Scales integers of more than 8 bits, or floats, to `uint8`; the range is what the mode or the values tell."""
+    values = values.astype(np.float64)
+    if not np.isfinite(values).all():
+        raise ValueError("it contains NaN or infinite values")
+    low, high = float(values.min()), float(values.max())
+    if low < 0 or high > 65535:
+        raise ValueError(f"its values range from {low:g} to {high:g}, expected 0 to 65535")
+    if mode == "F" and high <= 1:
+        scale = 255.0
+    elif mode in ("I", "F") and high <= 255:  # these modes do not say how many bits are used
+        scale = 1.0
+    else:
+        scale = 255 / 65535
+    return np.rint(values * scale).astype(np.uint8)
+
+
+def _infer_format(shape: tuple[int, ...]) -> ChannelDimension:
+    first, last = shape[0] in _CHANNEL_COUNTS, shape[-1] in _CHANNEL_COUNTS
+    if first and last and shape[0] == 1 and shape[-1] != 1:
+        return ChannelDimension.LAST  # a picture one pixel high is likelier than one three pixels wide in grey
+    if first:
+        return ChannelDimension.FIRST
+    if last:
+        return ChannelDimension.LAST
+    raise ValueError(f"An image must have 1, 3 or 4 channels as its first or last dimension, got shape {shape}.")
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except (OSError, ValueError):  # too long, or a NUL byte: then it is no path
+        return False
+
+
+def _decode_base64(text: str) -> bytes:
+    try:
+        return base64.b64decode(text, validate=False)
+    except (binascii.Error, ValueError) as error:
+        raise ValueError(f"Cannot decode an image from base64 text: {error}") from error
+
+
+def _download(url: str) -> bytes:
+    from huggingface_hub import get_session
+
+    try:
+        response: Any = get_session().get(url, timeout=_URL_TIMEOUT, follow_redirects=True)
+        response.raise_for_status()
+    except Exception as error:  # the client's exception types differ between its versions
+        raise ValueError(f"Cannot download an image from {url}: {error}") from error
+    return response.content

@@ -1,0 +1,52 @@
+"""LaVIT's image processor, torchvision backend."""
+
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.image_processing_backends import TorchvisionBackend
+from transformers.image_utils import ChannelDimension, ImageInput
+from transformers.processing_utils import ImagesKwargs, Unpack
+from transformers.utils import requires_backends
+
+from .image_conversion import check_array, decode, to_rgb, warn_if_already_scaled
+from .image_structure import LavitImageDefaults
+
+
+class LavitImageProcessor(LavitImageDefaults, TorchvisionBackend):
+    """Converts to RGB, squashes (no crop) to a fixed size, scales to [0, 1] and normalizes with CLIP's statistics.
+
+    Takes PIL images, NumPy arrays, tensors, paths, URLs and file contents, alone or in (nested) lists. It needs
+    torchvision, whose antialiased resizing differs from PIL's in the last bit; the published model used PIL's, so
+    `LavitImageProcessorPil` is the exact one.
+    """
+
+    def __init__(self, **kwargs: Unpack[ImagesKwargs]) -> None:
+        requires_backends(self, ["torch", "torchvision"])
+        super().__init__(**kwargs)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        device: "torch.device | None" = None,
+        **kwargs: Any,
+    ) -> torch.Tensor:
+        """Returns one image as a checked tensor [C, H, W]."""
+        if isinstance(image, Image.Image):
+            image = to_rgb(image) if do_convert_rgb else decode(image)
+            input_data_format = None
+        else:
+            if device is None and isinstance(image, torch.Tensor):
+                device = image.device
+            array, input_data_format = check_array(image, input_data_format)
+            if kwargs.get("do_rescale"):
+                warn_if_already_scaled(array)
+            image = torch.from_numpy(array.copy())
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device, **kwargs
+        )
+
+
+__all__ = ["LavitImageProcessor"]

@@ -1,0 +1,44 @@
+"""LaVIT's image processor, PIL backend: complete without torchvision."""
+
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers.image_processing_backends import PilBackend
+from transformers.image_utils import ChannelDimension, ImageInput
+from transformers.processing_utils import ImagesKwargs, Unpack
+
+from .image_conversion import check_array, decode, to_rgb, warn_if_already_scaled
+from .image_structure import LavitImageDefaults
+
+
+class LavitImageProcessorPil(LavitImageDefaults, PilBackend):
+    """Converts to RGB, squashes (no crop) to a fixed size, scales to [0, 1] and normalizes with CLIP's statistics.
+
+    Takes PIL images, NumPy arrays, tensors, paths, URLs and file contents, alone or in (nested) lists.
+    """
+
+    def __init__(self, **kwargs: Unpack[ImagesKwargs]) -> None:
+        super().__init__(**kwargs)
+
+    def process_image(
+        self,
+        image: ImageInput,
+        do_convert_rgb: bool | None = None,
+        input_data_format: str | ChannelDimension | None = None,
+        **kwargs: Any,
+    ) -> np.ndarray:
+        """Returns one image as a checked array [C, H, W]."""
+        if isinstance(image, Image.Image):
+            image = to_rgb(image) if do_convert_rgb else decode(image)
+            input_data_format = None
+        else:
+            image, input_data_format = check_array(image, input_data_format)
+            if kwargs.get("do_rescale"):
+                warn_if_already_scaled(image)
+        return super().process_image(
+            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
+        )
+
+
+__all__ = ["LavitImageProcessorPil"]

@@ -1,0 +1,73 @@
+"""The shapes in which callers hand over images (one, a flat list, one list per prompt), and both backends' defaults."""
+
+import os
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
+
+from .image_conversion import load_image
+
+
+_ACCEPTED = "a PIL image, a NumPy array, a tensor, a path, a URL or the bytes of an image file"
+
+
+def fetch_images(images: Any) -> Any:
+    """Opens every path, URL and file content in a single image or a (nested) list; keeps the nesting.
+
+    Raises:
+        ValueError: for `None`, an empty list, or anything that is no image.
+    """
+    if isinstance(images, (list, tuple)):
+        if not images:
+            raise ValueError("Got an empty list of images; pass at least one image.")
+        return [fetch_images(image) if not _is_empty_list(image) else [] for image in images]
+    if isinstance(images, (str, bytes, os.PathLike)):
+        return load_image(images)
+    if isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+        return images
+    raise ValueError(f"An image must be {_ACCEPTED}, got {type(images).__name__}.")
+
+
+def _is_empty_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and not value
+
+
+def is_nested(images: Any) -> bool:
+    """Whether the images come as one list per prompt."""
+    return isinstance(images, (list, tuple)) and any(isinstance(item, (list, tuple)) for item in images)
+
+
+def flatten(images: Any) -> list[Any]:
+    """A single image, a batch array [B, C, H, W], or a list of these, as a flat list of single images."""
+    if isinstance(images, (list, tuple)):
+        return [single for image in images for single in flatten(image)]
+    if isinstance(images, (np.ndarray, torch.Tensor)) and images.ndim == 4:
+        return list(images)
+    return [images]
+
+
+class LavitImageDefaults:
+    """What the two backends share: the release's preprocessing, and which inputs are taken."""
+
+    resample = PILImageResampling.BICUBIC
+    image_mean = OPENAI_CLIP_MEAN
+    image_std = OPENAI_CLIP_STD
+    size = {"height": 224, "width": 224}
+    default_to_square = True
+    do_resize = True
+    do_rescale = True
+    do_normalize = True
+    do_convert_rgb = True
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Opens paths, URLs and file contents; images pass through. The nesting is kept."""
+        return fetch_images(image_url_or_urls)
+
+    def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
+        flat = flatten(self.fetch_images(images))
+        if not flat:
+            raise ValueError("Got no images; pass at least one.")
+        return flat

@@ -1,0 +1,174 @@
+"""LaVIT's tokenizer: the language model's text tokenizer with the visual vocabulary behind it.
+
+With V text ids and K codes: `<img>` is V, `</img>` V+1, `<visual_c>` V+2+c, and `<image>`, the placeholder that a
+feature replaces, V+2+K.
+"""
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar, overload
+
+import torch
+from transformers import PreTrainedTokenizerBase
+from transformers.tokenization_utils_tokenizers import TokenizersBackend
+
+from .text_vocabulary import (
+    BOI_TOKEN,
+    EOI_TOKEN,
+    IMAGE_TOKEN,
+    extend_with_visual_tokens,
+    read_sentencepiece,
+)
+
+
+# How a tokenizer was loaded, which the base class keeps among its settings.
+_LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder")
+_Codes = TypeVar("_Codes", int, list[int], torch.Tensor)
+
+
+class LavitTokenizer(TokenizersBackend):
+    """Text and visual vocabulary in one.
+
+    It never adds a BOS or EOS, and pads on the left. Text is only ever text: `"</s>"`, `"<visual_7>"` or `"<image>"`
+    typed by a user become the ids of their characters (`ImageTextProcessor` puts the images in). Decoding with
+    `skip_special_tokens=True` hides the visual ids too.
+    """
+
+    vocab_files_names = {"tokenizer_file": "tokenizer.json"}
+    model_input_names = ["input_ids", "attention_mask"]
+    padding_side = "left"
+
+    boi_token = BOI_TOKEN
+    eoi_token = EOI_TOKEN
+    image_token = IMAGE_TOKEN
+
+    def __init__(self, *args: Any, split_special_tokens: bool = True, **kwargs: Any) -> None:
+        for name in ("add_bos_token", "add_eos_token"):
+            kwargs.pop(name, None)
+        if kwargs.get("pad_token") is None:
+            kwargs["pad_token"] = kwargs.get("eos_token")
+        super().__init__(*args, split_special_tokens=split_special_tokens, **kwargs)
+        for name in _LOADING_KWARGS:  # or they would be saved as settings
+            self.init_kwargs.pop(name, None)
+        if self._tokenizer.token_to_id(IMAGE_TOKEN) is None:
+            raise ValueError(
+                "This tokenizer has no visual vocabulary; make one with `LavitTokenizer.from_text_tokenizer` or "
+                "`LavitTokenizer.from_sentencepiece`."
+            )
+
+    @classmethod
+    def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
+        # The base class would take the backend apart to rebuild it in `__init__`; ours reads it from its file.
+        return kwargs
+
+    @classmethod
+    def from_sentencepiece(
+        cls, model_file: str | Path, codebook_size: int, text_vocab_size: int | None = None, **kwargs: Any
+    ) -> "LavitTokenizer":
+        """Extends a sentencepiece BPE model (Llama's `tokenizer.model`); its ids stay exactly sentencepiece's."""
+        backend, special_tokens = read_sentencepiece(model_file)
+        extended = extend_with_visual_tokens(backend, codebook_size, special_tokens.values(), text_vocab_size)
+        return cls(tokenizer_object=extended, **{**special_tokens, **kwargs})
+
+    @classmethod
+    def from_text_tokenizer(
+        cls,
+        text_tokenizer: PreTrainedTokenizerBase,
+        codebook_size: int,
+        text_vocab_size: int | None = None,
+        **kwargs: Any,
+    ) -> "LavitTokenizer":
+        """Extends a BPE text tokenizer of transformers; the ids of its tokens, added ones included, stay.
+
+        Args:
+            text_tokenizer: A tokenizer backed by the `tokenizers` library.
+            codebook_size: Number of visual codes K.
+            text_vocab_size: V, if the language model has more embedding rows than the tokenizer has ids.
+        """
+        backend = getattr(text_tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            raise ValueError(
+                f"Only tokenizers backed by the `tokenizers` library can be extended, got "
+                f"{type(text_tokenizer).__name__}."
+            )
+        names = ("bos_token", "eos_token", "unk_token", "pad_token")
+        special_tokens = {name: getattr(text_tokenizer, name) for name in names if getattr(text_tokenizer, name, None)}
+        kwargs.setdefault("model_max_length", text_tokenizer.model_max_length)
+        extended = extend_with_visual_tokens(backend, codebook_size, text_tokenizer.all_special_tokens, text_vocab_size)
+        return cls(tokenizer_object=extended, **{**special_tokens, **kwargs})
+
+    @property
+    def boi_token_id(self) -> int:
+        """V: the id of the token that starts an image."""
+        return self._tokenizer.token_to_id(BOI_TOKEN)
+
+    @property
+    def eoi_token_id(self) -> int:
+        """V+1: the id of the token that ends an image."""
+        return self._tokenizer.token_to_id(EOI_TOKEN)
+
+    @property
+    def visual_token_offset(self) -> int:
+        """V+2: the id of code 0."""
+        return self.boi_token_id + 2
+
+    @property
+    def image_token_id(self) -> int:
+        """V+2+K: the id of the placeholder that a continuous feature replaces."""
+        return self._tokenizer.token_to_id(IMAGE_TOKEN)
+
+    @property
+    def codebook_size(self) -> int:
+        """K: the number of visual codes."""
+        return self.image_token_id - self.visual_token_offset
+
+    def convert_codes_to_ids(self, codes: _Codes) -> _Codes:
+        """Codes (0 to K-1; an int, a list or a tensor) to token ids."""
+        self._check_range(codes, 0, self.codebook_size, "code")
+        return _shift(codes, self.visual_token_offset)
+
+    def convert_ids_to_codes(self, ids: _Codes) -> _Codes:
+        """Token ids of visual codes (an int, a list or a tensor) to codes."""
+        self._check_range(ids, self.visual_token_offset, self.image_token_id, "visual token id")
+        return _shift(ids, -self.visual_token_offset)
+
+    @staticmethod
+    def _check_range(values: int | list[int] | torch.Tensor, low: int, high: int, name: str) -> None:
+        flat: Iterable[int] = values.flatten().tolist() if isinstance(values, torch.Tensor) else values  # type: ignore[assignment]
+        for value in [flat] if isinstance(flat, int) else flat:
+            if not low <= value < high:
+                raise ValueError(f"{value} is not a {name}: expected {low} to {high - 1}.")
+
+    @overload
+    def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
+
+    @overload
+    def convert_ids_to_tokens(self, ids: list[int], skip_special_tokens: bool = False) -> list[str]: ...
+
+    def convert_ids_to_tokens(self, ids: int | list[int], skip_special_tokens: bool = False) -> str | list[str]:
+        """As everywhere; `skip_special_tokens` hides the visual ids too."""
+        if skip_special_tokens and not isinstance(ids, int):
+            ids = self._without_visual_ids(ids)
+        return super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
+
+    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        if skip_special_tokens:
+            token_ids = self._without_visual_ids([token_ids] if isinstance(token_ids, int) else token_ids)
+        return super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def _without_visual_ids(self, ids: Sequence[int]) -> list[int]:
+        first, last = self.boi_token_id, self.image_token_id
+        return [index for index in map(int, ids) if not first <= index <= last]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        self._tokenizer.encode_special_tokens = self.split_special_tokens  # the backend does not pickle this
+
+
+def _shift(values: _Codes, by: int) -> _Codes:
+    if isinstance(values, list):
+        return [value + by for value in values]
+    return values + by
+
+
+__all__ = ["LavitTokenizer"]

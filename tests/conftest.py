@@ -1,0 +1,80 @@
+"""Fixtures shared by all tests: the reference checkpoint, its conversion and the original's recorded outputs."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+DATA = Path(__file__).parent / "data"
+ORIGINAL = DATA / "tiny-original"
+
+
+@pytest.fixture(scope="session")
+def original_dir() -> Path:
+    """A tiny LaVIT in the original's layout, random weights."""
+    return ORIGINAL
+
+
+@pytest.fixture(scope="session")
+def golden() -> dict[str, torch.Tensor]:
+    """Inputs and outputs recorded from the original implementation on that checkpoint."""
+    return load_file(ORIGINAL / "golden.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_merger() -> dict[str, torch.Tensor]:
+    """The merger's outputs at the edges: all patches kept, none kept, wide logits."""
+    return load_file(ORIGINAL / "golden_merger.safetensors")
+
+
+@pytest.fixture(scope="session")
+def golden_meta() -> dict:
+    """Prompts and settings of the recording."""
+    return json.loads((ORIGINAL / "golden_meta.json").read_text())
+
+
+@pytest.fixture(scope="session")
+def images() -> list[Image.Image]:
+    """The three pictures of the recording."""
+    return [Image.open(ORIGINAL / "images" / f"{index}.png") for index in range(3)]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The reference checkpoint, converted. Do not write into it."""
+    from lavit_hf.conversion import convert
+
+    destination = tmp_path_factory.mktemp("converted") / "lavit"
+    convert(ORIGINAL, destination, heads={"vision": 4, "merger": 4, "decoder": 4}, progress=False)
+    return destination
+
+
+@pytest.fixture
+def model(checkpoint: Path):
+    """The converted model."""
+    from lavit_hf import LavitForConditionalGeneration
+
+    return LavitForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+
+
+@pytest.fixture
+def light_processor(checkpoint: Path):
+    """The converted processor without a visual tokenizer."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(checkpoint)
+
+
+@pytest.fixture
+def attached_processor(checkpoint: Path, model):
+    """The converted processor with the model's visual tokenizer."""
+    from transformers import AutoProcessor
+
+    return AutoProcessor.from_pretrained(checkpoint, visual_tokenizer=model.visual_tokenizer)

@@ -1,0 +1,238 @@
+"""LavitModel and LavitForConditionalGeneration on tiny random models."""
+
+import copy
+
+import pytest
+import torch
+from tiny_models import (
+    NUM_IMAGES,
+    NUM_PATCHES,
+    ROWS,
+    attached_inputs,
+    build_model,
+    lavit_config,
+    light_inputs,
+    make_prompts,
+    random_pixels,
+)
+from torch import nn
+
+from lavit_hf import LavitForConditionalGeneration
+
+@pytest.fixture(scope="module")
+def tiny() -> LavitForConditionalGeneration:
+    return build_model()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return random_pixels(NUM_IMAGES)
+
+
+def text_logits(model, inputs):
+    """Logits at text positions, row by row."""
+    with torch.no_grad():
+        logits = model(**inputs).logits
+    is_text = inputs["attention_mask"].bool() & (inputs["input_ids"] != model.config.image_token_id)
+    return [row[mask] for row, mask in zip(logits, is_text, strict=True)]
+
+
+def test_both_forms_give_the_same_logits_at_text_positions(tiny, pixels):
+    attached = text_logits(tiny, attached_inputs(tiny, pixels))
+    light = text_logits(tiny, light_inputs(tiny, pixels))
+    for one, other in zip(attached, light, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+
+
+def test_pixel_values_fit_attached_placeholders_too(tiny, pixels):
+    inputs = attached_inputs(tiny, pixels)
+    expected = tiny(**inputs).logits
+    del inputs["image_features"]
+    torch.testing.assert_close(tiny(**inputs, pixel_values=pixels).logits, expected)
+
+
+def test_mm_encoder_outputs_are_used_as_they_are(tiny, pixels):
+    inputs = light_inputs(tiny, pixels)
+    expected = tiny(**inputs).logits
+    encoded = tiny.get_image_features(pixel_values=inputs.pop("pixel_values"))
+    torch.testing.assert_close(tiny(**inputs, mm_encoder_outputs={"image": encoded}).logits, expected)
+
+
+def test_image_features_are_one_tensor_per_image(tiny, pixels):
+    features = tiny.get_image_features(pixel_values=pixels)
+    counts = tiny.visual_tokenizer.embed(pixels).num_tokens.tolist()
+    assert [list(tokens.shape) for tokens in features.pooler_output] == [[count, 32] for count in counts]
+
+
+def test_an_image_changes_the_logits_and_another_changes_them_differently(tiny, pixels):
+    prompt = [["image", [5, 6, 7]]]
+    first = text_logits(tiny, light_inputs(tiny, pixels[:1], prompt))[0][-1]
+    second = text_logits(tiny, light_inputs(tiny, pixels[1:2], prompt))[0][-1]
+    without = text_logits(tiny, make_prompts(tiny, [[[5, 6, 7]]]))[0][-1]
+    for one, other in ((first, second), (first, without), (second, without)):
+        assert (one - other).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("make_inputs", [attached_inputs, light_inputs])
+def test_a_batch_gives_what_its_rows_give_alone(tiny, pixels, make_inputs):
+    batched = text_logits(tiny, make_inputs(tiny, pixels))
+    images = [pixels[:1], pixels[1:3], pixels[:0]]
+    for row, row_images, expected in zip(ROWS, images, batched, strict=True):
+        inputs = make_prompts(tiny, [row])
+        if len(row_images):
+            inputs["pixel_values"] = row_images
+        torch.testing.assert_close(text_logits(tiny, inputs)[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_padding_on_either_side_changes_nothing(tiny, pixels, side):
+    inputs = light_inputs(tiny, pixels[:1], [["image", [5, 6, 7]]])
+    expected = text_logits(tiny, inputs)[0]
+    width = (3, 0) if side == "left" else (0, 3)
+    padded = {
+        "input_ids": nn.functional.pad(inputs["input_ids"], width, value=2),
+        "attention_mask": nn.functional.pad(inputs["attention_mask"], width, value=0),
+        "pixel_values": inputs["pixel_values"],
+    }
+    torch.testing.assert_close(text_logits(tiny, padded)[0], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("implementation", ["sdpa", "flex_attention"])
+def test_attention_implementations_agree(tiny, pixels, implementation):
+    eager = copy.deepcopy(tiny)
+    eager.set_attn_implementation("eager")
+    other = copy.deepcopy(tiny)
+    other.set_attn_implementation(implementation)
+    for make_inputs in (light_inputs, attached_inputs):
+        inputs = make_inputs(tiny, pixels)
+        for one, two in zip(text_logits(eager, inputs), text_logits(other, inputs), strict=True):
+            torch.testing.assert_close(one, two, atol=1e-5, rtol=0)
+
+
+def test_discrete_images_are_ordinary_ids(tiny, pixels):
+    codes = tiny.visual_tokenizer.encode(pixels[:1]).codes
+    ids = torch.cat([torch.tensor([tiny.config.boi_token_id]), codes + tiny.config.visual_token_offset])[None]
+    text_model = tiny.model.language_model(input_ids=ids).last_hidden_state
+    torch.testing.assert_close(tiny(input_ids=ids).logits, tiny.lm_head(text_model))
+
+
+def test_loss_is_the_same_in_both_forms(tiny, pixels):
+    losses = []
+    for inputs in (attached_inputs(tiny, pixels), light_inputs(tiny, pixels)):
+        labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+        losses.append(tiny(**inputs, labels=labels).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_images_without_any_token(tiny, pixels):
+    model = copy.deepcopy(tiny)
+    nn.init.constant_(model.visual_tokenizer.continuous.selector.out_proj_3.bias, 0)
+    with torch.no_grad():
+        model.visual_tokenizer.continuous.selector.out_proj_3.bias[1] = 100.0
+    assert model.visual_tokenizer.embed(pixels).num_tokens.tolist() == [0] * NUM_IMAGES
+    light = light_inputs(model, pixels)
+    attached = {
+        **make_prompts(model, ROWS, [0] * NUM_IMAGES),
+        "image_features": model.visual_tokenizer.embed(pixels).features,
+    }
+    for one, other in zip(text_logits(model, light), text_logits(model, attached), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
+    labels = light["input_ids"].masked_fill(light["attention_mask"] == 0, -100)
+    assert model(**light, labels=labels).loss.isfinite()
+    new = [model.generate(**inputs, max_new_tokens=4, min_new_tokens=4)[:, -4:] for inputs in (light, attached)]
+    assert torch.equal(*new)
+
+
+def test_gradients_reach_projection_and_merger(tiny, pixels):
+    model = copy.deepcopy(tiny).train()
+    inputs = light_inputs(model, pixels)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    model(**inputs, labels=labels).loss.backward()
+    for parameter in (
+        model.model.multi_modal_projector.weight,
+        model.visual_tokenizer.continuous.merger.layers[0].mlp.fc1.weight,
+        model.get_input_embeddings().weight,
+    ):
+        assert parameter.grad is not None and parameter.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("make_inputs", [attached_inputs, light_inputs])
+def test_going_on_from_the_cache_by_hand(tiny, pixels, make_inputs):
+    """Empty placeholders of the light form stay out of attention in later calls, whatever mask the caller passes."""
+    inputs = make_inputs(tiny, pixels)
+    new_ids = torch.tensor([[20, 21], [22, 23], [24, 25]])
+    longer = {**inputs, "input_ids": torch.cat([inputs["input_ids"], new_ids], dim=1)}
+    mask = nn.functional.pad(inputs["attention_mask"], (0, 2), value=1)
+    with torch.no_grad():
+        expected = tiny(**{**longer, "attention_mask": mask}).logits[:, -2:]
+        cache = tiny(**inputs, use_cache=True).past_key_values
+        actual = tiny(input_ids=new_ids, attention_mask=mask, past_key_values=cache).logits
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda inputs: inputs.pop("pixel_values"), "no images were given"),
+        (lambda inputs: inputs.update(pixel_values=inputs["pixel_values"][:2]), "2 images"),
+        (lambda inputs: inputs.update(image_features=torch.zeros(3, 32)), "once"),
+        (lambda inputs: inputs.update(inputs_embeds=torch.zeros(3, 5, 32)), "exactly one of input_ids"),
+        (lambda inputs: inputs.update(position_ids=torch.zeros_like(inputs["input_ids"])), "position_ids"),
+        (lambda inputs: inputs.update(pixel_values=torch.zeros(3, 3, 8, 8)), "image processor"),
+        (lambda inputs: inputs.update(pixel_values=inputs["pixel_values"] * float("nan")), "not finite"),
+        (lambda inputs: inputs.update(input_ids=inputs["input_ids"][:, 4:], attention_mask=None), "truncation"),
+    ],
+)
+def test_inputs_that_do_not_fit_are_refused(tiny, pixels, change, message):
+    inputs = light_inputs(tiny, pixels)
+    change(inputs)
+    with pytest.raises(ValueError, match=message):
+        tiny(**inputs)
+
+
+def test_wrong_number_of_handed_over_features_is_refused(tiny, pixels):
+    inputs = attached_inputs(tiny, pixels)
+    inputs["image_features"] = inputs["image_features"][:-1]
+    with pytest.raises(ValueError, match="image_features has"):
+        tiny(**inputs)
+    with pytest.raises(ValueError, match="image_features has"):
+        tiny.generate(**inputs, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("model_type", ["llama", "qwen2", "mistral", "gpt_neox", "phi", "gemma2"])
+def test_any_decoder_can_be_the_language_model(model_type, pixels):
+    overrides = {"head_dim": 8} if model_type == "gemma2" else {}
+    model = build_model(model_type=model_type, **overrides)
+    attached = text_logits(model, attached_inputs(model, pixels))
+    light = text_logits(model, light_inputs(model, pixels))
+    for one, other in zip(attached, light, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+    assert model.generate(**light_inputs(model, pixels), max_new_tokens=2).shape[1] > 2
+
+
+def test_tied_embeddings(tmp_path):
+    config = lavit_config(tie_word_embeddings=True)
+    model = LavitForConditionalGeneration(config)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path)
+    loaded = LavitForConditionalGeneration.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+
+
+def test_logits_to_keep(tiny, pixels):
+    inputs = light_inputs(tiny, pixels)
+    logits = tiny(**inputs).logits
+    torch.testing.assert_close(tiny(**inputs, logits_to_keep=2).logits, logits[:, -2:])
+    torch.testing.assert_close(tiny(**inputs, logits_to_keep=torch.tensor([0, 3])).logits, logits[:, [0, 3]])
+
+
+def test_save_and_load_is_lossless(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    loaded, info = LavitForConditionalGeneration.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    for (name, one), (_, other) in zip(tiny.state_dict().items(), loaded.state_dict().items(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_num_patches_is_the_longest_image(tiny):
+    assert tiny.config.visual_tokenizer_config.num_patches == NUM_PATCHES

@@ -1,0 +1,248 @@
+"""LavitVisualTokenizer: selection, branches, precision, loading."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from safetensors.torch import load_file, save_file
+from tiny_models import (
+    NUM_PATCHES,
+    build_model,
+    build_visual_tokenizer,
+    random_pixels,
+    visual_tokenizer_config,
+)
+from transformers import AutoModel
+
+from lavit_hf import LavitForConditionalGeneration, LavitModel, LavitVisualTokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer() -> LavitVisualTokenizer:
+    return build_visual_tokenizer()
+
+
+@pytest.fixture(scope="module")
+def pixels() -> torch.Tensor:
+    return random_pixels(4)
+
+
+def test_encode_returns_what_it_documents(tokenizer, pixels):
+    output = tokenizer.encode(pixels)
+    total = int(output.num_tokens.sum())
+    assert 0 < total < 4 * NUM_PATCHES
+    assert output.codes.shape == (total,) and output.codes.dtype == torch.long
+    assert output.keep_mask.shape == (4, NUM_PATCHES) and output.keep_mask.dtype == torch.bool
+    assert output.selector_log_probs.shape == (4, NUM_PATCHES, 2)
+    assert output.features.shape == (total, 32)
+    assert output.pre_quantized.shape == (total, 6)
+    assert output.patch_features.shape == (4, NUM_PATCHES, 32)
+    assert torch.equal(output.num_tokens, output.keep_mask.sum(dim=-1))
+    assert torch.equal(output.keep_mask, output.selector_log_probs[..., 0] > output.selector_log_probs[..., 1])
+
+
+def test_embed_is_the_other_branch_without_codes(tokenizer, pixels):
+    output = tokenizer.embed(pixels)
+    assert output.codes is None and output.pre_quantized is None
+    assert not torch.equal(output.selector_log_probs, tokenizer.encode(pixels).selector_log_probs)
+
+
+def test_shared_branches(pixels):
+    tokenizer = build_visual_tokenizer(share_branches=True)
+    assert not any(name.startswith("continuous") for name in tokenizer.state_dict())
+    torch.testing.assert_close(tokenizer.embed(pixels).features, tokenizer.encode(pixels).features)
+
+
+def test_images_do_not_influence_one_another(tokenizer, pixels):
+    output = tokenizer.encode(pixels)
+    for index, features in enumerate(output.features.split(output.num_tokens.tolist())):
+        torch.testing.assert_close(tokenizer.encode(pixels[index : index + 1]).features, features, atol=1e-5, rtol=0)
+
+
+def test_keep_mask_overrides_the_selector(tokenizer, pixels):
+    mask = torch.zeros(4, NUM_PATCHES, dtype=torch.bool)
+    mask[:, ::5] = True
+    output = tokenizer.encode(pixels, keep_mask=mask)
+    assert output.num_tokens.tolist() == [4] * 4 and torch.equal(output.keep_mask, mask)
+
+
+@pytest.mark.parametrize("mask", [torch.ones(4, NUM_PATCHES), torch.ones(3, NUM_PATCHES, dtype=torch.bool)])
+def test_wrong_keep_mask_is_refused(tokenizer, pixels, mask):
+    with pytest.raises(ValueError, match="keep_mask must be boolean"):
+        tokenizer.encode(pixels, keep_mask=mask)
+
+
+def test_sampling_follows_the_generator_alone(tokenizer, pixels):
+    state = torch.get_rng_state()
+    first = tokenizer.encode(pixels, generator=torch.Generator().manual_seed(3))
+    again = tokenizer.encode(pixels, generator=torch.Generator().manual_seed(3))
+    other = tokenizer.encode(pixels, generator=torch.Generator().manual_seed(4))
+    assert torch.equal(first.keep_mask, again.keep_mask)
+    assert not torch.equal(first.keep_mask, other.keep_mask)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_sampling_one_generator_per_image(tokenizer, pixels):
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    batched = tokenizer.encode(pixels, generator=generators).keep_mask
+    alone = tokenizer.encode(pixels[2:3], generator=[torch.Generator().manual_seed(2)]).keep_mask
+    assert torch.equal(batched[2:3], alone)
+    with pytest.raises(ValueError, match="generators"):
+        tokenizer.encode(pixels, generator=generators[:2])
+
+
+def test_sampling_follows_the_probabilities(tokenizer, pixels):
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        rate = sum(tokenizer.encode(pixels, generator=generator).keep_mask.float() for _ in range(200)) / 200
+        expected = tokenizer.encode(pixels).selector_log_probs[..., 0].exp()
+    assert (rate - expected).abs().max() < 0.15
+
+
+def test_nan_pixels_are_refused(tokenizer, pixels):
+    with pytest.raises(ValueError, match="not finite"):
+        tokenizer.encode(pixels * float("nan"))
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (3, 16, 16)])
+def test_wrong_image_size_is_refused(tokenizer, shape):
+    with pytest.raises(ValueError, match="image processor"):
+        tokenizer.encode(torch.zeros(shape))
+
+
+def test_selection_is_in_fp32_under_autocast_and_in_half_precision(tokenizer, pixels):
+    features = tokenizer.get_patch_features(pixels)
+    expected = tokenizer.discrete.selector(features)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        torch.testing.assert_close(tokenizer.discrete.selector(features), expected)
+    half = build_visual_tokenizer().to(torch.bfloat16)
+    upcast = build_visual_tokenizer().to(torch.bfloat16).to(torch.float32)
+    scores = half.discrete.selector(features)
+    assert scores.dtype == torch.float32
+    torch.testing.assert_close(scores, upcast.discrete.selector(features))
+
+
+def test_half_precision_model_runs(pixels):
+    tokenizer = build_visual_tokenizer().to(torch.bfloat16)
+    for output in (tokenizer.encode(pixels), tokenizer.embed(pixels)):
+        assert output.features.dtype == torch.bfloat16 and output.features.isfinite().all()
+
+
+def test_loading_in_half_precision_keeps_selectors_and_codebook(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = LavitVisualTokenizer.from_pretrained(tmp_path, dtype=torch.bfloat16)
+    assert loaded.dtype == torch.bfloat16
+    assert loaded.discrete.selector.in_proj.weight.dtype == torch.float32
+    assert torch.equal(loaded.discrete.quantizer.codebook.weight, tokenizer.discrete.quantizer.codebook.weight)
+
+
+@pytest.mark.parametrize(
+    "vision_config",
+    [
+        {"model_type": "clip_vision_model"},
+        {"model_type": "siglip_vision_model"},
+        {"model_type": "dinov2"},
+        {"model_type": "vit"},
+    ],
+)
+def test_any_vision_model_can_be_the_encoder(vision_config, pixels):
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+    tokenizer = build_visual_tokenizer(vision_config={**vision_config, **sizes, "image_size": 16, "patch_size": 4})
+    output = tokenizer.encode(pixels)
+    assert output.patch_features.shape == (4, NUM_PATCHES, 32) and output.features.isfinite().all()
+
+
+def assert_same_weights(one: torch.nn.Module, other: torch.nn.Module) -> None:
+    for (name, first), (_, second) in zip(one.state_dict().items(), other.state_dict().items(), strict=True):
+        assert torch.equal(first, second), name
+
+
+def test_save_and_load_is_lossless(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded, info = LavitVisualTokenizer.from_pretrained(tmp_path, output_loading_info=True)
+    assert not info["missing_keys"] and not info["unexpected_keys"]
+    assert_same_weights(tokenizer, loaded)
+    assert_same_weights(tokenizer, AutoModel.from_pretrained(tmp_path))
+    assert loaded.name_or_path == str(tmp_path)
+
+
+@pytest.mark.parametrize("max_shard_size", ["10GB", "40KB"])
+@pytest.mark.parametrize("part", [LavitForConditionalGeneration, LavitModel])
+def test_loads_its_part_of_a_whole_checkpoint(tmp_path, caplog, max_shard_size, part):
+    model = build_model()
+    whole = model if part is LavitForConditionalGeneration else model.model
+    whole.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+    loaded = LavitVisualTokenizer.from_pretrained(tmp_path)
+    assert_same_weights(model.visual_tokenizer, loaded)
+    assert not caplog.records, "loading must not report the rest of the checkpoint"
+
+
+def test_needs_no_shard_of_the_language_model(tmp_path):
+    model = build_model()
+    model.save_pretrained(tmp_path, max_shard_size="40KB")
+    weight_map = json.loads((tmp_path / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {shard for name, shard in weight_map.items() if ".visual_tokenizer." in name}
+    others = set(weight_map.values()) - needed
+    assert others
+    for shard in others:
+        (tmp_path / shard).unlink()
+    assert_same_weights(model.visual_tokenizer, LavitVisualTokenizer.from_pretrained(tmp_path))
+
+
+def test_a_missing_tensor_is_an_error(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    del weights["discrete.merger.norm.weight"]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"discrete\.merger\.norm\.weight"):
+        LavitVisualTokenizer.from_pretrained(tmp_path)
+
+
+def test_a_corrupt_file_is_an_error_that_names_it(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(OSError, match=r"model\.safetensors is not a readable"):
+        LavitVisualTokenizer.from_pretrained(tmp_path)
+
+
+def test_an_empty_directory_is_an_error(tmp_path):
+    with pytest.raises(OSError):
+        LavitVisualTokenizer.from_pretrained(tmp_path)
+
+
+def test_configuration_values_can_be_overridden(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path)
+    loaded = LavitVisualTokenizer.from_pretrained(tmp_path, attention_smoothing=0)
+    assert loaded.config.attention_smoothing == 0 and loaded.discrete.merger.smoothing == 0
+
+
+def test_variants_are_found(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path, variant="fp16")
+    assert not (tmp_path / "model.safetensors").exists()
+    assert_same_weights(tokenizer, LavitVisualTokenizer.from_pretrained(tmp_path, variant="fp16"))
+
+
+def test_a_subfolder_works(tokenizer, tmp_path):
+    tokenizer.save_pretrained(tmp_path / "part")
+    assert_same_weights(tokenizer, LavitVisualTokenizer.from_pretrained(tmp_path, subfolder="part"))
+    shutil.rmtree(tmp_path / "part")
+
+
+def test_gradient_checkpointing_changes_no_gradient(pixels):
+    gradients = []
+    for checkpointing in (False, True):
+        tokenizer = build_visual_tokenizer().train()
+        if checkpointing:
+            tokenizer.gradient_checkpointing_enable()
+        tokenizer.embed(pixels).features.square().sum().backward()
+        gradients.append(tokenizer.continuous.merger.layers[0].mlp.fc1.weight.grad)
+    torch.testing.assert_close(*gradients)
+
+
+@pytest.mark.parametrize("values", [{"merger_num_heads": 5}, {"attention_smoothing": -1.0}])
+def test_impossible_configurations_are_refused(values):
+    with pytest.raises(StrictDataclassClassValidationError, match=next(iter(values))):
+        visual_tokenizer_config(**values)
