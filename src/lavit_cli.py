@@ -28,7 +28,7 @@ app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
 
 
@@ -129,7 +129,7 @@ def _options(
 @app.command()
 @_in_one_line
 def caption(
-    images: Annotated[list[str], typer.Argument(metavar="IMAGE...", help="Image files or URLs.", show_default=False)],
+    images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)],
     model: Model,
     prompt: Annotated[str, typer.Option(help="Text the caption starts from.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 4,
@@ -192,7 +192,7 @@ def demo(
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
-    """Look at one picture: which patches became tokens, a caption, an answer.
+    """Show what becomes of one picture: tokens, caption, answer.
 
     Writes a PNG that shows the picture beside itself with the dropped patches greyed, for each of the two branches of
     the visual tokenizer. In a checkout of the repository `make demo` runs this on what is there.
@@ -232,10 +232,10 @@ def convert(
     ] = None,
     to_original: Annotated[bool, typer.Option("--to-original", help="Convert back to the original layout.")] = False,
 ) -> None:
-    """Convert a checkpoint from LaVIT's original layout to transformers', or back.
+    """Convert a checkpoint from the original layout, or back.
 
-    SRC is the directory with language_model/ and visual_tokenizer/ in it. DST appears only when it is complete. Memory
-    stays near the size of one file of weights.
+    SRC is the directory with language_model/ and visual_tokenizer/ in it. DST is what --model takes, and what
+    from_pretrained loads; it appears only when it is complete. Memory stays near the size of one file of weights.
 
     \b
     Examples:

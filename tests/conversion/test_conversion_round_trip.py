@@ -38,7 +38,7 @@ def _round_trip(original: Path, **options) -> Path:
 
 
 def _root_weights(converted: Path) -> dict[str, torch.Tensor]:
-    files = [path for path in converted.glob("model*.safetensors")]
+    files = list(converted.glob("model*.safetensors"))
     return {name: tensor for path in files for name, tensor in load_file(path).items()}
 
 

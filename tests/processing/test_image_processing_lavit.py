@@ -1,11 +1,14 @@
 """Image processors: the release's preprocessing, and every damaged or odd input a user may pass."""
 
 import base64
+import contextlib
 import io
 import json
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
+import huggingface_hub
 import numpy as np
 import pytest
 import torch
@@ -13,10 +16,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers.utils import is_torchvision_available
 
+from lavit_hf.processing import image_conversion
 from lavit_hf.processing.image_conversion import to_rgb
 from lavit_hf.processing.image_processing_lavit import LavitImageProcessor
 from lavit_hf.processing.image_processing_pil_lavit import LavitImageProcessorPil
-
 
 DATA = Path(__file__).parents[1] / "data" / "tiny-original"
 IMAGES = [DATA / "images" / f"{i}.png" for i in range(3)]
@@ -81,7 +84,7 @@ def test_torchvision_backend_says_what_it_needs():
 @pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision")
 def test_backends_agree(processor, photo):
     fast = LavitImageProcessor(size={"height": 56, "width": 56})
-    torch.testing.assert_close(pixels(fast, [photo] + IMAGES), pixels(processor, [photo] + IMAGES), atol=0.05, rtol=0)
+    torch.testing.assert_close(pixels(fast, [photo, *IMAGES]), pixels(processor, [photo, *IMAGES]), atol=0.05, rtol=0)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (20000, 10), (10, 20000), (1, 50)])
@@ -161,7 +164,9 @@ def test_nan_arrays_and_tensors(processor, make, value):
         pixels(processor, make(image))
 
 
-@pytest.mark.parametrize("shape", [(2, 8, 8), (5, 8, 8), (8, 8, 2), (8, 8, 7), (8,), (1, 1, 1, 8, 8), (0, 8, 3), (3, 0, 8)])
+@pytest.mark.parametrize(
+    "shape", [(2, 8, 8), (5, 8, 8), (8, 8, 2), (8, 8, 7), (8,), (1, 1, 1, 8, 8), (0, 8, 3), (3, 0, 8)]
+)
 def test_wrong_array_shapes(processor, shape):
     with pytest.raises(ValueError, match="channels|dimensions|empty"):
         pixels(processor, np.zeros(shape, dtype=np.uint8))
@@ -227,6 +232,7 @@ def test_corrupt_files(processor, tmp_path, data):
             pixels(processor, image)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 def test_flipped_bytes_give_an_error_or_an_image(processor, photo):
     rng = np.random.default_rng(1)
     for format in ("PNG", "JPEG", "GIF", "WEBP", "TIFF"):
@@ -235,10 +241,8 @@ def test_flipped_bytes_give_an_error_or_an_image(processor, photo):
             damaged = bytearray(data)
             for position in rng.integers(0, len(data), 4):
                 damaged[position] ^= int(rng.integers(1, 256))
-            try:
+            with contextlib.suppress(ValueError):
                 assert pixels(processor, bytes(damaged)).isfinite().all()
-            except ValueError:
-                pass
 
 
 def test_missing_file_and_directory(processor, tmp_path):
@@ -252,6 +256,19 @@ def test_base64_and_data_uri(processor, photo):
     expected = pixels(processor, photo)
     assert torch.equal(pixels(processor, text), expected)
     assert torch.equal(pixels(processor, f"data:image/png;base64,{text}"), expected)
+
+
+def test_url(processor, photo, monkeypatch):
+    class Session:
+        def get(self, url, **options):
+            if not url.endswith("photo.png"):
+                raise OSError("404")
+            return SimpleNamespace(content=file_bytes(photo), raise_for_status=lambda: None)
+
+    monkeypatch.setattr(huggingface_hub, "get_session", Session)
+    assert torch.equal(pixels(processor, "https://example.org/photo.png"), pixels(processor, photo))
+    with pytest.raises(ValueError, match="Cannot download an image from http://example.org/none: 404"):
+        pixels(processor, "http://example.org/none")
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -299,14 +316,16 @@ def test_decompression_bombs_are_errors(processor, tmp_path, monkeypatch, factor
         assert pixels(processor, path).shape == (1, 3, 56, 56)
 
 
-def test_scaled_floats_are_warned_about(processor, caplog):
-    from transformers.utils import logging
-
-    logging.get_logger("lavit_hf.processing.image_conversion")
+def test_scaled_floats_are_warned_about(processor, monkeypatch):
+    warned = []
+    monkeypatch.setattr(image_conversion.logger, "warning_once", warned.append)
     image = np.random.default_rng(0).random((8, 8, 3), dtype=np.float32)
     unscaled = processor((image * 255).round(), return_tensors="pt")["pixel_values"]
     scaled = processor(image, do_rescale=False, return_tensors="pt")["pixel_values"]
     torch.testing.assert_close(scaled, unscaled, atol=0.05, rtol=0)
+    assert not warned
+    processor(image, return_tensors="pt")
+    assert "do_rescale=False" in warned[0]
 
 
 def test_config_is_plain_json(tmp_path, processor):

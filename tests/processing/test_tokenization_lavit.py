@@ -17,7 +17,6 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
 import lavit_hf  # noqa: F401  (registers the Auto classes)
 from lavit_hf.processing.tokenization_lavit import LavitTokenizer
 
-
 MODEL_FILE = Path(__file__).parents[1] / "data" / "tiny-original" / "language_model" / "tokenizer.model"
 CONTROL = ["<s>", "</s>", "<unk>", "<img>", "</img>", "<image>", "<visual_0>", "<visual_7>", "<visual_63>", "<0x41>"]
 V, K = 300, 64
@@ -221,7 +220,9 @@ def byte_level() -> PreTrainedTokenizerFast:
     tokenizer.add_special_tokens(["<|begin|>", "<|end|>", "<|role|>"])
     tokenizer.add_tokens([AddedToken("<think>", normalized=False)])
     begin = tokenizer.token_to_id("<|begin|>")
-    tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", begin)])
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin|> $A", special_tokens=[("<|begin|>", begin)]
+    )
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<|begin|>", eos_token="<|end|>")
 
 
@@ -232,7 +233,17 @@ def test_byte_level_text_tokenizer(byte_level, tmp_path):
     assert tokenizer.boi_token_id == V and len(tokenizer) == V + 11
     for name in ("<|begin|>", "<|end|>", "<|role|>", "<think>"):
         assert tokenizer.convert_tokens_to_ids(name) == byte_level.convert_tokens_to_ids(name)
-    for text in ("the cat", " the", "\n\nmat é", "<|end|>", "the<|role|>", "<img>", "</img>", " <visual_1>", "<image>"):
+    for text in (
+        "the cat",
+        " the",
+        "\n\nmat é",
+        "<|end|>",
+        "the<|role|>",
+        "<img>",
+        "</img>",
+        " <visual_1>",
+        "<image>",
+    ):
         assert tokenizer.encode(text) == byte_level.encode(text, add_special_tokens=False, split_special_tokens=True)
         assert not set(tokenizer.encode(text)) & {*range(V, V + 11), *byte_level.all_special_ids}
     assert tokenizer.pad_token == "<|end|>"

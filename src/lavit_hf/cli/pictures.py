@@ -13,8 +13,9 @@ from ..processing.image_conversion import load_image, to_rgb
 
 _MARGIN = 8
 _GREY = (150, 150, 150)
-_PATCH_BORDER = (110, 110, 110)
-_SMALLEST_SIDE = 224  # of a panel: smaller pictures are shown larger
+_PATCH_BORDER = (120, 120, 120)
+_GREYED = 0.8  # how much of a dropped patch is plain grey
+_SMALLEST_SIDE = 200  # of a panel: smaller pictures are shown larger
 
 
 def check_files(sources: list[str]) -> None:
@@ -54,13 +55,15 @@ def grey_out_dropped(image: Image.Image, keep_mask: torch.Tensor, grid: tuple[in
     """
     rows, columns = grid
     result = image.copy()
+    greyed = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, _GREY), _GREYED)
     draw = ImageDraw.Draw(result)
     for patch, kept in enumerate(keep_mask.tolist()):
         row, column = divmod(patch, columns)
         left, right = (round(edge * image.width / columns) for edge in (column, column + 1))
         top, bottom = (round(edge * image.height / rows) for edge in (row, row + 1))
         if not kept and left < right and top < bottom:
-            draw.rectangle((left, top, right - 1, bottom - 1), fill=_GREY, outline=_PATCH_BORDER)
+            result.paste(greyed.crop((left, top, right, bottom)), (left, top))
+            draw.rectangle((left, top, right - 1, bottom - 1), outline=_PATCH_BORDER)
     return result
 
 

@@ -20,7 +20,7 @@ from .errors import ConversionError, listing
 
 # Pages of a memory-mapped file count as this process's memory until the mapping goes. So a file is opened anew after
 # this many bytes were handed out.
-_REOPEN_AFTER = 64 * 2**20
+_REOPEN_AFTER = 32 * 2**20
 
 _SHARD = re.compile(r"-(\d+)-of-(\d+)$")
 
@@ -57,9 +57,9 @@ class WeightFile:
         if not self.is_safetensors:
             return {name: TensorInfo(tuple(t.shape), t.dtype, self.path) for name, t in handle.items()}
         with self._naming_the_file():
-            slices = {name: handle.get_slice(name) for name in handle.keys()}
+            slices = {name: handle.get_slice(name) for name in handle.offset_keys()}
             return {
-                name: TensorInfo(tuple(part.get_shape()), _torch_dtype(part.get_dtype()), self.path)
+                name: TensorInfo(tuple(part.get_shape()), self._torch_dtype(name, part.get_dtype()), self.path)
                 for name, part in slices.items()
             }
 
@@ -86,6 +86,11 @@ class WeightFile:
                 # 0: written with torch.serialization.set_crc32_options(False)
                 if record.CRC != 0 and not _is_intact(archive, record):
                     raise ConversionError(f"{self.path} is corrupt: the checksum of {record.filename} does not match.")
+
+    def _torch_dtype(self, name: str, dtype: str) -> torch.dtype:
+        if dtype not in _DTYPES:
+            raise ConversionError(f"{self.path}: {name} has the type {dtype}, which is not supported.")
+        return _DTYPES[dtype]
 
     def _open(self) -> Any:
         if self._handle is None:
@@ -249,10 +254,3 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-
-
-def _torch_dtype(name: str) -> torch.dtype:
-    try:
-        return _DTYPES[name]
-    except KeyError:
-        raise ConversionError(f"tensors of type {name} are not supported") from None

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 from typing import Any
 
-
 # Renders [image, "what is it?"] as the release's VQA prompt, "<image>Question: what is it? Answer:"; an image alone is
 # its caption prompt. Only the answer to a text question starts with " Answer:", so [image] -> "a cat" is a caption.
 DEFAULT_CHAT_TEMPLATE = """\

@@ -1,6 +1,6 @@
 """Turns whatever a caller passes as an image into an upright, checked RGB image; shared by both image backends.
 
-Anything that cannot become one raises a `ValueError` that says why, so that a bad file never reaches the model as noise.
+Anything that cannot become one raises a `ValueError` that says why, so that a bad file never reaches the model.
 """
 
 import base64
@@ -20,11 +20,20 @@ from PIL import Image, ImageOps
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
-
 logger = logging.get_logger(__name__)
 
 # What PIL's decoders raise on damaged files; the exact type depends on the format and on where the damage is.
-_DECODE_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, struct.error, zlib.error)
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    KeyError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
 _CHANNEL_COUNTS = (1, 3, 4)
 _URL_TIMEOUT = 60.0
 
@@ -87,7 +96,8 @@ def check_array(
         input_data_format: Where the channels are; inferred if not given.
 
     Returns:
-        The array [C, H, W] (`uint8` if it came with 16 bits or as booleans, otherwise of its own dtype), and its format.
+        The array [C, H, W] (`uint8` if it came with 16 bits or as booleans, otherwise of its own dtype), and its
+        format.
     """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()

@@ -1,4 +1,4 @@
-"""The shapes in which callers hand over images (one, a flat list, one list per prompt), and both backends' defaults."""
+"""How callers hand over images (one, a flat list, one list per prompt), and what both image backends share."""
 
 import os
 from typing import Any
@@ -9,7 +9,6 @@ from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
 from .image_conversion import load_image
-
 
 _ACCEPTED = "a PIL image, a NumPy array, a tensor, a path, a URL or the bytes of an image file"
 

@@ -22,7 +22,6 @@ from .image_structure import fetch_images, flatten
 from .prompt_layout import TokenRow, assign_images, assign_modes, check_prompts
 from .tokenization_lavit import LavitTokenizer
 
-
 # What locates a checkpoint; the visual tokenizer is loaded from the same place as the processor.
 _HUB_KWARGS = ("cache_dir", "local_files_only", "token", "revision", "subfolder", "proxies")
 _UNSUPPORTED_TEXT_KWARGS = (
@@ -47,7 +46,7 @@ _CHAT_ARGUMENTS = (
 )
 
 
-class ImageTextProcessorKwargs(ProcessingKwargs, total=False):
+class ImageTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     """Arguments of a call, beside those of tokenizer and image processor.
 
     hidden_bracket: Set by `apply_chat_template`: the character that stands for a "<" typed in the chat.
@@ -65,8 +64,8 @@ class ImageTextProcessor(ProcessorMixin):
         chat_template: A Jinja template; by default questions and answers as the release words them.
         image_seq_length: Patches per image: how many placeholders an image gets in the light form.
         visual_mode: `"continuous"` (features, for understanding) or `"discrete"` (codes); calls may override it.
-        visual_tokenizer: A `LavitVisualTokenizer`, held by reference and never saved; makes the attached form. Discrete
-            images work without one: it is then loaded from the processor's own checkpoint on first need.
+        visual_tokenizer: A `LavitVisualTokenizer`, held by reference and never saved; makes the attached form.
+            Discrete images work without one: it is then loaded from the processor's own checkpoint on first need.
     """
 
     valid_processor_kwargs = ImageTextProcessorKwargs
@@ -111,8 +110,8 @@ class ImageTextProcessor(ProcessorMixin):
                 images, or a (nested) list of one per image; by default the processor's own.
 
         Returns:
-            `input_ids` and `attention_mask`, and, if there are continuous images, `pixel_values` [images, 3, H, W] (light)
-            or `image_features` [total kept, hidden] (attached). Without text, just the `pixel_values`.
+            `input_ids` and `attention_mask`, and, if there are continuous images, `pixel_values` [images, 3, H, W]
+            (light) or `image_features` [total kept, hidden] (attached). Without text, just the `pixel_values`.
         """
         if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
             raise ValueError(f"{type(self).__name__} takes images and text, no videos and no audio.")
@@ -142,7 +141,7 @@ class ImageTextProcessor(ProcessorMixin):
         data = {**text_inputs, **_convert_image_inputs(image_inputs, return_tensors)}
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
 
-    def tokenize_images(self, images: Any, **kwargs: Any) -> list[torch.LongTensor]:
+    def tokenize_images(self, images: Any, **kwargs: Any) -> list[torch.Tensor]:
         """The ids of images as the language model reads and writes them: `[start]`, codes, `[end]`.
 
         Args:
@@ -150,19 +149,20 @@ class ImageTextProcessor(ProcessorMixin):
             kwargs: For the image processor.
 
         Returns:
-            One tensor [codes + 2] per image, in order.
+            One integer tensor [codes + 2] per image, in order.
         """
         pixel_values = self.image_processor(images, **{**kwargs, "return_tensors": "pt"})["pixel_values"]
         return [torch.tensor(ids) for ids in self._discrete_ids(pixel_values)]
 
     def get_num_image_tokens(self, input_ids: Any) -> list[list[int]]:
         """Tokens between start and end of every image, per row: the number of patches kept, in the attached and the
-        discrete form."""
+        discrete form.
+        """
         counts: list[list[int]] = []
         for row in input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids:
             starts = [i for i, index in enumerate(row) if index == self.tokenizer.boi_token_id]
             ends = [i for i, index in enumerate(row) if index == self.tokenizer.eoi_token_id]
-            counts.append([end - start - 1 for start, end in zip(starts, ends)])
+            counts.append([end - start - 1 for start, end in zip(starts, ends, strict=False)])
         return counts
 
     def apply_chat_template(  # type: ignore[override]
@@ -170,13 +170,14 @@ class ImageTextProcessor(ProcessorMixin):
     ) -> Any:
         """As everywhere. With `tokenize=True` all text of the conversation stays text, `<image>` included (with
         `sanitize_control_tokens=True` that of template variables, too); a prompt that is rendered first and passed to
-        the processor afterwards cannot make that difference."""
+        the processor afterwards cannot make that difference.
+        """
         if kwargs.get("tokenize"):
             names = ["tools", "documents"]
             if kwargs.pop("sanitize_control_tokens", False):  # done here, more strictly; includes template variables
                 names = [name for name in kwargs if name not in _CHAT_ARGUMENTS]
             hidden, (conversation, *values) = hide_brackets(conversation, *(kwargs.get(name) for name in names))
-            kwargs.update(zip(names, values))
+            kwargs.update(zip(names, values, strict=True))
             kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "hidden_bracket": hidden}
         return super().apply_chat_template(conversation, chat_template, **kwargs)
 
@@ -206,11 +207,12 @@ class ImageTextProcessor(ProcessorMixin):
         ids: list[list[int]] = [[] for _ in images]
         inputs: dict[str, torch.Tensor] = {}
         if where["discrete"]:
-            for index, codes in zip(where["discrete"], self._discrete_ids(pixel_values[where["discrete"]])):
+            found = self._discrete_ids(pixel_values[where["discrete"]])
+            for index, codes in zip(where["discrete"], found, strict=True):
                 ids[index] = codes
         if where["continuous"]:
             counts, inputs = self._continuous_inputs(pixel_values[where["continuous"]])
-            for index, count in zip(where["continuous"], counts):
+            for index, count in zip(where["continuous"], counts, strict=True):
                 ids[index] = self._between_start_and_end([self.image_token_id] * count)
         return ids, inputs
 
@@ -239,7 +241,7 @@ class ImageTextProcessor(ProcessorMixin):
         encoded = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
         )
-        text_tokens = iter(zip(texts, encoded["input_ids"], encoded["offset_mapping"]))
+        text_tokens = iter(zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True))
         images = iter(image_ids)
         rows = []
         for parts in segments:
@@ -279,7 +281,7 @@ class ImageTextProcessor(ProcessorMixin):
             inputs["text_replacement_offsets"] = [row.replacements for row in rows]
         if options.get("return_offsets_mapping"):
             inputs["offset_mapping"] = [
-                _pad_offsets(row.offsets, len(ids), side) for row, ids in zip(rows, inputs["input_ids"])
+                _pad_offsets(row.offsets, len(ids), side) for row, ids in zip(rows, inputs["input_ids"], strict=True)
             ]
         return inputs
 
@@ -293,8 +295,8 @@ class ImageTextProcessor(ProcessorMixin):
         ):
             if config is not None and getattr(config, name, expected) != expected:
                 raise ValueError(
-                    f"The visual tokenizer does not fit this processor: its {name} is {getattr(config, name)}, the {what} "
-                    f"is {expected}."
+                    f"The visual tokenizer does not fit this processor: its {name} is {getattr(config, name)}, "
+                    f"the {what} is {expected}."
                 )
         return visual_tokenizer
 

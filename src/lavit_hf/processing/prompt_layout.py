@@ -2,12 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from .image_structure import flatten, is_nested
 
-
-VisualMode = Literal["continuous", "discrete"]
 VISUAL_MODES = ("continuous", "discrete")
 
 
@@ -61,8 +59,8 @@ class TokenRow:
         first, last = (excess, len(self.ids)) if side == "left" else (0, max_length)
         if any(start < first or end > last for start, end in self.image_spans):
             raise ValueError(
-                f"Truncating prompt {prompt_index} from {len(self.ids)} to `max_length={max_length}` tokens on the {side} "
-                "would cut an image. Raise `max_length`, or pass fewer images or shorter text."
+                f"Truncating prompt {prompt_index} from {len(self.ids)} to `max_length={max_length}` tokens on the "
+                f"{side} would cut an image. Raise `max_length`, or pass fewer images or shorter text."
             )
         self.ids, self.offsets = self.ids[first:last], self.offsets[first:last]
         self.image_spans = [(start - first, end - first) for start, end in self.image_spans]
@@ -90,7 +88,7 @@ def assign_images(images: Any, counts: Sequence[int], image_token: str) -> list[
         image_token: The placeholder, for messages.
     """
     if images is None:
-        groups = [[] for _ in counts]
+        groups: list[list[Any]] = [[]]
     elif is_nested(images):
         groups = [flatten(group) for group in images]
     else:
@@ -98,7 +96,8 @@ def assign_images(images: Any, counts: Sequence[int], image_token: str) -> list[
     details = _find_mismatch(groups, counts, image_token, per_prompt=images is not None and is_nested(images))
     if details:
         raise ValueError(
-            f"The number of {image_token} tokens in the prompts should be the same as the number of images passed: {details}."
+            f"The number of {image_token} tokens in the prompts should be the same as the number of images passed: "
+            f"{details}."
         )
     return flatten(groups)
 
@@ -107,7 +106,7 @@ def _find_mismatch(groups: list[list[Any]], counts: Sequence[int], image_token: 
     if per_prompt and len(groups) != len(counts):
         return f"got {len(groups)} lists of images for {len(counts)} prompts"
     if per_prompt:
-        wrong = (i for i, (group, count) in enumerate(zip(groups, counts)) if len(group) != count)
+        wrong = (i for i, (group, count) in enumerate(zip(groups, counts, strict=True)) if len(group) != count)
         if (index := next(wrong, None)) is not None:
             return f"prompt {index} has {counts[index]}, but got {len(groups[index])} image(s) for it"
         return ""
@@ -118,7 +117,7 @@ def _find_mismatch(groups: list[list[Any]], counts: Sequence[int], image_token: 
     return f"found {sum(counts)} ({where}), but got {num_images} image(s)"
 
 
-def assign_modes(visual_mode: Any, num_images: int) -> list[VisualMode]:
+def assign_modes(visual_mode: Any, num_images: int) -> list[str]:
     """The visual mode of every image, from one for all or (nested) lists of one per image."""
     if isinstance(visual_mode, str):
         modes = [visual_mode] * num_images

@@ -14,7 +14,6 @@ from typing import Any
 from tokenizers import Tokenizer, decoders, normalizers
 from tokenizers.models import BPE
 
-
 BOI_TOKEN = "<img>"
 EOI_TOKEN = "</img>"
 IMAGE_TOKEN = "<image>"
@@ -54,8 +53,8 @@ def read_sentencepiece(model_file: str | Path) -> tuple[Tokenizer, dict[str, str
     tokenizer = _convert_sentencepiece(model)
     if not is_bpe or any(tokenizer.encode(text).ids != model.encode(text) for text in _PROBES):
         raise ValueError(
-            f"{model_file} is a sentencepiece model of an unsupported kind: only BPE models without text normalization, "
-            "as Llama's, can be converted."
+            f"{model_file} is a sentencepiece model of an unsupported kind: only BPE models without text "
+            "normalization, as Llama's, can be converted."
         )
     names = {"bos_token": model.bos_id(), "eos_token": model.eos_id(), "unk_token": model.unk_id()}
     names["pad_token"] = model.pad_id()
@@ -71,8 +70,8 @@ def extend_with_visual_tokens(
         tokenizer: The text tokenizer's backend.
         codebook_size: Number of visual codes K.
         special_tokens: The text tokenizer's special tokens. They keep their ids, as rows of the vocabulary.
-        text_vocab_size: The id V at which the visual vocabulary starts, where the language model's vocabulary is larger
-            than the tokenizer's; the ids between get reserved names.
+        text_vocab_size: The id V at which the visual vocabulary starts, where the language model's vocabulary is
+            larger than the tokenizer's; the ids between get reserved names.
     """
     spec = json.loads(tokenizer.to_str())
     if spec["model"]["type"] != "BPE":
@@ -89,7 +88,7 @@ def extend_with_visual_tokens(
     taken = [name for name in names if name in vocab]
     if taken:
         raise ValueError(f"The text tokenizer has tokens of its own with the names {', '.join(taken[:5])}.")
-    vocab.update(zip(names, range(len(vocab), len(vocab) + len(names))))
+    vocab.update({name: len(vocab) + position for position, name in enumerate(names)})
 
     # Merges into a control symbol would let a user type it; sentencepiece never makes them.
     unmergeable = specials | set(names)

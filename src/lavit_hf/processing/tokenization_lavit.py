@@ -20,7 +20,6 @@ from .text_vocabulary import (
     read_sentencepiece,
 )
 
-
 # How a tokenizer was loaded, which the base class keeps among its settings.
 _LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder")
 _Codes = TypeVar("_Codes", int, list[int], torch.Tensor)
@@ -94,7 +93,9 @@ class LavitTokenizer(TokenizersBackend):
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         special_tokens = {name: getattr(text_tokenizer, name) for name in names if getattr(text_tokenizer, name, None)}
         kwargs.setdefault("model_max_length", text_tokenizer.model_max_length)
-        extended = extend_with_visual_tokens(backend, codebook_size, text_tokenizer.all_special_tokens, text_vocab_size)
+        extended = extend_with_visual_tokens(
+            backend, codebook_size, text_tokenizer.all_special_tokens, text_vocab_size
+        )
         return cls(tokenizer_object=extended, **{**special_tokens, **kwargs})
 
     @property

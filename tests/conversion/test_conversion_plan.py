@@ -1,0 +1,79 @@
+"""The plan at full size, and the table of names behind it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lavit_hf.conversion import ConversionError, names, plan
+
+MANIFEST = Path(__file__).parents[1] / "data/published-7b-manifest.json"
+
+
+def _changed(tmp_path: Path, change) -> Path:
+    content = json.loads(MANIFEST.read_text())
+    change({file.partition(".")[0]: entry["tensors"] for file, entry in content["files"].items()})
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps(content))
+    return path
+
+
+def test_published_checkpoint_has_no_gap():
+    published = json.loads(MANIFEST.read_text())["files"]
+    full = plan(MANIFEST)
+    assert len({(tensor.file, tensor.name) for tensor in full.tensors}) == sum(
+        len(f["tensors"]) for f in published.values()
+    )
+    aside = {(tensor.file, tensor.name) for tensor in full.tensors if tensor.model is None}
+    unused = ("norm.weight", "norm.bias", "head.weight", "head.bias")
+    assert aside == {("visual_tokenizer/eva_vitg_psz14", name) for name in unused}
+    assert full.models["token_decoder"] == (288, 414_526_592)
+    text = str(full)
+    assert "1,012,588,928 parameters, 4 kept aside" in text and "6,872,649,728" in text
+
+
+def test_tensor_without_a_place(tmp_path):
+    path = _changed(
+        tmp_path, lambda files: files["visual_tokenizer/eva_vitg_psz14"].update({"blocks.0.gamma": [1408]})
+    )
+    with pytest.raises(ConversionError, match=r"unexpected blocks.0.gamma \[1408\]"):
+        plan(path)
+
+
+def test_place_without_a_tensor(tmp_path):
+    path = _changed(tmp_path, lambda files: files["visual_tokenizer/tokenizer_decoder"].pop("unet_proj.bias"))
+    with pytest.raises(ConversionError, match=r"tokenizer_decoder: missing unet_proj.bias \[768\]"):
+        plan(path)
+
+
+def test_wrong_shape(tmp_path):
+    change = lambda files: files["language_model/visual_weight"].update({"vit_proj.bias": [4095]})  # noqa: E731
+    with pytest.raises(ConversionError, match=r"vit_proj.bias has shape \[4095\], expected \[4096\]"):
+        plan(_changed(tmp_path, change))
+
+
+def test_heads_can_be_given():
+    with pytest.raises(ConversionError, match="not a multiple"):
+        plan(MANIFEST, heads="vision=15")
+
+
+def test_manifest_that_is_none(tmp_path):
+    path = tmp_path / "manifest.json"
+    for content in (
+        "{",
+        "[]",
+        "{}",
+        '{"files": {"a.bin": {"tensors": {}}}}',
+        '{"files": {"a.bin": 1}}',
+        '{"files": {}}',
+    ):
+        path.write_text(content)
+        with pytest.raises(ConversionError, match=r"manifest\.json"):
+            plan(path)
+
+
+def test_table_reads_the_same_in_both_directions():
+    for tensor in plan(MANIFEST).tensors:
+        if tensor.model is not None:
+            back = [(origin.file, origin.name) for origin in names.origins_of(tensor.model, tensor.target)]
+            assert (tensor.file, tensor.name) in back

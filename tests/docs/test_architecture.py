@@ -1,0 +1,63 @@
+"""What ARCHITECTURE.md promises: imports go one way, and importing the package stays cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).resolve().parents[2] / "src" / "lavit_hf"
+ORDER = ["modeling", "processing", "conversion", "cli"]  # each may import what stands before it
+FILES = sorted(path for part in ORDER for path in (PACKAGE / part).rglob("*.py"))
+
+
+def imported_parts(path: Path) -> set[str]:
+    """Parts of the package that a file imports anywhere, also within functions; "" is the package itself."""
+    package = ["lavit_hf", *path.relative_to(PACKAGE).parent.parts]
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            modules = [alias.name.split(".") for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = base + (node.module.split(".") if node.module else [])
+            modules = [base] if len(base) > 1 else [[*base, alias.name] for alias in node.names]
+        else:
+            continue
+        found |= {(module[1] if len(module) > 1 else "") for module in modules if module[0] == "lavit_hf"}
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_imports_go_one_way(path: Path) -> None:
+    part = path.relative_to(PACKAGE).parts[0]
+    allowed = set(ORDER[: ORDER.index(part) + 1])
+    imported = imported_parts(path)
+    if part == "cli":  # stands above the package and may use its public names
+        imported = imported & set(ORDER)
+    assert imported <= allowed
+
+
+def test_the_check_sees_wrong_imports(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "PACKAGE", tmp_path)
+    path = tmp_path / "modeling" / "module.py"
+    path.parent.mkdir()
+    path.write_text("def f():\n    from ..conversion import convert\n    import lavit_hf.cli.demo\n    from . import x")
+    assert imported_parts(path) == {"conversion", "cli", "modeling"}
+
+
+def test_importing_the_package_loads_nothing_heavy() -> None:
+    unwanted = (
+        "diffusers",
+        "typer",
+        "torchvision",
+        "sentencepiece",
+        "lavit_hf.conversion",
+        "lavit_hf.cli",
+        "transformers.models.blip_2.modeling_blip_2",
+        "transformers.models.llama.modeling_llama",
+    )
+    code = f"import sys, lavit_hf; print([name for name in {unwanted} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,79 @@
+"""Every code block of the documents runs.
+
+Python blocks of a document run as one script, in order; every bash block by itself. Both run in an empty directory with
+links to what a checkout has. Lines with `make`, `pip` and `git` are left out: they would install, and `.ci/run` runs
+those commands themselves.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCUMENTS = ("README.md", "ARCHITECTURE.md", "CONTRIBUTING.md")
+NOT_RUN = ("make ", "pip ", "git ")
+NOT_CODE = {"text", "bibtex"}
+_FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+def blocks(document: str, language: str) -> list[str]:
+    return [code for kind, code in _FENCE.findall((ROOT / document).read_text(encoding="utf-8")) if kind == language]
+
+
+def bash_blocks() -> list:
+    found = []
+    for document in DOCUMENTS:
+        for index, code in enumerate(blocks(document, "bash")):
+            lines = [line for line in code.splitlines() if not line.startswith((*NOT_RUN, "#")) and line.strip()]
+            if lines:
+                found.append(pytest.param("\n".join(lines), id=f"{document}-{index}"))
+    return found
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A directory that looks like the repository, into which a block may write."""
+    left_out = {"out", ".git", ".venv", "build", "dist"}
+    for path in ROOT.iterdir():
+        if path.name not in left_out:
+            (tmp_path / path.name).symlink_to(path)
+    return tmp_path
+
+
+def run(command: list[str], folder: Path) -> str:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    # Nested runs of pytest must not take themselves for workers of this one.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
+    result = subprocess.run(
+        command, cwd=folder, env={**environment, "PATH": path}, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+    return result.stdout
+
+
+@pytest.mark.parametrize("document", [document for document in DOCUMENTS if blocks(document, "python")])
+def test_python_blocks_run(document: str, checkout: Path) -> None:
+    run([sys.executable, "-c", "\n".join(blocks(document, "python"))], checkout)
+
+
+@pytest.mark.parametrize("code", bash_blocks())
+def test_bash_blocks_run(code: str, checkout: Path) -> None:
+    run(["bash", "-euo", "pipefail", "-c", code], checkout)
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_no_block_is_forgotten(document: str) -> None:
+    text = (ROOT / document).read_text(encoding="utf-8")
+    kinds = [kind for kind, _ in _FENCE.findall(text)]
+    assert len(kinds) * 2 == text.count("```")
+    assert set(kinds) <= {"python", "bash"} | NOT_CODE
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_links_lead_somewhere(document: str) -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
+    assert [target for target in targets if not (ROOT / target).exists()] == []
