@@ -113,6 +113,14 @@ def test_negative_condition_of_the_low_resolution_decoder(checkpoint, golden):
     assert torch.equal(stored["negative_condition"], golden["uncond_embeddings"])
 
 
+def test_code_of_the_model_card_runs(checkpoint, original_dir, capsys):
+    card = (checkpoint / "README.md").read_text()
+    code = card.split("```python\n")[1].split("```")[0]
+    code = code.replace("path/to/this/directory", str(checkpoint))
+    exec(code.replace("picture.png", str(original_dir / "images/0.png")), {})
+    assert capsys.readouterr().out.startswith("[")
+
+
 def test_files_are_readable_by_others(checkpoint: Path):
     for path in [checkpoint, *checkpoint.rglob("*")]:
         assert path.stat().st_mode & 0o044 == 0o044

@@ -1,8 +1,8 @@
 """Every code block of the documents runs.
 
-Python blocks of a document run as one script, in order; every bash block by itself. Both run in an empty directory with
-links to what a checkout has. Lines with `make`, `pip` and `git` are left out: they would install, and `.ci/run` runs
-those commands themselves.
+Python blocks of a document run as one script, in order; every bash block by itself. Both run in an empty directory
+with links to what a checkout has. Lines with `make`, `pip` and `git` are left out: they would install, and `.ci/run`
+runs the `make` commands itself.
 """
 
 import os

@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+from transformers import GenerationConfig
+
 from tiny_models import (
     NUM_IMAGES,
     ROWS,
@@ -13,8 +16,6 @@ from tiny_models import (
     make_prompts,
     random_pixels,
 )
-from torch import nn
-from transformers import GenerationConfig
 
 FORMS = pytest.mark.parametrize("make_inputs", [attached_inputs, light_inputs], ids=["attached", "light"])
 NEW = {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -109,7 +110,9 @@ def test_unknown_mode_is_refused(tiny):
 def test_model_output_and_going_on_from_its_cache(tiny, pixels, make_inputs):
     inputs = make_inputs(tiny, pixels)
     whole = tiny.generate(**inputs, max_new_tokens=8, min_new_tokens=8)
-    first = tiny.generate(**inputs, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True, output_scores=True)
+    first = tiny.generate(
+        **inputs, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True, output_scores=True
+    )
     assert torch.equal(first.sequences, whole[:, :-4]) and len(first.scores) == 4
     mask = nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
     going_on = tiny.generate(

@@ -4,9 +4,9 @@ import copy
 
 import pytest
 import torch
-from tiny_models import NUM_PATCHES, build_visual_tokenizer, random_pixels
 
 from lavit_hf.modeling.merger import padded_positions, smoothed_attention
+from tiny_models import NUM_PATCHES, build_visual_tokenizer, random_pixels
 
 
 def masks() -> dict[str, torch.Tensor]:

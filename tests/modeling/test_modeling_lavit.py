@@ -4,6 +4,9 @@ import copy
 
 import pytest
 import torch
+from torch import nn
+
+from lavit_hf import LavitForConditionalGeneration
 from tiny_models import (
     NUM_IMAGES,
     NUM_PATCHES,
@@ -15,9 +18,7 @@ from tiny_models import (
     make_prompts,
     random_pixels,
 )
-from torch import nn
 
-from lavit_hf import LavitForConditionalGeneration
 
 @pytest.fixture(scope="module")
 def tiny() -> LavitForConditionalGeneration:

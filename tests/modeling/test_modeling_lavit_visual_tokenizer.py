@@ -7,6 +7,9 @@ import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from safetensors.torch import load_file, save_file
+from transformers import AutoModel
+
+from lavit_hf import LavitForConditionalGeneration, LavitModel, LavitVisualTokenizer
 from tiny_models import (
     NUM_PATCHES,
     build_model,
@@ -14,9 +17,6 @@ from tiny_models import (
     random_pixels,
     visual_tokenizer_config,
 )
-from transformers import AutoModel
-
-from lavit_hf import LavitForConditionalGeneration, LavitModel, LavitVisualTokenizer
 
 
 @pytest.fixture(scope="module")
@@ -209,7 +209,7 @@ def test_a_corrupt_file_is_an_error_that_names_it(tokenizer, tmp_path):
 
 
 def test_an_empty_directory_is_an_error(tmp_path):
-    with pytest.raises(OSError):
+    with pytest.raises(OSError, match=r"config\.json"):
         LavitVisualTokenizer.from_pretrained(tmp_path)
 
 

@@ -61,6 +61,8 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
         raise ValueError(f"{model}: the weights are corrupt ({error}).") from error
     except RuntimeError as error:
         raise ValueError(f"{model}: the weights do not fit the configuration ({error}).") from error
+    except OSError as error:
+        raise ValueError(f"{model} cannot be loaded: {error}") from error
     if missing := sorted(report["missing_keys"]):
         # transformers fills them with random numbers.
         raise ValueError(f"{model}: {len(missing)} tensors are missing, the first is {missing[0]}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import tempfile
@@ -13,6 +14,8 @@ from .errors import ConversionError
 
 # Configurations, tokenizer and notices; far more than they need.
 _MARGIN = 32 * 2**20
+# With less than this left, a write that failed for no stated reason failed for this one.
+_FULL = 2**16
 
 
 def check_destination(destination: Path) -> None:
@@ -61,9 +64,13 @@ def complete_directory(destination: Path) -> Iterator[Path]:
 def write_error(error: Exception, path: Path | str) -> ConversionError:
     """What to tell the user about a failed write; a full disk is the usual reason."""
     folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
-    free = readable_size(shutil.disk_usage(folder).free)
-    reason = (getattr(error, "strerror", None) or str(error)).splitlines()[0]
-    return ConversionError(f"{Path(path).name} could not be written: {reason} ({free} free).")
+    free = shutil.disk_usage(folder).free
+    # torch and safetensors wrap the system's error, or swallow it.
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or free < _FULL:
+        reason = "the disk is full"
+    else:
+        reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
+    return ConversionError(f"{Path(path).name} could not be written: {reason} ({readable_size(free)} free).")
 
 
 def readable_size(size: float) -> str:

@@ -82,10 +82,11 @@ def _settle_overridden(source: OriginalCheckpoint, mapping: CheckpointMapping) -
     differing = []
     for (file, name), winner in mapping.overridden.items():
         own, other = source.read(file, name), source.read(*winner)
-        same_values = torch.equal(own, other.to(own.dtype)) or torch.equal(own.to(other.dtype), other)
-        if not same_values and file == names.STAGE2 and name.startswith("encoder."):
+        if own.dtype == other.dtype and torch.equal(own, other):
+            continue
+        mapping.unused.append((file, name))
+        rounded_alike = torch.equal(own, other.to(own.dtype)) or torch.equal(own.to(other.dtype), other)
+        if file == names.STAGE2 and name.startswith("encoder.") and not rounded_alike:
             differing.append(f"{file}: {name} differs from {winner[0]}: {winner[1]}")
-        if own.dtype != other.dtype or not torch.equal(own, other):
-            mapping.unused.append((file, name))
     if differing:
         raise ConversionError(listing("Both branches share one vision encoder, but the files hold two:", differing))

@@ -1,1 +1,1 @@
-"""The networks: visual tokenizer, language model with images, token decoder. Knows nothing of processing or training."""
+"""The networks: visual tokenizer, language model with images, token decoder. Knows no processing."""

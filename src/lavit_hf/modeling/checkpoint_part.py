@@ -57,9 +57,7 @@ def load_checkpoint_part(
     wants_info = kwargs.pop("output_loading_info", False)
     for name in _HUB_KWARGS:
         kwargs.pop(name, None)
-    model, info = loader(
-        None, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs
-    )
+    model, info = loader(None, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise ValueError(
             f"{checkpoint} lacks these tensors of {model_class.__name__}: {', '.join(sorted(info['missing_keys']))}."
@@ -111,9 +109,8 @@ def _read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
     try:
         with safe_open(path, framework="pt") as file:
             inside = _prefix_in(file.keys(), prefix)
-            return {
-                name[len(inside) :]: file.get_tensor(name) for name in file.keys() if name.startswith(inside)
-            }
+            names = [name for name in file.keys() if name.startswith(inside)]  # noqa: SIM118 - no dictionary
+            return {name[len(inside) :]: file.get_tensor(name) for name in names}
     except SafetensorError as error:
         raise OSError(f"{path} is not a readable safetensors file ({error}). Download or convert it again.") from error
 

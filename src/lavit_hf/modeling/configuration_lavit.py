@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
@@ -49,8 +51,8 @@ class LavitVisualTokenizerConfig(PreTrainedConfig):
     >>> from lavit_hf import LavitVisualTokenizer, LavitVisualTokenizerConfig
 
     >>> config = LavitVisualTokenizerConfig(
-    ...     vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2,
-    ...                    "image_size": 56},
+    ...     vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    ...                    "num_attention_heads": 2, "image_size": 56},
     ...     merger_num_layers=1, merger_num_heads=2, merger_intermediate_size=64, codebook_size=64, codebook_dim=8,
     ... )
     >>> LavitVisualTokenizer(config).config.num_patches
@@ -66,7 +68,7 @@ class LavitVisualTokenizerConfig(PreTrainedConfig):
         )
     }
 
-    vision_config: dict | PreTrainedConfig | None = None
+    vision_config: Any = None
     merger_num_layers: int = 12
     merger_num_heads: int = 16
     merger_intermediate_size: int = 6144
@@ -82,7 +84,8 @@ class LavitVisualTokenizerConfig(PreTrainedConfig):
         """Part of `@strict` validation: checks that the sizes fit together."""
         if self.hidden_size % self.merger_num_heads:
             raise ValueError(
-                f"The vision width ({self.hidden_size}) must be a multiple of merger_num_heads ({self.merger_num_heads})."
+                f"The vision width ({self.hidden_size}) must be a multiple of "
+                f"merger_num_heads ({self.merger_num_heads})."
             )
         if self.attention_smoothing < 0:
             raise ValueError(f"attention_smoothing must be 0 or positive, got {self.attention_smoothing}.")
@@ -117,8 +120,8 @@ class LavitConfig(PreTrainedConfig):
         boi_token_id: Id of the image start. By default the visual ids are taken to be the last ones of the vocabulary.
         eoi_token_id: Id of the image end.
         visual_token_offset: Id of visual code 0; code `c` has the id `visual_token_offset + c`.
-        image_token_id: Id of the placeholder that stands for one continuous feature in `input_ids`. It lies outside the
-            embedding table.
+        image_token_id: Id of the placeholder that stands for one continuous feature in `input_ids`. It lies outside
+            the embedding table.
 
     Example:
 
@@ -140,12 +143,13 @@ class LavitConfig(PreTrainedConfig):
         "visual_tokenizer_config": LavitVisualTokenizerConfig,
     }
 
-    text_config: dict | PreTrainedConfig | None = None
-    visual_tokenizer_config: dict | PreTrainedConfig | None = None
-    boi_token_id: int | None = None
-    eoi_token_id: int | None = None
-    visual_token_offset: int | None = None
-    image_token_id: int | None = None
+    text_config: Any = None
+    visual_tokenizer_config: Any = None
+    # Never None after construction.
+    boi_token_id: int = None  # type: ignore[assignment]
+    eoi_token_id: int = None  # type: ignore[assignment]
+    visual_token_offset: int = None  # type: ignore[assignment]
+    image_token_id: int = None  # type: ignore[assignment]
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -170,8 +174,8 @@ class LavitConfig(PreTrainedConfig):
         if self.boi_token_id < 0 or max(self.boi_token_id, self.eoi_token_id, last_code) >= vocab_size:
             raise ValueError(
                 f"text_config.vocab_size ({vocab_size}) has no room for image start ({self.boi_token_id}), image end "
-                f"({self.eoi_token_id}) and {codebook_size} visual codes from {self.visual_token_offset} on. Resize the "
-                "language model's embeddings to text vocabulary + 2 + codebook_size."
+                f"({self.eoi_token_id}) and {codebook_size} visual codes from {self.visual_token_offset} on. Resize "
+                "the language model's embeddings to text vocabulary + 2 + codebook_size."
             )
 
     @property

@@ -20,12 +20,12 @@ class LavitGenerationMixin(GenerationMixin):
     @torch.no_grad()
     def generate(
         self,
-        inputs: torch.LongTensor | None = None,
+        inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
         *args: Any,
         generation_mode: str | None = None,
         **kwargs: Any,
-    ) -> torch.LongTensor | Any:
+    ) -> torch.Tensor | Any:
         """Generates from text and images.
 
         Args:
@@ -53,15 +53,15 @@ class LavitGenerationMixin(GenerationMixin):
         self._suppress_visual_tokens(generation_config, kwargs)
         self._restore_cached_mask(kwargs)
         prompt = kwargs.get("input_ids")
-        empty_mask = self._prepare_images(kwargs)
+        new_mask = self._prepare_images(kwargs)
         output = super().generate(None, generation_config, *args, **kwargs)
-        if empty_mask is None:
+        if prompt is None or new_mask is None:
             return output
-        return self._restore_prompt(output, prompt, empty_mask)
+        return self._restore_prompt(output, prompt, new_mask)
 
     def prepare_inputs_for_generation(
         self,
-        input_ids: torch.LongTensor,
+        input_ids: torch.Tensor,
         *args: Any,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
@@ -72,9 +72,9 @@ class LavitGenerationMixin(GenerationMixin):
         )
         # transformers withholds images from the first pass of an assistant model, although its prompt holds them.
         step_ids = model_inputs.get("input_ids")
-        if mm_encoder_outputs and step_ids is not None and step_ids.shape[1] > 1:
-            if (step_ids == self.config.image_token_id).any():
-                model_inputs["mm_encoder_outputs"] = mm_encoder_outputs
+        is_prompt = mm_encoder_outputs and step_ids is not None and step_ids.shape[1] > 1
+        if is_prompt and (step_ids == self.config.image_token_id).any():
+            model_inputs["mm_encoder_outputs"] = mm_encoder_outputs
         return model_inputs
 
     def _suppress_visual_tokens(self, generation_config: GenerationConfig | None, kwargs: dict[str, Any]) -> None:
@@ -122,7 +122,9 @@ class LavitGenerationMixin(GenerationMixin):
 
     def _rewrite_rows(self, kwargs: dict[str, Any], is_empty: torch.Tensor) -> torch.Tensor:
         if kwargs.get("position_ids") is not None:
-            raise ValueError("position_ids cannot be given when images have one placeholder per patch; leave them out.")
+            raise ValueError(
+                "position_ids cannot be given when images have one placeholder per patch; leave them out."
+            )
         order, attention_mask = move_empty_to_left(is_empty, kwargs.get("attention_mask"))
         # Any text id does for the padding, it only must not be a placeholder.
         input_ids = kwargs["input_ids"].masked_fill(is_empty, 0)
@@ -130,7 +132,7 @@ class LavitGenerationMixin(GenerationMixin):
         return attention_mask
 
     @staticmethod
-    def _restore_prompt(output: Any, prompt: torch.LongTensor, attention_mask: torch.Tensor) -> Any:
+    def _restore_prompt(output: Any, prompt: torch.Tensor, attention_mask: torch.Tensor) -> Any:
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
         repeats = len(sequences) // len(prompt)
         sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(repeats, dim=0)

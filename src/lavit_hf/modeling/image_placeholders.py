@@ -32,8 +32,8 @@ def split_image_features(is_placeholder: torch.Tensor, image_features: torch.Ten
     lengths = placeholder_lengths(is_placeholder)
     if sum(lengths) != len(image_features):
         raise ValueError(
-            f"The prompts hold {sum(lengths)} image placeholders, but image_features has {len(image_features)} tokens. "
-            "Pass the two as the processor returned them together. Did truncation cut an image?"
+            f"The prompts hold {sum(lengths)} image placeholders, but image_features has {len(image_features)} "
+            "tokens. Pass the two as the processor returned them together. Did truncation cut an image?"
         )
     return lengths
 
@@ -66,8 +66,33 @@ def find_empty_placeholders(
         )
     counts = torch.tensor(num_tokens, device=is_placeholder.device)
     is_empty = torch.zeros_like(is_placeholder)
-    is_empty[is_placeholder] = (torch.arange(num_patches, device=counts.device) < num_patches - counts[:, None]).flatten()
+    is_empty[is_placeholder] = (
+        torch.arange(num_patches, device=counts.device) < num_patches - counts[:, None]
+    ).flatten()
     return is_empty
+
+
+def mask_empty_placeholders(attention_mask: torch.Tensor | None, is_empty: torch.Tensor) -> torch.Tensor:
+    """Takes empty placeholders out of a mask.
+
+    Args:
+        attention_mask: `[batch, past + sequence]`; all ones by default.
+        is_empty: `[batch, sequence]`.
+
+    Returns:
+        The new mask, `[batch, past + sequence]`.
+
+    Raises:
+        ValueError: If the mask is not 2D.
+    """
+    if attention_mask is None:
+        return (~is_empty).long()
+    if attention_mask.ndim != 2:
+        raise ValueError(
+            f"The attention mask must be 2D when images have one placeholder per patch, got {attention_mask.ndim}D."
+        )
+    past = attention_mask.shape[1] - is_empty.shape[1]
+    return attention_mask.masked_fill(torch.nn.functional.pad(is_empty, (past, 0)), 0)
 
 
 def move_empty_to_left(

@@ -22,8 +22,8 @@ def smoothed_attention(
     """Attention with the smoothed weights of LaVIT, computed in fp32.
 
     `w = (exp(l - m) * mask + smoothing / N) / (sum(exp(l - m) * mask) + smoothing)` over `N` keys, where `m` is the
-    largest of all logits, masked ones too. With smoothing 0 this is a masked softmax (`m` over the allowed logits), and
-    a query that may look at nothing gets zeros.
+    largest of all logits, masked ones too. With smoothing 0 this is a masked softmax (`m` over the allowed logits),
+    and a query that may look at nothing gets zeros.
 
     Args:
         query: `[batch, heads, queries, head_dim]`.
@@ -48,9 +48,7 @@ def smoothed_attention(
         return torch.matmul(weights.to(value.dtype), value)
 
 
-def fused_attention(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor
-) -> torch.Tensor:
+def fused_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Masked softmax attention in fp32 by `scaled_dot_product_attention`; same arguments as [`smoothed_attention`].
 
     Every query needs at least one allowed key.
@@ -208,7 +206,7 @@ class LavitMerger(nn.Module):
     def forward_all(
         self, patch_features: torch.Tensor, keep_mask: torch.Tensor, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Computes every patch, `[batch, num_patches, hidden]`; `positions` restricts only what the last block returns."""
+        """Computes every patch, `[batch, num_patches, hidden]`; `positions` restricts what the last block returns."""
         self_mask, cross_mask = _self_mask(keep_mask), ~keep_mask[:, None, None, :]
         hidden, source = patch_features, self.norm_features(patch_features)
         for index, layer in enumerate(self.layers):

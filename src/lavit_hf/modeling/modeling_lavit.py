@@ -15,7 +15,7 @@ from transformers.utils import can_return_tuple
 from .cache_mask import apply_remembered_mask, remember_mask
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
-from .image_placeholders import find_empty_placeholders, split_image_features
+from .image_placeholders import find_empty_placeholders, mask_empty_placeholders, split_image_features
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 
 
@@ -30,7 +30,7 @@ class LavitImageFeatures(BaseModelOutputWithPooling):
         keep_mask: True where a patch became a token, `[images, num_patches]`; `None` if features were handed over.
     """
 
-    keep_mask: torch.BoolTensor | None = None
+    keep_mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -42,7 +42,7 @@ class LavitModelOutputWithPast(BaseModelOutputWithPast):
         attention_mask: The mask that was used, `[batch, sequence]`: that of the inputs without empty placeholders.
     """
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
 
 
@@ -55,7 +55,7 @@ class LavitCausalLMOutputWithPast(CausalLMOutputWithPast):
         attention_mask: The mask that was used, `[batch, sequence]`: that of the inputs without empty placeholders.
     """
 
-    image_hidden_states: torch.FloatTensor | None = None
+    image_hidden_states: torch.Tensor | None = None
     attention_mask: torch.Tensor | None = None
 
 
@@ -82,7 +82,9 @@ class LavitModel(LavitPreTrainedModel):
     def __init__(self, config: LavitConfig):
         super().__init__(config)
         self.visual_tokenizer = LavitVisualTokenizer(config.visual_tokenizer_config)
-        self.multi_modal_projector = nn.Linear(config.visual_tokenizer_config.hidden_size, config.text_config.hidden_size)
+        self.multi_modal_projector = nn.Linear(
+            config.visual_tokenizer_config.hidden_size, config.text_config.hidden_size
+        )
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -95,8 +97,8 @@ class LavitModel(LavitPreTrainedModel):
     @can_return_tuple
     def get_image_features(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         num_image_tokens: list[int] | None = None,
         **kwargs: Any,
     ) -> LavitImageFeatures:
@@ -107,6 +109,7 @@ class LavitModel(LavitPreTrainedModel):
             image_features: What the visual tokenizer's `embed` gave for them, `[total tokens, vision hidden]`, to
                 project only.
             num_image_tokens: With `image_features`: tokens of every image; one image by default.
+            kwargs: For the vision encoder, such as `output_hidden_states`.
 
         Returns:
             [`LavitImageFeatures`], whose `pooler_output` is a list of `[tokens, text hidden]`, one per image.
@@ -118,24 +121,26 @@ class LavitModel(LavitPreTrainedModel):
             raise ValueError("Pass either pixel_values or image_features.")
         output = LavitImageFeatures()
         if pixel_values is not None:
-            tokens = self.visual_tokenizer.embed(pixel_values)
+            tokens = self.visual_tokenizer.embed(pixel_values, **kwargs)
+            assert tokens.num_tokens is not None
             image_features, num_image_tokens = tokens.features, tokens.num_tokens.tolist()
             output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
-        image_features = image_features.to(self.multi_modal_projector.weight.device, self.multi_modal_projector.weight.dtype)
-        sizes = num_image_tokens if num_image_tokens is not None else [len(image_features)]
-        output.pooler_output = list(self.multi_modal_projector(image_features).split(sizes))
+            output.hidden_states, output.attentions = tokens.hidden_states, tokens.attentions
+        assert image_features is not None
+        projected = self.multi_modal_projector(image_features.to(self.multi_modal_projector.weight))
+        output.pooler_output = list(projected.split(num_image_tokens or [len(projected)]))
         return output
 
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> LavitModelOutputWithPast:
@@ -160,29 +165,12 @@ class LavitModel(LavitPreTrainedModel):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
         images = self._encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs)
         is_empty = image_hidden_states = None
-        if inputs_embeds is None:
-            is_placeholder = input_ids == self.config.image_token_id
-            # Placeholders lie outside the embedding table.
-            inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
-            if images is not None:
-                num_tokens = [len(tokens) for tokens in images.pooler_output]
-                num_patches = self.config.visual_tokenizer_config.num_patches
-                is_empty = find_empty_placeholders(is_placeholder, num_tokens, num_patches)
-                empty = inputs_embeds.new_empty(0, inputs_embeds.shape[-1])  # Perhaps no image has a token.
-                image_hidden_states = torch.cat([empty, *(tokens.to(empty) for tokens in images.pooler_output)])
-                is_filled = is_placeholder if is_empty is None else is_placeholder & ~is_empty
-                inputs_embeds = inputs_embeds.masked_scatter(is_filled[..., None], image_hidden_states)
-            else:
-                self._check_no_placeholders(is_placeholder)
-
+        if input_ids is not None:
+            inputs_embeds, image_hidden_states, is_empty = self._embed(input_ids, images)
+        assert inputs_embeds is not None
         if is_empty is not None:
-            if position_ids is not None:
-                raise ValueError(
-                    "position_ids cannot be given when images have one placeholder per patch, because which of them "
-                    "count is known only after encoding. Leave position_ids out, or attach the visual tokenizer to the "
-                    "processor."
-                )
-            attention_mask = _mask_empty(attention_mask, is_empty)
+            self._check_free_positions(position_ids)
+            attention_mask = mask_empty_placeholders(attention_mask, is_empty)
         batch_size, new_positions = inputs_embeds.shape[:2]
         attention_mask = apply_remembered_mask(attention_mask, past_key_values, batch_size, new_positions)
         if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
@@ -195,7 +183,7 @@ class LavitModel(LavitPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        if is_empty is not None and outputs.past_key_values is not None:
+        if is_empty is not None and attention_mask is not None and outputs.past_key_values is not None:
             remember_mask(outputs.past_key_values, attention_mask)
         return LavitModelOutputWithPast(
             last_hidden_state=outputs.last_hidden_state,
@@ -206,11 +194,35 @@ class LavitModel(LavitPreTrainedModel):
             attention_mask=attention_mask if is_empty is not None else None,
         )
 
+    def _embed(
+        self, input_ids: torch.Tensor, images: BaseModelOutputWithPooling | None
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Embeds ids and puts images in place of their placeholders.
+
+        Returns:
+            Embeddings `[batch, sequence, text hidden]`, the images in them `[total tokens, text hidden]`, and a mask
+            `[batch, sequence]` of placeholders without a token; the last two are `None` where there are none.
+        """
+        is_placeholder = torch.eq(input_ids, self.config.image_token_id)
+        # Placeholders lie outside the embedding table.
+        inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
+        if images is None:
+            self._check_no_placeholders(is_placeholder)
+            return inputs_embeds, None, None
+        num_tokens = [len(tokens) for tokens in images.pooler_output]
+        num_patches = self.config.visual_tokenizer_config.num_patches
+        is_empty = find_empty_placeholders(is_placeholder, num_tokens, num_patches)
+        empty = inputs_embeds.new_empty(0, inputs_embeds.shape[-1])  # Perhaps no image has a token.
+        image_hidden_states = torch.cat([empty, *(tokens.to(empty) for tokens in images.pooler_output)])
+        is_filled = is_placeholder if is_empty is None else is_placeholder & ~is_empty
+        inputs_embeds = inputs_embeds.masked_scatter(is_filled[..., None], image_hidden_states)
+        return inputs_embeds, image_hidden_states, is_empty
+
     def _encode_images(
         self,
-        input_ids: torch.LongTensor | None,
-        pixel_values: torch.FloatTensor | None,
-        image_features: torch.FloatTensor | None,
+        input_ids: torch.Tensor | None,
+        pixel_values: torch.Tensor | None,
+        image_features: torch.Tensor | None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
     ) -> BaseModelOutputWithPooling | None:
         encoded = (mm_encoder_outputs or {}).get("image")
@@ -223,10 +235,21 @@ class LavitModel(LavitPreTrainedModel):
             return encoded
         if pixel_values is not None:
             return self.get_image_features(pixel_values=pixel_values, return_dict=True)
-        num_image_tokens = split_image_features(input_ids == self.config.image_token_id, image_features)
+        assert input_ids is not None and image_features is not None
+        is_placeholder = torch.eq(input_ids, self.config.image_token_id)
+        num_image_tokens = split_image_features(is_placeholder, image_features)
         return self.get_image_features(
             image_features=image_features, num_image_tokens=num_image_tokens, return_dict=True
         )
+
+    @staticmethod
+    def _check_free_positions(position_ids: torch.Tensor | None) -> None:
+        if position_ids is not None:
+            raise ValueError(
+                "position_ids cannot be given when images have one placeholder per patch, because which of them "
+                "count is known only after encoding. Leave position_ids out, or attach the visual tokenizer to the "
+                "processor."
+            )
 
     @staticmethod
     def _check_no_placeholders(is_placeholder: torch.Tensor) -> None:
@@ -236,17 +259,6 @@ class LavitModel(LavitPreTrainedModel):
                 "The prompt holds image placeholders but no images were given. Pass what the processor returned: "
                 "pixel_values or image_features."
             )
-
-
-def _mask_empty(attention_mask: torch.Tensor | None, is_empty: torch.Tensor) -> torch.Tensor:
-    if attention_mask is None:
-        return (~is_empty).long()
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            f"The attention mask must be 2D when images have one placeholder per patch, got {attention_mask.ndim}D."
-        )
-    past = attention_mask.shape[1] - is_empty.shape[1]
-    return attention_mask.masked_fill(torch.nn.functional.pad(is_empty, (past, 0)), 0)
 
 
 class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
@@ -267,6 +279,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
 
     output_modalities = ("text",)
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
+    _tp_plan = {"lm_head": "colwise_gather_output"}
 
     def __init__(self, config: LavitConfig):
         super().__init__(config)
@@ -298,20 +311,20 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        image_features: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
-        labels: torch.LongTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> LavitCausalLMOutputWithPast:
-        """Arguments are those of [`LavitModel`], and:
+        """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
 
         Args:
             labels: Ids to predict, `[batch, sequence]`, unshifted; -100 and image placeholders are ignored.
@@ -353,13 +366,13 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         )
 
     def _ignore_placeholders(
-        self, labels: torch.LongTensor, input_ids: torch.LongTensor | None, used_mask: torch.Tensor | None
-    ) -> torch.LongTensor:
-        labels = labels.masked_fill(labels == self.config.image_token_id, -100)
+        self, labels: torch.Tensor, input_ids: torch.Tensor | None, used_mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        labels = labels.masked_fill(torch.eq(labels, self.config.image_token_id), -100)
         if used_mask is None or input_ids is None:
             return labels
         # An image without a single token leaves nothing real before its end that could predict it.
-        is_empty = (used_mask[:, -labels.shape[1] :] == 0) & (input_ids == self.config.image_token_id)
+        is_empty = (used_mask[:, -labels.shape[1] :] == 0) & torch.eq(input_ids, self.config.image_token_id)
         after_empty = torch.nn.functional.pad(is_empty[:, :-1], (1, 0))
         return labels.masked_fill(after_empty, -100)
 

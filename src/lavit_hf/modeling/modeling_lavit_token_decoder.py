@@ -1,4 +1,4 @@
-"""Token decoder: turns visual codes back into features and into the conditions of a U-Net (LaVIT paper, section 3.1)."""
+"""Token decoder: turns visual codes back into features and a U-Net's conditions (LaVIT paper, section 3.1)."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class LavitTokenDecoderOutput(ModelOutput):
         pooled_condition: `[batch, pooled_size]`, or `None`.
     """
 
-    features: torch.FloatTensor | None = None
-    condition: torch.FloatTensor | None = None
-    pooled_condition: torch.FloatTensor | None = None
+    features: torch.Tensor | None = None
+    condition: torch.Tensor | None = None
+    pooled_condition: torch.Tensor | None = None
 
 
 class LavitTokenDecoderLayer(GradientCheckpointingLayer):
@@ -128,7 +128,7 @@ class LavitTokenDecoder(PreTrainedModel):
         return self.codebook
 
     def forward(
-        self, codes: torch.LongTensor, num_tokens: torch.LongTensor | list[int], **kwargs: Any
+        self, codes: torch.Tensor, num_tokens: torch.Tensor | list[int], **kwargs: Any
     ) -> LavitTokenDecoderOutput:
         """
         Args:
@@ -158,7 +158,7 @@ class LavitTokenDecoder(PreTrainedModel):
             pooled_condition=self.pooler(features) if self.pooler is not None else None,
         )
 
-    def _embed_codes(self, codes: torch.LongTensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    def _embed_codes(self, codes: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeds codes by value and by rank in their sequence, padded with zeros: `[batch, longest, hidden]`, bias."""
         embedded = self.proj_in(self.codebook(codes)).split(sizes)
         sequence = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)

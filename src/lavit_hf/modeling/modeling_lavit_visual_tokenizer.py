@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
+from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
 
 from .checkpoint_part import load_checkpoint_part
@@ -32,15 +33,19 @@ class LavitVisualTokenizerOutput(ModelOutput):
         pre_quantized: What the codes were looked up with, before l2 normalization, `[total kept, codebook_dim]`;
             `None` in the continuous branch.
         patch_features: Features of the vision encoder, `[batch, num_patches, hidden]`.
+        hidden_states: States of the vision encoder's layers, if asked for by `output_hidden_states=True`.
+        attentions: Attention weights of the vision encoder, if asked for by `output_attentions=True`.
     """
 
-    codes: torch.LongTensor | None = None
-    num_tokens: torch.LongTensor | None = None
-    keep_mask: torch.BoolTensor | None = None
-    selector_log_probs: torch.FloatTensor | None = None
-    features: torch.FloatTensor | None = None
-    pre_quantized: torch.FloatTensor | None = None
-    patch_features: torch.FloatTensor | None = None
+    codes: torch.Tensor | None = None
+    num_tokens: torch.Tensor | None = None
+    keep_mask: torch.Tensor | None = None
+    selector_log_probs: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    pre_quantized: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
 
 
 class LavitBranch(nn.Module):
@@ -116,9 +121,9 @@ class LavitVisualTokenizer(PreTrainedModel):
 
     def forward(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        keep_mask: torch.BoolTensor | None = None,
+        keep_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
         **kwargs: Any,
     ) -> LavitVisualTokenizerOutput | tuple:
@@ -128,9 +133,9 @@ class LavitVisualTokenizer(PreTrainedModel):
 
     def encode(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        keep_mask: torch.BoolTensor | None = None,
+        keep_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as discrete codes.
@@ -140,6 +145,7 @@ class LavitVisualTokenizer(PreTrainedModel):
             generator: Samples which patches to keep (as the original does), from one generator or one per image. By
                 default the likelier choice is taken, so that an image always becomes the same tokens.
             keep_mask: Boolean `[batch, num_patches]` that overrides the selector.
+            kwargs: For the vision encoder, such as `output_hidden_states`.
 
         Returns:
             [`LavitVisualTokenizerOutput`] with all fields.
@@ -148,14 +154,15 @@ class LavitVisualTokenizer(PreTrainedModel):
             ValueError: If sizes do not fit the configuration, or pixel values are not finite.
         """
         output = self._tokenize(self.discrete, pixel_values, generator, keep_mask, **kwargs)
+        assert self.discrete.quantizer is not None
         output.codes, output.pre_quantized = self.discrete.quantizer(output.features)
         return output
 
     def embed(
         self,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
-        keep_mask: torch.BoolTensor | None = None,
+        keep_mask: torch.Tensor | None = None,
         **kwargs: Any,
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as continuous features; arguments as for [`~LavitVisualTokenizer.encode`].
@@ -166,26 +173,32 @@ class LavitVisualTokenizer(PreTrainedModel):
         branch = self.discrete if self.continuous is None else self.continuous
         return self._tokenize(branch, pixel_values, generator, keep_mask, **kwargs)
 
-    def get_patch_features(self, pixel_values: torch.FloatTensor, **kwargs: Any) -> torch.FloatTensor:
+    def get_patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features of the vision encoder without class or register tokens, `[batch, num_patches, hidden]`."""
+        return self._patch_features(self._run_vision_model(pixel_values))
+
+    def _patch_features(self, outputs: BaseModelOutput) -> torch.Tensor:
+        return outputs.last_hidden_state[:, -self.config.num_patches :]
+
+    def _run_vision_model(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
         expected = self.config.image_size
         if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != expected:
             raise ValueError(
-                f"pixel_values must be [batch, channels, {expected[0]}, {expected[1]}], got {list(pixel_values.shape)}. "
-                "Preprocess images with the checkpoint's own image processor."
+                f"pixel_values must be [batch, channels, {expected[0]}, {expected[1]}], got "
+                f"{list(pixel_values.shape)}. Preprocess images with the checkpoint's own image processor."
             )
-        hidden = self.vision_model(pixel_values=pixel_values.to(self.dtype), **kwargs).last_hidden_state
-        return hidden[:, -self.config.num_patches :]
+        return self.vision_model(pixel_values=pixel_values.to(self.dtype), **{**kwargs, "return_dict": True})
 
     def _tokenize(
         self,
         branch: LavitBranch,
-        pixel_values: torch.FloatTensor,
+        pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None,
-        keep_mask: torch.BoolTensor | None,
+        keep_mask: torch.Tensor | None,
         **kwargs: Any,
     ) -> LavitVisualTokenizerOutput:
-        patch_features = self.get_patch_features(pixel_values, **kwargs)
+        outputs = self._run_vision_model(pixel_values, **kwargs)
+        patch_features = self._patch_features(outputs)
         log_probs = branch.selector(patch_features)
         if keep_mask is None:
             keep_mask = select_patches(log_probs, generator)
@@ -197,10 +210,12 @@ class LavitVisualTokenizer(PreTrainedModel):
             selector_log_probs=log_probs,
             features=branch.merger(patch_features, keep_mask),
             patch_features=patch_features,
+            hidden_states=outputs.hidden_states,
+            attentions=outputs.attentions,
         )
 
     @staticmethod
-    def _check_keep_mask(keep_mask: torch.BoolTensor, log_probs: torch.Tensor) -> torch.BoolTensor:
+    def _check_keep_mask(keep_mask: torch.Tensor, log_probs: torch.Tensor) -> torch.Tensor:
         if keep_mask.dtype != torch.bool or keep_mask.shape != log_probs.shape[:2]:
             raise ValueError(
                 f"keep_mask must be boolean of shape {list(log_probs.shape[:2])} (images, patches), got "

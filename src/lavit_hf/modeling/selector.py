@@ -71,7 +71,8 @@ def select_patches(
     """
     if not torch.isfinite(log_probs).all():
         raise ValueError(
-            "The selector's scores are not finite: the pixel values contain NaN or infinity, or the weights are corrupt."
+            "The selector's scores are not finite: the pixel values contain NaN or infinity, or the weights are "
+            "corrupt."
         )
     if generator is None:
         return log_probs[..., KEEP] > log_probs[..., 1 - KEEP]

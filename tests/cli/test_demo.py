@@ -1,0 +1,70 @@
+"""`lavit demo`: what it prints, and the picture it writes."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from lavit_hf.cli.pictures import grey_out_dropped, save_png, side_by_side
+
+
+def test_demo(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
+    output = tmp_path / "new" / "demo.png"
+    result = lavit("demo", "--image", photo, "--model", random_checkpoint, "--output", output)
+    assert result.exit_code == 0, result.output
+    assert "random numbers" in result.stdout
+    assert "5 of 16 patches became tokens for understanding" in result.stdout
+    assert "7 of 16 patches became tokens for drawing" in result.stdout
+    for label in ("Caption", "Question", "Answer", str(output)):
+        assert label in result.stdout
+    with Image.open(output) as sheet:
+        assert sheet.format == "PNG"
+        assert sheet.width > 3 * 300
+    assert list(output.parent.iterdir()) == [output]
+
+
+def test_only_a_card_that_says_so_makes_weights_random(lavit, photo: Path, checkpoint: Path, tmp_path: Path) -> None:
+    result = lavit("demo", "--image", photo, "--model", checkpoint, "--output", tmp_path / "demo.png")
+    assert result.exit_code == 0, result.output
+    assert "random" not in result.stdout
+
+
+def test_unwritable_output(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    result = lavit("demo", "-i", photo, "-m", random_checkpoint, "-o", tmp_path / "file" / "demo.png")
+    assert result.exit_code == 1
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("size", [(56, 56), (300, 218), (9, 5), (1, 1)])
+def test_only_dropped_patches_are_greyed(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size, (255, 0, 0))
+    mask = torch.tensor([[True, False, True, True], [False, True, True, False]])
+    result = np.asarray(grey_out_dropped(image, mask.flatten(), (2, 4)))
+    assert result.shape == (size[1], size[0], 3)
+    if min(size) > 8:
+        centers = [
+            [result[int((row + 0.5) * size[1] / 2), int((column + 0.5) * size[0] / 4)] for column in range(4)]
+            for row in range(2)
+        ]
+        assert np.array_equal((np.array(centers) == (255, 0, 0)).all(-1), mask.numpy())
+    assert np.asarray(image).min() == 0  # the given picture is not drawn on
+
+
+def test_nothing_dropped_changes_nothing(photo: Path) -> None:
+    image = Image.open(photo)
+    assert grey_out_dropped(image, torch.ones(16, dtype=torch.bool), (4, 4)).tobytes() == image.tobytes()
+
+
+def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(self, file, **kwargs) -> None:
+        file.write(b"half a picture")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fail)
+    sheet = side_by_side([("a", Image.new("RGB", (20, 10)))])
+    with pytest.raises(OSError, match="No space left"):
+        save_png(sheet, tmp_path / "demo.png")
+    assert list(tmp_path.iterdir()) == []

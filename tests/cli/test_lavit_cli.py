@@ -1,0 +1,192 @@
+"""The command line as a whole: help, version, errors, interrupts."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+import lavit_cli
+
+COMMANDS = ["caption", "ask", "demo", "convert"]
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], *([name, "--help"] for name in COMMANDS)])
+def test_help_loads_nothing_heavy(arguments: list[str]) -> None:
+    code = (
+        "import sys, lavit_cli\n"
+        "try: lavit_cli.main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'torch', 'transformers', 'numpy', 'PIL', 'huggingface_hub', 'lavit_hf'} & set(sys.modules)\n"
+        "sys.exit(f'loaded {heavy}' if heavy else 0)"
+    )
+    result = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout or "Usage" in result.stderr
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_examples_and_options(lavit, command: str) -> None:
+    result = lavit(command, "--help")
+    assert result.exit_code == 0
+    assert f"lavit {command} " in result.stdout
+    assert "Example" in result.stdout
+    assert "--dtype" in result.stdout
+
+
+def test_version(lavit) -> None:
+    import lavit_hf
+
+    assert lavit("--version").stdout == f"lavit-hf {lavit_hf.__version__}\n"
+
+
+def test_installed_entry_point(photo: Path, random_checkpoint: Path) -> None:
+    lavit = Path(sys.executable).parent / "lavit"
+    result = subprocess.run([lavit, "caption", photo, "--model", random_checkpoint], capture_output=True, text=True)
+    assert result.returncode == 0
+    assert result.stdout.count("\n") == 1
+    assert result.stderr == ""
+
+
+def corrupt_weights(folder: Path) -> None:
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+
+
+def drop_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    del weights["lm_head.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def reshape_tensor(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    weights["lm_head.weight"] = weights["lm_head.weight"][:-1].clone()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def remove_weights(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+
+
+def remove_tokenizer(folder: Path) -> None:
+    (folder / "tokenizer.json").unlink()
+
+
+def change_model_type(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "llama"}')
+
+
+def break_config(folder: Path) -> None:
+    (folder / "config.json").write_text("{")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (corrupt_weights, "corrupt"),
+        (drop_tensor, "lm_head.weight"),
+        (reshape_tensor, "do not fit"),
+        (remove_weights, "model.safetensors"),
+        (remove_tokenizer, "token"),
+        (change_model_type, "'llama'"),
+        (break_config, "config.json"),
+    ],
+)
+def test_broken_checkpoint(lavit, damage, message: str, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken"
+    shutil.copytree(random_checkpoint, broken)
+    damage(broken)
+    assert_one_line_error(lavit("caption", photo, "--model", broken), message)
+
+
+def test_wrong_paths(lavit, photo: Path, random_checkpoint: Path, original_dir: Path, tmp_path: Path) -> None:
+    assert_one_line_error(lavit("caption", photo, "--model", tmp_path / "nowhere"), "does not exist")
+    assert_one_line_error(lavit("caption", photo, "--model", tmp_path), "config.json")
+    assert_one_line_error(lavit("caption", photo, "--model", photo), "not a directory")
+    assert_one_line_error(lavit("caption", photo, "--model", original_dir), "lavit convert")
+    assert_one_line_error(lavit("caption", photo, "--model", "nobody/nothing"), "nobody/nothing")
+    for command in (["caption"], ["ask", "Why?"], ["demo"]):
+        image = ["--image"] if command == ["demo"] else []
+        arguments = [command[0], *image, tmp_path / "no.png", *command[1:], "--model", random_checkpoint]
+        assert_one_line_error(lavit(*arguments), "no.png")
+
+
+def test_broken_image_is_named(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
+    truncated, text = tmp_path / "truncated.jpg", tmp_path / "text.png"
+    truncated.write_bytes(photo.read_bytes()[:5000])
+    text.write_text("not a picture")
+    for broken in (truncated, text):
+        result = lavit("caption", photo, broken, "--model", random_checkpoint)
+        assert_one_line_error(result, broken.name)
+
+
+def test_unusable_device(lavit, photo: Path, random_checkpoint: Path) -> None:
+    for device in ("cuda:99", "abacus"):
+        assert_one_line_error(
+            lavit("caption", photo, "-m", random_checkpoint, "--device", device), f"--device {device}"
+        )
+
+
+def test_usage_errors_exit_with_2(lavit, photo: Path) -> None:
+    for arguments in (
+        ["caption"],
+        ["caption", photo],
+        ["ask", photo, "-m", "x"],
+        ["nothing"],
+        ["convert", "--dtype", "int8"],
+    ):
+        result = lavit(*arguments)
+        assert result.exit_code == 2
+        assert "Usage" in result.stderr
+
+
+def test_debug_shows_the_traceback(lavit, random_checkpoint: Path) -> None:
+    result = lavit("--debug", "caption", "no.png", "--model", random_checkpoint)
+    assert isinstance(result.exception, ValueError)
+
+
+def test_unexpected_errors_name_their_type() -> None:
+    assert lavit_cli.one_line(RuntimeError("broken\n  badly")) == "RuntimeError: broken badly"
+    assert lavit_cli.one_line(AssertionError()) == "AssertionError"
+    assert lavit_cli.one_line(ValueError("a:\n" + "\n".join(map(str, range(9))))) == (
+        "a: 0; 1; 2; 3; 4; and 4 more (lavit --debug shows all)"
+    )
+
+
+def test_interrupt(lavit, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
+    from lavit_hf.cli import caption
+
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(caption, "run", interrupt)
+    result = lavit("caption", photo, "--model", "x")
+    assert result.exit_code == 130
+    assert result.stderr == "lavit: interrupted\n"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals")
+def test_interrupt_from_outside(photo: Path, random_checkpoint: Path) -> None:
+    lavit = Path(sys.executable).parent / "lavit"
+    command = [lavit, "caption", *[photo] * 2000, "--model", random_checkpoint, "--batch-size", "1"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().startswith(str(photo))
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors.endswith("lavit: interrupted\n")
+    assert "Traceback" not in errors
+
+
+def assert_one_line_error(result, message: str) -> None:
+    assert result.exit_code == 1, result.output
+    assert result.stderr.startswith("lavit: error: ")
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.endswith("\n")
+    assert message in result.stderr
+    assert result.stdout == ""
