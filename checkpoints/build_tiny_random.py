@@ -17,11 +17,11 @@ SOURCE = ROOT / "tests" / "data" / "tiny-original"
 DESTINATION = ROOT / "checkpoints" / "lavit-tiny-random"
 HEADS = {"vision": 4, "merger": 4, "decoder": 4}
 
-_WARNING = """The weights of this checkpoint are random numbers, made by the lavit-hf project for tests and demonstrations.
-It loads and runs like a published checkpoint, but its captions, answers and pictures mean nothing.
+_WARNING = """The weights of this checkpoint are random numbers, made by the lavit-hf project for tests and
+demonstrations. It loads and runs like a published checkpoint, but its captions, answers and pictures mean nothing.
 """
-_NOTICE = """The weights in this directory are random numbers made by the lavit-hf project. They derive from no published
-weights and are, like the project, under the Apache License 2.0.
+_NOTICE = """The weights in this directory are random numbers made by the lavit-hf project. They derive from no
+published weights and are, like the project, under the Apache License 2.0.
 """
 
 

@@ -237,3 +237,11 @@ def test_save_and_load_is_lossless(tiny, tmp_path):
 
 def test_num_patches_is_the_longest_image(tiny):
     assert tiny.config.visual_tokenizer_config.num_patches == NUM_PATCHES
+
+
+def test_a_corrupt_shard_is_named(tiny, tmp_path):
+    tiny.save_pretrained(tmp_path, max_shard_size="40KB")
+    shard = sorted(tmp_path.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-100])
+    with pytest.raises(OSError, match=f"{shard.name} is not a readable safetensors file"):
+        LavitForConditionalGeneration.from_pretrained(tmp_path)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -106,13 +108,39 @@ def _read_part(
 
 
 def _read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
+    with name_corrupt_weights(path), safe_open(path, framework="pt") as file:
+        inside = _prefix_in(file.keys(), prefix)
+        names = [name for name in file.keys() if name.startswith(inside)]  # noqa: SIM118 - no dictionary
+        return {name[len(inside) :]: file.get_tensor(name) for name in names}
+
+
+@contextmanager
+def name_corrupt_weights(checkpoint: str | os.PathLike | None) -> Iterator[None]:
+    """Turns the bare message of safetensors about an unreadable file into one that says which and what to do.
+
+    Args:
+        checkpoint: A file of weights, a directory that holds some, or a Hub id.
+
+    Raises:
+        OSError: If the body raises a `SafetensorError`.
+    """
     try:
-        with safe_open(path, framework="pt") as file:
-            inside = _prefix_in(file.keys(), prefix)
-            names = [name for name in file.keys() if name.startswith(inside)]  # noqa: SIM118 - no dictionary
-            return {name[len(inside) :]: file.get_tensor(name) for name in names}
+        yield
     except SafetensorError as error:
-        raise OSError(f"{path} is not a readable safetensors file ({error}). Download or convert it again.") from error
+        folder = Path(checkpoint or "")
+        broken = [str(file) for file in sorted(folder.glob("*.safetensors")) if not _is_readable(file)]
+        raise OSError(
+            f"{', '.join(broken) or checkpoint} is not a readable safetensors file ({error}). Download or convert it "
+            "again."
+        ) from error
+
+
+def _is_readable(path: Path) -> bool:
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except SafetensorError:
+        return False
 
 
 def _prefix_in(names: Any, prefix: str) -> str:

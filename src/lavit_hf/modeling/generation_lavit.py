@@ -63,12 +63,13 @@ class LavitGenerationMixin(GenerationMixin):
         self,
         input_ids: torch.Tensor,
         *args: Any,
+        inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
         """See [`GenerationMixin.prepare_inputs_for_generation`]."""
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+            input_ids, *args, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs, **kwargs
         )
         # transformers withholds images from the first pass of an assistant model, although its prompt holds them.
         step_ids = model_inputs.get("input_ids")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +14,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.utils import can_return_tuple
 
 from .cache_mask import apply_remembered_mask, remember_mask
+from .checkpoint_part import name_corrupt_weights
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
 from .image_placeholders import find_empty_placeholders, mask_empty_placeholders, split_image_features
@@ -74,6 +76,14 @@ class LavitPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
+    ) -> Any:
+        """See [`PreTrainedModel.from_pretrained`]; a corrupt file is named in the error."""
+        with name_corrupt_weights(pretrained_model_name_or_path):
+            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
 
 class LavitModel(LavitPreTrainedModel):
