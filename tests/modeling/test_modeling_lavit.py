@@ -4,7 +4,9 @@ import copy
 
 import pytest
 import torch
+from accelerate import cpu_offload
 from torch import nn
+from transformers import StaticCache
 
 from lavit_hf import LavitForConditionalGeneration
 from tiny_models import (
@@ -245,3 +247,35 @@ def test_a_corrupt_shard_is_named(tiny, tmp_path):
     shard.write_bytes(shard.read_bytes()[:-100])
     with pytest.raises(OSError, match=f"{shard.name} is not a readable safetensors file"):
         LavitForConditionalGeneration.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["visual_tokenizer", "multi_modal_projector", "language_model"])
+def test_offloading_to_disk(tiny, pixels, tmp_path, part):
+    """Regression: features were moved to the device of the projection's weights, which is meta between calls."""
+    tiny.save_pretrained(tmp_path)
+    parts = ("visual_tokenizer", "multi_modal_projector", "language_model")
+    device_map = {f"model.{name}": "disk" if name == part else "cpu" for name in parts} | {"lm_head": "cpu"}
+    loaded = LavitForConditionalGeneration.from_pretrained(
+        tmp_path, device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    for inputs in (light_inputs(tiny, pixels), attached_inputs(tiny, pixels)):
+        torch.testing.assert_close(loaded(**inputs).logits, tiny(**inputs).logits)
+
+
+def test_offloading_a_model_in_half_precision(tiny, pixels):
+    half = copy.deepcopy(tiny).to(torch.bfloat16)
+    expected = half(**light_inputs(tiny, pixels)).logits
+    torch.testing.assert_close(cpu_offload(half, torch.device("cpu"))(**light_inputs(tiny, pixels)).logits, expected)
+
+
+def test_the_decoding_step_compiles_in_one_graph(tiny, pixels):
+    inputs = attached_inputs(tiny, pixels)
+    new_ids, mask = torch.tensor([[20], [21], [22]]), nn.functional.pad(inputs["attention_mask"], (0, 1), value=1)
+    step = {"input_ids": new_ids, "attention_mask": mask, "position_ids": (mask.cumsum(-1) - 1)[:, -1:]}
+    logits = []
+    with torch.no_grad():
+        for forward in (tiny.forward, torch.compile(tiny.forward, fullgraph=True)):
+            cache = StaticCache(config=tiny.config, max_cache_len=64)
+            tiny(**inputs, past_key_values=cache)
+            logits.append(forward(**step, past_key_values=cache).logits)
+    torch.testing.assert_close(*logits, atol=1e-5, rtol=0)

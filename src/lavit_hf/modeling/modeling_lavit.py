@@ -137,7 +137,7 @@ class LavitModel(LavitPreTrainedModel):
             output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
             output.hidden_states, output.attentions = tokens.hidden_states, tokens.attentions
         assert image_features is not None
-        projected = self.multi_modal_projector(image_features.to(self.multi_modal_projector.weight))
+        projected = self.multi_modal_projector(image_features.to(self.multi_modal_projector.weight.dtype))
         output.pooler_output = list(projected.split(num_image_tokens or [len(projected)]))
         return output
 

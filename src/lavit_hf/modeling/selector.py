@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.func import functional_call
+from torch.nn import functional as F
 
 from .configuration_lavit import LavitVisualTokenizerConfig
 
@@ -12,26 +12,40 @@ KEEP = 0
 """Index of "keep" in the selector's scores; 1 is "drop"."""
 
 
+class LinearInFp32(nn.Linear):
+    """Linear layer that computes in fp32 whatever the dtype of its weights."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.linear(hidden.float(), self.weight.float(), self.bias.float())
+
+
+class LayerNormInFp32(nn.LayerNorm):
+    """LayerNorm that computes in fp32 whatever the dtype of its weights."""
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(hidden.float(), self.normalized_shape, self.weight.float(), self.bias.float(), self.eps)
+
+
 class LavitSelector(nn.Module):
     """Predicts for every patch the log-probabilities of keeping and of dropping it.
 
     Half of the channels stay local to the patch, the other half is replaced by its mean over the image, so that a
-    patch is judged against the whole picture.
+    patch is judged against the whole picture. Everything is computed in fp32, whatever the dtype of model and
+    autocast, so that everyone keeps the same patches.
     """
 
     def __init__(self, config: LavitVisualTokenizerConfig):
         super().__init__()
         width = config.hidden_size
-        self.norm = nn.LayerNorm(width, eps=config.layer_norm_eps)
-        self.in_proj = nn.Linear(width, width)
-        self.out_proj_1 = nn.Linear(width, width // 2)
-        self.out_proj_2 = nn.Linear(width // 2, width // 4)
-        self.out_proj_3 = nn.Linear(width // 4, 2)
+        self.norm = LayerNormInFp32(width, eps=config.layer_norm_eps)
+        self.in_proj = LinearInFp32(width, width)
+        self.out_proj_1 = LinearInFp32(width, width // 2)
+        self.out_proj_2 = LinearInFp32(width // 2, width // 4)
+        self.out_proj_3 = LinearInFp32(width // 4, 2)
         self.act = nn.GELU()
 
     def forward(self, patch_features: torch.Tensor) -> torch.Tensor:
-        """Scores in fp32 whatever the dtype of model and autocast, so that everyone keeps the same patches.
-
+        """
         Args:
             patch_features: Features of the vision encoder, `[batch, num_patches, hidden]`.
 
@@ -39,18 +53,12 @@ class LavitSelector(nn.Module):
             Log-probabilities `[batch, num_patches, 2]` in fp32, index 0 is "keep".
         """
         with torch.autocast(patch_features.device.type, enabled=False):
-            if self.norm.weight.dtype == torch.float32:
-                return self._score(patch_features.float())
-            weights = {name: parameter.float() for name, parameter in self.named_parameters()}
-            return functional_call(self, weights, (patch_features.float(),))
-
-    def _score(self, patch_features: torch.Tensor) -> torch.Tensor:
-        hidden = self.act(self.in_proj(self.norm(patch_features)))
-        local, context = hidden.chunk(2, dim=-1)
-        hidden = torch.cat([local, context.mean(dim=1, keepdim=True).expand_as(context)], dim=-1)
-        hidden = self.act(self.out_proj_1(hidden))
-        hidden = self.act(self.out_proj_2(hidden))
-        return self.out_proj_3(hidden).log_softmax(dim=-1)
+            hidden = self.act(self.in_proj(self.norm(patch_features)))
+            local, context = hidden.chunk(2, dim=-1)
+            hidden = torch.cat([local, context.mean(dim=1, keepdim=True).expand_as(context)], dim=-1)
+            hidden = self.act(self.out_proj_1(hidden))
+            hidden = self.act(self.out_proj_2(hidden))
+            return self.out_proj_3(hidden).log_softmax(dim=-1)
 
 
 def select_patches(

@@ -369,7 +369,9 @@ class ImageTextProcessor(ProcessorMixin):
 
 
 def _move_to(pixel_values: torch.Tensor, visual_tokenizer: Any) -> torch.Tensor:
-    return pixel_values.to(device=visual_tokenizer.device, dtype=visual_tokenizer.dtype)
+    # An offloaded model is on the meta device between calls, and moves its inputs by itself.
+    device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
+    return pixel_values.to(device=device, dtype=visual_tokenizer.dtype)
 
 
 def _convert_image_inputs(inputs: dict[str, torch.Tensor], return_tensors: Any) -> dict[str, Any]:
