@@ -287,7 +287,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
     ```
     """
 
-    output_modalities = ("text",)
+    output_modalities = ("text", "image")
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -331,6 +331,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
+        vocab_slice: tuple[int, int] | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         **kwargs: Any,
     ) -> LavitCausalLMOutputWithPast:
@@ -340,6 +341,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             labels: Ids to predict, `[batch, sequence]`, unshifted; -100 and image placeholders are ignored.
             use_cache: Whether to return a cache.
             logits_to_keep: Compute only the last so many logits (0: all), or those at the given positions.
+            vocab_slice: Compute logits of ids `[first, last)` only, which saves most of the head when drawing.
 
         Returns:
             [`LavitCausalLMOutputWithPast`].
@@ -358,7 +360,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept])
+        logits = self._compute_logits(outputs.last_hidden_state[:, kept], vocab_slice)
         loss = None
         if labels is not None:
             labels = self._ignore_placeholders(labels, input_ids, outputs.attention_mask)
@@ -374,6 +376,14 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             image_hidden_states=outputs.image_hidden_states,
             attention_mask=outputs.attention_mask,
         )
+
+    def _compute_logits(self, hidden: torch.Tensor, vocab_slice: tuple[int, int] | None) -> torch.Tensor:
+        if vocab_slice is None:
+            return self.lm_head(hidden)
+        # Only a plain head has rows to pick: quantized, adapted or offloaded ones compute all logits.
+        if type(self.lm_head) is nn.Linear and not hasattr(self.lm_head, "_hf_hook"):
+            return nn.functional.linear(hidden, self.lm_head.weight[slice(*vocab_slice)])
+        return self.lm_head(hidden)[..., slice(*vocab_slice)]
 
     def _ignore_placeholders(
         self, labels: torch.Tensor, input_ids: torch.Tensor | None, used_mask: torch.Tensor | None

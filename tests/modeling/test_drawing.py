@@ -1,0 +1,286 @@
+"""Visual tokens out of `generate`: guidance in one batch, generators, caches, interleaved text and images."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+from transformers import LogitsProcessorList, TextStreamer, UnbatchedClassifierFreeGuidanceLogitsProcessor
+
+from tiny_models import CODEBOOK_SIZE, NUM_PATCHES, build_model, light_inputs, make_prompts, random_pixels
+
+CACHES = pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
+DRAW = {"generation_mode": "image", "max_new_tokens": 8}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_model(seed=3)
+
+
+@pytest.fixture(scope="module")
+def prompts(tiny):
+    """Four prompts of different lengths, one of them the image start alone."""
+    boi = tiny.config.boi_token_id
+    return make_prompts(tiny, [[[5, 6, 7, boi]], [[boi]], [[8, boi]], [[9, 10, 11, 12, 13, 14, boi]]])
+
+
+def new_ids(model, inputs, **options):
+    return model.generate(**inputs, **{**DRAW, **options})[:, inputs["input_ids"].shape[1] :]
+
+
+def row(inputs, index):
+    """A row of a batch without its padding."""
+    mask = inputs["attention_mask"][index].bool()
+    return {
+        "input_ids": inputs["input_ids"][index : index + 1, mask],
+        "attention_mask": torch.ones(1, int(mask.sum())),
+    }
+
+
+def is_code(model, ids):
+    offset = model.config.visual_token_offset
+    return (ids >= offset) & (ids < offset + CODEBOOK_SIZE)
+
+
+def guided_reference(model, inputs, scale, steps, context):
+    """Greedy guidance spelled out for one prompt, without cache, twins or a restricted head."""
+    config = model.config
+    ids, negative = inputs["input_ids"], torch.tensor([context])
+    for _ in range(steps):
+        conditional = model(input_ids=ids).logits[:, -1].log_softmax(dim=-1)
+        unconditional = model(input_ids=negative).logits[:, -1].log_softmax(dim=-1)
+        scores = unconditional + scale * (conditional - unconditional)
+        allowed = torch.full_like(scores, -torch.inf)
+        allowed[:, config.eoi_token_id : config.visual_token_offset + CODEBOOK_SIZE] = 0
+        token = (scores + allowed).argmax(dim=-1, keepdim=True)
+        ids, negative = torch.cat([ids, token], dim=-1), torch.cat([negative, token], dim=-1)
+        if token.item() == config.eoi_token_id:
+            break
+    return ids[:, inputs["input_ids"].shape[1] :]
+
+
+@CACHES
+def test_guidance_equals_two_separate_passes(tiny, prompts, cache):
+    batch = new_ids(tiny, prompts, guidance_scale=3.0, **cache)
+    for index in range(4):
+        with torch.no_grad():
+            expected = guided_reference(tiny, row(prompts, index), 3.0, 8, [tiny.config.boi_token_id])
+        assert torch.equal(batch[index, : expected.shape[1]], expected[0])
+        assert (batch[index, expected.shape[1] :] == 2).all()
+
+
+def test_guidance_equals_that_of_transformers(tiny, prompts):
+    for index in range(4):
+        inputs = row(prompts, index)
+        unbatched = LogitsProcessorList([UnbatchedClassifierFreeGuidanceLogitsProcessor(3.0, tiny)])
+        expected = new_ids(tiny, inputs, logits_processor=unbatched)
+        assert torch.equal(new_ids(tiny, inputs, guidance_scale=3.0), expected)
+
+
+def test_guidance_changes_what_is_drawn(tiny, prompts):
+    assert not torch.equal(new_ids(tiny, prompts), new_ids(tiny, prompts, guidance_scale=5.0))
+
+
+def test_negative_prompts(tiny, prompts):
+    boi = tiny.config.boi_token_id
+    negative = torch.tensor([[2, 20, 21, 22, 23, 24, 25, 26, boi]])  # longer than the prompts, padded
+    mask = torch.ones_like(negative)
+    mask[:, 0] = 0
+    options = {"negative_prompt_ids": negative, "negative_prompt_attention_mask": mask}
+    output = tiny.generate(**prompts, **DRAW, guidance_scale=3.0, **options)
+    width = prompts["input_ids"].shape[1]
+    assert torch.equal(output[:, :width], prompts["input_ids"])
+    with torch.no_grad():
+        expected = guided_reference(tiny, row(prompts, 0), 3.0, 8, negative[0, 1:].tolist())
+    assert torch.equal(output[0, width:][: expected.shape[1]], expected[0])
+
+
+def test_only_codes_and_the_end_are_drawn(tiny, prompts):
+    flat = copy.deepcopy(tiny)
+    nn.init.zeros_(flat.lm_head.weight)
+    drawn = flat.generate(**prompts, generation_mode="image", do_sample=True, top_k=0, max_new_tokens=30)
+    drawn = drawn[:, prompts["input_ids"].shape[1] :]
+    for ids in drawn:
+        end = (ids == tiny.config.eoi_token_id).nonzero()
+        length = int(end[0]) if len(end) else len(ids)
+        assert is_code(tiny, ids[:length]).all()
+        assert (ids[length + 1 :] == 2).all()
+
+
+def test_suppress_tokens_replaces_the_default(tiny, prompts):
+    codes = list(range(tiny.config.visual_token_offset, tiny.config.text_config.vocab_size))
+    drawn = new_ids(tiny, prompts, suppress_tokens=[*codes, tiny.config.eoi_token_id])
+    assert not is_code(tiny, drawn).any()
+
+
+def test_the_head_computes_allowed_ids_only(tiny, prompts, monkeypatch):
+    sizes = []
+    original = nn.functional.linear
+
+    def spy(hidden, weight, *rest):
+        sizes.append(len(weight))
+        return original(hidden, weight, *rest)
+
+    monkeypatch.setattr(nn.functional, "linear", spy)
+    new_ids(tiny, prompts, guidance_scale=3.0, max_new_tokens=2)
+    assert sizes.count(CODEBOOK_SIZE + 1) == 2 and tiny.config.text_config.vocab_size not in sizes
+
+
+def test_scores_span_the_vocabulary(tiny, prompts):
+    output = tiny.generate(
+        **prompts, **DRAW, guidance_scale=3.0, return_dict_in_generate=True, output_scores=True, output_logits=True
+    )
+    width = prompts["input_ids"].shape[1]
+    assert len(output.scores) == len(output.logits) == output.sequences.shape[1] - width
+    vocabulary = torch.arange(tiny.config.text_config.vocab_size)
+    is_allowed = is_code(tiny, vocabulary) | (vocabulary == tiny.config.eoi_token_id)
+    for scores in output.scores:
+        assert scores.shape == (4, len(vocabulary))
+        assert (scores[:, ~is_allowed] == -torch.inf).all() and scores[:, is_allowed].isfinite().all()
+    assert torch.equal(output.scores[0].argmax(dim=-1), output.sequences[:, width])
+    assert len(output.past_key_values.layers[0].keys) == 4
+
+
+@CACHES
+def test_a_batch_draws_what_its_rows_draw_alone(tiny, prompts, cache):
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    options = {"guidance_scale": 2.0, "do_sample": True, "top_k": 10, **cache}
+    batch = new_ids(tiny, prompts, generator=generators, **options)
+    for index in range(4):
+        alone = new_ids(tiny, row(prompts, index), generator=torch.Generator().manual_seed(index), **options)
+        assert torch.equal(batch[index, : alone.shape[1]], alone[0])
+
+
+@pytest.mark.parametrize("mode", ["image", "text", "interleaved"])
+def test_generators_leave_the_global_state_alone(tiny, prompts, mode):
+    options = {"generation_mode": mode, "do_sample": True, "top_k": 0, "min_new_tokens": 8}
+    state = torch.get_rng_state()
+    first, again, other = (
+        new_ids(tiny, prompts, generator=torch.Generator().manual_seed(seed), **options) for seed in (7, 7, 8)
+    )
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.equal(first, again) and not torch.equal(first, other)
+
+
+def test_several_sequences_per_prompt(tiny, prompts):
+    generators = [torch.Generator().manual_seed(seed) for seed in range(8)]
+    options = {"guidance_scale": 2.0, "do_sample": True, "top_k": 0}
+    drawn = new_ids(tiny, prompts, num_return_sequences=2, generator=generators, **options)
+    assert len(drawn) == 8
+    alone = new_ids(tiny, row(prompts, 2), generator=torch.Generator().manual_seed(5), **options)
+    assert torch.equal(drawn[5, : alone.shape[1]], alone[0])
+
+
+def test_minimum_length_forbids_the_end(tiny, prompts):
+    drawn = new_ids(tiny, prompts, min_new_tokens=6, do_sample=True, generator=torch.Generator().manual_seed(0))
+    assert is_code(tiny, drawn[:, :6]).all()
+
+
+def test_an_image_is_no_longer_than_its_patches_by_default(tiny, prompts):
+    model = copy.deepcopy(tiny)
+    with torch.no_grad():
+        model.lm_head.weight[model.config.eoi_token_id] = 0
+        drawn = model.generate(**row(prompts, 0), generation_mode="image")
+    assert drawn.shape[1] - int(row(prompts, 0)["attention_mask"].sum()) <= NUM_PATCHES + 1
+
+
+def test_prompts_with_images(tiny):
+    """Continuous images may stand before what is drawn, in the light form, too; twins do not see them."""
+    boi = tiny.config.boi_token_id
+    pixels = random_pixels(3)
+    rows = [["image", [5, boi]], [[8], "image", [9], "image", [10, boi]], [[14, boi]]]
+    inputs = light_inputs(tiny, pixels, rows)
+    drawn = new_ids(tiny, inputs, guidance_scale=2.0)
+    for index, images in enumerate((pixels[:1], pixels[1:], None)):
+        alone = make_prompts(tiny, [rows[index]]) | ({} if images is None else {"pixel_values": images})
+        expected = new_ids(tiny, alone, guidance_scale=2.0)
+        assert torch.equal(drawn[index, : expected.shape[1]], expected[0])
+
+
+class Recorder(TextStreamer):
+    def __init__(self):
+        self.received, self.has_ended = [], False
+
+    def put(self, value):
+        self.received += value.flatten().tolist()
+
+    def end(self):
+        self.has_ended = True
+
+
+def test_streamers_receive_prompt_and_new_ids(tiny, prompts):
+    streamer, inputs = Recorder(), row(prompts, 0)
+    output = tiny.generate(**inputs, **DRAW, guidance_scale=2.0, streamer=streamer)
+    assert streamer.received == output[0].tolist() and streamer.has_ended
+
+
+def interleaved_reference(model, ids, scale, steps):
+    """Interleaved decoding spelled out for one prompt: the twin is built anew at every step."""
+    config = model.config
+    visual = torch.zeros(config.text_config.vocab_size, dtype=torch.bool)
+    visual[config.visual_token_ids] = True
+    length = len(ids)
+    for _ in range(steps):
+        starts = [index for index, id in enumerate(ids) if id == config.boi_token_id]
+        inside = bool(starts) and config.eoi_token_id not in ids[starts[-1] :]
+        scores = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=-1)
+        if inside:
+            twin = model(input_ids=torch.tensor([ids[starts[-1] :]])).logits[0, -1].log_softmax(dim=-1)
+            scores = twin + scale * (scores - twin)
+            forbidden = ~visual
+            forbidden[config.boi_token_id] = True
+            if len(ids) - starts[-1] > NUM_PATCHES:
+                forbidden = torch.ones_like(visual)
+                forbidden[config.eoi_token_id] = False
+        else:
+            forbidden = visual.clone()
+            forbidden[config.boi_token_id] = False
+        ids = [*ids, int(scores.masked_fill(forbidden, -torch.inf).argmax())]
+        if ids[-1] == 2:
+            break
+    return ids[length:]
+
+
+@CACHES
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_interleaved_text_and_images(tiny, cache, scale):
+    model = copy.deepcopy(tiny)
+    config = model.config
+    with torch.no_grad():  # Make starts and ends of images likely.
+        model.lm_head.weight[config.boi_token_id] *= 2
+        model.lm_head.weight[config.eoi_token_id] *= 1.5
+    prompts = make_prompts(model, [[[5, 6]], [[7, 8, 9, config.boi_token_id]], [[11]]])
+    options = {"generation_mode": "interleaved", "guidance_scale": scale, "max_new_tokens": 50, **cache}
+    batch = new_ids(model, prompts, **options)
+    opened = 0
+    for index in range(3):
+        with torch.no_grad():
+            expected = interleaved_reference(model, row(prompts, index)["input_ids"][0].tolist(), scale, 50)
+        opened += expected.count(config.boi_token_id)
+        assert batch[index, : len(expected)].tolist() == expected
+    assert opened > 0, "the test needs images that start on their own"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_beams": 2}, "num_beams"),
+        ({"generator": [torch.Generator()]}, "generators for 4"),
+        ({"negative_prompt_ids": torch.tensor([[5]])}, "guidance_scale"),
+        ({"negative_prompt_ids": torch.tensor([[5]] * 3), "guidance_scale": 2.0}, "3 negative prompts"),
+        (
+            {"generation_mode": "interleaved", "negative_prompt_ids": torch.tensor([[5]]), "guidance_scale": 2.0},
+            "are for",
+        ),
+        ({"position_ids": torch.zeros(4, 7, dtype=torch.long), "guidance_scale": 2.0}, "position_ids"),
+    ],
+)
+def test_options_that_exclude_each_other_are_refused(tiny, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        new_ids(tiny, prompts, **options)
+
+
+def test_prompts_without_an_image_start_are_refused(tiny):
+    with pytest.raises(ValueError, match="image start"):
+        tiny.generate(**make_prompts(tiny, [[[5, 6]]]), **DRAW)
