@@ -109,8 +109,9 @@ def test_special_ids_for_generation(checkpoint):
 
 
 def test_negative_condition_of_the_low_resolution_decoder(checkpoint, golden):
-    stored = load_file(checkpoint / "lowres/negative_condition.safetensors")
-    assert torch.equal(stored["negative_condition"], golden["uncond_embeddings"])
+    decoder = LavitTokenDecoder.from_pretrained(checkpoint / "lowres/token_decoder")
+    assert torch.equal(decoder.negative_condition, golden["uncond_embeddings"][0])
+    assert LavitTokenDecoder.from_pretrained(checkpoint / "token_decoder").negative_condition is None
 
 
 def test_code_of_the_model_card_runs(checkpoint, original_dir, capsys):

@@ -77,6 +77,10 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
         model_name: _token_decoder(headers[file], visual, counts["decoder"], file)
         for model_name, file in decoders.items()
     }
+    if names.LOWRES in token_decoders and names.UNCONDITIONAL in headers:
+        negative = headers[names.UNCONDITIONAL]
+        rows = _size(negative, "uncond_embeddings", -2, names.UNCONDITIONAL)
+        token_decoders[names.LOWRES].num_negative_tokens = rows
     return Configs(model, token_decoders)
 
 

@@ -21,6 +21,7 @@ STAGE2 = "language_model/visual_weight"
 LANGUAGE_MODEL = "language_model/model"
 LOWRES_DECODER = "visual_tokenizer/tokenizer_decoder"
 HIGHRES_DECODER = "visual_tokenizer/highres_tokenizer_decoder"
+UNCONDITIONAL = "pixel_decoding/uncond_embeddings"  # the low-resolution decoder's negative condition
 
 # The models of the converted directory, by their folder.
 MODEL = ""
@@ -99,6 +100,8 @@ _HIGHRES_HEADS = {
     "unet_attnpool.c_proj.{p}": "pooler.c_proj.{p}",
 }
 
+_NEGATIVE = {"uncond_embeddings": "negative_condition#batched"}
+
 _ALL = {"{rest}": "{rest}"}
 
 _VISUAL = "model.visual_tokenizer."
@@ -140,6 +143,7 @@ _SECTIONS = [
     _Section(LANGUAGE_MODEL, "lm_head.", MODEL, "lm_head.", _ALL),
     _Section(LOWRES_DECODER, "", LOWRES, "", _DECODER | _LOWRES_HEADS),
     _Section(HIGHRES_DECODER, "", HIGHRES, "", _DECODER | _HIGHRES_HEADS),
+    _Section(UNCONDITIONAL, "", LOWRES, "", _NEGATIVE),
     # Both decoders look their codes up in the tokenizer's codebook and carry a copy of it.
     _Section(STAGE1, "", LOWRES, "", _CODEBOOK),
     _Section(STAGE1, "", HIGHRES, "", _CODEBOOK),
@@ -160,6 +164,7 @@ _UNUSED = {
     LANGUAGE_MODEL: ["model.rotary_emb.inv_freq", "model.layers.{n}.self_attn.rotary_emb.inv_freq"],
     LOWRES_DECODER: [],
     HIGHRES_DECODER: [],
+    UNCONDITIONAL: ["{rest}"],  # where the decoder that it belongs to is absent
 }
 
 _PLACEHOLDERS = {"{n}": r"(?P<n>\d+)", "{p}": r"(?P<p>weight|bias)", "{rest}": r"(?P<rest>.+)"}

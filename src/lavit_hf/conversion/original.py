@@ -15,10 +15,9 @@ from .layout import FOLDER, UNUSED, FileLayout, Layout, unused_key
 from .mapping import original_shape
 from .progress import progress_bar
 from .shards import write_file
-from .source import PIXEL_DECODERS, UNCONDITIONAL, component_target, find_component_weights
+from .source import PIXEL_DECODERS, component_target, find_component_weights
 from .tensors import split
 from .weight_files import Weights, find_weights
-from .writer import NEGATIVE_CONDITION, NEGATIVE_CONDITION_KEY
 
 
 def convert_to_original(src: str | os.PathLike[str], dst: str | os.PathLike[str], *, progress: bool = True) -> Path:
@@ -90,10 +89,7 @@ class _ConvertedReader:
         """Where a tensor is: weights, name and mark."""
         if name in self.layout.unused.get(file.weights, []):
             return self._open(self.root / FOLDER, UNUSED), unused_key(file.weights, name), ""
-        if file.weights == UNCONDITIONAL:
-            negative = self.root / NEGATIVE_CONDITION
-            return self._open(negative.parent, negative.stem), NEGATIVE_CONDITION_KEY, ""
-        if file.weights.partition("/")[0] in PIXEL_DECODERS:
+        if file.weights != names.UNCONDITIONAL and file.weights.partition("/")[0] in PIXEL_DECODERS:
             folder = self.root / component_target(file.weights)
             return self._open(folder, find_component_weights(folder)[1]), name, ""
         slots = names.slots_of(file.weights, name)

@@ -113,7 +113,8 @@ def _file_of(path: Path, listed: str) -> str:
     if listed.startswith(("language_model/pytorch_model", "language_model/model")):
         return names.LANGUAGE_MODEL
     file = listed.removesuffix(".bin").removesuffix(".safetensors")
-    known = (names.ENCODER, names.STAGE1, names.STAGE2, names.LOWRES_DECODER, names.HIGHRES_DECODER)
+    decoders = (names.LOWRES_DECODER, names.HIGHRES_DECODER, names.UNCONDITIONAL)
+    known = (names.ENCODER, names.STAGE1, names.STAGE2, *decoders)
     if file not in known:
         raise ConversionError(f"{path} lists {listed}, which is no file of weights of the original layout.")
     return file

@@ -16,10 +16,9 @@ from .weight_files import TensorInfo, Weights, find_weights, read_json
 LANGUAGE_MODEL_FOLDER = "language_model"
 TEXT_CONFIG = f"{LANGUAGE_MODEL_FOLDER}/config.json"
 TEXT_TOKENIZER = f"{LANGUAGE_MODEL_FOLDER}/tokenizer.model"
-UNCONDITIONAL = "pixel_decoding/uncond_embeddings"
 
 _REQUIRED = (names.ENCODER, names.STAGE1, names.LANGUAGE_MODEL, names.STAGE2)
-_OPTIONAL = (names.LOWRES_DECODER, names.HIGHRES_DECODER)
+_OPTIONAL = (names.LOWRES_DECODER, names.HIGHRES_DECODER, names.UNCONDITIONAL)
 
 # Folder of the original -> folder of the converted directory. Everything in them is diffusers' or transformers' own.
 PIXEL_DECODERS = {"highres_pixel_decoding": "", "pixel_decoding": "lowres"}
@@ -48,7 +47,6 @@ class OriginalCheckpoint:
     Attributes:
         weights: What each file of weights holds, by the file's name without its ending.
         components: The folders of the pixel decoders.
-        unconditional: The low-resolution decoder's negative condition, if there is one.
     """
 
     def __init__(self, root: str | os.PathLike[str]):
@@ -61,12 +59,6 @@ class OriginalCheckpoint:
             for name in _COMPONENTS
             if (self.root / folder / name).is_dir()
         ]
-        unconditional = _find(self.root, UNCONDITIONAL)
-        self.unconditional = Weights(unconditional) if unconditional else None
-        if self.unconditional and len(self.unconditional.headers) != 1:
-            raise ConversionError(
-                f"{unconditional[0]} holds {len(self.unconditional.headers)} tensors instead of one."
-            )
 
     @property
     def headers(self) -> dict[str, dict[str, TensorInfo]]:
@@ -84,8 +76,7 @@ class OriginalCheckpoint:
 
     def all_weights(self) -> list[Weights]:
         """Everything that holds tensors."""
-        components = [component.weights for component in self.components if component.weights]
-        return [*self.weights.values(), *components, *([self.unconditional] if self.unconditional else [])]
+        return [*self.weights.values(), *(part.weights for part in self.components if part.weights)]
 
     def verify(self, progress: Progress) -> None:
         """Compares stored checksums, reporting the bytes of each file."""

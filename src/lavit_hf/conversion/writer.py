@@ -13,13 +13,10 @@ from .layout import FOLDER, UNUSED, FileLayout, Layout, unused_key
 from .mapping import CheckpointMapping, Target
 from .notices import copy_notices
 from .progress import Progress
-from .shards import write_file, write_sharded
-from .source import UNCONDITIONAL, Component, OriginalCheckpoint
+from .shards import write_sharded
+from .source import Component, OriginalCheckpoint
 from .tensors import cast_dtype, dtype_name, join
 from .weight_files import Weights
-
-NEGATIVE_CONDITION = "lowres/negative_condition.safetensors"
-NEGATIVE_CONDITION_KEY = "negative_condition"
 
 
 class ConvertedWriter:
@@ -54,7 +51,6 @@ class ConvertedWriter:
         unused = sum(_stored_bytes(self.source.weights[file], name) for file, name in self.mapping.unused)
         models = sum(self._size(target) for targets in self.mapping.models.values() for target in targets.values())
         parts = [component.weights for component in self.source.components if component.weights]
-        parts += [self.source.unconditional] if self.source.unconditional else []
         return unused + models + sum(_stored_bytes(weights, name) for weights in parts for name in weights.headers)
 
     def write(self, folder: Path, progress: Progress) -> None:
@@ -63,7 +59,6 @@ class ConvertedWriter:
             self._write_model(folder, model, progress)
         for component in self.source.components:
             self._write_component(folder, component, progress)
-        self._write_unconditional(folder, progress)
         self._write_unused(folder, progress)
         for file, weights in self.source.weights.items():
             self._record(file, weights)
@@ -98,14 +93,6 @@ class ConvertedWriter:
             # An index of the source's shards would mislead whoever loads the new ones.
             beside = f"{component.target}/{Path(file).name}"
             self._copy(folder, file, f"{FOLDER}/{file}" if file.endswith(".index.json") else beside)
-
-    def _write_unconditional(self, folder: Path, progress: Progress) -> None:
-        weights = self.source.unconditional
-        if weights:
-            (name,) = weights.headers
-            write_file(folder / NEGATIVE_CONDITION, {NEGATIVE_CONDITION_KEY: weights.read(name).contiguous()})
-            self._record(UNCONDITIONAL, weights)
-            progress(_stored_bytes(weights, name))
 
     def _write_unused(self, folder: Path, progress: Progress) -> None:
         pairs = {unused_key(*pair): pair for pair in self.mapping.unused}

@@ -201,6 +201,8 @@ class LavitTokenDecoderConfig(PreTrainedConfig):
         cross_attention_dims: Widths of the condition heads, concatenated to the U-Net's `cross_attention_dim`:
             `[768, 1280]` for the SDXL decoder, `[768]` for the Stable Diffusion 1.5 one.
         pooled_size: Width of the pooled condition; `None` if the U-Net takes none.
+        num_negative_tokens: Rows of the stored negative condition, which stands in for the condition where guidance
+            wants none. Zeros fill it up to `num_queries`; with 0 it is all zeros, as in the high-resolution decoder.
         hidden_act: Activation of the MLPs.
         layer_norm_eps: Epsilon of the LayerNorms.
         initializer_range: Standard deviation of the weight initialization.
@@ -218,9 +220,18 @@ class LavitTokenDecoderConfig(PreTrainedConfig):
     output_size: int = 1408
     cross_attention_dims: list[int] | tuple[int, ...] = (768, 1280)
     pooled_size: int | None = 1280
+    num_negative_tokens: int = 0
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict` validation: checks that the negative condition fits into the condition."""
+        if not 0 <= self.num_negative_tokens <= self.num_queries:
+            raise ValueError(
+                f"num_negative_tokens must be between 0 and num_queries ({self.num_queries}), got "
+                f"{self.num_negative_tokens}."
+            )
 
 
 __all__ = ["LavitConfig", "LavitTokenDecoderConfig", "LavitVisualTokenizerConfig"]

@@ -40,12 +40,12 @@ class LavitGenerationMixin(GenerationMixin):
             inputs: Prompt ids, `[batch, sequence]`; or pass `input_ids`.
             generation_config: See [`GenerationMixin.generate`].
             args: See [`GenerationMixin.generate`].
-            generation_mode: `"text"` (default) never generates visual ids. `"image"` draws one image after a prompt that
-                ends with an image start (the processor's `generation_mode="image"`): only codes and the image end are
-                generated, and each row stops at its end. `"interleaved"` goes on with text and images. In the first
-                two modes `suppress_tokens` replaces what is forbidden by default.
-            generator: With `do_sample`: draws tokens from this generator, or from one per returned sequence, instead of
-                the global random state; a sequence then does not depend on the rest of the batch.
+            generation_mode: `"text"` (default) never generates visual ids. `"image"` draws one image after a prompt
+                that ends with an image start (the processor's `generation_mode="image"`): only codes and the image end
+                are generated, and each row stops at its end. `"interleaved"` goes on with text and images. In the
+                first two modes `suppress_tokens` replaces what is forbidden by default.
+            generator: With `do_sample`: draws tokens from this generator, or from one per returned sequence, instead
+                of the global random state; with one each, a sequence does not depend on the rest of the batch.
             kwargs: Model inputs (what the processor returned) and generation options, see
                 [`GenerationMixin.generate`]. When drawing, `guidance_scale` applies classifier-free guidance in one
                 batch; the unconditional context is the image start alone, or `negative_prompt_ids`.

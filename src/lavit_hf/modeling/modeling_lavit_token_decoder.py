@@ -28,11 +28,16 @@ class LavitTokenDecoderOutput(ModelOutput):
         features: Reconstructed features of the vision encoder, `[batch, num_queries, output_size]`.
         condition: Cross-attention condition of the U-Net, `[batch, num_queries, sum of cross_attention_dims]`.
         pooled_condition: `[batch, pooled_size]`, or `None`.
+        negative_condition: What guidance contrasts the condition with, of the same shape: the stored rows, then
+            zeros. A negative pooled condition is all zeros.
+        negative_attention_mask: True at the stored rows, `[batch, num_queries]`; `None` if there are none.
     """
 
     features: torch.Tensor | None = None
     condition: torch.Tensor | None = None
     pooled_condition: torch.Tensor | None = None
+    negative_condition: torch.Tensor | None = None
+    negative_attention_mask: torch.Tensor | None = None
 
 
 class LavitTokenDecoderLayer(GradientCheckpointingLayer):
@@ -112,6 +117,9 @@ class LavitTokenDecoder(PreTrainedModel):
             [nn.Linear(config.output_size, size) for size in config.cross_attention_dims]
         )
         self.pooler = LavitAttentionPooler(config) if config.pooled_size is not None else None
+        self.negative_condition: torch.Tensor | None  # a constant that travels with the weights, hence no parameter
+        negative = torch.zeros(config.num_negative_tokens, sum(config.cross_attention_dims))
+        self.register_buffer("negative_condition", negative if config.num_negative_tokens else None)
         self.post_init()
 
     @torch.no_grad()
@@ -121,6 +129,8 @@ class LavitTokenDecoder(PreTrainedModel):
         if isinstance(module, LavitTokenDecoder):
             init.trunc_normal_(module.position_embedding, std=std)
             init.trunc_normal_(module.query_embedding, std=std)
+            if module.negative_condition is not None:
+                init.zeros_(module.negative_condition)
         elif isinstance(module, LavitAttentionPooler):
             init.normal_(module.position_embedding, std=self.config.output_size**-0.5)
 
@@ -152,11 +162,25 @@ class LavitTokenDecoder(PreTrainedModel):
         for layer in self.layers:
             hidden = layer(hidden, sequence, bias)
         features = self.feature_head_out(self.feature_head_in(self.norm(hidden)).tanh())
+        condition = torch.cat([project(features) for project in self.condition_projections], dim=-1)
+        negative, negative_mask = self._negative(condition)
         return LavitTokenDecoderOutput(
             features=features,
-            condition=torch.cat([project(features) for project in self.condition_projections], dim=-1),
+            condition=condition,
             pooled_condition=self.pooler(features) if self.pooler is not None else None,
+            negative_condition=negative,
+            negative_attention_mask=negative_mask,
         )
+
+    def _negative(self, condition: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The negative condition, `[batch, num_queries, width]` like `condition`, and the mask of its stored rows."""
+        negative = torch.zeros_like(condition)
+        if self.negative_condition is None:
+            return negative, None
+        stored = len(self.negative_condition)
+        negative[:, :stored] = self.negative_condition.to(condition.dtype)
+        is_stored = torch.arange(condition.shape[1], device=condition.device) < stored
+        return negative, is_stored.expand(len(condition), -1)
 
     def _embed_codes(self, codes: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
         """Embeds codes by value and by rank in their sequence, padded with zeros: `[batch, longest, hidden]`, bias."""

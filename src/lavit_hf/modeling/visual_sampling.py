@@ -39,7 +39,7 @@ def add_unconditional_rows(
         config: Its visual ids.
 
     Returns:
-        Ids and mask `[2 * batch, sequence]`, twins last. A twin whose prompt ends outside images sees its last id only.
+        Ids and mask `[2 * batch, sequence]`, twins last. If a prompt ends outside images, its twin sees the last id.
     """
     ranks = torch.arange(input_ids.shape[1], device=input_ids.device)
     last_start = (ranks * torch.eq(input_ids, config.boi_token_id)).amax(dim=-1)
@@ -90,8 +90,8 @@ class VisualSampler:
         generator: Draws tokens, one for the batch or one per returned sequence. The global random state is used only
             without it.
         vocab_slice: The model computes logits of ids `[first, last)` only; all others are never generated.
-        is_interleaved: Whether rows switch between text and images. Inside an image only codes and its end are allowed,
-            and guidance applies; outside only text and the image start.
+        is_interleaved: Whether rows switch between text and images. Inside an image only codes and its end are
+            allowed, and guidance applies; outside only text and the image start.
         streamer: Receives the prompt, then every new id.
     """
 
