@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import GenerationConfig
+from transformers import DynamicCache, GenerationConfig, StaticCache
 
 from tiny_models import (
     NUM_IMAGES,
@@ -92,13 +92,46 @@ def test_visual_ids_are_never_generated_by_default(tiny, pixels):
     inputs = light_inputs(model, pixels)
     text_only = model.generate(**inputs, max_new_tokens=40, do_sample=True, top_k=0, eos_token_id=[])
     assert (text_only[:, inputs["input_ids"].shape[1] :] < model.config.boi_token_id).all()
-    chosen = model.generate(
-        **inputs, max_new_tokens=40, do_sample=True, top_k=0, eos_token_id=[], suppress_tokens=list(range(90))
+    fewer = model.generate(
+        **inputs, max_new_tokens=40, do_sample=True, top_k=0, eos_token_id=[], suppress_tokens=list(range(80))
     )
-    assert (chosen[:, inputs["input_ids"].shape[1] :] >= model.config.boi_token_id).all()
-    configured = GenerationConfig(suppress_tokens=[3], pad_token_id=2, eos_token_id=None, max_new_tokens=40)
-    free = model.generate(**inputs, generation_config=configured, do_sample=True, top_k=0)
-    assert (free[:, inputs["input_ids"].shape[1] :] >= model.config.boi_token_id).any()
+    assert set(fewer[:, inputs["input_ids"].shape[1] :].flatten().tolist()) == set(
+        range(80, model.config.boi_token_id)
+    )
+
+
+def test_a_generation_config_is_used_without_complaint_and_left_alone(tiny, pixels, caplog):
+    inputs = light_inputs(tiny, pixels)
+    configured = GenerationConfig(pad_token_id=2, eos_token_id=2, **NEW)
+    before = configured.to_dict()
+    assert torch.equal(tiny.generate(**inputs, generation_config=configured), tiny.generate(**inputs, **NEW))
+    assert configured.to_dict() == before
+    assert not [record for record in caplog.records if "deprecated" in record.message]
+
+
+def test_the_placeholder_is_never_generated_even_after_resizing(tiny, pixels):
+    """Regression: a tokenizer has one row more than the embeddings, and resizing to it is a common reflex."""
+    model = copy.deepcopy(tiny)
+    model.resize_token_embeddings(model.config.image_token_id + 1, mean_resizing=False)
+    nn.init.zeros_(model.lm_head.weight)
+    inputs = light_inputs(model, pixels)
+    for mode in ("text", "interleaved"):
+        output = model.generate(**inputs, generation_mode=mode, max_new_tokens=60, do_sample=True, eos_token_id=[])
+        assert (output[:, inputs["input_ids"].shape[1] :] < model.config.image_token_id).all()
+
+
+@FORMS
+@pytest.mark.parametrize("cache", [DynamicCache, StaticCache])
+def test_a_new_image_in_a_later_turn(tiny, pixels, make_inputs, cache):
+    """Regression: rows were rewritten across what the cache holds already, if the first turn was long."""
+    options = {"max_cache_len": 128} if cache is StaticCache else {}
+    cache = cache(config=tiny.config, **options)
+    first = torch.arange(5, 35)[None]
+    first = tiny.generate(first, attention_mask=torch.ones_like(first), past_key_values=cache, **NEW)
+    turn = make_inputs(tiny, pixels[:1], [["image", [9, 10]]])
+    turn["input_ids"] = torch.cat([first, turn["input_ids"]], dim=1)
+    turn["attention_mask"] = torch.ones_like(turn["input_ids"])
+    assert torch.equal(tiny.generate(**turn, past_key_values=cache, **NEW), tiny.generate(**turn, **NEW))
 
 
 def test_unknown_mode_is_refused(tiny):

@@ -6,9 +6,10 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch import nn
-from transformers import StaticCache
+from transformers import AutoModelForCausalLM, StaticCache
 
 from lavit_hf import LavitForConditionalGeneration
+from lavit_hf.modeling.cache_mask import apply_remembered_mask
 from tiny_models import (
     NUM_IMAGES,
     NUM_PATCHES,
@@ -279,3 +280,76 @@ def test_the_decoding_step_compiles_in_one_graph(tiny, pixels):
             tiny(**inputs, past_key_values=cache)
             logits.append(forward(**step, past_key_values=cache).logits)
     torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", ["mistral", "gemma2", "gemma3_text"])
+def test_sliding_windows_count_no_empty_placeholders(model_type, pixels):
+    """Regression: empty placeholders used up the window."""
+    overrides = {"head_dim": 8} if model_type.startswith("gemma") else {}
+    model = build_model(model_type=model_type, sliding_window=8, **overrides)
+    attached = text_logits(model, attached_inputs(model, pixels))
+    light = text_logits(model, light_inputs(model, pixels))
+    for one, other in zip(attached, light, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("model_type", ["gemma2", "cohere", "granite"])
+def test_logits_are_those_of_the_whole_language_model(model_type):
+    """Regression: caps and scales that follow the head of some language models were lost."""
+    overrides = {"gemma2": {"head_dim": 8}, "granite": {"logits_scaling": 4.0}}.get(model_type, {})
+    model = build_model(model_type=model_type, **overrides)
+    whole = AutoModelForCausalLM.from_config(model.config.text_config).eval()
+    whole.model, whole.lm_head = model.model.language_model, model.lm_head
+    ids = torch.tensor([[5, 6, 7, 8]])
+    torch.testing.assert_close(model(input_ids=ids).logits, whole(input_ids=ids).logits)
+
+
+def test_loss_does_not_depend_on_the_side_of_the_padding(tiny, pixels):
+    inputs = light_inputs(tiny, pixels)
+    losses = []
+    for side in ("left", "right"):
+        rows = [ids[mask.bool()] for ids, mask in zip(inputs["input_ids"], inputs["attention_mask"], strict=True)]
+        padded = {
+            name: nn.utils.rnn.pad_sequence(values, batch_first=True, padding_value=padding, padding_side=side)
+            for name, values, padding in (
+                ("input_ids", rows, 2),
+                ("attention_mask", [torch.ones_like(ids) for ids in rows], 0),
+                ("labels", rows, -100),
+            )
+        }
+        losses.append(tiny(**padded, pixel_values=pixels).loss)
+    torch.testing.assert_close(*losses)
+
+
+def test_placeholders_counted_as_labels_are_reported(tiny, pixels, caplog):
+    inputs = light_inputs(tiny, pixels)
+    tiny(**inputs, labels=inputs["input_ids"], num_items_in_batch=torch.tensor(50))
+    assert "num_items_in_batch" in caplog.text
+
+
+def test_a_cropped_cache_forgets_what_was_cropped(tiny, pixels):
+    inputs = light_inputs(tiny, pixels[:1], [[[5, 6], "image", [7]]])
+    width = inputs["input_ids"].shape[1]
+    cache = tiny(**inputs, use_cache=True).past_key_values
+    cache.crop(-2)
+    kept = int(cache.get_seq_length())
+    mask = cache_mask_of(cache)[:, :kept]
+    new_ids = torch.tensor([[20, 21, 22]])
+    actual = tiny(input_ids=new_ids, attention_mask=torch.ones(1, kept + 3), past_key_values=cache).logits
+    counts = tiny.visual_tokenizer.embed(pixels[:1]).num_tokens.tolist()
+    attached = make_prompts(tiny, [[[5, 6], "image", [7]]], counts)["input_ids"][:, :-2]
+    ids = torch.cat([attached, new_ids], dim=1)
+    features = tiny.visual_tokenizer.embed(pixels[:1]).features
+    expected = tiny(input_ids=ids, image_features=features).logits[:, -3:]
+    assert int(mask.sum()) == attached.shape[1] and width > attached.shape[1]
+    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
+
+
+def test_other_rows_cannot_go_on_from_a_cache_with_empty_placeholders(tiny, pixels):
+    cache = tiny(**light_inputs(tiny, pixels), use_cache=True).past_key_values
+    with pytest.raises(ValueError, match="rows go on from it"):
+        tiny(input_ids=torch.tensor([[20]]), past_key_values=cache)
+
+
+def cache_mask_of(cache):
+    return apply_remembered_mask(None, cache, 1, 0)

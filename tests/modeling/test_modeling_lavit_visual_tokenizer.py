@@ -5,7 +5,8 @@ import shutil
 
 import pytest
 import torch
-from huggingface_hub.errors import StrictDataclassClassValidationError
+from accelerate import cpu_offload
+from huggingface_hub.errors import StrictDataclassError
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
@@ -242,7 +243,16 @@ def test_gradient_checkpointing_changes_no_gradient(pixels):
     torch.testing.assert_close(*gradients)
 
 
-@pytest.mark.parametrize("values", [{"merger_num_heads": 5}, {"attention_smoothing": -1.0}])
+@pytest.mark.parametrize(
+    "values", [{"merger_num_heads": 5}, {"merger_num_heads": 0}, {"attention_smoothing": -1.0}, {"codebook_size": "a"}]
+)
 def test_impossible_configurations_are_refused(values):
-    with pytest.raises(StrictDataclassClassValidationError, match=next(iter(values))):
+    with pytest.raises(StrictDataclassError, match=next(iter(values))):
         visual_tokenizer_config(**values)
+
+
+def test_encoding_with_everything_offloaded(tokenizer, pixels):
+    """Regression: the codebook's weights were read where a hook had not loaded them."""
+    expected = tokenizer.encode(pixels)
+    offloaded = cpu_offload(build_visual_tokenizer(), torch.device("cpu"))
+    assert torch.equal(offloaded.encode(pixels).codes, expected.codes)

@@ -1,7 +1,8 @@
 """Remembers in a cache which of its positions are empty image placeholders.
 
-With one placeholder per patch (the light form) only the model knows which of them are empty. A caller who goes on from
-the cache passes a mask of ones over them, so the cache has to carry the real one.
+With one placeholder per patch (the light form) only the model knows which of them are empty; it packs rows to the
+right and pads them on the left. A caller who goes on from the cache passes the mask of the rows as they were given, so
+the cache has to carry the real one.
 """
 
 from __future__ import annotations
@@ -38,16 +39,23 @@ def apply_remembered_mask(
 
     Returns:
         The mask to use; `attention_mask` itself if nothing is remembered.
+
+    Raises:
+        ValueError: If the cache was filled with another number of rows.
     """
     remembered = getattr(cache, _ATTRIBUTE, None)
-    if remembered is None or cache is None or (attention_mask is not None and attention_mask.ndim != 2):
+    is_other_mask = attention_mask is not None and getattr(attention_mask, "ndim", None) != 2
+    if remembered is None or cache is None or is_other_mask:
         return attention_mask
-    if cache.get_seq_length() == 0:
-        forget_mask(cache)
-        return attention_mask
+    if len(remembered) != batch_size:
+        raise ValueError(
+            f"past_key_values was filled with {len(remembered)} rows, some of whose image placeholders are empty, but "
+            f"{batch_size} rows go on from it. Attach the visual tokenizer to the processor to rearrange cached rows."
+        )
     if attention_mask is None:
         total = int(cache.get_seq_length()) + new_positions
         attention_mask = torch.ones(batch_size, total, dtype=torch.long, device=remembered.device)
-    width = min(remembered.shape[1], attention_mask.shape[1])
+    # The cache may have been cropped, or emptied, since.
+    width = min(remembered.shape[1], attention_mask.shape[1] - new_positions)
     past = attention_mask[:, :width] * remembered[:, :width].to(attention_mask.dtype)
     return torch.cat([past, attention_mask[:, width:]], dim=1)

@@ -1,7 +1,5 @@
 """Configurations of the LaVIT models (Jin et al., ICLR 2024, https://arxiv.org/abs/2309.04669)."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
@@ -19,6 +17,11 @@ _PUBLISHED_VISION = {
     "layer_norm_eps": 1e-6,
     "initializer_range": 0.02,
 }
+
+
+def _check_heads(width: int, num_heads: int, name: str) -> None:
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"{name} must be positive and divide the width {width}, got {num_heads}.")
 
 
 def _as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
@@ -82,11 +85,7 @@ class LavitVisualTokenizerConfig(PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Part of `@strict` validation: checks that the sizes fit together."""
-        if self.hidden_size % self.merger_num_heads:
-            raise ValueError(
-                f"The vision width ({self.hidden_size}) must be a multiple of "
-                f"merger_num_heads ({self.merger_num_heads})."
-            )
+        _check_heads(self.hidden_size, self.merger_num_heads, "merger_num_heads")
         if self.attention_smoothing < 0:
             raise ValueError(f"attention_smoothing must be 0 or positive, got {self.attention_smoothing}.")
 
@@ -135,21 +134,20 @@ class LavitConfig(PreTrainedConfig):
     """
 
     model_type = "lavit"
-    keys_to_ignore_at_inference = ["past_key_values"]
+    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "attention_mask"]
     sub_configs_defaults = {
         "text_config": SubConfigSpec(
             config_class=AutoConfig, model_type="llama", init_kwargs={"vocab_size": 48386, "rms_norm_eps": 1e-5}
         ),
-        "visual_tokenizer_config": LavitVisualTokenizerConfig,
+        "visual_tokenizer_config": SubConfigSpec(config_class=LavitVisualTokenizerConfig),
     }
 
     text_config: Any = None
     visual_tokenizer_config: Any = None
-    # Never None after construction.
-    boi_token_id: int = None  # type: ignore[assignment]
-    eoi_token_id: int = None  # type: ignore[assignment]
-    visual_token_offset: int = None  # type: ignore[assignment]
-    image_token_id: int = None  # type: ignore[assignment]
+    boi_token_id: int | None = None
+    eoi_token_id: int | None = None
+    visual_token_offset: int | None = None
+    image_token_id: int | None = None
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -176,6 +174,11 @@ class LavitConfig(PreTrainedConfig):
                 f"text_config.vocab_size ({vocab_size}) has no room for image start ({self.boi_token_id}), image end "
                 f"({self.eoi_token_id}) and {codebook_size} visual codes from {self.visual_token_offset} on. Resize "
                 "the language model's embeddings to text vocabulary + 2 + codebook_size."
+            )
+        if self.image_token_id <= last_code:
+            raise ValueError(
+                f"image_token_id ({self.image_token_id}) must come after all ids of the vocabulary, the last of which "
+                f"is {last_code}: it stands for no row of the embeddings."
             )
 
     @property

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .cache_mask import apply_remembered_mask, forget_mask, remember_mask
-from .image_placeholders import find_empty_placeholders, move_empty_to_left, split_image_features
+from .image_placeholders import find_empty_placeholders, full_mask, pack_rows
 from .visual_sampling import (
     Generators,
+    SuppressIds,
     VisualSampler,
     add_negative_rows,
     add_unconditional_rows,
@@ -19,6 +21,36 @@ from .visual_sampling import (
 )
 
 GENERATION_MODES = ("text", "image", "interleaved")
+
+
+class _Options:
+    """Generation options of a call, wherever they were given.
+
+    Args:
+        generation_config: That of the call; copied, because options are set in it if there is one. transformers does
+            not like keyword arguments beside it.
+        default: That of the model.
+        kwargs: Keyword arguments of the call, which come first.
+    """
+
+    def __init__(self, generation_config: GenerationConfig | None, default: GenerationConfig, kwargs: dict[str, Any]):
+        self.generation_config = copy.deepcopy(generation_config)
+        self.kwargs = kwargs
+        self._configs = [config for config in (self.generation_config, default) if config is not None]
+
+    def get(self, name: str) -> Any:
+        """The option's value, `None` if it is set nowhere."""
+        if self.kwargs.get(name) is not None:
+            return self.kwargs[name]
+        return next((value for config in self._configs if (value := getattr(config, name, None)) is not None), None)
+
+    def set(self, name: str, value: Any) -> None:
+        """Sets an option where the call has its own."""
+        if self.generation_config is None:
+            self.kwargs[name] = value
+        else:
+            self.kwargs.pop(name, None)
+            setattr(self.generation_config, name, value)
 
 
 class LavitGenerationMixin(GenerationMixin):
@@ -29,6 +61,7 @@ class LavitGenerationMixin(GenerationMixin):
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessorList | None = None,
         *args: Any,
         generation_mode: str | None = None,
         generator: Generators = None,
@@ -39,11 +72,12 @@ class LavitGenerationMixin(GenerationMixin):
         Args:
             inputs: Prompt ids, `[batch, sequence]`; or pass `input_ids`.
             generation_config: See [`GenerationMixin.generate`].
+            logits_processor: See [`GenerationMixin.generate`].
             args: See [`GenerationMixin.generate`].
             generation_mode: `"text"` (default) never generates visual ids. `"image"` draws one image after a prompt
                 that ends with an image start (the processor's `generation_mode="image"`): only codes and the image end
-                are generated, and each row stops at its end. `"interleaved"` goes on with text and images. In the
-                first two modes `suppress_tokens` replaces what is forbidden by default.
+                are generated (unless `suppress_tokens` says what is not), and each row stops at its end.
+                `"interleaved"` goes on with text and images.
             generator: With `do_sample`: draws tokens from this generator, or from one per returned sequence, instead
                 of the global random state; with one each, a sequence does not depend on the rest of the batch.
             kwargs: Model inputs (what the processor returned) and generation options, see
@@ -64,78 +98,77 @@ class LavitGenerationMixin(GenerationMixin):
             if kwargs.get("input_ids") is not None:
                 raise ValueError("Pass the prompt either as inputs or as input_ids.")
             kwargs["input_ids"] = inputs
-        configured = generation_config if generation_config is not None else self.generation_config
         self._restore_cached_mask(kwargs)
         prompt = kwargs.get("input_ids")
         new_mask = self._prepare_images(kwargs)
-        sampler = self._build_sampler(mode, generator, configured, kwargs)
-        if sampler is None:
-            output = super().generate(None, generation_config, *args, **kwargs)
-        else:
-            output = super().generate(None, generation_config, *args, custom_generate=sampler, **kwargs)
+        options = _Options(generation_config, self.generation_config, kwargs)
+        sampler = self._build_sampler(mode, generator, options)
+        processors = LogitsProcessorList(logits_processor or [])
+        processors.append(SuppressIds(self._forbidden_ids(mode, options)))
+        if sampler is not None:
+            kwargs["custom_generate"] = sampler
+        output = super().generate(None, options.generation_config, processors, *args, **kwargs)
         return self._restore_prompt(output, prompt, kwargs.get("input_ids"), new_mask)
 
-    def _build_sampler(
-        self, mode: str, generator: Generators, configured: GenerationConfig, kwargs: dict[str, Any]
-    ) -> VisualSampler | None:
-        """Sets what the mode forbids, and takes from `kwargs` what only our own decoding loop understands.
+    def _forbidden_ids(self, mode: str, options: _Options) -> list[int]:
+        """Ids that the mode never generates; the placeholder is one even after the embeddings have been resized."""
+        forbidden = [self.config.image_token_id]
+        if mode == "text":
+            forbidden += self.config.visual_token_ids
+        elif mode == "image" and options.get("suppress_tokens") is None:
+            allowed = set(self._drawable_ids())
+            forbidden += [id for id in range(self.config.text_config.vocab_size) if id not in allowed]
+        return forbidden
+
+    def _drawable_ids(self) -> list[int]:
+        return [id for id in self.config.visual_token_ids if id != self.config.boi_token_id]
+
+    def _build_sampler(self, mode: str, generator: Generators, options: _Options) -> VisualSampler | None:
+        """Takes from the options what only our own decoding loop understands.
 
         Returns:
             The loop to use, or `None` if that of `GenerationMixin` will do.
         """
-
-        def option(name: str) -> Any:
-            return kwargs[name] if kwargs.get(name) is not None else getattr(configured, name, None)
-
-        has_own_rules = option("suppress_tokens") is not None
+        kwargs = options.kwargs
         if mode == "text":
-            if not has_own_rules:
-                kwargs["suppress_tokens"] = self.config.visual_token_ids
             if generator is None:
                 return None
-            self._check_no_beams(option("num_beams"), "generator")
+            self._check_no_beams(options, "generator")
             return VisualSampler(generator=generator, streamer=kwargs.pop("streamer", None))
-
-        guidance_scale = option("guidance_scale")
-        guidance_scale = 1.0 if guidance_scale is None else float(guidance_scale)
-        kwargs["guidance_scale"] = 1.0  # Otherwise transformers would run its own guidance on top.
-        self._check_no_beams(option("num_beams"), f"generation_mode={mode!r}")
+        self._check_no_beams(options, f"generation_mode={mode!r}")
+        guidance_scale = options.get("guidance_scale")
         sampler = VisualSampler(
-            guidance_scale=guidance_scale,
+            guidance_scale=1.0 if guidance_scale is None else float(guidance_scale),
             generator=generator,
             is_interleaved=mode == "interleaved",
             streamer=kwargs.pop("streamer", None),
         )
+        options.set("guidance_scale", 1.0)  # Otherwise transformers would run its own guidance on top.
         if mode == "image":
-            self._prepare_drawing(sampler, has_own_rules, configured, kwargs)
+            self._prepare_drawing(sampler, options)
         if sampler.is_guided:
-            self._add_twins(mode, configured, kwargs)
+            self._add_twins(mode, options)
         elif kwargs.pop("negative_prompt_ids", None) is not None:
             raise ValueError("negative_prompt_ids have no effect without guidance_scale.")
         return sampler
 
-    def _prepare_drawing(
-        self, sampler: VisualSampler, has_own_rules: bool, configured: GenerationConfig, kwargs: dict[str, Any]
-    ) -> None:
-        input_ids = kwargs.get("input_ids")
+    def _prepare_drawing(self, sampler: VisualSampler, options: _Options) -> None:
+        input_ids = options.kwargs.get("input_ids")
         if input_ids is None or not is_inside_image(input_ids, self.config).all():
             raise ValueError(
                 'To draw, every prompt has to end with the image start. Use `processor(..., generation_mode="image")`.'
             )
-        kwargs.setdefault("eos_token_id", self.config.eoi_token_id)
-        lengths = ("max_new_tokens", "max_length")
-        if not any(kwargs.get(name) or getattr(configured, name, None) for name in lengths):
-            kwargs["max_new_tokens"] = self.config.visual_tokenizer_config.num_patches + 1
-        if has_own_rules:
-            return
-        allowed = [id for id in self.config.visual_token_ids if id != self.config.boi_token_id]
-        if allowed == list(range(allowed[0], allowed[-1] + 1)):
-            sampler.vocab_slice = kwargs["vocab_slice"] = (allowed[0], allowed[-1] + 1)
-        else:
-            everything = range(self.config.text_config.vocab_size)
-            kwargs["suppress_tokens"] = sorted(set(everything) - set(allowed))
+        if options.kwargs.get("eos_token_id") is None:
+            options.set("eos_token_id", self.config.eoi_token_id)
+        if not options.get("max_new_tokens") and not options.get("max_length"):
+            options.set("max_new_tokens", self.config.visual_tokenizer_config.num_patches + 1)
+        drawable = self._drawable_ids()
+        is_contiguous = drawable == list(range(drawable[0], drawable[-1] + 1))
+        if options.get("suppress_tokens") is None and is_contiguous:
+            sampler.vocab_slice = options.kwargs["vocab_slice"] = (drawable[0], drawable[-1] + 1)
 
-    def _add_twins(self, mode: str, configured: GenerationConfig, kwargs: dict[str, Any]) -> None:
+    def _add_twins(self, mode: str, options: _Options) -> None:
+        kwargs = options.kwargs
         input_ids = kwargs.get("input_ids")
         if input_ids is None or kwargs.get("past_key_values") is not None or kwargs.get("position_ids") is not None:
             raise ValueError(
@@ -150,14 +183,19 @@ class LavitGenerationMixin(GenerationMixin):
             return
         if mode != "image":
             raise ValueError(f"negative_prompt_ids are for generation_mode='image', not {mode!r}.")
-        pad_token_id = configured.pad_token_id if configured.pad_token_id is not None else 0
         kwargs["input_ids"], kwargs["attention_mask"] = add_negative_rows(
-            input_ids, mask, negative_ids, negative_mask, pad_token_id
+            input_ids, mask, negative_ids, negative_mask, self._padding_id()
         )
 
+    def _padding_id(self) -> int:
+        """Some text id to pad with under a mask."""
+        pad_token_id = self.generation_config.pad_token_id
+        return pad_token_id if isinstance(pad_token_id, int) else 0
+
     @staticmethod
-    def _check_no_beams(num_beams: int | None, what: str) -> None:
-        if (num_beams or 1) > 1:
+    def _check_no_beams(options: _Options, what: str) -> None:
+        num_beams = options.get("num_beams") or 1
+        if num_beams > 1:
             raise ValueError(f"{what} cannot be combined with num_beams={num_beams}; sample or decode greedily.")
 
     def prepare_inputs_for_generation(
@@ -194,39 +232,44 @@ class LavitGenerationMixin(GenerationMixin):
         Returns:
             The new attention mask if rows were rewritten.
         """
-        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features")}
-        given = {name: value for name, value in images.items() if value is not None}
-        encoded = (kwargs.get("mm_encoder_outputs") or {}).get("image")
-        if not given and encoded is None:
-            return None
+        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features", "mm_encoder_outputs")}
         input_ids = kwargs.get("input_ids")
-        if input_ids is None:
-            raise ValueError("Images need input_ids: embeddings do not show where the images go.")
-        if len(given) + (encoded is not None) > 1:
-            raise ValueError("Pass images once: as pixel_values, image_features or mm_encoder_outputs.")
-        is_placeholder = input_ids == self.config.image_token_id
-        if encoded is None:
-            if "image_features" in given:
-                given["num_image_tokens"] = split_image_features(is_placeholder, given["image_features"])
-            encoded = self.get_image_features(**given, return_dict=True)
-            kwargs["mm_encoder_outputs"] = {"image": encoded}
-        num_patches = self.config.visual_tokenizer_config.num_patches
-        num_tokens = [len(tokens) for tokens in encoded.pooler_output]
-        is_empty = find_empty_placeholders(is_placeholder, num_tokens, num_patches)
-        if is_empty is None:
-            return None
-        return self._rewrite_rows(kwargs, is_empty)
-
-    def _rewrite_rows(self, kwargs: dict[str, Any], is_empty: torch.Tensor) -> torch.Tensor:
-        if kwargs.get("position_ids") is not None:
-            raise ValueError(
-                "position_ids cannot be given when images have one placeholder per patch; leave them out."
+        past = self._cached_length(kwargs, input_ids)
+        new_ids = None if input_ids is None else input_ids[:, past:]
+        if past > 0 and not torch.eq(new_ids, self.config.image_token_id).any():
+            images["mm_encoder_outputs"] = (
+                None  # An assistant model gets them at every round; they are cached by then.
             )
-        order, attention_mask = move_empty_to_left(is_empty, kwargs.get("attention_mask"))
-        # Any text id does for the padding, it only must not be a placeholder.
-        input_ids = kwargs["input_ids"].masked_fill(is_empty, 0)
-        kwargs["input_ids"], kwargs["attention_mask"] = input_ids.gather(-1, order), attention_mask
-        return attention_mask
+        encoded = self.model.encode_images(new_ids, **images)
+        if encoded is None or input_ids is None:
+            return None
+        kwargs["mm_encoder_outputs"] = {"image": encoded}
+        is_empty = find_empty_placeholders(
+            torch.eq(input_ids[:, past:], self.config.image_token_id),
+            [len(tokens) for tokens in encoded.pooler_output],
+            self.config.visual_tokenizer_config.num_patches,
+        )
+        return None if is_empty is None else self._pack_new_ids(kwargs, is_empty, past)
+
+    @staticmethod
+    def _cached_length(kwargs: dict[str, Any], input_ids: torch.Tensor | None) -> int:
+        """Leading positions of `input_ids` that `past_key_values` holds already."""
+        cache = kwargs.get("past_key_values")
+        if cache is None or input_ids is None or kwargs.get("use_cache") is False:
+            return 0
+        past = int(cache.get_seq_length())
+        return past if past < input_ids.shape[1] else 0
+
+    def _pack_new_ids(self, kwargs: dict[str, Any], is_empty: torch.Tensor, past: int) -> torch.Tensor:
+        if kwargs.get("position_ids") is not None:
+            raise ValueError("Leave position_ids out when images have one placeholder per patch.")
+        input_ids = kwargs["input_ids"]
+        mask = full_mask(kwargs.get("attention_mask"), input_ids, 0)
+        order, packed_mask, _ = pack_rows(is_empty, mask[:, past:])
+        new_ids = input_ids[:, past:].masked_fill(is_empty, self._padding_id()).gather(-1, order)
+        kwargs["input_ids"] = torch.cat([input_ids[:, :past], new_ids], dim=1)
+        kwargs["attention_mask"] = torch.cat([mask[:, :past], packed_mask], dim=1)
+        return kwargs["attention_mask"]
 
     @staticmethod
     def _restore_prompt(

@@ -1,6 +1,6 @@
 """Placeholders of continuous images in `input_ids`: where they are, and which of them stay empty.
 
-Two layouts are understood, image by image in the same batch of ids:
+Two layouts are understood, for all images of a call:
 - attached: as many placeholders as the image has tokens (the processor had the visual tokenizer at hand);
 - light: one placeholder per patch. The image's tokens fill the last ones, so that the token before the image end is a
   real one; the others are empty and take no part in attention.
@@ -62,7 +62,8 @@ def find_empty_placeholders(
         raise ValueError(
             f"The prompts hold {len(lengths)} images with {lengths} placeholders, but features of {len(num_tokens)} "
             f"images with {num_tokens} tokens were given. Each image needs as many placeholders as it has tokens, or "
-            f"{num_patches} (one per patch). Did truncation cut an image, or does a prompt lack one?"
+            f"{num_patches} (one per patch). Did truncation cut an image, does a prompt lack one, or are images "
+            "passed again that past_key_values holds already?"
         )
     counts = torch.tensor(num_tokens, device=is_placeholder.device)
     is_empty = torch.zeros_like(is_placeholder)
@@ -72,41 +73,34 @@ def find_empty_placeholders(
     return is_empty
 
 
-def mask_empty_placeholders(attention_mask: torch.Tensor | None, is_empty: torch.Tensor) -> torch.Tensor:
-    """Takes empty placeholders out of a mask.
-
-    Args:
-        attention_mask: `[batch, past + sequence]`; all ones by default.
-        is_empty: `[batch, sequence]`.
-
-    Returns:
-        The new mask, `[batch, past + sequence]`.
+def full_mask(attention_mask: torch.Tensor | None, input_ids: torch.Tensor, past: int) -> torch.Tensor:
+    """The attention mask over `past` cached positions and `input_ids` `[batch, sequence]`, all ones by default.
 
     Raises:
-        ValueError: If the mask is not 2D.
+        ValueError: If the mask is not `[batch, past + sequence]`.
     """
     if attention_mask is None:
-        return (~is_empty).long()
-    if attention_mask.ndim != 2:
-        raise ValueError(
-            f"The attention mask must be 2D when images have one placeholder per patch, got {attention_mask.ndim}D."
-        )
-    past = attention_mask.shape[1] - is_empty.shape[1]
-    return attention_mask.masked_fill(torch.nn.functional.pad(is_empty, (past, 0)), 0)
+        return torch.ones(len(input_ids), past + input_ids.shape[1], dtype=torch.long, device=input_ids.device)
+    if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        raise ValueError("The attention mask must be 2D when images have one placeholder per patch.")
+    return attention_mask
 
 
-def move_empty_to_left(
-    is_empty: torch.Tensor, attention_mask: torch.Tensor | None
-) -> tuple[torch.Tensor, torch.Tensor]:
+def pack_rows(is_empty: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rewrites rows so that everything empty or padded comes first, in the same width.
 
+    Packed rows are ordinary left-padded ones: sliding windows and caches hold nothing but real tokens.
+
     Args:
-        is_empty: Boolean mask over the ids, `[batch, sequence]`.
-        attention_mask: Mask of real tokens, `[batch, sequence]`; all by default.
+        is_empty: Mask of empty placeholders, `[batch, sequence]`.
+        attention_mask: Mask of real tokens, `[batch, sequence]`.
 
     Returns:
-        Order in which to take the ids, and the new attention mask, both `[batch, sequence]`.
+        Order in which to take the positions, the attention mask of the packed rows, and where each given position
+        went, all `[batch, sequence]`. What was left out points to the last real position before it.
     """
-    is_real = ~is_empty if attention_mask is None else attention_mask.bool() & ~is_empty
+    is_real = attention_mask.bool() & ~is_empty
     order = is_real.int().argsort(dim=-1, stable=True)
-    return order, is_real.gather(-1, order).long()
+    ranks = is_real.long().cumsum(dim=-1)
+    num_padding = is_real.shape[1] - ranks[:, -1:]
+    return order, is_real.gather(-1, order).to(attention_mask.dtype), (num_padding + ranks - 1).clamp_min(0)

@@ -11,14 +11,17 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple
+from transformers.utils import can_return_tuple, logging
 
 from .cache_mask import apply_remembered_mask, remember_mask
 from .checkpoint_part import name_corrupt_weights
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
-from .image_placeholders import find_empty_placeholders, mask_empty_placeholders, split_image_features
+from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, split_image_features
+from .merger import gather_positions
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+
+logger = logging.get_logger(__name__)
 
 
 @dataclass
@@ -41,7 +44,9 @@ class LavitModelOutputWithPast(BaseModelOutputWithPast):
 
     Args:
         image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
-        attention_mask: The mask that was used, `[batch, sequence]`: that of the inputs without empty placeholders.
+        attention_mask: With one placeholder per patch: the mask of the cached positions, `[batch, past + sequence]`,
+            to go on from `past_key_values`. Rows are packed to the right there, without empty placeholders, and
+            `attentions` are those of the packed rows. Otherwise `None`.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -54,7 +59,9 @@ class LavitCausalLMOutputWithPast(CausalLMOutputWithPast):
 
     Args:
         image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
-        attention_mask: The mask that was used, `[batch, sequence]`: that of the inputs without empty placeholders.
+        attention_mask: With one placeholder per patch: the mask of the cached positions, `[batch, past + sequence]`,
+            to go on from `past_key_values`. Rows are packed to the right there, without empty placeholders, and
+            `attentions` are those of the packed rows. Otherwise `None`.
     """
 
     image_hidden_states: torch.Tensor | None = None
@@ -92,10 +99,9 @@ class LavitModel(LavitPreTrainedModel):
     def __init__(self, config: LavitConfig):
         super().__init__(config)
         self.visual_tokenizer = LavitVisualTokenizer(config.visual_tokenizer_config)
-        self.multi_modal_projector = nn.Linear(
-            config.visual_tokenizer_config.hidden_size, config.text_config.hidden_size
-        )
         self.language_model = AutoModel.from_config(config.text_config)
+        embeddings: Any = self.get_input_embeddings()
+        self.multi_modal_projector = nn.Linear(config.visual_tokenizer_config.hidden_size, embeddings.weight.shape[-1])
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -173,17 +179,23 @@ class LavitModel(LavitPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
-        images = self._encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs)
+        images = self.encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs)
         is_empty = image_hidden_states = None
         if input_ids is not None:
             inputs_embeds, image_hidden_states, is_empty = self._embed(input_ids, images)
         assert inputs_embeds is not None
+        batch_size, new_positions = inputs_embeds.shape[:2]
+        source = None
         if is_empty is not None:
             self._check_free_positions(position_ids)
-            attention_mask = mask_empty_placeholders(attention_mask, is_empty)
-        batch_size, new_positions = inputs_embeds.shape[:2]
+            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
+            attention_mask = full_mask(attention_mask, is_empty, past)
+            order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:])
+            inputs_embeds = gather_positions(inputs_embeds, order)
+            attention_mask = torch.cat([attention_mask[:, :-new_positions], packed_mask], dim=1)
         attention_mask = apply_remembered_mask(attention_mask, past_key_values, batch_size, new_positions)
-        if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+        is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
+        if position_ids is None and is_2d:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new_positions:]
 
         outputs = self.language_model(
@@ -196,9 +208,9 @@ class LavitModel(LavitPreTrainedModel):
         if is_empty is not None and attention_mask is not None and outputs.past_key_values is not None:
             remember_mask(outputs.past_key_values, attention_mask)
         return LavitModelOutputWithPast(
-            last_hidden_state=outputs.last_hidden_state,
+            last_hidden_state=_unpack(outputs.last_hidden_state, source),
             past_key_values=outputs.past_key_values,
-            hidden_states=outputs.hidden_states,
+            hidden_states=outputs.hidden_states and tuple(_unpack(state, source) for state in outputs.hidden_states),
             attentions=outputs.attentions,
             image_hidden_states=image_hidden_states,
             attention_mask=attention_mask if is_empty is not None else None,
@@ -228,13 +240,27 @@ class LavitModel(LavitPreTrainedModel):
         inputs_embeds = inputs_embeds.masked_scatter(is_filled[..., None], image_hidden_states)
         return inputs_embeds, image_hidden_states, is_empty
 
-    def _encode_images(
+    def encode_images(
         self,
         input_ids: torch.Tensor | None,
-        pixel_values: torch.Tensor | None,
-        image_features: torch.Tensor | None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
     ) -> BaseModelOutputWithPooling | None:
+        """Brings images into one form, whichever of the three they are passed in.
+
+        Args:
+            input_ids: Prompts with the placeholders of the images, `[batch, sequence]`.
+            pixel_values: See `forward`.
+            image_features: See `forward`.
+            mm_encoder_outputs: See `forward`.
+
+        Returns:
+            The output of `get_image_features`, or `None` if there are no images.
+
+        Raises:
+            ValueError: If images are passed twice, or without ids that show where they go.
+        """
         encoded = (mm_encoder_outputs or {}).get("image")
         given = [images for images in (pixel_values, image_features, encoded) if images is not None]
         if len(given) > 1:
@@ -269,6 +295,22 @@ class LavitModel(LavitPreTrainedModel):
                 "The prompt holds image placeholders but no images were given. Pass what the processor returned: "
                 "pixel_values or image_features."
             )
+
+
+def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
+    """Applies what some language models do after their head: Cohere and Granite scale, Gemma caps softly."""
+    if (scale := getattr(text_config, "logit_scale", None)) is not None:
+        logits = logits * scale
+    if (divisor := getattr(text_config, "logits_scaling", None)) is not None:
+        logits = logits / divisor
+    if (cap := getattr(text_config, "final_logit_softcapping", None)) is not None:
+        logits = torch.tanh(logits / cap) * cap
+    return logits
+
+
+def _unpack(hidden: torch.Tensor, source: torch.Tensor | None) -> torch.Tensor:
+    """Puts states `[batch, sequence, hidden]` of packed rows back where the ids were given."""
+    return hidden if source is None else gather_positions(hidden, source)
 
 
 class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
@@ -361,9 +403,11 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self._compute_logits(outputs.last_hidden_state[:, kept], vocab_slice)
+        logits = scale_logits(logits, self.config.text_config)
         loss = None
         if labels is not None:
-            labels = self._ignore_placeholders(labels, input_ids, outputs.attention_mask)
+            labels = self._ignore_placeholders(labels, kwargs.get("num_items_in_batch"))
+            labels = self._ignore_after_padding(labels, attention_mask)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
@@ -385,16 +429,22 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             return nn.functional.linear(hidden, self.lm_head.weight[slice(*vocab_slice)])
         return self.lm_head(hidden)[..., slice(*vocab_slice)]
 
-    def _ignore_placeholders(
-        self, labels: torch.Tensor, input_ids: torch.Tensor | None, used_mask: torch.Tensor | None
-    ) -> torch.Tensor:
-        labels = labels.masked_fill(torch.eq(labels, self.config.image_token_id), -100)
-        if used_mask is None or input_ids is None:
+    def _ignore_placeholders(self, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
+        is_placeholder = torch.eq(labels, self.config.image_token_id)
+        if num_items_in_batch is not None and not torch.compiler.is_compiling() and is_placeholder.any():
+            logger.warning_once(
+                "The labels hold image placeholders. They are ignored, but whoever counted num_items_in_batch (as "
+                "Trainer does) took them for tokens to learn, which makes the loss too small. Set them to -100."
+            )
+        return labels.masked_fill(is_placeholder, -100)
+
+    @staticmethod
+    def _ignore_after_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:
+        """The first token after padding on the left has nothing real before it that could predict it."""
+        if not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
             return labels
-        # An image without a single token leaves nothing real before its end that could predict it.
-        is_empty = (used_mask[:, -labels.shape[1] :] == 0) & torch.eq(input_ids, self.config.image_token_id)
-        after_empty = torch.nn.functional.pad(is_empty[:, :-1], (1, 0))
-        return labels.masked_fill(after_empty, -100)
+        before = attention_mask[:, -labels.shape[1] : -1]
+        return labels.masked_fill(nn.functional.pad(before == 0, (labels.shape[1] - before.shape[1], 0)), -100)
 
 
 __all__ = [

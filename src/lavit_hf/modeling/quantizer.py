@@ -36,6 +36,7 @@ class LavitQuantizer(nn.Module):
         """Nearest codebook row of every token, by squared distance in fp32: `[tokens, codebook_dim]` -> `[tokens]`."""
         with torch.autocast(pre_quantized.device.type, enabled=False):
             tokens = F.normalize(pre_quantized.float(), dim=-1)
-            codebook = self.codebook.weight.float()
+            # Called, not read: an offloaded codebook is loaded by its forward hook.
+            codebook = self.codebook(torch.arange(self.codebook.num_embeddings, device=tokens.device)).float()
             # |t|^2 is the same for every row, so it cannot change which one is nearest.
             return (codebook.square().sum(dim=-1) - 2 * tokens @ codebook.T).argmin(dim=-1)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
+from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
@@ -78,6 +78,20 @@ def add_negative_rows(
 
 def _pad_left(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (width - rows.shape[1], 0), value=value)
+
+
+class SuppressIds(LogitsProcessor):
+    """Never generates the given ids; those beyond the vocabulary are ignored.
+
+    transformers' own processor takes them from an option, which may be the user's.
+    """
+
+    def __init__(self, ids: list[int]):
+        self.ids = torch.tensor(ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.ids = self.ids.to(scores.device)
+        return scores.index_fill(-1, self.ids[self.ids < scores.shape[-1]], -torch.inf)
 
 
 @dataclass
