@@ -2,8 +2,8 @@
 
     python benchmarks/draw.py [--tokens 64] [--repeats 3]
 
-The baseline is a plain `LlamaForCausalLM` with the same random weights and transformers' `guidance_scale`, which runs a
-second forward pass per token and computes the whole head twice. About 100M parameters in the decoder layers, and the
+The baseline is a plain `LlamaForCausalLM` with the same random weights and transformers' `guidance_scale`, which runs
+a second forward pass per token and computes the whole head twice. About 100M parameters in the decoder layers, and the
 full vocabulary of 48,386 ids.
 """
 

@@ -107,7 +107,7 @@ def test_nan_pixels_are_refused(tokenizer, pixels):
         tokenizer.encode(pixels * float("nan"))
 
 
-@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (3, 16, 16)])
+@pytest.mark.parametrize("shape", [(1, 3, 8, 8), (3, 16, 16), (0, 3, 16, 16)])
 def test_wrong_image_size_is_refused(tokenizer, shape):
     with pytest.raises(ValueError, match="image processor"):
         tokenizer.encode(torch.zeros(shape))
@@ -256,3 +256,17 @@ def test_encoding_with_everything_offloaded(tokenizer, pixels):
     expected = tokenizer.encode(pixels)
     offloaded = cpu_offload(build_visual_tokenizer(), torch.device("cpu"))
     assert torch.equal(offloaded.encode(pixels).codes, expected.codes)
+
+
+def test_vision_models_without_one_feature_per_patch_are_refused():
+    sizes = {
+        "image_size": 16,
+        "patch_size": 4,
+        "embed_dim": 16,
+        "depths": [1, 1],
+        "num_heads": [2, 2],
+        "window_size": 2,
+    }
+    tokenizer = LavitVisualTokenizer(visual_tokenizer_config(vision_config={"model_type": "swin", **sizes}))
+    with pytest.raises(ValueError, match="plain ViT"):
+        tokenizer.encode(random_pixels(1))

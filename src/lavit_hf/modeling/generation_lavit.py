@@ -237,9 +237,8 @@ class LavitGenerationMixin(GenerationMixin):
         past = self._cached_length(kwargs, input_ids)
         new_ids = None if input_ids is None else input_ids[:, past:]
         if past > 0 and not torch.eq(new_ids, self.config.image_token_id).any():
-            images["mm_encoder_outputs"] = (
-                None  # An assistant model gets them at every round; they are cached by then.
-            )
+            # An assistant model gets them in every round, cached or not.
+            images["mm_encoder_outputs"] = None
         encoded = self.model.encode_images(new_ids, **images)
         if encoded is None or input_ids is None:
             return None

@@ -100,6 +100,7 @@ class LavitTokenDecoder(PreTrainedModel):
     base_model_prefix = "token_decoder"
     main_input_name = "codes"
     supports_gradient_checkpointing = True
+    _supports_sdpa = True
     _no_split_modules = ["LavitTokenDecoderLayer", "LavitAttentionPooler"]
 
     def __init__(self, config: LavitTokenDecoderConfig):

@@ -178,11 +178,17 @@ class LavitVisualTokenizer(PreTrainedModel):
         return self._patch_features(self._run_vision_model(pixel_values))
 
     def _patch_features(self, outputs: BaseModelOutput) -> torch.Tensor:
-        return outputs.last_hidden_state[:, -self.config.num_patches :]
+        num_patches, hidden = self.config.num_patches, outputs.last_hidden_state
+        if hidden.ndim != 3 or hidden.shape[1] < num_patches:
+            raise ValueError(
+                f"The vision model {type(self.vision_model).__name__} gives features of shape {list(hidden.shape)}, but "
+                f"LaVIT needs one for each of the {num_patches} patches. Use a plain ViT."
+            )
+        return hidden[:, -num_patches:]
 
     def _run_vision_model(self, pixel_values: torch.Tensor, **kwargs: Any) -> BaseModelOutput:
         expected = self.config.image_size
-        if pixel_values.ndim != 4 or tuple(pixel_values.shape[-2:]) != expected:
+        if pixel_values.ndim != 4 or len(pixel_values) == 0 or tuple(pixel_values.shape[-2:]) != expected:
             raise ValueError(
                 f"pixel_values must be [batch, channels, {expected[0]}, {expected[1]}], got "
                 f"{list(pixel_values.shape)}. Preprocess images with the checkpoint's own image processor."
