@@ -181,8 +181,8 @@ class LavitVisualTokenizer(PreTrainedModel):
         num_patches, hidden = self.config.num_patches, outputs.last_hidden_state
         if hidden.ndim != 3 or hidden.shape[1] < num_patches:
             raise ValueError(
-                f"The vision model {type(self.vision_model).__name__} gives features of shape {list(hidden.shape)}, but "
-                f"LaVIT needs one for each of the {num_patches} patches. Use a plain ViT."
+                f"The vision model {type(self.vision_model).__name__} gives features of shape {list(hidden.shape)}, "
+                f"but LaVIT needs one for each of the {num_patches} patches. Use a plain ViT."
             )
         return hidden[:, -num_patches:]
 
