@@ -104,18 +104,18 @@ class LavitGenerationMixin(GenerationMixin):
         options = _Options(generation_config, self.generation_config, kwargs)
         sampler = self._build_sampler(mode, generator, options)
         processors = LogitsProcessorList(logits_processor or [])
-        processors.append(SuppressIds(self._forbidden_ids(mode, options)))
+        processors.append(SuppressIds(self._forbidden_ids(mode, sampler, options)))
         if sampler is not None:
             kwargs["custom_generate"] = sampler
         output = super().generate(None, options.generation_config, processors, *args, **kwargs)
         return self._restore_prompt(output, prompt, kwargs.get("input_ids"), new_mask)
 
-    def _forbidden_ids(self, mode: str, options: _Options) -> list[int]:
+    def _forbidden_ids(self, mode: str, sampler: VisualSampler | None, options: _Options) -> list[int]:
         """Ids that the mode never generates; the placeholder is one even after the embeddings have been resized."""
         forbidden = [self.config.image_token_id]
         if mode == "text":
             forbidden += self.config.visual_token_ids
-        elif mode == "image" and options.get("suppress_tokens") is None:
+        elif mode == "image" and sampler.vocab_slice is None and options.get("suppress_tokens") is None:
             allowed = set(self._drawable_ids())
             forbidden += [id for id in range(self.config.text_config.vocab_size) if id not in allowed]
         return forbidden
