@@ -3,6 +3,9 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers that each use all cores slow one another down several times over.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
 from pathlib import Path

@@ -187,6 +187,28 @@ def test_grey_and_boolean_arrays(processor, photo):
     assert torch.equal(pixels(processor, grey > 99), pixels(processor, ((grey > 99) * 255).astype(np.uint8)))
 
 
+def test_float_rgba_arrays(processor):
+    rgba = np.zeros((8, 8, 4), dtype=np.float32)
+    rgba[:4] = 255
+    rgba[4:, :, 0] = 255
+    white, black = np.full((8, 8, 3), 255, np.uint8), np.zeros((8, 8, 3), np.uint8)
+    assert torch.equal(pixels(processor, rgba[:4]), pixels(processor, white[:4]))
+    assert torch.equal(pixels(processor, rgba[4:]), pixels(processor, white[:4]))  # transparent
+    rgba[4:] = [0, 0, 0, 255]
+    assert torch.equal(pixels(processor, rgba[4:]), pixels(processor, black[:4]))
+    scaled = processor(rgba[:4] / 255, do_rescale=False, return_tensors="pt")["pixel_values"]
+    torch.testing.assert_close(scaled, pixels(processor, rgba[:4]), atol=0.05, rtol=0)
+    with pytest.raises(ValueError, match="values from 0 to 255"):
+        pixels(processor, rgba * 2)
+
+
+def test_without_conversion_channels_stay(processor):
+    values = processor(np.zeros((8, 8), np.uint8), do_convert_rgb=False, do_normalize=False, return_tensors="pt")[
+        "pixel_values"
+    ]
+    assert values.shape == (1, 1, 56, 56)
+
+
 def test_batched_array(processor):
     batch = np.zeros((2, 3, 8, 8), dtype=np.uint8)
     assert pixels(processor, batch).shape == (2, 3, 56, 56)

@@ -210,9 +210,30 @@ def test_attached_must_fit(processor, checkpoint):
     visual_tokenizer = LavitVisualTokenizer.from_pretrained(checkpoint)
     visual_tokenizer.config.codebook_size = 5
     with pytest.raises(ValueError, match="codebook_size is 5"):
+        processor.visual_tokenizer = visual_tokenizer
+    with pytest.raises(ValueError, match="codebook_size is 5"):
         ImageTextProcessor(
             processor.image_processor, processor.tokenizer, image_seq_length=N, visual_tokenizer=visual_tokenizer
         )
+
+
+def test_a_whole_model_may_be_attached(processor, checkpoint):
+    whole = torch.nn.Module()
+    whole.visual_tokenizer = FakeVisualTokenizer()
+    processor.visual_tokenizer = whole
+    assert processor.visual_tokenizer is whole.visual_tokenizer
+    loaded = AutoProcessor.from_pretrained(checkpoint, visual_tokenizer=whole)
+    assert loaded.visual_tokenizer is whole.visual_tokenizer
+    for wrong in (str(checkpoint), checkpoint, torch.nn.Linear(1, 1)):
+        with pytest.raises(TypeError, match="must be a LavitVisualTokenizer or a model that has one"):
+            AutoProcessor.from_pretrained(checkpoint, visual_tokenizer=wrong)
+
+
+def test_a_directory_without_a_visual_tokenizer(processor, tmp_path):
+    processor.save_pretrained(tmp_path)
+    loaded = AutoProcessor.from_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pass `visual_tokenizer=`"):
+        loaded(IMAGES[0], "<image>", visual_mode="discrete")
 
 
 # Goldens
@@ -287,11 +308,11 @@ def test_inputs_that_do_not_fit(processor, images, text, message):
 
 
 def test_wrong_modes(processor):
-    with pytest.raises(ValueError, match="'continuous' or 'discrete'"):
+    with pytest.raises(ValueError, match="'continuous', 'discrete' or 'bare'"):
         processor(IMAGES[0], "<image>", visual_mode="dicsrete")
     with pytest.raises(ValueError, match="2 visual modes for 1 image"):
         processor(IMAGES[0], "<image>", visual_mode=["continuous"] * 2)
-    with pytest.raises(ValueError, match="'continuous' or 'discrete'"):
+    with pytest.raises(ValueError, match="'continuous', 'discrete' or 'bare'"):
         ImageTextProcessor(processor.image_processor, processor.tokenizer, visual_mode="?")
     with pytest.raises(ValueError, match="no videos"):
         processor(text="a", videos=[1])
@@ -339,7 +360,7 @@ def test_truncation_cuts_text_but_never_images(processor):
     assert inputs["input_ids"][0][-18:] == image_ids(N)
 
 
-@pytest.mark.parametrize("name", ["return_overflowing_tokens", "is_split_into_words"])
+@pytest.mark.parametrize("name", ["return_overflowing_tokens", "is_split_into_words", "return_length"])
 def test_unsupported_arguments_are_errors(processor, name):
     with pytest.raises(ValueError, match=name):
         processor(text="a", **{name: True})
@@ -513,6 +534,19 @@ def test_chat_text_is_kept_exactly(tokenizer, text):
     assert ids == tokenizer.encode(f"Question: {text}")
 
 
+def test_chats_do_not_reach_into_other_calls(processor):
+    """What hides typed placeholders in a chat is gone when it is done, and is no argument of a call."""
+    chat = [user(text_part("a <image> b"))]
+    processor.apply_chat_template(chat, tokenize=True)
+    with pytest.raises(Exception, match="not video"):
+        processor.apply_chat_template(chat, "{{ raise_exception('not video') }}", tokenize=True)
+    assert processor(text="\U000f0000", return_tensors="np")["input_ids"].tolist() == [
+        processor.tokenizer.encode("\U000f0000")
+    ]
+    with pytest.raises(ValueError, match="requires `tokenize=True`"):
+        processor.apply_chat_template(chat, sanitize_control_tokens=True)
+
+
 def test_a_chat_is_not_changed(processor):
     chat = [user({"type": "image", "path": PATHS[0]}, text_part("a <image>"))]
     before = copy.deepcopy(chat)
@@ -586,7 +620,7 @@ def test_own_arguments_of_from_pretrained_do_not_leak(checkpoint, tmp_path):
     assert "visual_tokenizer" not in "".join(files(tmp_path).values())
     assert not list(tmp_path.glob("*.safetensors"))
     assert AutoProcessor.from_pretrained(tmp_path).visual_tokenizer is None
-    with pytest.raises(ValueError, match="'continuous' or 'discrete'"):
+    with pytest.raises(ValueError, match="'continuous', 'discrete' or 'bare'"):
         AutoProcessor.from_pretrained(checkpoint, visual_mode="other")
 
 

@@ -6,6 +6,7 @@ import pickle
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -125,6 +126,9 @@ def test_skip_special_tokens_hides_visual_ids(tokenizer):
     assert tokenizer.decode(V, skip_special_tokens=True) == ""
     tokens = tokenizer.convert_ids_to_tokens(ids, skip_special_tokens=True)
     assert tokens == [*tokenizer.tokenize("a cat"), *tokenizer.tokenize("on the")]
+    for number in (V, np.int64(V), np.int32(V)):
+        assert tokenizer.convert_ids_to_tokens(number, skip_special_tokens=True) == "<img>"
+        assert tokenizer.decode(number, skip_special_tokens=True) == ""
 
 
 def test_streamer_hides_visual_ids(tokenizer, capsys):
@@ -138,10 +142,13 @@ def test_streamer_hides_visual_ids(tokenizer, capsys):
 def test_codes_to_ids_and_back(tokenizer):
     assert tokenizer.convert_codes_to_ids(5) == V + 7
     assert tokenizer.convert_codes_to_ids([0, 63]) == [V + 2, V + 65]
+    assert tokenizer.convert_codes_to_ids((0, 63)) == (V + 2, V + 65)
+    assert tokenizer.convert_ids_to_codes(np.array([V + 2, V + 65])).tolist() == [0, 63]
+    assert tokenizer.convert_codes_to_ids(np.int64(5)) == V + 7
     codes = torch.tensor([[0, 5], [63, 1]])
     assert torch.equal(tokenizer.convert_ids_to_codes(tokenizer.convert_codes_to_ids(codes)), codes)
     assert tokenizer.convert_ids_to_codes([]) == []
-    for bad in (-1, K, [0, K], torch.tensor([K])):
+    for bad in (-1, K, [0, K], (K,), np.int64(K), torch.tensor([K])):
         with pytest.raises(ValueError, match="not a code"):
             tokenizer.convert_codes_to_ids(bad)
     for bad in (V + 1, V + 2 + K, 0):

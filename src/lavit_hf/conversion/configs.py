@@ -78,9 +78,7 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
         for model_name, file in decoders.items()
     }
     if names.LOWRES in token_decoders and names.UNCONDITIONAL in headers:
-        negative = headers[names.UNCONDITIONAL]
-        rows = _size(negative, "uncond_embeddings", -2, names.UNCONDITIONAL)
-        token_decoders[names.LOWRES].num_negative_tokens = rows
+        _set_negative(token_decoders[names.LOWRES], headers[names.UNCONDITIONAL])
     return Configs(model, token_decoders)
 
 
@@ -143,6 +141,15 @@ def _token_decoder(
     )
     config.dtype = _main_dtype(decoder.values())
     return config
+
+
+def _set_negative(config: LavitTokenDecoderConfig, unconditional: Mapping[str, TensorInfo]) -> None:
+    rows = _size(unconditional, "uncond_embeddings", -2, names.UNCONDITIONAL)
+    if rows > config.num_queries:
+        raise ConversionError(
+            f"{names.UNCONDITIONAL}: {rows} rows, but the token decoder has only {config.num_queries} queries."
+        )
+    config.num_negative_tokens = rows
 
 
 def _text(stored: Mapping) -> PreTrainedConfig:

@@ -15,6 +15,7 @@ from .configs import infer_configs
 from .errors import ConversionError, listing
 from .mapping import CheckpointMapping, map_checkpoint
 from .model_card import save_model_card
+from .pixel_decoders import save_pipelines
 from .processor import build_processor, save_generation_config
 from .progress import progress_bar
 from .shards import check_shard_size
@@ -67,6 +68,7 @@ def convert(
             writer.write(folder, bar.update)
         processor.save_pretrained(folder)
         save_generation_config(source, configs.model, folder)
+        save_pipelines(configs.model, folder)
         save_model_card(folder)
     return destination
 

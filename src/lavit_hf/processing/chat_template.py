@@ -1,11 +1,14 @@
 """The default chat template, and what keeps text typed in a chat from becoming an image placeholder."""
 
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 # Renders [image, "what is it?"] as the release's VQA prompt, "<image>Question: what is it? Answer:"; an image alone is
 # its caption prompt. Only the answer to a text question starts with " Answer:", so [image] -> "a cat" is a caption.
+# With generation_mode="image" a user's text describes what to draw and stays as it is.
 DEFAULT_CHAT_TEMPLATE = """\
+{%- set drawing = generation_mode is defined and generation_mode == "image" -%}
 {%- set ns = namespace(after_text=false, question=false, opened=false) -%}
 {%- for message in messages -%}
     {%- if message.content is string -%}
@@ -23,9 +26,9 @@ DEFAULT_CHAT_TEMPLATE = """\
             {%- set ns.after_text = false -%}
         {%- elif part.type == "text" -%}
             {%- if message.role == "user" -%}
-                {{- (" " if ns.after_text else "") + ("" if ns.opened else "Question: ") + part.text -}}
+                {{- (" " if ns.after_text else "") + ("" if ns.opened or drawing else "Question: ") + part.text -}}
                 {%- set ns.opened = true -%}
-                {%- set ns.question = true -%}
+                {%- set ns.question = not drawing -%}
             {%- elif message.role == "assistant" -%}
                 {{- " Answer:" if ns.question else "" -}}
                 {%- generation -%}
@@ -43,6 +46,10 @@ DEFAULT_CHAT_TEMPLATE = """\
 {%- endfor -%}
 {{- " Answer:" if add_generation_prompt and ns.question else "" -}}
 """
+
+# Set while a chat is tokenized: the character that stands for a "<" typed in it. transformers renders the chat and
+# calls the processor in one go; an argument to hand the character on by would be one that all callers see.
+hidden_bracket: ContextVar[str | None] = ContextVar("hidden_bracket", default=None)
 
 _MEDIA_KEYS = ("image", "url", "path", "base64", "image_url")
 _PRIVATE_USE = range(0xF0000, 0xFFFFE)

@@ -88,7 +88,7 @@ def decode(image: Image.Image) -> Image.Image:
 
 def check_array(
     image: np.ndarray | torch.Tensor, input_data_format: str | ChannelDimension | None = None
-) -> tuple[np.ndarray, ChannelDimension]:
+) -> np.ndarray:
     """Checks an array or tensor, and returns it as a channels-first NumPy array of one, three or four channels.
 
     Args:
@@ -96,8 +96,7 @@ def check_array(
         input_data_format: Where the channels are; inferred if not given.
 
     Returns:
-        The array [C, H, W] (`uint8` if it came with 16 bits or as booleans, otherwise of its own dtype), and its
-        format.
+        The array [C, H, W], `uint8` if it came with 16 bits or as booleans, otherwise of its own dtype.
     """
     if isinstance(image, torch.Tensor):
         image = image.detach().cpu()
@@ -121,10 +120,50 @@ def check_array(
         raise ValueError("An image contains NaN or infinite values.")
     elif image.dtype.kind not in "uif":
         raise ValueError(f"An image must hold numbers, got an array of dtype {image.dtype}.")
-    return image, ChannelDimension.FIRST
+    return image
 
 
-def warn_if_already_scaled(image: np.ndarray) -> None:
+def prepare_array(
+    image: Image.Image | np.ndarray | torch.Tensor,
+    do_convert_rgb: bool | None,
+    input_data_format: str | ChannelDimension | None,
+    do_rescale: bool | None,
+) -> np.ndarray:
+    """Brings any image to a checked array [C, H, W]; what both backends start with.
+
+    transformers converts arrays to RGB, too, but not in all versions, and not all in the same way.
+
+    Args:
+        image: An opened image.
+        do_convert_rgb: Whether to expand grey, and to composite transparency onto white.
+        input_data_format: Where an array's channels are; inferred if not given.
+        do_rescale: Whether the values are about to be divided by 255.
+    """
+    if isinstance(image, Image.Image):
+        image = np.array(to_rgb(image) if do_convert_rgb else decode(image))
+        input_data_format = ChannelDimension.LAST
+    array = check_array(image, input_data_format)
+    if do_rescale:
+        _warn_if_already_scaled(array)
+    return _array_to_rgb(array) if do_convert_rgb else array
+
+
+def _array_to_rgb(image: np.ndarray) -> np.ndarray:
+    if len(image) == 1:
+        return np.repeat(image, 3, axis=0)
+    if len(image) == 3:
+        return image
+    white = 1.0 if image.dtype.kind == "f" and image.max() <= 1 else 255.0
+    if image.min() < 0 or image.max() > white:
+        raise ValueError(
+            f"An RGBA image must have values from 0 to {white:g}, got a range of {image.min()} to {image.max()}."
+        )
+    alpha = image[3:].astype(np.float64) / white
+    composited = image[:3] * alpha + white * (1 - alpha)
+    return (composited if image.dtype.kind == "f" else np.rint(composited)).astype(image.dtype)
+
+
+def _warn_if_already_scaled(image: np.ndarray) -> None:
     """A float image in [0, 1] would be divided by 255 once more and become nearly black: say so."""
     if image.dtype.kind == "f" and image.min() >= 0 and 0 < image.max() <= 1:
         logger.warning_once(

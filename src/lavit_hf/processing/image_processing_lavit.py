@@ -3,13 +3,12 @@
 from typing import Any
 
 import torch
-from PIL import Image
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_utils import ChannelDimension, ImageInput
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import requires_backends
 
-from .image_conversion import check_array, decode, to_rgb, warn_if_already_scaled
+from .image_conversion import prepare_array
 from .image_structure import LavitImageDefaults
 
 
@@ -34,18 +33,12 @@ class LavitImageProcessor(LavitImageDefaults, TorchvisionBackend):
         **kwargs: Any,
     ) -> torch.Tensor:
         """Returns one image as a checked tensor [C, H, W]."""
-        if isinstance(image, Image.Image):
-            image = to_rgb(image) if do_convert_rgb else decode(image)
-            input_data_format = None
-        else:
-            if device is None and isinstance(image, torch.Tensor):
-                device = image.device
-            array, input_data_format = check_array(image, input_data_format)
-            if kwargs.get("do_rescale"):
-                warn_if_already_scaled(array)
-            image = torch.from_numpy(array.copy())
+        if device is None and isinstance(image, torch.Tensor):
+            device = image.device
+        array = prepare_array(image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"))
+        tensor = torch.from_numpy(array.copy())
         return super().process_image(
-            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, device=device, **kwargs
+            tensor, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, device=device, **kwargs
         )
 
 

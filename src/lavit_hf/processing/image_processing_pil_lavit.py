@@ -3,12 +3,11 @@
 from typing import Any
 
 import numpy as np
-from PIL import Image
 from transformers.image_processing_backends import PilBackend
 from transformers.image_utils import ChannelDimension, ImageInput
 from transformers.processing_utils import ImagesKwargs, Unpack
 
-from .image_conversion import check_array, decode, to_rgb, warn_if_already_scaled
+from .image_conversion import prepare_array
 from .image_structure import LavitImageDefaults
 
 
@@ -29,16 +28,8 @@ class LavitImageProcessorPil(LavitImageDefaults, PilBackend):
         **kwargs: Any,
     ) -> np.ndarray:
         """Returns one image as a checked array [C, H, W]."""
-        if isinstance(image, Image.Image):
-            image = to_rgb(image) if do_convert_rgb else decode(image)
-            input_data_format = None
-        else:
-            image, input_data_format = check_array(image, input_data_format)
-            if kwargs.get("do_rescale"):
-                warn_if_already_scaled(image)
-        return super().process_image(
-            image, do_convert_rgb=do_convert_rgb, input_data_format=input_data_format, **kwargs
-        )
+        array = prepare_array(image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"))
+        return super().process_image(array, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, **kwargs)
 
 
 __all__ = ["LavitImageProcessorPil"]

@@ -5,31 +5,40 @@ An image's number of tokens is known only after the visual tokenizer has looked 
 - light (no visual tokenizer attached): an image is as many placeholders as it has patches, plus `pixel_values`; the
   model selects. For data loading and serving.
 - attached: an image is one placeholder per kept patch, plus their `image_features`; the encoder has run once, here.
-- discrete: an image is the ids of its visual codes; the model needs nothing else.
+- discrete: an image is the ids of its visual codes; the model needs nothing else. (Bare: without start and end.)
 """
 
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
-from .chat_template import DEFAULT_CHAT_TEMPLATE, hide_brackets, show_brackets
+from ..modeling.checkpoint_part import _HUB_KWARGS
+from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
+from .chat_template import DEFAULT_CHAT_TEMPLATE, hidden_bracket, hide_brackets, show_brackets
+from .generated_ids import as_rows, draw_images, join_runs, last_image
 from .image_structure import fetch_images, flatten
-from .prompt_layout import TokenRow, assign_images, assign_modes, check_prompts
+from .prompt_layout import (
+    TokenRow,
+    assign_images,
+    assign_modes,
+    check_generation_mode,
+    check_prompts,
+    check_visual_mode,
+)
 from .tokenization_lavit import LavitTokenizer
 
-# What locates a checkpoint; the visual tokenizer is loaded from the same place as the processor.
-_HUB_KWARGS = ("cache_dir", "local_files_only", "token", "revision", "subfolder", "proxies")
 _UNSUPPORTED_TEXT_KWARGS = (
     "text_pair",
     "text_target",
     "text_pair_target",
     "is_split_into_words",
     "stride",
+    "return_length",
     "return_overflowing_tokens",
     "return_special_tokens_mask",
     "return_token_type_ids",
@@ -46,13 +55,24 @@ _CHAT_ARGUMENTS = (
 )
 
 
+# Models that are neither saved nor copied with the processor.
+_BY_REFERENCE = ("_visual_tokenizer", "_loaded_visual_tokenizer", "pixel_decoder")
+_OWN_KWARGS = ("visual_mode", "generation_mode", "return_mm_token_type_ids", "return_text_replacement_offsets")
+
+
 class ImageTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
-    """Arguments of a call, beside those of tokenizer and image processor.
+    """Arguments of a call, beside those of tokenizer and image processor."""
 
-    hidden_bracket: Set by `apply_chat_template`: the character that stands for a "<" typed in the chat.
-    """
+    _defaults = {}  # type: ignore[misc, var-annotated] # transformers 5.20 asks for it
 
-    hidden_bracket: str | None
+    visual_mode: str | list | None
+    generation_mode: str | None
+
+
+class _ModalityKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
+    """Arguments of tokenizer and image processor alone: transformers 5.20 knows no others."""
+
+    _defaults = {}  # type: ignore[misc, var-annotated]
 
 
 class ImageTextProcessor(ProcessorMixin):
@@ -63,13 +83,18 @@ class ImageTextProcessor(ProcessorMixin):
         tokenizer: A `LavitTokenizer`.
         chat_template: A Jinja template; by default questions and answers as the release words them.
         image_seq_length: Patches per image: how many placeholders an image gets in the light form.
-        visual_mode: `"continuous"` (features, for understanding) or `"discrete"` (codes); calls may override it.
-        visual_tokenizer: A `LavitVisualTokenizer`, held by reference and never saved; makes the attached form.
-            Discrete images work without one: it is then loaded from the processor's own checkpoint on first need.
+        visual_mode: `"continuous"` (features, for understanding), `"discrete"` (codes between image start and end) or
+            `"bare"` (codes alone); calls may override it.
+        visual_tokenizer: A `LavitVisualTokenizer` or a model that has one, held by reference and never saved; makes
+            the attached form. Discrete images work without one: it is then loaded from the processor's own checkpoint
+            on first need.
+        pixel_decoder: What `post_process_multimodal_output` turns codes into images with, held by reference and never
+            saved: a `LavitPixelDecoderPipeline`, or anything to be called with `codes=[...]` that returns an object
+            with `images`.
     """
 
     valid_processor_kwargs = ImageTextProcessorKwargs
-    hidden_bracket: str | None = None
+    generation_mode = "text"
 
     def __init__(
         self,
@@ -79,19 +104,29 @@ class ImageTextProcessor(ProcessorMixin):
         image_seq_length: int = 256,
         visual_mode: str = "continuous",
         visual_tokenizer: Any = None,
+        pixel_decoder: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
         if not isinstance(tokenizer, LavitTokenizer):
             raise TypeError(f"{type(self).__name__} needs a LavitTokenizer, got {type(tokenizer).__name__}.")
-        assign_modes(visual_mode, 1)
         self.image_seq_length = image_seq_length
-        self.visual_mode = visual_mode
+        self.visual_mode = check_visual_mode(visual_mode)
         self.image_token = tokenizer.image_token
         self.image_token_id = tokenizer.image_token_id
-        self._checkpoint: tuple[str | os.PathLike, dict[str, Any]] | None = None
+        self._checkpoint: Checkpoint | None = None
         self._loaded_visual_tokenizer: Any = None
         super().__init__(image_processor, tokenizer, chat_template=chat_template or DEFAULT_CHAT_TEMPLATE, **kwargs)
-        self.visual_tokenizer = self._check_fits(visual_tokenizer)
+        self.visual_tokenizer = visual_tokenizer
+        self.pixel_decoder = pixel_decoder
+
+    @property
+    def visual_tokenizer(self) -> Any:
+        """The attached visual tokenizer, or `None`; a whole model may be assigned as well."""
+        return self._visual_tokenizer
+
+    @visual_tokenizer.setter
+    def visual_tokenizer(self, value: Any) -> None:
+        self._visual_tokenizer = check_visual_tokenizer(value, self.tokenizer.codebook_size, self.image_seq_length)
 
     def __call__(  # type: ignore[override]
         self,
@@ -106,8 +141,13 @@ class ImageTextProcessor(ProcessorMixin):
                 paths or URLs.
             text: One prompt or several, with `<image>` where an image goes. Each stretch of text between images is
                 tokenized as if it stood alone.
-            kwargs: Those of tokenizer and image processor, and `visual_mode`: `"continuous"` or `"discrete"` for all
-                images, or a (nested) list of one per image; by default the processor's own.
+            kwargs: Those of tokenizer and image processor, and
+
+                - `generation_mode`: What the model is to generate: `"text"` (default), `"image"` (ends each prompt
+                  with the image start; a prompt may then be empty, to draw without one) or `"interleaved"`.
+                - `visual_mode`: `"continuous"`, `"discrete"` or `"bare"` for all images, or a (nested) list of one per
+                  image. By default the processor's own; with `generation_mode="image"` it is `"bare"`, which is what
+                  the release draws from.
 
         Returns:
             `input_ids` and `attention_mask`, and, if there are continuous images, `pixel_values` [images, 3, H, W]
@@ -117,26 +157,29 @@ class ImageTextProcessor(ProcessorMixin):
             raise ValueError(f"{type(self).__name__} takes images and text, no videos and no audio.")
         if images is None and text is None:
             raise ValueError(f"{type(self).__name__} needs images, text or both.")
-        visual_mode = kwargs.pop("visual_mode", None) or self.visual_mode
-        merged = self._merge_kwargs(tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        own, merged = self._merge_call_kwargs(kwargs)
+        is_drawing = check_generation_mode(own["generation_mode"]) == "image"
+        if text is None and is_drawing:
+            raise ValueError('With `generation_mode="image"`, pass `text`, too (it may be empty).')
         if text is None:
             return self.image_processor(images, **merged["images_kwargs"])
 
         # 1. Find out which image stands where.
-        prompts = check_prompts(text)
+        prompts = check_prompts(text, allow_empty=is_drawing)
         segments = [prompt.split(self.image_token) for prompt in prompts]
         images = None if images is None or not flatten(images) else fetch_images(images)
         flat_images = assign_images(images, [len(parts) - 1 for parts in segments], self.image_token)
-        modes = assign_modes(visual_mode, len(flat_images))
+        default_mode = "bare" if is_drawing else self.visual_mode
+        modes = assign_modes(own["visual_mode"] or default_mode, len(flat_images))
 
         # 2. Turn every image into ids, and the continuous ones into what the model replaces their placeholders by.
         image_ids, image_inputs = self._encode_images(flat_images, modes, merged["images_kwargs"])
 
         # 3. Tokenize the text segments, and put the images between them.
-        rows = self._build_rows(segments, image_ids, merged["hidden_bracket"])
+        rows = self._build_rows(segments, image_ids)
 
-        # 4. Cut and pad.
-        text_inputs = self._finish_rows(rows, merged)
+        # 4. Cut, start the image to draw, and pad.
+        text_inputs = self._finish_rows(rows, own, merged["text_kwargs"], is_drawing)
         return_tensors = merged["text_kwargs"].get("return_tensors")
         data = {**text_inputs, **_convert_image_inputs(image_inputs, return_tensors)}
         return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
@@ -152,11 +195,11 @@ class ImageTextProcessor(ProcessorMixin):
             One integer tensor [codes + 2] per image, in order.
         """
         pixel_values = self.image_processor(images, **{**kwargs, "return_tensors": "pt"})["pixel_values"]
-        return [torch.tensor(ids) for ids in self._discrete_ids(pixel_values)]
+        return [torch.tensor(self._between_start_and_end(ids)) for ids in self._discrete_ids(pixel_values)]
 
     def get_num_image_tokens(self, input_ids: Any) -> list[list[int]]:
         """Tokens between start and end of every image, per row: the number of patches kept, in the attached and the
-        discrete form.
+        discrete form. Bare images do not count.
         """
         counts: list[list[int]] = []
         for row in input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids:
@@ -170,16 +213,77 @@ class ImageTextProcessor(ProcessorMixin):
     ) -> Any:
         """As everywhere. With `tokenize=True` all text of the conversation stays text, `<image>` included (with
         `sanitize_control_tokens=True` that of template variables, too); a prompt that is rendered first and passed to
-        the processor afterwards cannot make that difference.
+        the processor afterwards cannot make that difference. `generation_mode` reaches the template, too.
         """
+        self._share_generation_mode(chat_template, kwargs)
+        is_strict = kwargs.pop("sanitize_control_tokens", False)  # done here, not in transformers: more strictly
+        if is_strict and not kwargs.get("tokenize"):
+            raise ValueError("`sanitize_control_tokens=True` requires `tokenize=True`.")
+        hidden = None
         if kwargs.get("tokenize"):
             names = ["tools", "documents"]
-            if kwargs.pop("sanitize_control_tokens", False):  # done here, more strictly; includes template variables
+            if is_strict:
                 names = [name for name in kwargs if name not in _CHAT_ARGUMENTS]
             hidden, (conversation, *values) = hide_brackets(conversation, *(kwargs.get(name) for name in names))
             kwargs.update(zip(names, values, strict=True))
-            kwargs["processor_kwargs"] = {**(kwargs.get("processor_kwargs") or {}), "hidden_bracket": hidden}
-        return super().apply_chat_template(conversation, chat_template, **kwargs)
+        token = hidden_bracket.set(hidden)
+        try:
+            return super().apply_chat_template(conversation, chat_template, **kwargs)
+        finally:
+            hidden_bracket.reset(token)
+
+    def _share_generation_mode(self, chat_template: str | None, kwargs: dict[str, Any]) -> None:
+        """Hands `generation_mode` to the template if that asks for it, and to the call of the processor."""
+        processor_kwargs = kwargs.get("processor_kwargs") or {}
+        mode = kwargs.pop("generation_mode", None) or processor_kwargs.get("generation_mode")
+        if mode is None:
+            return
+        check_generation_mode(mode)
+        if kwargs.get("tokenize"):
+            kwargs["processor_kwargs"] = {**processor_kwargs, "generation_mode": mode}
+        named = self.chat_template if isinstance(self.chat_template, dict) else {}
+        if "generation_mode" in named.get(chat_template or "default", chat_template or self.chat_template):
+            kwargs["generation_mode"] = mode
+
+    def post_process_multimodal_output(  # type: ignore[override]
+        self,
+        generated_outputs: Any,
+        skip_special_tokens: bool = True,
+        generation_mode: str | None = None,
+        pixel_decoder: Callable[..., Any] | None = None,
+        **kwargs: Any,
+    ) -> list[Any]:
+        """Turns generated ids into text, images, or both.
+
+        Args:
+            generated_outputs: What `generate` returned, prompts included: [batch, sequence] or [sequence]. New ids
+                alone are understood, too, as long as they hold nothing but codes and image end.
+            skip_special_tokens: Whether to leave control tokens out of text.
+            generation_mode: As for `generate`. Of `"image"`, the last image of each sequence counts (the one that the
+                prompt started); `"interleaved"` returns those of the prompt as well.
+            pixel_decoder: Turns codes into images; by default the processor's own, if it has one.
+            kwargs: For the tokenizer's `decode`.
+
+        Returns:
+            - `"text"`: texts.
+            - `"image"`: images, or without a pixel decoder codes, a tensor [codes] per sequence.
+            - `"interleaved"`: per sequence a list of texts and images (or codes), in order. Texts that are empty are
+              left out, and so are images that entered as continuous features: they have no codes.
+        """
+        mode = check_generation_mode(generation_mode)
+        if mode == "text":
+            return self.post_process_image_text_to_text(
+                generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs
+            )
+        pixel_decoder = self.pixel_decoder if pixel_decoder is None else pixel_decoder
+        rows = [self.tokenizer.split_images(row) for row in as_rows(generated_outputs)]
+        if mode == "image":
+            return draw_images([last_image(runs) for runs in rows], pixel_decoder)
+
+        def decode(ids: list[int]) -> str:
+            return self.tokenizer.decode(ids, skip_special_tokens=skip_special_tokens, **kwargs)
+
+        return join_runs(rows, decode, pixel_decoder)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What an image's placeholder stands for in the light form, in token names."""
@@ -196,6 +300,19 @@ class ImageTextProcessor(ProcessorMixin):
 
     # Steps of a call
 
+    def _merge_call_kwargs(self, kwargs: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The processor's own arguments, and the others by modality."""
+        text_kwargs = dict(kwargs.pop("text_kwargs", None) or {})
+        own: dict[str, Any] = {}
+        for name in _OWN_KWARGS:  # some versions of transformers put them among those of the tokenizer
+            values = (kwargs.pop(name, None), text_kwargs.pop(name, None))
+            own[name] = next((value for value in values if value is not None), None)
+            if own[name] is None and name != "visual_mode":
+                own[name] = getattr(self, name, None)
+        if text_kwargs:
+            kwargs["text_kwargs"] = text_kwargs
+        return own, self._merge_kwargs(_ModalityKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+
     def _encode_images(
         self, images: list[Any], modes: Sequence[str], images_kwargs: dict[str, Any]
     ) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
@@ -203,16 +320,16 @@ class ImageTextProcessor(ProcessorMixin):
         if not images:
             return [], {}
         pixel_values = self.image_processor(images, **{**images_kwargs, "return_tensors": "pt"})["pixel_values"]
-        where = {mode: [i for i, other in enumerate(modes) if other == mode] for mode in ("continuous", "discrete")}
+        continuous = [index for index, mode in enumerate(modes) if mode == "continuous"]
+        discrete = [index for index, mode in enumerate(modes) if mode != "continuous"]
         ids: list[list[int]] = [[] for _ in images]
         inputs: dict[str, torch.Tensor] = {}
-        if where["discrete"]:
-            found = self._discrete_ids(pixel_values[where["discrete"]])
-            for index, codes in zip(where["discrete"], found, strict=True):
-                ids[index] = codes
-        if where["continuous"]:
-            counts, inputs = self._continuous_inputs(pixel_values[where["continuous"]])
-            for index, count in zip(where["continuous"], counts, strict=True):
+        if discrete:
+            for index, codes in zip(discrete, self._discrete_ids(pixel_values[discrete]), strict=True):
+                ids[index] = codes if modes[index] == "bare" else self._between_start_and_end(codes)
+        if continuous:
+            counts, inputs = self._continuous_inputs(pixel_values[continuous])
+            for index, count in zip(continuous, counts, strict=True):
                 ids[index] = self._between_start_and_end([self.image_token_id] * count)
         return ids, inputs
 
@@ -225,19 +342,18 @@ class ImageTextProcessor(ProcessorMixin):
         return output.num_tokens.tolist(), {"image_features": output.features}
 
     def _discrete_ids(self, pixel_values: torch.Tensor) -> list[list[int]]:
+        """The ids of every image's codes."""
         visual_tokenizer = self._visual_tokenizer_for_codes()
         with torch.no_grad():
             output = visual_tokenizer.encode(_move_to(pixel_values, visual_tokenizer))
         ids = self.tokenizer.convert_codes_to_ids(output.codes)
-        return [self._between_start_and_end(part.tolist()) for part in ids.split(output.num_tokens.tolist())]
+        return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
     def _between_start_and_end(self, ids: list[int]) -> list[int]:
         return [self.tokenizer.boi_token_id, *ids, self.tokenizer.eoi_token_id]
 
-    def _build_rows(
-        self, segments: list[list[str]], image_ids: list[list[int]], hidden_bracket: str | None
-    ) -> list[TokenRow]:
-        texts = [show_brackets(part, hidden_bracket) for parts in segments for part in parts]
+    def _build_rows(self, segments: list[list[str]], image_ids: list[list[int]]) -> list[TokenRow]:
+        texts = [show_brackets(part, hidden_bracket.get()) for parts in segments for part in parts]
         encoded = self.tokenizer(
             texts, add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
         )
@@ -254,16 +370,20 @@ class ImageTextProcessor(ProcessorMixin):
             rows.append(row)
         return rows
 
-    def _finish_rows(self, rows: list[TokenRow], merged: dict[str, Any]) -> dict[str, Any]:
-        """Truncates and pads token rows as a tokenizer would."""
-        options = merged["text_kwargs"]
+    def _finish_rows(
+        self, rows: list[TokenRow], own: dict[str, Any], options: dict[str, Any], is_drawing: bool
+    ) -> dict[str, Any]:
+        """Truncates and pads token rows as a tokenizer would; when drawing, ends them with the image start."""
         for name in _UNSUPPORTED_TEXT_KWARGS:
             if options.get(name):
                 raise ValueError(f"{type(self).__name__} does not support `{name}`.")
         if options.get("truncation") not in (None, False, "do_not_truncate"):
             max_length = options.get("max_length") or self.tokenizer.model_max_length
             for index, row in enumerate(rows):
-                row.truncate(max_length, self.tokenizer.truncation_side, index)
+                row.truncate(max(max_length - is_drawing, 0), self.tokenizer.truncation_side, index)
+        if is_drawing:
+            for row in rows:
+                row.add_start(self.tokenizer.boi_token_id)
         side = options.get("padding_side") or self.tokenizer.padding_side
         padded = self.tokenizer.pad(
             {"input_ids": [row.ids for row in rows]},
@@ -275,9 +395,9 @@ class ImageTextProcessor(ProcessorMixin):
             verbose=False,
         )
         inputs = dict(padded)
-        if merged["return_mm_token_type_ids"]:
+        if own["return_mm_token_type_ids"]:
             inputs["mm_token_type_ids"] = self.create_mm_token_type_ids(inputs["input_ids"])
-        if merged["return_text_replacement_offsets"]:
+        if own["return_text_replacement_offsets"]:
             inputs["text_replacement_offsets"] = [row.replacements for row in rows]
         if options.get("return_offsets_mapping"):
             inputs["offset_mapping"] = [
@@ -287,34 +407,15 @@ class ImageTextProcessor(ProcessorMixin):
 
     # The visual tokenizer: held by reference, never part of what is saved
 
-    def _check_fits(self, visual_tokenizer: Any) -> Any:
-        config = getattr(visual_tokenizer, "config", None)
-        for name, expected, what in (
-            ("codebook_size", self.tokenizer.codebook_size, "tokenizer's visual vocabulary"),
-            ("num_patches", self.image_seq_length, "processor's `image_seq_length`"),
-        ):
-            if config is not None and getattr(config, name, expected) != expected:
-                raise ValueError(
-                    f"The visual tokenizer does not fit this processor: its {name} is {getattr(config, name)}, "
-                    f"the {what} is {expected}."
-                )
-        return visual_tokenizer
-
     def _visual_tokenizer_for_codes(self) -> Any:
-        """The attached visual tokenizer, or one loaded from the processor's checkpoint (in fp32: codes are exact)."""
+        """The attached visual tokenizer, or the one of the processor's checkpoint."""
         if self.visual_tokenizer is not None:
             return self.visual_tokenizer
         if self._loaded_visual_tokenizer is None:
-            if self._checkpoint is None:
-                raise ValueError(
-                    "Discrete images need a visual tokenizer: pass `visual_tokenizer=`, or load the processor with "
-                    "`from_pretrained` from a checkpoint that has one."
-                )
-            from ..modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
-
-            path, hub_kwargs = self._checkpoint
-            loaded = LavitVisualTokenizer.from_pretrained(path, dtype=torch.float32, **hub_kwargs)
-            self._loaded_visual_tokenizer = self._check_fits(loaded.eval())
+            loaded = load_visual_tokenizer(self._checkpoint)
+            self._loaded_visual_tokenizer = check_visual_tokenizer(
+                loaded, self.tokenizer.codebook_size, self.image_seq_length
+            )
         return self._loaded_visual_tokenizer
 
     @classmethod
@@ -325,19 +426,20 @@ class ImageTextProcessor(ProcessorMixin):
 
         Args:
             pretrained_model_name_or_path: A directory or a repository of the Hub.
-            kwargs: `visual_tokenizer`, `visual_mode` and `image_seq_length` as for the class, and those of
-                `ProcessorMixin.from_pretrained`.
+            kwargs: `visual_tokenizer`, `pixel_decoder`, `visual_mode` and `image_seq_length` as for the class, and
+                those of `ProcessorMixin.from_pretrained`.
         """
         # Everything left in `kwargs` reaches the tokenizer, which would keep it and save it with its own settings.
-        visual_tokenizer = kwargs.pop("visual_tokenizer", None)
-        own = {name: kwargs.pop(name) for name in ("visual_mode", "image_seq_length") if name in kwargs}
+        names = ("image_seq_length", "visual_mode", "visual_tokenizer", "pixel_decoder")
+        own = {name: kwargs.pop(name) for name in names if name in kwargs}
+        # What locates the checkpoint: the visual tokenizer is loaded from the same place.
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
+        check_visual_mode(own.get("visual_mode", "continuous"))
         processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
-        assign_modes(own.get("visual_mode", processor.visual_mode), 1)
-        for name, value in own.items():
-            setattr(processor, name, value)
         processor._checkpoint = (pretrained_model_name_or_path, hub_kwargs)
-        processor.visual_tokenizer = processor._check_fits(visual_tokenizer)
+        for name in names:  # in this order: the visual tokenizer is checked against the length
+            if name in own:
+                setattr(processor, name, own[name])
         return processor
 
     @classmethod
@@ -352,11 +454,12 @@ class ImageTextProcessor(ProcessorMixin):
 
     def to_dict(self) -> dict[str, Any]:
         light = copy.copy(self)  # the base class deep-copies all there is before it picks what to save
-        del light.visual_tokenizer, light._loaded_visual_tokenizer
+        for name in _BY_REFERENCE:
+            del light.__dict__[name]
         return super(ImageTextProcessor, light).to_dict()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "ImageTextProcessor":
-        for shared in (self.visual_tokenizer, self._loaded_visual_tokenizer):
+        for shared in (self.__dict__[name] for name in _BY_REFERENCE):
             if shared is not None:
                 memo[id(shared)] = shared
         clone = self.__class__.__new__(self.__class__)

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..modeling.generation_lavit import GENERATION_MODES
 from .image_structure import flatten, is_nested
 
-VISUAL_MODES = ("continuous", "discrete")
+VISUAL_MODES = ("continuous", "discrete", "bare")
 
 
 @dataclass
@@ -51,6 +52,11 @@ class TokenRow:
             }
         )
 
+    def add_start(self, index: int) -> None:
+        """Appends the start of an image that is to be drawn; it stands for no characters."""
+        self.ids.append(index)
+        self.offsets.append((self._expanded_length, self._expanded_length))
+
     def truncate(self, max_length: int, side: str, prompt_index: int) -> None:
         """Cuts text off one side; refuses to cut images, whose features the model would look for in vain."""
         excess = len(self.ids) - max_length
@@ -66,7 +72,7 @@ class TokenRow:
         self.image_spans = [(start - first, end - first) for start, end in self.image_spans]
 
 
-def check_prompts(text: Any) -> list[str]:
+def check_prompts(text: Any, allow_empty: bool = False) -> list[str]:
     """One prompt or a list of them, as a list."""
     prompts = [text] if isinstance(text, str) else text
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
@@ -74,7 +80,7 @@ def check_prompts(text: Any) -> list[str]:
     if not prompts:
         raise ValueError("`text` is an empty list; pass at least one prompt.")
     for index, prompt in enumerate(prompts):
-        if not prompt:
+        if not prompt and not allow_empty:
             raise ValueError(f"Prompt {index} is empty: it holds neither text nor an image placeholder.")
     return list(prompts)
 
@@ -125,7 +131,19 @@ def assign_modes(visual_mode: Any, num_images: int) -> list[str]:
         modes = flatten(visual_mode)
         if len(modes) != num_images:
             raise ValueError(f"Got {len(modes)} visual modes for {num_images} image(s).")
-    for mode in modes:
-        if mode not in VISUAL_MODES:
-            raise ValueError(f"`visual_mode` must be 'continuous' or 'discrete', got {mode!r}.")
-    return modes
+    return [check_visual_mode(mode) for mode in modes]
+
+
+def check_visual_mode(mode: Any) -> str:
+    """Returns the mode of an image if it is one."""
+    if mode not in VISUAL_MODES:
+        raise ValueError(f"`visual_mode` must be 'continuous', 'discrete' or 'bare', got {mode!r}.")
+    return mode
+
+
+def check_generation_mode(mode: str | None) -> str:
+    """Returns what is to be generated; text by default."""
+    mode = "text" if mode is None else mode
+    if mode not in GENERATION_MODES:
+        raise ValueError(f"`generation_mode` must be 'text', 'image' or 'interleaved', got {mode!r}.")
+    return mode

@@ -4,14 +4,16 @@ With V text ids and K codes: `<img>` is V, `</img>` V+1, `<visual_c>` V+2+c, and
 feature replaces, V+2+K.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
+import numpy as np
 import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from .generated_ids import IdRun, VisualIds, as_rows, split_ids
 from .text_vocabulary import (
     BOI_TOKEN,
     EOI_TOKEN,
@@ -22,7 +24,7 @@ from .text_vocabulary import (
 
 # How a tokenizer was loaded, which the base class keeps among its settings.
 _LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder")
-_Codes = TypeVar("_Codes", int, list[int], torch.Tensor)
+_Codes = TypeVar("_Codes", int, list[int], tuple[int, ...], np.ndarray, torch.Tensor)
 
 
 class LavitTokenizer(TokenizersBackend):
@@ -124,19 +126,34 @@ class LavitTokenizer(TokenizersBackend):
         return self.image_token_id - self.visual_token_offset
 
     def convert_codes_to_ids(self, codes: _Codes) -> _Codes:
-        """Codes (0 to K-1; an int, a list or a tensor) to token ids."""
+        """Codes (0 to K-1; an int, a list, a tuple, an array or a tensor) to token ids."""
         self._check_range(codes, 0, self.codebook_size, "code")
         return _shift(codes, self.visual_token_offset)
 
     def convert_ids_to_codes(self, ids: _Codes) -> _Codes:
-        """Token ids of visual codes (an int, a list or a tensor) to codes."""
+        """Token ids of visual codes (an int, a list, a tuple, an array or a tensor) to codes."""
         self._check_range(ids, self.visual_token_offset, self.image_token_id, "visual token id")
         return _shift(ids, -self.visual_token_offset)
 
+    def split_images(self, ids: Any) -> list[IdRun]:
+        """Splits what a model wrote into runs of text and images.
+
+        Args:
+            ids: One sequence, `[length]`: a list, an array or a tensor.
+
+        Returns:
+            Runs in order, each with its `kind` (`"text"`, `"image"`, or `"features"` for continuous images of the
+            prompt) and its `ids` (text ids, or codes). Ids that do not belong into an image are dropped.
+        """
+        rows = as_rows(ids)
+        if len(rows) != 1:
+            raise ValueError(f"Expected the ids of one sequence, got {len(rows)}.")
+        visual = VisualIds(self.boi_token_id, self.eoi_token_id, self.visual_token_offset, self.image_token_id)
+        return split_ids(rows[0], visual, set(self.all_special_ids))
+
     @staticmethod
-    def _check_range(values: int | list[int] | torch.Tensor, low: int, high: int, name: str) -> None:
-        flat: Iterable[int] = values.flatten().tolist() if isinstance(values, torch.Tensor) else values  # type: ignore[assignment]
-        for value in [flat] if isinstance(flat, int) else flat:
+    def _check_range(values: Any, low: int, high: int, name: str) -> None:
+        for value in np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values).flat:
             if not low <= value < high:
                 raise ValueError(f"{value} is not a {name}: expected {low} to {high - 1}.")
 
@@ -148,13 +165,16 @@ class LavitTokenizer(TokenizersBackend):
 
     def convert_ids_to_tokens(self, ids: int | list[int], skip_special_tokens: bool = False) -> str | list[str]:
         """As everywhere; `skip_special_tokens` hides the visual ids too."""
-        if skip_special_tokens and not isinstance(ids, int):
+        if isinstance(ids, (int, np.integer)):
+            ids = int(ids)  # NumPy's are no integers to the base class
+        elif skip_special_tokens:
             ids = self._without_visual_ids(ids)
         return super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
 
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
         if skip_special_tokens:
-            token_ids = self._without_visual_ids([token_ids] if isinstance(token_ids, int) else token_ids)
+            ids = [int(token_ids)] if isinstance(token_ids, (int, np.integer)) else token_ids
+            token_ids = self._without_visual_ids(ids)
         return super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
 
     def _without_visual_ids(self, ids: Sequence[int]) -> list[int]:
@@ -166,9 +186,9 @@ class LavitTokenizer(TokenizersBackend):
         self._tokenizer.encode_special_tokens = self.split_special_tokens  # the backend does not pickle this
 
 
-def _shift(values: _Codes, by: int) -> _Codes:
-    if isinstance(values, list):
-        return [value + by for value in values]
+def _shift(values: Any, by: int) -> Any:
+    if isinstance(values, (list, tuple)):
+        return type(values)(value + by for value in values)
     return values + by
 
 

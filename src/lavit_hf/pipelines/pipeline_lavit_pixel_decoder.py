@@ -1,0 +1,468 @@
+"""Pixel decoder: a latent diffusion model that draws what visual codes stand for (LaVIT paper, section 3.3)."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import randn_tensor
+from transformers import PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+
+from .pixel_decoder_inputs import check_codes, codes_of_ids, resolve_size, split_images
+from .pixel_decoder_loading import PixelDecoderStorage
+
+logger = logging.get_logger(__name__)
+
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class LavitPixelDecoderPipelineOutput(BaseOutput):
+    """Output of a pixel decoder.
+
+    Args:
+        images: A list of PIL images; for `output_type="np"` an array `[images, height, width, 3]` and for `"pt"` a
+            tensor `[images, 3, height, width]`, both in [0, 1]; for `"latent"` the latents `[images, 4, height / 8,
+            width / 8]`.
+        nsfw_content_detected: Per image, whether the safety checker blackened it; `None` without a safety checker.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    nsfw_content_detected: list[bool] | None
+
+
+class LavitPixelDecoderPipeline(PixelDecoderStorage):
+    r"""Draws images from visual codes, as LaVIT writes them.
+
+    Both decoders of the release are this class. The high-resolution one is an SDXL U-Net with a pooled condition
+    (1024 x 1024 and five other shapes), the low-resolution one a Stable Diffusion 1.5 U-Net (512 x 512).
+
+    Args:
+        token_decoder: A [`LavitTokenDecoder`], which turns codes into conditions of the U-Net.
+        unet: Denoises latents under these conditions.
+        vae: Turns latents into pixels.
+        scheduler: Any scheduler of diffusers; the release uses [`~diffusers.DDIMScheduler`].
+        safety_checker: Blackens images it takes offense at.
+        feature_extractor: Prepares images for the safety checker.
+        visual_token_offset: Id of code 0 in the language model's vocabulary, needed for `input_ids`.
+        eoi_token_id: Id of image end there.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lavit_hf.pipelines import LavitPixelDecoderPipeline
+
+    >>> pipeline = LavitPixelDecoderPipeline.from_pretrained("checkpoints/lavit-tiny-random")
+    >>> codes = torch.tensor([3, 14, 15, 9, 26])
+    >>> image = pipeline([codes], num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
+    >>> image.size
+    (64, 64)
+    ```
+    """
+
+    model_cpu_offload_seq = "token_decoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+    # Called as in the pipelines of Stable Diffusion, so that diffusers' own callbacks work.
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
+
+    def __init__(
+        self,
+        token_decoder: PreTrainedModel,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: PreTrainedModel | None = None,
+        feature_extractor: ImageProcessingMixin | None = None,
+        visual_token_offset: int | None = None,
+        eoi_token_id: int | None = None,
+    ):
+        super().__init__()
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("A safety checker needs a feature extractor.")
+        self.register_modules(
+            token_decoder=token_decoder,
+            unet=unet,
+            vae=vae,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+        )
+        self.register_to_config(visual_token_offset=visual_token_offset, eoi_token_id=eoi_token_id)
+        _check_fit(token_decoder, unet)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @property
+    def is_highres(self) -> bool:
+        """Whether this is the high-resolution decoder, whose U-Net takes a pooled condition and sizes."""
+        return self.unet.config.addition_embed_type == "text_time"
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def enable_vae_tiling(self) -> None:
+        """Decodes large images tile by tile, with less memory."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decodes images whole again."""
+        self.vae.disable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Decodes the images of a batch one by one, with less memory."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Decodes batches at once again."""
+        self.vae.disable_slicing()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        codes: Any = None,
+        *,
+        input_ids: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> LavitPixelDecoderPipelineOutput | tuple:
+        r"""Draws images.
+
+        Args:
+            codes: One 1-D integer tensor of codes in `[0, codebook_size)` per image. An image without codes is drawn
+                from what the token decoder makes of padding.
+            input_ids: Instead of `codes`: ids of the language model's vocabulary, `[batch, length]` or one 1-D tensor
+                per image, as `generate` returns them. Every id that is no code is dropped, as the original does: the
+                prompt, image start and end, padding, and strays between codes. Codes after an image end are an error.
+            height: Height in pixels, a multiple of 8; by default that of the U-Net (1024, low resolution 512).
+            width: Width in pixels.
+            aspect_ratio: Instead of both: `"1:1"`, `"4:3"`, `"3:2"`, `"16:9"`, `"2:3"` or `"3:4"`, the published sizes
+                of the high-resolution decoder.
+            num_inference_steps: Denoising steps; by default 25, low resolution 50.
+            guidance_scale: How much the condition is stressed; by default 7, low resolution 5. Up to 1, guidance is
+                off and every step costs half.
+            num_images_per_prompt: Images to draw per image in `codes`.
+            generator: One source of noise for all images, or a list with one per image to draw. With a list, an image
+                does not depend on what is drawn along with it.
+            latents: Initial noise instead, `[images, 4, height / 8, width / 8]`.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict: Whether to return an output object instead of a tuple.
+            callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after every step; the tensors
+                it returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs: Which tensors it gets: `latents`, `prompt_embeds` (the condition),
+                `add_text_embeds` (the pooled one), `add_time_ids`.
+
+        Returns:
+            [`LavitPixelDecoderPipelineOutput`], or a tuple of the images and what the safety checker detected.
+
+        Raises:
+            TypeError: If codes are no integers.
+            ValueError: If an argument is out of range.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 1. Check inputs, and set what is not given
+        if num_inference_steps is None:
+            num_inference_steps = 25 if self.is_highres else 50
+        if guidance_scale is None:
+            guidance_scale = 7.0 if self.is_highres else 5.0
+        images = self._resolve_codes(codes, input_ids)
+        native_size = _side(self.unet.config.sample_size) * self.vae_scale_factor
+        height, width = resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)
+        self.check_inputs(
+            num_inference_steps,
+            guidance_scale,
+            num_images_per_prompt,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+        device = self._execution_device
+        batch_size = len(images) * num_images_per_prompt
+
+        # 2. Draw the initial noise: nothing is computed yet when it does not fit
+        latents = self.prepare_latents(batch_size, height, width, device, generator, latents)
+
+        # 3. Decode the codes to conditions
+        prompt_embeds, add_text_embeds, negative_mask = self.encode_codes(images, num_images_per_prompt, device)
+        add_time_ids = self._time_ids(height, width, len(prompt_embeds), device) if self.is_highres else None
+
+        # 4. Prepare timesteps
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        if hasattr(self.scheduler, "set_begin_index"):  # spares the scheduler a search that waits for the GPU
+            self.scheduler.set_begin_index(0)
+        latents = latents * self.scheduler.init_noise_sigma
+        self._num_timesteps = len(timesteps)
+
+        # 5. Denoise
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                noise = self._predict_noise(
+                    latents, timestep, prompt_embeds, add_text_embeds, add_time_ids, negative_mask
+                )
+                latents = self._step(noise, timestep, latents, generator)
+                if callback_on_step_end is not None:
+                    tensors = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "add_text_embeds": add_text_embeds,
+                        "add_time_ids": add_time_ids,
+                    }
+                    wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors.update(callback_on_step_end(self, step, timestep, wanted) or {})
+                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
+                    add_text_embeds, add_time_ids = tensors["add_text_embeds"], tensors["add_time_ids"]
+                progress_bar.update()
+
+        # 6. Decode the latents to pixels
+        flagged = None
+        result: Any = latents
+        if output_type != "latent":
+            pixels, flagged = self.run_safety_checker(self.decode_latents(latents))
+            denormalize = None if flagged is None else [not is_flagged for is_flagged in flagged]  # black is 0 already
+            result = self.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=denormalize)
+
+        # 7. Offload all models
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return result, flagged
+        return LavitPixelDecoderPipelineOutput(images=result, nsfw_content_detected=flagged)
+
+    def check_inputs(
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        num_images_per_prompt: int,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Checks what is neither codes, nor a size, nor noise; arguments as in `__call__`."""
+        for name, value in (
+            ("num_inference_steps", num_inference_steps),
+            ("num_images_per_prompt", num_images_per_prompt),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
+        most = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > most:
+            raise ValueError(f"`num_inference_steps` is at most {most}; got {num_inference_steps}.")
+        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number; got {guidance_scale!r}.")
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(_OUTPUT_TYPES)}; got {output_type!r}.")
+        if unknown := [n for n in callback_on_step_end_tensor_inputs if n not in self._callback_tensor_inputs]:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {', '.join(self._callback_tensor_inputs)}; got "
+                f"{', '.join(map(repr, unknown))}."
+            )
+
+    def _resolve_codes(self, codes: Any, input_ids: Any) -> list[torch.Tensor]:
+        """The codes of every image, checked."""
+        config = self.token_decoder.config
+        if (codes is None) == (input_ids is None):
+            raise ValueError("Give either `codes` or `input_ids`.")
+        if codes is not None:
+            images = split_images(codes, "codes")
+        elif self.config.visual_token_offset is None:
+            raise ValueError(
+                "This pipeline does not know the ids of visual codes (`visual_token_offset`): pass `codes`."
+            )
+        else:
+            images = codes_of_ids(
+                split_images(input_ids, "input_ids"),
+                self.config.visual_token_offset,
+                config.codebook_size,
+                self.config.eoi_token_id,
+            )
+        check_codes(images, config.codebook_size, config.num_queries)
+        if empty := [str(index) for index, image in enumerate(images) if len(image) == 0]:
+            logger.warning(f"There are no codes to draw image {', '.join(empty)} from.")
+        return images
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Draws the initial noise, or checks the given one: `[batch, channels, height / 8, width / 8]`, fp32.
+
+        Noise and latents are fp32 whatever the U-Net's dtype, so that half precision starts from the same noise.
+        """
+        factor = self.vae_scale_factor
+        shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        if isinstance(generator, list) and len(generator) != batch_size:
+            raise ValueError(f"Got {len(generator)} generators for {batch_size} images.")
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+            raise TypeError(f"`latents` must be a tensor of floats; got {getattr(latents, 'dtype', type(latents))}.")
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have the shape {list(shape)}; got {list(latents.shape)}.")
+        if not latents.isfinite().all():
+            raise ValueError("`latents` must be finite; they hold NaN or infinity.")
+        return latents.to(device=device, dtype=torch.float32)
+
+    def encode_codes(
+        self, images: list[torch.Tensor], num_images_per_prompt: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Decodes codes to the conditions of the U-Net.
+
+        Args:
+            images: Codes of every image, `[codes]`.
+            num_images_per_prompt: How often to repeat each.
+            device: Where to.
+
+        Returns:
+            Conditions `[rows, tokens, width]`, pooled conditions `[rows, pooled width]` or `None`, and the mask of the
+            negative condition's tokens, `[batch, tokens]` or `None`. With guidance the rows are the negative half
+            followed by the other one, else only the latter.
+        """
+        output = self.token_decoder(torch.cat(images).to(device), [len(image) for image in images])
+        parts = {name: value.repeat_interleave(num_images_per_prompt, dim=0) for name, value in output.items()}
+        condition, pooled = parts["condition"], parts.get("pooled_condition")
+        if self.do_classifier_free_guidance:
+            condition = torch.cat([parts["negative_condition"], condition])
+            pooled = torch.cat([torch.zeros_like(pooled), pooled]) if pooled is not None else None
+        dtype = self.unet.dtype
+        pooled = pooled.to(dtype) if pooled is not None else None
+        return condition.to(dtype), pooled, parts.get("negative_attention_mask")
+
+    def _time_ids(self, height: int, width: int, rows: int, device: torch.device) -> torch.Tensor:
+        """What SDXL is told about sizes: that of the picture, no crop, and that to draw. `[rows, 6]`, fp32."""
+        ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
+        return ids.expand(rows, -1)
+
+    def _predict_noise(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        add_text_embeds: torch.Tensor | None,
+        add_time_ids: torch.Tensor | None,
+        negative_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Predicts the noise in the latents, `[batch, channels, height / 8, width / 8]`, guided."""
+        is_guided = self.do_classifier_free_guidance
+        inputs = self.scheduler.scale_model_input(torch.cat([latents] * 2) if is_guided else latents, timestep)
+        options: dict[str, Any] = {}
+        if is_guided and negative_mask is not None:
+            options["encoder_attention_mask"] = torch.cat([negative_mask, torch.ones_like(negative_mask)])
+        if self.is_highres:
+            options["added_cond_kwargs"] = {"text_embeds": add_text_embeds, "time_ids": add_time_ids}
+        (noise,) = self.unet(
+            inputs.to(self.unet.dtype), timestep, encoder_hidden_states=prompt_embeds, return_dict=False, **options
+        )
+        noise = noise.float()
+        if is_guided:
+            negative, positive = noise.chunk(2)
+            noise = negative + self.guidance_scale * (positive - negative)
+        return noise
+
+    def _step(
+        self,
+        noise: torch.Tensor,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator} if takes_generator else {}
+        return self.scheduler.step(noise, timestep, latents, return_dict=False, **options)[0]
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decodes latents to pixels in about [-1, 1], `[batch, 3, height, width]`.
+
+        A VAE that would overflow in fp16 decodes in fp32.
+        """
+        needs_upcasting = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if needs_upcasting:
+            self.vae.to(dtype=torch.float32)
+        try:
+            latents = latents / self.vae.config.scaling_factor
+            return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        finally:
+            if needs_upcasting:
+                self.vae.to(dtype=torch.float16)
+
+    def run_safety_checker(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+        """Blackens what the safety checker detects, `[batch, 3, height, width]`, and says where it did."""
+        if self.safety_checker is None:
+            return pixels, None
+        pictures = self.image_processor.postprocess(pixels, output_type="pil")
+        inputs = self.feature_extractor(pictures, return_tensors="pt").to(pixels.device)
+        clip_input = inputs.pixel_values.to(self.safety_checker.dtype)
+        pixels, flagged = self.safety_checker(images=pixels, clip_input=clip_input)
+        return pixels, [bool(is_flagged) for is_flagged in flagged]
+
+
+def _check_fit(token_decoder: Any, unet: Any) -> None:
+    """Refuses a token decoder and a U-Net of different decoders."""
+    if token_decoder is None or unet is None:
+        return
+    decoder, width = token_decoder.config, unet.config.cross_attention_dim
+    if sum(decoder.cross_attention_dims) != width:
+        raise ValueError(
+            f"The token decoder makes conditions of width {sum(decoder.cross_attention_dims)}, but the U-Net takes "
+            f"{width}: they belong to different pixel decoders."
+        )
+    takes_pooled = unet.config.addition_embed_type == "text_time"
+    if takes_pooled != (decoder.pooled_size is not None):
+        raise ValueError(
+            f"The U-Net takes {'a' if takes_pooled else 'no'} pooled condition, but the token decoder makes "
+            f"{'none' if takes_pooled else 'one'}: they belong to different pixel decoders."
+        )
+
+
+def _side(sample_size: int | Sequence[int]) -> int:
+    return sample_size if isinstance(sample_size, int) else max(sample_size)
+
+
+__all__ = ["LavitPixelDecoderPipeline", "LavitPixelDecoderPipelineOutput"]
