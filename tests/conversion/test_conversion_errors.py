@@ -100,6 +100,16 @@ def test_positions_of_no_square_image(original):
     assert "square" in _error(original)
 
 
+def test_negative_condition_that_does_not_fit(original):
+    path = original / "pixel_decoding/uncond_embeddings.bin"
+    torch.save(torch.zeros(1, 17, 24), path)
+    assert "17 rows, but the token decoder has only 16" in _error(original)
+    torch.save(torch.zeros(1, 7, 23), path)
+    assert "uncond_embeddings has shape [1, 7, 23], expected [1, 7, 24]" in _error(original)
+    torch.save({"rows": torch.zeros(1, 7, 24)}, path)
+    assert "no usable tensor uncond_embeddings" in _error(original)
+
+
 def test_bad_tensors_of_the_pixel_decoders_are_named(original):
     pytest.importorskip("diffusers")
     unet = "highres_pixel_decoding/unet/diffusion_pytorch_model.bin"

@@ -198,6 +198,19 @@ def test_pixel_decoders_may_be_absent(original):
     assert_same_weights(original, convert_to_original(converted, original.parent / "back", progress=False))
 
 
+def test_negative_condition_without_its_decoder_is_kept_aside(original):
+    (original / "visual_tokenizer/tokenizer_decoder.bin").unlink()
+    converted = _round_trip(original)
+    assert "pixel_decoding/uncond_embeddings/uncond_embeddings" in load_file(converted / "original/unused.safetensors")
+    assert not (converted / "lowres/model_index.json").exists()
+
+
+def test_decoder_without_a_negative_condition(original):
+    (original / "pixel_decoding/uncond_embeddings.bin").unlink()
+    converted = _round_trip(original)
+    assert json.loads((converted / "lowres/token_decoder/config.json").read_text())["num_negative_tokens"] == 0
+
+
 def test_safety_checker_and_feature_extractor_are_kept(original):
     folder = original / "pixel_decoding/safety_checker"
     folder.mkdir()

@@ -160,6 +160,8 @@ def test_conversion_knows_the_safety_checker(original_dir, tmp_path):
     assert index["safety_checker"] == ["stable_diffusion", "StableDiffusionSafetyChecker"]
     assert index["feature_extractor"] == ["transformers", "CLIPImageProcessor"]
     assert not (converted / "model_index.json").exists()
+    with pytest.raises(OSError, match="no highres pixel decoder.*decoder='lowres'"):
+        LavitPixelDecoderPipeline.from_pretrained(converted)
     LavitPixelDecoderPipeline.from_pretrained(converted, decoder="lowres", safety_checker=None)
 
 

@@ -33,8 +33,9 @@ print(processor.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_spec
 ## Contents
 
 - `config.json`, `model*.safetensors`: language model and visual tokenizer
-- `token_decoder/`, `unet/`, `vae/`, `scheduler/`: the high-resolution pixel decoder; `lowres/`: the other one (both
-  as far as the source had them)
+- `model_index.json`, `token_decoder/`, `unet/`, `vae/`, `scheduler/`: the high-resolution pixel decoder; `lowres/`:
+  the other one (both as far as the source had them). lavit-hf loads them as `LavitPixelDecoderPipeline`; without it,
+  `DiffusionPipeline.from_pretrained(path, trust_remote_code=True)` uses the files of code beside them
 - `original/`: what is needed to write the original layout back (`lavit convert --to-original`); nothing loads it
 
 ## License

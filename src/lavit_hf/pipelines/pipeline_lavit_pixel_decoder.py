@@ -447,7 +447,8 @@ def _check_fit(token_decoder: Any, unet: Any) -> None:
     """Refuses a token decoder and a U-Net of different decoders."""
     if token_decoder is None or unet is None:
         return
-    decoder, width = token_decoder.config, unet.config.cross_attention_dim
+    decoder, widths = token_decoder.config, unet.config.cross_attention_dim  # one, or one per block
+    width = widths if isinstance(widths, int) else max(widths)
     if sum(decoder.cross_attention_dims) != width:
         raise ValueError(
             f"The token decoder makes conditions of width {sum(decoder.cross_attention_dims)}, but the U-Net takes "
