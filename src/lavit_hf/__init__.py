@@ -3,6 +3,8 @@
 Importing the package registers its classes with transformers' Auto classes.
 """
 
+from typing import Any
+
 from .auto import register_auto_classes
 from .modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
 from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel, LavitPreTrainedModel
@@ -32,3 +34,12 @@ __all__ = [
 ]
 
 register_auto_classes()
+
+
+def __getattr__(name: str) -> Any:
+    # Pipelines need diffusers, which importing the package must not load; for the same reason they are not in __all__.
+    if name in ("LavitPixelDecoderPipeline", "LavitPixelDecoderPipelineOutput"):
+        from . import pipelines
+
+        return getattr(pipelines, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
