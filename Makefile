@@ -11,7 +11,7 @@ CHECKPOINT := checkpoints/lavit-tiny-random
 help: ## Show this list
 	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## Caption a picture, answer a question about it, and show which patches became tokens
+demo: $(INSTALLED) ## Caption a picture, answer a question, draw, and show which patches became tokens
 	$(BIN)/lavit demo --model $(CHECKPOINT) --image examples/images/chelsea.jpg --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests

@@ -41,6 +41,27 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
+class Decoder(str, Enum):
+    """Which of a checkpoint's pixel decoders draws."""
+
+    highres = "highres"
+    lowres = "lowres"
+
+
+class TokenizedFormat(str, Enum):
+    """Files that codes are stored in."""
+
+    arrow = "arrow"
+    webdataset = "webdataset"
+
+
+class BadSamples(str, Enum):
+    """What to do about samples that cannot be used."""
+
+    skip = "skip"
+    stop = "raise"
+
+
 class StoredDtype(str, Enum):
     """Precision of converted weights."""
 
@@ -57,6 +78,12 @@ RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as 
 Beams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
 MinNewTokens = Annotated[int, typer.Option(min=0, help="Shortest text, in tokens.")]
 MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")]
+PixelDecoder = Annotated[Decoder, typer.Option(help="Pixel decoder of the checkpoint.")]
+AspectRatio = Annotated[
+    str | None, typer.Option(metavar="W:H", help="1:1, 4:3, 3:2, 16:9, 2:3 or 3:4.", show_default="square")
+]
+Seed = Annotated[int | None, typer.Option(help="The same seed draws the same picture.", show_default="random")]
+Output = Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="File to write.", show_default=False)]
 LengthPenalty = Annotated[float, typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.")]
 
 
@@ -112,13 +139,14 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also: LAVIT_DEBUG=1).")] = False,
 ) -> None:
-    """LaVIT: describe images, ask about them, and convert checkpoints.
+    """LaVIT: describe images, ask about them, draw new ones, and convert checkpoints.
 
     \b
     Examples:
       lavit convert LaVIT-7B-v2 lavit-7b-v2 --dtype bfloat16
       lavit caption photo.jpg --model lavit-7b-v2
       lavit ask photo.jpg "What animal is this?" --model lavit-7b-v2
+      lavit draw "a cat on a red chair" --model lavit-7b-v2 -o cat.png
 
     Each command has its own help: lavit caption --help
     """
@@ -184,18 +212,84 @@ def ask(
 
 @app.command()
 @_in_one_line
+def draw(
+    prompt: Annotated[str, typer.Argument(help="What to draw, in quotes.", show_default=False)],
+    model: Model,
+    output: Output,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", metavar="IMAGE", help="Picture before the text; may be given several times."),
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.", show_default=False)] = None,
+    decoder: PixelDecoder = Decoder.highres,
+    aspect_ratio: AspectRatio = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres 50")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How much to stress the prompt.", show_default="4, with pictures 5")
+    ] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Draw a picture of a prompt.
+
+    \b
+    Examples:
+      lavit draw "a cat on a red chair" --model lavit-7b-v2 -o cat.png
+      lavit draw "a fox in the snow" --model lavit-7b-v2 -o fox.png --aspect-ratio 16:9 --seed 7
+      lavit draw "this dog on a beach" --image dog.jpg --model lavit-7b-v2 -o beach.png
+    """
+    from lavit_hf.cli.draw import draw as run
+
+    options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
+    options["negative_prompt"] = negative_prompt
+    where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
+    run(prompt, image or [], model, output=output, seed=seed, options=options, **where)
+
+
+@app.command()
+@_in_one_line
+def reconstruct(
+    image: Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)],
+    model: Model,
+    output: Output,
+    decoder: PixelDecoder = Decoder.highres,
+    aspect_ratio: AspectRatio = None,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
+    guidance_scale: Annotated[float, typer.Option(help="How much to stress the tokens.")] = 5.0,
+    seed: Seed = None,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Turn a picture into tokens, and draw what they say.
+
+    \b
+    Example:
+      lavit reconstruct photo.jpg --model lavit-7b-v2 -o again.png
+    """
+    from lavit_hf.cli.draw import reconstruct as run
+
+    options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
+    where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
+    run(image, model, output=output, seed=seed, options=options, **where)
+
+
+@app.command()
+@_in_one_line
 def demo(
     image: Annotated[str, typer.Option("--image", "-i", help="Picture to look at.", show_default=False)],
     model: Model,
     question: Annotated[str, typer.Option(help="What to ask about it.")] = "What animal is this?",
+    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a cat on a red chair",
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("out/demo.png"),
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
-    """Show what becomes of one picture: tokens, caption, answer.
+    """Show what becomes of one picture: tokens, caption, answer, drawings.
 
     Writes a PNG that shows the picture beside itself with the dropped patches greyed, for each of the two branches of
-    the visual tokenizer. In a checkout of the repository `make demo` runs this on what is there.
+    the visual tokenizer, then as it is drawn from its own tokens, and last a drawing of the prompt. In a checkout of
+    the repository `make demo` runs this on what is there.
 
     \b
     Example:
@@ -203,7 +297,80 @@ def demo(
     """
     from lavit_hf.cli.demo import run
 
-    run(image, model, question=question, output=output, device=device, dtype=dtype.value)
+    run(image, model, question=question, prompt=prompt, output=output, device=device, dtype=dtype.value)
+
+
+@app.command()
+@_in_one_line
+def tokenize(
+    dataset: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATASET",
+            help="Name on the Hub; or a directory saved by save_to_disk, of images, or of data files; or one JSON, "
+            "CSV, Parquet or WebDataset file.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.", show_default=False)],
+    model: Model,
+    split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
+    config: Annotated[str | None, typer.Option(help="Configuration of the dataset.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
+    streaming: Annotated[
+        bool, typer.Option("--streaming", help="Do not store the dataset on the disk first.")
+    ] = False,
+    image_column: Annotated[str, typer.Option(help="Column of one image, or a list of them.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Column of the text.")] = "text",
+    no_text: Annotated[bool, typer.Option("--no-text", help="There is no text, or it is not wanted.")] = False,
+    keep_column: Annotated[
+        list[str] | None, typer.Option(metavar="NAME", help="Another column to keep; may be given several times.")
+    ] = None,
+    output_format: Annotated[
+        TokenizedFormat, typer.Option("--format", help="Arrow files for load_from_disk, or tar files.")
+    ] = TokenizedFormat.arrow,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
+    shard_size: Annotated[int, typer.Option(min=1, help="Samples per file.")] = 5000,
+    on_bad_sample: Annotated[
+        BadSamples, typer.Option(help="What to do about corrupt images and empty texts.")
+    ] = BadSamples.skip,
+    threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 4,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Turn the images of a dataset into codes, for training without images.
+
+    Of an interrupted run, the same command makes the rest. Processes and machines share the work, and write to the
+    same directory, if they are started by accelerate or torchrun.
+
+    \b
+    Examples:
+      lavit tokenize photos photos-codes --model lavit-7b-v2
+      lavit tokenize captions.jsonl codes --model lavit-7b-v2 --text-column caption --batch-size 64
+      lavit tokenize user/dataset codes --model lavit-7b-v2 --streaming --format webdataset
+      torchrun --nproc-per-node 8 -m lavit_cli tokenize user/dataset codes --model lavit-7b-v2
+    """
+    from lavit_hf.cli.tokenize import run
+
+    run(
+        dataset,
+        output,
+        model,
+        split=split,
+        config=config,
+        revision=revision,
+        streaming=streaming,
+        image_column=image_column,
+        text_column=None if no_text else text_column,
+        keep_columns=keep_column or [],
+        output_format=output_format.value,
+        batch_size=batch_size,
+        shard_size=shard_size,
+        on_bad_sample=on_bad_sample.value,
+        num_threads=threads,
+        device=device,
+        dtype=dtype.value,
+    )
 
 
 @app.command()

@@ -3,6 +3,7 @@
 Importing the package registers its classes with transformers' Auto classes.
 """
 
+import importlib
 from typing import Any
 
 from .auto import register_auto_classes
@@ -38,8 +39,7 @@ register_auto_classes()
 
 def __getattr__(name: str) -> Any:
     # Pipelines need diffusers, which importing the package must not load; for the same reason they are not in __all__.
-    if name in ("LavitPixelDecoderPipeline", "LavitPixelDecoderPipelineOutput"):
-        from . import pipelines
-
+    pipelines = importlib.import_module(".pipelines", __name__)
+    if name in pipelines.__all__:
         return getattr(pipelines, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

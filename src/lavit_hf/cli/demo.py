@@ -7,17 +7,19 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from .draw import load_pipeline, make_generator
 from .generation import ANSWER, CAPTION, answer_question, caption_images
 from .loading import Lavit, load
 from .pictures import check_files, fit_panel, grey_out_dropped, open_image, save_png, side_by_side
 
 _RANDOM = (
-    "Note: the weights of this checkpoint are random numbers. What follows shows that everything runs; caption and "
-    "answer mean nothing, and the patches are kept for no reason."
+    "Note: the weights of this checkpoint are random numbers. What follows shows that everything runs; caption, "
+    "answer and drawings mean nothing, and the patches are kept for no reason."
 )
+_SEED = 0
 
 
-def run(source: str, model: str, *, question: str, output: Path, device: str, dtype: str) -> None:
+def run(source: str, model: str, *, question: str, prompt: str, output: Path, device: str, dtype: str) -> None:
     """Prints what became of a picture, and writes a PNG that shows it."""
     check_files([source])
     image = open_image(source)
@@ -37,8 +39,21 @@ def run(source: str, model: str, *, question: str, output: Path, device: str, dt
     panels = [("picture", fit_panel(image))]
     for branch, mask in masks.items():
         panels.append((f"{branch}: {kept[branch]} of {mask.numel()}", grey_out_dropped(panels[0][1], mask, grid)))
+    panels += [
+        (title, fit_panel(drawing, panels[0][1].size)) for title, drawing in _drawings(lavit, model, image, prompt)
+    ]
+    print(f"Drawing     {prompt} (seed {_SEED}); and the picture again, from its own tokens")
     save_png(side_by_side(panels), output)
     print(f"Wrote       {output} (dropped patches are grey)")
+
+
+def _drawings(lavit: Lavit, model: str, image: Image.Image, prompt: str) -> list[tuple[str, Image.Image]]:
+    """The prompt drawn, and the picture reconstructed from its tokens, each with its title."""
+    pipeline = load_pipeline(lavit, model)
+    _, generator = make_generator(_SEED)
+    (drawing,) = pipeline(prompt, generator=generator).images
+    (again,) = pipeline.reconstruct(image, generator=generator).images
+    return [("reconstructed", again), ("drawn", drawing)]
 
 
 @torch.no_grad()

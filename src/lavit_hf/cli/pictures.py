@@ -67,8 +67,10 @@ def grey_out_dropped(image: Image.Image, keep_mask: torch.Tensor, grid: tuple[in
     return result
 
 
-def fit_panel(image: Image.Image) -> Image.Image:
-    """Enlarges small pictures so that their patches can be seen."""
+def fit_panel(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
+    """Enlarges small pictures so that their patches can be seen; or brings a picture to a given size."""
+    if size is not None:
+        return image.resize(size, Image.Resampling.LANCZOS)
     factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
 

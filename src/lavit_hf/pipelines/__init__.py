@@ -1,4 +1,4 @@
-"""Pipelines of diffusers: from visual codes to pixels. They need `pip install lavit-hf[pixels]`.
+"""Pipelines of diffusers: from visual codes, or from prompts, to pixels. They need `pip install lavit-hf[pixels]`.
 
 Nothing here is imported before it is used, so that the rest of the package works without diffusers.
 """
@@ -12,9 +12,16 @@ from typing import Any
 _MODULES = {
     "LavitPixelDecoderPipeline": "pipeline_lavit_pixel_decoder",
     "LavitPixelDecoderPipelineOutput": "pipeline_lavit_pixel_decoder",
+    "LavitTextToImagePipeline": "pipeline_lavit_text_to_image",
+    "LavitTextToImagePipelineOutput": "pipeline_lavit_text_to_image",
 }
 
-__all__ = ["LavitPixelDecoderPipeline", "LavitPixelDecoderPipelineOutput"]
+__all__ = [
+    "LavitPixelDecoderPipeline",
+    "LavitPixelDecoderPipelineOutput",
+    "LavitTextToImagePipeline",
+    "LavitTextToImagePipelineOutput",
+]
 
 
 def __getattr__(name: str) -> Any:

@@ -202,13 +202,12 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
 
         # 1. Check inputs, and set what is not given
+        images = self._resolve_codes(codes, input_ids)
+        height, width = self._resolve_size(height, width, aspect_ratio)
         if num_inference_steps is None:
-            num_inference_steps = 25 if self.is_highres else 50
+            num_inference_steps = self._default_steps
         if guidance_scale is None:
             guidance_scale = 7.0 if self.is_highres else 5.0
-        images = self._resolve_codes(codes, input_ids)
-        native_size = _side(self.unet.config.sample_size) * self.vae_scale_factor
-        height, width = resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)
         self.check_inputs(
             num_inference_steps,
             guidance_scale,
@@ -300,6 +299,56 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage):
                 f"{', '.join(map(repr, unknown))}."
             )
 
+    def check_call(
+        self,
+        num_images: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> None:
+        """Checks the arguments of a call before there are codes to draw, which may take long to make.
+
+        Args:
+            num_images: Images to draw; the other arguments are those of `__call__`.
+            generator: See there.
+            height: See there.
+            width: See there.
+            aspect_ratio: See there.
+            num_inference_steps: See there.
+            guidance_scale: See there.
+            latents: See there.
+            output_type: See there.
+            callback_on_step_end: See there.
+            callback_on_step_end_tensor_inputs: See there.
+
+        Raises:
+            TypeError: If the latents are no floats.
+            ValueError: If an argument is out of range.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        height, width = self._resolve_size(height, width, aspect_ratio)
+        steps = self._default_steps if num_inference_steps is None else num_inference_steps
+        scale = 1.0 if guidance_scale is None else guidance_scale
+        self.check_inputs(steps, scale, num_images, output_type, callback_on_step_end_tensor_inputs)
+        self._check_latents(latents, self._latents_shape(num_images, height, width), generator)
+
+    @property
+    def _default_steps(self) -> int:
+        return 25 if self.is_highres else 50
+
+    def _resolve_size(self, height: int | None, width: int | None, aspect_ratio: str | None) -> tuple[int, int]:
+        native_size = _side(self.unet.config.sample_size) * self.vae_scale_factor
+        return resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)
+
     def _resolve_codes(self, codes: Any, input_ids: Any) -> list[torch.Tensor]:
         """The codes of every image, checked."""
         config = self.token_decoder.config
@@ -336,19 +385,28 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage):
 
         Noise and latents are fp32 whatever the U-Net's dtype, so that half precision starts from the same noise.
         """
-        factor = self.vae_scale_factor
-        shape = (batch_size, self.unet.config.in_channels, height // factor, width // factor)
-        if isinstance(generator, list) and len(generator) != batch_size:
-            raise ValueError(f"Got {len(generator)} generators for {batch_size} images.")
+        shape = self._latents_shape(batch_size, height, width)
+        self._check_latents(latents, shape, generator)
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return latents.to(device=device, dtype=torch.float32)
+
+    def _latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
+        factor = self.vae_scale_factor
+        return (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+
+    @staticmethod
+    def _check_latents(latents: Any, shape: tuple[int, ...], generator: Any) -> None:
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"Got {len(generator)} generators for {shape[0]} images.")
+        if latents is None:
+            return
         if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
             raise TypeError(f"`latents` must be a tensor of floats; got {getattr(latents, 'dtype', type(latents))}.")
         if tuple(latents.shape) != shape:
             raise ValueError(f"`latents` must have the shape {list(shape)}; got {list(latents.shape)}.")
         if not latents.isfinite().all():
             raise ValueError("`latents` must be finite; they hold NaN or infinity.")
-        return latents.to(device=device, dtype=torch.float32)
 
     def encode_codes(
         self, images: list[torch.Tensor], num_images_per_prompt: int, device: torch.device

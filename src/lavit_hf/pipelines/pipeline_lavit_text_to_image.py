@@ -1,0 +1,424 @@
+"""From prompts to pictures in one call: the language model writes visual codes, a pixel decoder draws them."""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput
+from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers.image_processing_base import ImageProcessingMixin
+
+from ..modeling.modeling_lavit import LavitForConditionalGeneration
+from ..processing.processing_lavit import ImageTextProcessor
+from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
+from .pixel_decoder_inputs import codes_of_ids
+from .prompts import release_pixel_values, split_prompts
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_PIXEL_DECODER_PARTS = ("token_decoder", "unet", "vae", "scheduler", "safety_checker", "feature_extractor")
+# What the release draws with (LaVIT paper, appendix; its own scripts).
+_TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
+_MIN_CODES, _MAX_CODES = 20, 200
+
+
+@dataclass
+class LavitTextToImagePipelineOutput(BaseOutput):
+    """Output of [`LavitTextToImagePipeline`].
+
+    Args:
+        images: As in [`LavitPixelDecoderPipelineOutput`], by `output_type`.
+        codes: The visual codes that each image was drawn from, `[codes]` per image.
+        nsfw_content_detected: Per image, whether the safety checker blackened it; `None` without a safety checker.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    codes: list[torch.Tensor]
+    nsfw_content_detected: list[bool] | None
+
+
+class LavitTextToImagePipeline(DiffusionPipeline):
+    r"""Draws pictures from prompts of text and images, and reconstructs pictures from their own tokens.
+
+    Args:
+        model: A [`LavitForConditionalGeneration`].
+        processor: Its [`ImageTextProcessor`]; a visual tokenizer need not be attached.
+        token_decoder: This and what follows are the components of a [`LavitPixelDecoderPipeline`].
+        unet: See there.
+        vae: See there.
+        scheduler: See there.
+        safety_checker: See there.
+        feature_extractor: See there.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lavit_hf.pipelines import LavitTextToImagePipeline
+
+    >>> pipeline = LavitTextToImagePipeline.from_pretrained("checkpoints/lavit-tiny-random")
+    >>> generator = torch.Generator().manual_seed(0)
+    >>> image = pipeline("a cat on a red chair", num_inference_steps=4, generator=generator).images[0]
+    >>> image.size
+    (64, 64)
+    ```
+    """
+
+    model_cpu_offload_seq = "model->token_decoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+    _callback_tensor_inputs = LavitPixelDecoderPipeline._callback_tensor_inputs
+
+    def __init__(
+        self,
+        model: LavitForConditionalGeneration,
+        processor: ImageTextProcessor,
+        token_decoder: PreTrainedModel,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: PreTrainedModel | None = None,
+        feature_extractor: ImageProcessingMixin | None = None,
+    ):
+        super().__init__()
+        _check_codebooks(model, processor, token_decoder)
+        self.register_modules(
+            model=model,
+            processor=processor,
+            token_decoder=token_decoder,
+            unet=unet,
+            vae=vae,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+        )
+
+    @classmethod
+    def from_pretrained(  # type: ignore[override]
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, decoder: str | None = None, **kwargs: Any
+    ) -> LavitTextToImagePipeline:
+        """Loads everything from one LaVIT directory or repository.
+
+        Args:
+            pretrained_model_name_or_path: A directory with a LaVIT and its pixel decoders, or a repository of the Hub.
+            decoder: `"highres"` (default) or `"lowres"`, see [`LavitPixelDecoderPipeline.from_pretrained`].
+            **kwargs: `dtype`; components that are loaded already, such as `model`; `revision`, `token`, `cache_dir`,
+                `force_download`, `local_files_only`; others as in [`LavitPixelDecoderPipeline.from_pretrained`].
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            OSError: If the model, the processor or the pixel decoder is not there.
+        """
+        if (dtype := kwargs.pop("torch_dtype", None)) is not None:
+            kwargs.setdefault("dtype", dtype)
+        options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        model, processor = kwargs.pop("model", None), kwargs.pop("processor", None)
+        if processor is None:
+            processor = ImageTextProcessor.from_pretrained(pretrained_model_name_or_path, **options)
+        if model is None:
+            if "dtype" in kwargs:
+                options["dtype"] = kwargs["dtype"]
+            model = LavitForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, **options)
+        pixel_decoder = LavitPixelDecoderPipeline.from_pretrained(
+            pretrained_model_name_or_path, decoder=decoder, **kwargs
+        )
+        return cls(model, processor, **pixel_decoder.components)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves model, processor and pixel decoder into one directory, from which each of them loads, too.
+
+        Args:
+            save_directory: Where to; created if needed.
+            *args: As for [`LavitPixelDecoderPipeline.save_pretrained`].
+            **kwargs: As for [`LavitPixelDecoderPipeline.save_pretrained`].
+        """
+        self.model.save_pretrained(save_directory)
+        self.processor.save_pretrained(save_directory)
+        self.pixel_decoder.save_pretrained(save_directory, *args, **kwargs)
+
+    @property
+    def pixel_decoder(self) -> LavitPixelDecoderPipeline:
+        """The second half as a pipeline of its own, of the same components."""
+        decoder = LavitPixelDecoderPipeline(
+            **{name: getattr(self, name) for name in _PIXEL_DECODER_PARTS},
+            visual_token_offset=self.model.config.visual_token_offset,
+            eoi_token_id=self.model.config.eoi_token_id,
+        )
+        decoder._progress_bar_config = getattr(self, "_progress_bar_config", {})
+        return decoder
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: Any,
+        *,
+        negative_prompt: str | list[str] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        decoder_guidance_scale: float | None = None,
+        do_sample: bool = True,
+        temperature: float = 1.0,
+        top_k: int = 50,
+        top_p: float = 1.0,
+        min_new_tokens: int | None = None,
+        max_new_tokens: int | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> LavitTextToImagePipelineOutput | tuple:
+        r"""Draws pictures from prompts. The defaults are those of the release.
+
+        Args:
+            prompt: A text; a list of texts and PIL images in any order, which is one prompt (`[image, "this cat on a
+                beach"]`); or a list of prompts. An empty text draws without a prompt.
+            negative_prompt: What guidance leads away from, one or one per prompt; by default no prompt at all.
+            height: Height in pixels, see [`LavitPixelDecoderPipeline`].
+            width: Width in pixels.
+            aspect_ratio: Instead of both, such as `"16:9"`.
+            num_inference_steps: Denoising steps.
+            guidance_scale: How much the prompt is stressed when the codes are written; by default 4, and 5 if there
+                are images in a prompt. 1 turns guidance off.
+            decoder_guidance_scale: How much the codes are stressed when pixels are drawn; by default the pixel
+                decoder's own.
+            do_sample: Whether to draw codes at random; the likeliest ones otherwise.
+            temperature: Of sampling.
+            top_k: Sample from this many likeliest codes; 0 for all.
+            top_p: Sample from the likeliest codes with this probability together.
+            min_new_tokens: Fewest codes of an image; by default 20, or 1 if the pixel decoder takes fewer than 200.
+            max_new_tokens: Most codes of an image; by default 200, or as many as the pixel decoder takes.
+            num_images_per_prompt: Images to draw per prompt.
+            generator: One source of randomness, for codes and noise, or a list with one per image to draw. With a
+                list, an image does not depend on what is drawn along with it.
+            latents: Initial noise, see [`LavitPixelDecoderPipeline`].
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict: Whether to return an output object instead of a tuple.
+            callback_on_step_end: Called after every denoising step, with the pixel decoder's pipeline.
+            callback_on_step_end_tensor_inputs: Which tensors it gets.
+
+        Returns:
+            [`LavitTextToImagePipelineOutput`], or a tuple of its fields.
+
+        Raises:
+            TypeError: If a prompt is neither text nor image.
+            ValueError: If an argument is out of range.
+        """
+        # 1. Check inputs, and set what is not given
+        texts, images = split_prompts(prompt, self.processor.image_token)
+        if guidance_scale is None:
+            guidance_scale = _IMAGE_GUIDANCE if any(images) else _TEXT_GUIDANCE
+        least, most = self._default_lengths()
+        max_new_tokens = most if max_new_tokens is None else max_new_tokens
+        min_new_tokens = min(least, max_new_tokens) if min_new_tokens is None else min_new_tokens
+        num_images = len(texts) * num_images_per_prompt
+        self.check_inputs(guidance_scale, min_new_tokens, max_new_tokens, num_images, generator, negative_prompt)
+        drawing: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "aspect_ratio": aspect_ratio,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": decoder_guidance_scale,
+            "latents": latents,
+            "output_type": output_type,
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
+        }
+        pixel_decoder = self.pixel_decoder
+        pixel_decoder.check_call(num_images, generator, **drawing)
+
+        # 2. Write visual codes
+        inputs = self.encode_prompt(texts, images, negative_prompt if guidance_scale != 1 else None)
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
+        codes = self.generate_codes(
+            inputs,
+            guidance_scale=guidance_scale,
+            min_new_tokens=min_new_tokens,
+            max_new_tokens=max_new_tokens,
+            num_return_sequences=num_images_per_prompt,
+            do_sample=do_sample,
+            generator=generator,
+            **sampling,
+        )
+
+        # 3. Draw them
+        output = pixel_decoder(codes, generator=generator, **drawing)
+
+        # 4. Offload all models
+        self.maybe_free_model_hooks()
+        return _output(output, codes, return_dict)
+
+    @torch.no_grad()
+    def reconstruct(
+        self,
+        images: Any,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: str | None = None,
+        num_inference_steps: int = 50,
+        guidance_scale: float = 5.0,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+    ) -> LavitTextToImagePipelineOutput | tuple:
+        """Turns pictures into tokens and draws these: what the visual vocabulary keeps of them.
+
+        Defaults and preprocessing are those of the release. The language model is not asked.
+
+        Args:
+            images: One picture or several: PIL images, arrays, tensors, paths or URLs.
+            height: Height in pixels, see [`LavitPixelDecoderPipeline`].
+            width: Width in pixels.
+            aspect_ratio: Instead of both.
+            num_inference_steps: Denoising steps.
+            guidance_scale: How much the codes are stressed.
+            generator: One source of noise, or a list with one per picture.
+            latents: Initial noise.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict: Whether to return an output object instead of a tuple.
+
+        Returns:
+            [`LavitTextToImagePipelineOutput`], or a tuple of its fields.
+        """
+        pixel_values = release_pixel_values(images, self.processor.image_processor)
+        drawing: dict[str, Any] = {
+            "height": height,
+            "width": width,
+            "aspect_ratio": aspect_ratio,
+            "num_inference_steps": num_inference_steps,
+            "guidance_scale": guidance_scale,
+            "latents": latents,
+            "output_type": output_type,
+        }
+        pixel_decoder = self.pixel_decoder
+        pixel_decoder.check_call(len(pixel_values), generator, **drawing)
+        visual_tokenizer = self.model.visual_tokenizer
+        tokens = visual_tokenizer.encode(pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype))
+        codes = [part.cpu() for part in tokens.codes.split(tokens.num_tokens.tolist())]
+        output = pixel_decoder(codes, generator=generator, **drawing)
+        self.maybe_free_model_hooks()
+        return _output(output, codes, return_dict)
+
+    def check_inputs(
+        self,
+        guidance_scale: float,
+        min_new_tokens: int,
+        max_new_tokens: int,
+        num_images: int,
+        generator: Any,
+        negative_prompt: Any,
+    ) -> None:
+        """Checks what concerns the writing of codes; the pixel decoder checks the rest."""
+        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale < float("inf"):
+            raise ValueError(f"`guidance_scale` must be a finite number from 0 on; got {guidance_scale!r}.")
+        limit = self.token_decoder.config.num_queries
+        if not 0 <= min_new_tokens <= max_new_tokens or not 1 <= max_new_tokens <= limit:
+            raise ValueError(
+                f"`min_new_tokens` and `max_new_tokens` must be in order and at most {limit}, the most codes that the "
+                f"pixel decoder takes; got {min_new_tokens} and {max_new_tokens}."
+            )
+        if isinstance(generator, list) and len(generator) != num_images:
+            raise ValueError(f"Got {len(generator)} generators for {num_images} images.")
+        if negative_prompt is not None and not isinstance(negative_prompt, (str, list)):
+            raise TypeError(
+                f"`negative_prompt` must be a text or a list of texts; got {type(negative_prompt).__name__}."
+            )
+
+    def _default_lengths(self) -> tuple[int, int]:
+        """Fewest and most codes of an image: those of the release, where an image has 256 patches."""
+        limit = self.token_decoder.config.num_queries
+        return (_MIN_CODES, _MAX_CODES) if limit >= _MAX_CODES else (1, limit)
+
+    def encode_prompt(
+        self, texts: list[str], images: list[list[Any]], negative_prompt: str | list[str] | None = None
+    ) -> dict[str, torch.Tensor]:
+        """Prepares prompts for `generate`.
+
+        Args:
+            texts: Prompts with a placeholder where an image goes.
+            images: The images of each; they enter as bare codes, as in the release.
+            negative_prompt: One, or one per prompt.
+
+        Returns:
+            `input_ids` and `attention_mask` [prompts, length], and `negative_prompt_ids` with their mask if there are
+            any.
+        """
+        processor = copy.copy(self.processor)  # an attached visual tokenizer is for this call alone
+        processor.visual_tokenizer = self.model
+        device = self._execution_device
+        options: dict[str, Any] = {"generation_mode": "image", "padding": True, "return_tensors": "pt"}
+        inputs = dict(processor(images=images if any(images) else None, text=texts, **options).to(device))
+        if negative_prompt is not None:
+            negative = processor(text=negative_prompt, **options).to(device)
+            inputs["negative_prompt_ids"] = negative["input_ids"]
+            inputs["negative_prompt_attention_mask"] = negative["attention_mask"]
+        return inputs
+
+    def generate_codes(self, inputs: dict[str, torch.Tensor], **kwargs: Any) -> list[torch.Tensor]:
+        """Lets the language model write images.
+
+        Args:
+            inputs: From [`~LavitTextToImagePipeline.encode_prompt`].
+            **kwargs: For [`LavitForConditionalGeneration.generate`].
+
+        Returns:
+            Codes of every image, `[codes]`.
+        """
+        with self.progress_bar(total=kwargs["max_new_tokens"]) as progress_bar:
+            ticker = StoppingCriteriaList([_Ticker(progress_bar)])
+            output = self.model.generate(**inputs, generation_mode="image", stopping_criteria=ticker, **kwargs)
+        new_ids = output[:, inputs["input_ids"].shape[1] :].cpu()
+        config = self.model.config
+        codebook_size = config.visual_tokenizer_config.codebook_size
+        return codes_of_ids(list(new_ids), config.visual_token_offset, codebook_size, config.eoi_token_id)
+
+
+class _Ticker(StoppingCriteria):
+    """Counts written tokens on a progress bar."""
+
+    def __init__(self, progress_bar: Any):
+        self.progress_bar = progress_bar
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        self.progress_bar.update()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
+
+
+def _output(output: Any, codes: list[torch.Tensor], return_dict: bool) -> Any:
+    if not return_dict:
+        return output.images, codes, output.nsfw_content_detected
+    return LavitTextToImagePipelineOutput(
+        images=output.images, codes=codes, nsfw_content_detected=output.nsfw_content_detected
+    )
+
+
+def _check_codebooks(model: Any, processor: Any, token_decoder: Any) -> None:
+    """Refuses parts with codebooks of different sizes, whose codes mean different things."""
+    sizes = {
+        "model": model.config.visual_tokenizer_config.codebook_size,
+        "processor": processor.tokenizer.codebook_size,
+        "token decoder": token_decoder.config.codebook_size,
+    }
+    if len(set(sizes.values())) > 1:
+        found = ", ".join(f"{size} in the {name}" for name, size in sizes.items())
+        raise ValueError(f"These parts do not belong together: the number of visual codes is {found}.")
+
+
+__all__ = ["LavitTextToImagePipeline", "LavitTextToImagePipelineOutput"]

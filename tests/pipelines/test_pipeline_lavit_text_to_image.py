@@ -1,0 +1,231 @@
+"""From prompts to pictures, and from pictures to pictures, in one call."""
+
+import copy
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DPMSolverMultistepScheduler
+from PIL import Image
+
+from lavit_hf import LavitForConditionalGeneration
+from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
+
+PROMPTS = ["a red bird", "two dogs on the grass", "cat", ""]
+FAST = {"num_inference_steps": 2, "output_type": "np"}
+
+
+@pytest.fixture(scope="module")
+def loaded(checkpoint) -> LavitTextToImagePipeline:
+    pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+@pytest.fixture
+def pipeline(loaded):
+    """A copy: components may be replaced."""
+    return copy.copy(loaded)
+
+
+def seeded(*seeds: int) -> list[torch.Generator]:
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
+def test_one_call_does_what_its_parts_do(pipeline, checkpoint):
+    output = pipeline("a red bird", generator=torch.Generator().manual_seed(5), num_inference_steps=3)
+    generator = torch.Generator().manual_seed(5)
+    inputs = pipeline.processor(text="a red bird", generation_mode="image", return_tensors="pt")
+    ids = pipeline.model.generate(
+        **inputs,
+        generation_mode="image",
+        guidance_scale=4.0,
+        do_sample=True,
+        top_k=50,
+        min_new_tokens=1,
+        max_new_tokens=16,
+        generator=generator,
+    )
+    new_ids = ids[:, inputs["input_ids"].shape[1] :]
+    decoder = LavitPixelDecoderPipeline.from_pretrained(checkpoint)
+    image = decoder(input_ids=new_ids, num_inference_steps=3, generator=generator).images[0]
+    assert isinstance(output.images[0], Image.Image)
+    assert image.tobytes() == output.images[0].tobytes()
+    assert output.codes[0].tolist() == [id - 302 for id in new_ids[0].tolist() if 302 <= id < 366]
+    assert output.nsfw_content_detected is None
+
+
+def test_greedy_codes_are_the_recorded_ones(pipeline, golden, golden_meta):
+    # The release suppresses text only, and drops stray ids afterwards.
+    inputs = pipeline.encode_prompt(golden_meta["t2i_prompts"], [[], [], []])
+    length = golden["t2i_cfg3_ids"].shape[1]
+    options = {"do_sample": False, "min_new_tokens": 6, "max_new_tokens": length}
+    options["suppress_tokens"] = list(range(3, 300))
+    codes = pipeline.generate_codes(inputs, guidance_scale=3.0, **options)
+    for row, ids in zip(codes, golden["t2i_cfg3_ids"], strict=True):
+        assert row.tolist() == [id - 302 for id in ids.tolist() if 302 <= id < 366]
+
+
+def test_a_batch_is_single_calls(pipeline):
+    together = pipeline(PROMPTS, do_sample=False, generator=seeded(0, 1, 2, 3), **FAST)
+    for index, prompt in enumerate(PROMPTS):
+        alone = pipeline(prompt, do_sample=False, generator=seeded(index), **FAST)
+        assert torch.equal(alone.codes[0], together.codes[index])
+        np.testing.assert_allclose(alone.images[0], together.images[index], atol=1e-4)
+
+
+def test_a_list_of_generators_makes_pictures_independent_of_the_batch(pipeline):
+    together = pipeline(PROMPTS, generator=seeded(7, 8, 9, 10), num_images_per_prompt=1, **FAST)
+    state = torch.get_rng_state()
+    alone = pipeline(PROMPTS[1:3], generator=seeded(8, 9), **FAST)
+    assert torch.equal(torch.get_rng_state(), state)  # the global state is not touched
+    for one, two in zip(alone.codes, together.codes[1:3], strict=True):
+        assert torch.equal(one, two)
+    np.testing.assert_allclose(alone.images, together.images[1:3], atol=1e-4)
+
+
+def test_several_pictures_of_a_prompt(pipeline):
+    output = pipeline(PROMPTS[:2], num_images_per_prompt=2, generator=seeded(0, 1, 2, 3), **FAST)
+    assert len(output.images) == len(output.codes) == 4
+    second = pipeline(PROMPTS[0], generator=seeded(1), **FAST)
+    assert torch.equal(second.codes[0], output.codes[1])
+
+
+def test_pictures_in_prompts(pipeline, images, golden):
+    prompt = [images[0], "it is running"]
+    inputs = pipeline.encode_prompt(["<image>it is running"], [[images[0]]])
+    assert inputs["input_ids"][0, :-1].tolist() == golden["mm_prompt_ids"].tolist()
+    batch = pipeline([prompt, "cat", [images[1], images[2]]], do_sample=False, generator=seeded(0, 1, 2), **FAST)
+    # Guidance is stronger with pictures, for the whole batch.
+    alone = pipeline(prompt, do_sample=False, generator=seeded(0), **FAST)
+    assert torch.equal(batch.codes[0], alone.codes[0])
+    other = pipeline([images[1], "it is running"], do_sample=False, generator=seeded(0), **FAST)
+    assert not torch.equal(other.codes[0], alone.codes[0])
+    assert pipeline.processor.visual_tokenizer is None  # the given processor stays as it was
+
+
+def test_negative_prompts_and_guidance_change_the_codes(pipeline):
+    def codes(**options):
+        return pipeline("a red bird", do_sample=False, generator=seeded(0), **FAST, **options).codes[0]
+
+    plain, negative, unguided = codes(), codes(negative_prompt="blurry"), codes(guidance_scale=1.0)
+    assert not torch.equal(plain, negative)
+    assert not torch.equal(plain, unguided)
+    # Without guidance there is nothing to lead away from.
+    assert torch.equal(codes(guidance_scale=1.0, negative_prompt="blurry"), unguided)
+
+
+def test_reconstruction_is_the_recorded_one(pipeline, golden):
+    output = pipeline.reconstruct(
+        golden["detok_input"], latents=golden["detok_init_latents"], num_inference_steps=4, output_type="pt"
+    )
+    torch.testing.assert_close(output.images, golden["detok_image"], atol=1e-3, rtol=0)
+    assert [len(codes) for codes in output.codes] == golden["detok_keep_mask"].sum(-1).long().tolist()
+
+
+def test_reconstruction_of_files(pipeline, original_dir):
+    files = [str(original_dir / "images" / f"{index}.png") for index in range(2)]
+    output = pipeline.reconstruct(files, generator=seeded(0, 1), **FAST)
+    alone = pipeline.reconstruct(Image.open(files[1]), generator=seeded(1), return_dict=False, **FAST)
+    np.testing.assert_allclose(output.images[1], alone[0][0], atol=1e-4)
+    assert torch.equal(output.codes[1], alone[1][0])
+
+
+def test_low_resolution(checkpoint):
+    pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint, decoder="lowres")
+    pipeline.set_progress_bar_config(disable=True)
+    assert not pipeline.pixel_decoder.is_highres
+    assert pipeline("cat", generator=seeded(0), **FAST).images.shape == (1, 64, 64, 3)
+
+
+def test_parts_that_are_loaded_already(checkpoint, model, light_processor):
+    decoder = LavitPixelDecoderPipeline.from_pretrained(checkpoint)
+    built = LavitTextToImagePipeline(model, light_processor, **decoder.components)
+    loaded = LavitTextToImagePipeline.from_pretrained(checkpoint, model=model, unet=decoder.unet)
+    assert built.model is loaded.model is model
+    assert loaded.unet is decoder.unet
+
+
+def test_schedulers_can_be_swapped(pipeline):
+    before = pipeline("cat", generator=seeded(0), **FAST).images
+    pipeline.scheduler = DPMSolverMultistepScheduler.from_config(pipeline.scheduler.config)
+    assert isinstance(pipeline.pixel_decoder.scheduler, DPMSolverMultistepScheduler)
+    assert not np.allclose(pipeline("cat", generator=seeded(0), **FAST).images, before)
+
+
+def test_dtype(checkpoint):
+    pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint, dtype=torch.bfloat16)
+    assert pipeline.model.dtype == pipeline.unet.dtype == pipeline.token_decoder.dtype == torch.bfloat16
+    pipeline.set_progress_bar_config(disable=True)
+    assert np.isfinite(pipeline("cat", generator=seeded(0), **FAST).images).all()
+    assert pipeline.to(torch.float32).model.dtype == torch.float32
+
+
+def test_save_and_load(pipeline, tmp_path: Path):
+    pipeline.save_pretrained(tmp_path)
+    again = LavitTextToImagePipeline.from_pretrained(tmp_path)
+    again.set_progress_bar_config(disable=True)
+    expected = pipeline("cat", generator=seeded(0), **FAST)
+    output = again("cat", generator=seeded(0), **FAST)
+    assert torch.equal(output.codes[0], expected.codes[0])
+    np.testing.assert_array_equal(output.images, expected.images)
+    assert isinstance(LavitForConditionalGeneration.from_pretrained(tmp_path), LavitForConditionalGeneration)
+
+
+def test_callbacks(pipeline):
+    steps = []
+
+    def stop_after_two(decoder, step, timestep, tensors):
+        steps.append(step)
+        decoder._interrupt = step == 1
+        return tensors
+
+    pipeline("cat", num_inference_steps=4, callback_on_step_end=stop_after_two, output_type="latent")
+    assert steps == [0, 1]
+
+
+def test_arguments_are_checked_before_anything_is_written(pipeline, monkeypatch):
+    def never(*args, **kwargs):
+        raise AssertionError("the language model has been asked")
+
+    monkeypatch.setattr(pipeline.model, "generate", never)
+    nan = torch.full((1, 4, 8, 8), torch.nan)
+    for options, match in [
+        ({"height": 63}, "`height` must be a positive multiple of 8"),
+        ({"aspect_ratio": "7:1"}, "aspect_ratio"),
+        ({"num_inference_steps": -1}, "num_inference_steps"),
+        ({"latents": nan}, "must be finite"),
+        ({"latents": torch.zeros(2, 4, 8, 8)}, "shape"),
+        ({"output_type": "jpg"}, "output_type"),
+        ({"decoder_guidance_scale": float("nan")}, "guidance_scale"),
+        ({"guidance_scale": -1.0}, "guidance_scale"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"max_new_tokens": 17}, "at most 16, the most codes"),
+        ({"min_new_tokens": 9, "max_new_tokens": 8}, "in order"),
+        ({"max_new_tokens": 0}, "in order"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"generator": seeded(0, 1)}, "2 generators for 1 images"),
+    ]:
+        with pytest.raises(ValueError, match=match):
+            pipeline("cat", **options)
+    with pytest.raises(TypeError, match="negative_prompt"):
+        pipeline("cat", negative_prompt=3)
+    with pytest.raises(TypeError, match="prompt"):
+        pipeline(None)
+
+
+def test_parts_of_different_checkpoints_are_refused(loaded):
+    parts = dict(loaded.components)
+    config = copy.deepcopy(parts["token_decoder"].config)
+    config.codebook_size = 99
+    parts["token_decoder"] = type(parts["token_decoder"])(config)
+    with pytest.raises(ValueError, match="64 in the model, 64 in the processor, 99 in the token decoder"):
+        LavitTextToImagePipeline(**parts)
+
+
+def test_missing_pixel_decoder(checkpoint, tmp_path: Path, model, light_processor):
+    model.save_pretrained(tmp_path)
+    light_processor.save_pretrained(tmp_path)
+    with pytest.raises(OSError, match="pixel decoder"):
+        LavitTextToImagePipeline.from_pretrained(tmp_path)
