@@ -77,3 +77,8 @@ def test_no_block_is_forgotten(document: str) -> None:
 def test_links_lead_somewhere(document: str) -> None:
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", (ROOT / document).read_text(encoding="utf-8"))
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_table_of_costs_is_what_the_benchmark_prints() -> None:
+    table = run([sys.executable, "benchmarks/image_cost.py"], ROOT)
+    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
