@@ -6,16 +6,19 @@ INSTALLED := $(VENV)/.installed
 CHECKPOINT := checkpoints/lavit-tiny-random
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint types format clean
+.PHONY: help install demo test test-learning lint types format clean
 
 help: ## Show this list
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-8s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 demo: $(INSTALLED) ## Caption a picture, answer a question, draw, and show which patches became tokens
 	$(BIN)/lavit demo --model $(CHECKPOINT) --image examples/images/chelsea.jpg --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/pytest -n 2
+	$(BIN)/pytest -n 2 --ignore tests/learning
+
+test-learning: $(INSTALLED) ## Train small models for some minutes: does every stage learn?
+	$(BIN)/pytest -n 2 tests/learning
 
 lint: $(INSTALLED) ## Check style
 	$(BIN)/ruff check .

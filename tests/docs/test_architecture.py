@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "lavit_hf"
-ORDER = ["modeling", "processing", "pipelines", "conversion", "cli"]  # each may import what stands before it
+# Each may import what stands before it; `data` imports nothing of the others.
+ORDER = ["data", "modeling", "processing", "pipelines", "conversion", "training", "cli"]
 FILES = sorted(path for part in ORDER for path in (PACKAGE / part).rglob("*.py"))
 
 
@@ -33,6 +34,8 @@ def imported_parts(path: Path) -> set[str]:
 def test_imports_go_one_way(path: Path) -> None:
     part = path.relative_to(PACKAGE).parts[0]
     allowed = set(ORDER[: ORDER.index(part) + 1])
+    if part in ("modeling", "processing", "pipelines", "conversion"):
+        allowed -= {"data"}  # made-up data is for training and evaluation
     imported = imported_parts(path)
     if part == "cli":  # stands above the package and may use its public names
         imported = imported & set(ORDER)

@@ -1,0 +1,1 @@
+"""Data to train and test on that is made, not downloaded."""

@@ -1,0 +1,50 @@
+"""A small world to learn from: pictures of colored shapes, with captions, questions and the truth.
+
+Example:
+
+```python
+>>> from lavit_hf.data.scenes import facts_of, judge, make_scenes, parse_caption
+
+>>> scenes = make_scenes("train", num_scenes=1000, seed=0)
+>>> row = scenes[0]
+>>> row["text"]
+'a picture of a large blue circle above a large cyan square on a white background'
+>>> facts_of(judge(row["image"])) == parse_caption(row["text"])
+True
+```
+"""
+
+from .dataset import make_scenes, scene_row, stream_scenes
+from .judging import judge
+from .language import CaptionError, Facts, ObjectFacts, RelationFacts, captions_of, facts_of, parse_caption
+from .questions import Question
+from .rendering import object_coverage, render
+from .sampling import sample_scene
+from .world import BACKGROUNDS, COLORS, HELD_OUT_PAIRS, RELATIONS, SHAPES, SIZES, UNKNOWN, Scene, SceneObject
+
+__all__ = [
+    "BACKGROUNDS",
+    "COLORS",
+    "HELD_OUT_PAIRS",
+    "RELATIONS",
+    "SHAPES",
+    "SIZES",
+    "UNKNOWN",
+    "CaptionError",
+    "Facts",
+    "ObjectFacts",
+    "Question",
+    "RelationFacts",
+    "Scene",
+    "SceneObject",
+    "captions_of",
+    "facts_of",
+    "judge",
+    "make_scenes",
+    "object_coverage",
+    "parse_caption",
+    "render",
+    "sample_scene",
+    "scene_row",
+    "stream_scenes",
+]

@@ -1,0 +1,100 @@
+"""Tiny pixel decoders with random weights, and pictures to train them on."""
+
+import numpy as np
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+
+from lavit_hf import LavitTokenDecoder, LavitTokenDecoderConfig
+from lavit_hf.pipelines import LavitPixelDecoderPipeline
+from lavit_hf.training.pixel_decoder_init import build_pixel_decoder
+
+CODEBOOK_SIZE = 24  # as in tiny_models
+NUM_QUERIES = 16
+IMAGE_SIZE = 16
+EPSILON = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
+
+
+def build_token_decoder(**overrides) -> LavitTokenDecoder:
+    values = {
+        "codebook_size": CODEBOOK_SIZE,
+        "codebook_dim": 6,
+        "hidden_size": 16,
+        "num_layers": 1,
+        "num_heads": 2,
+        "intermediate_size": 24,
+        "num_queries": NUM_QUERIES,
+        "output_size": 16,
+        "cross_attention_dims": [12],
+        "pooled_size": None,
+        "initializer_range": 0.2,
+    }
+    return LavitTokenDecoder(LavitTokenDecoderConfig(**{**values, **overrides}))
+
+
+def build_vae(**overrides) -> AutoencoderKL:
+    values = {
+        "block_out_channels": [4, 8],
+        "down_block_types": ["DownEncoderBlock2D"] * 2,
+        "up_block_types": ["UpDecoderBlock2D"] * 2,
+        "latent_channels": 4,
+        "norm_num_groups": 2,
+        "scaling_factor": 0.5,
+        "sample_size": IMAGE_SIZE,
+    }
+    return AutoencoderKL(**{**values, **overrides})
+
+
+def unet_config(highres: bool = False) -> dict:
+    config = {
+        "sample_size": IMAGE_SIZE // 2,
+        "block_out_channels": [8, 16],
+        "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"],
+        "up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"],
+        "layers_per_block": 1,
+        "norm_num_groups": 4,
+        "attention_head_dim": 4,
+        "cross_attention_dim": 12,
+    }
+    if highres:
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 4,
+            "projection_class_embeddings_input_dim": 10 + 6 * 4,
+        }
+    return config
+
+
+def build_pipeline(highres: bool = False, seed: int = 0, scheduler: dict | None = None) -> LavitPixelDecoderPipeline:
+    """The low-resolution one has stored rows of a negative condition, as the published one."""
+    torch.manual_seed(seed)
+    heads = {"pooled_size": 10} if highres else {"num_negative_tokens": 5}
+    decoder = build_token_decoder(**heads)
+    if decoder.negative_condition is not None:
+        decoder.negative_condition.normal_()
+    pipeline = build_pixel_decoder(decoder, build_vae(), unet_config(highres), scheduler)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def pictures(count: int, size: tuple[int, int] = (IMAGE_SIZE, IMAGE_SIZE), seed: int = 0) -> list[Image.Image]:
+    """A block of one color on another one; size is (width, height)."""
+    generator = np.random.default_rng(seed)
+    width, height = size
+    images = []
+    for _ in range(count):
+        array = np.empty((height, width, 3), np.uint8)
+        array[:] = generator.integers(0, 256, 3)
+        top, left = generator.integers(0, (height // 2, width // 2))
+        array[top : top + height // 2, left : left + width // 2] = generator.integers(0, 256, 3)
+        images.append(Image.fromarray(array))
+    return images
+
+
+def rows(count: int, seed: int = 0) -> list[dict]:
+    """Rows of a dataset, with 1 to 8 codes each."""
+    generator = np.random.default_rng(seed)
+    return [
+        {"image": image, "codes": [generator.integers(0, CODEBOOK_SIZE, generator.integers(1, 9)).tolist()]}
+        for image in pictures(count, seed=seed)
+    ]

@@ -1,0 +1,218 @@
+import io
+import logging
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from lavit_hf.training.dataset import TrainingDataset
+
+
+def picture(color="red", size=(8, 6)) -> Image.Image:
+    return Image.new("RGB", size, color)
+
+
+def encoded(image: Image.Image, kind: str = "PNG") -> bytes:
+    buffer = io.BytesIO()
+    image.save(buffer, format=kind)
+    return buffer.getvalue()
+
+
+def rows(count: int = 4) -> list[dict]:
+    return [{"image": picture(), "text": f"caption {index}"} for index in range(count)]
+
+
+def arrow(images: list[bytes], texts: list[str | None]) -> datasets.Dataset:
+    """As loaded from files: images are bytes that nobody has looked at."""
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    values = {"image": [{"bytes": content, "path": None} for content in images], "text": texts}
+    return datasets.Dataset.from_dict(values, features=features)
+
+
+def test_samples_have_the_promised_fields():
+    dataset = TrainingDataset(rows())
+    assert len(dataset) == 4
+    sample = dataset[2]
+    assert list(sample) == ["images", "text", "sample_id", "epoch"]
+    assert (sample["text"], sample["sample_id"], sample["epoch"]) == ("caption 2", 2, 0)
+    assert [image.mode for image in sample["images"]] == ["RGB"]
+    assert dataset[-1]["sample_id"] == 3
+    with pytest.raises(IndexError, match="out of range"):
+        dataset[4]
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        picture(),
+        encoded(picture()),
+        {"bytes": encoded(picture()), "path": None},
+        np.asarray(picture()),
+        torch.from_numpy(np.asarray(picture()).copy()).permute(2, 0, 1),
+        picture().convert("P"),
+    ],
+    ids=["PIL", "bytes", "undecoded", "array", "tensor", "palette"],
+)
+def test_images_may_come_in_any_form(image):
+    (result,) = TrainingDataset([{"image": image, "text": "a"}])[0]["images"]
+    assert result.size == (8, 6) and result.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_rows_with_several_images_or_none():
+    dataset = TrainingDataset([{"image": [picture(), picture("blue")], "text": "a"}, {"image": None, "text": "b"}])
+    assert len(dataset[0]["images"]) == 2
+    assert dataset[1] == {"images": [], "text": "b", "sample_id": 1, "epoch": 0}
+
+
+def test_columns_of_images_and_text_can_be_named():
+    dataset = datasets.Dataset.from_list([{"file": [picture()], "caption": "a", "huge": b"x"}])
+    wrapped = TrainingDataset(dataset, image_column="file", text_column="caption")
+    assert wrapped[0]["text"] == "a" and wrapped[0]["images"][0].size == (8, 6)
+    assert "huge" not in wrapped.dataset.column_names
+
+
+def test_without_text_column():
+    dataset = TrainingDataset([{"image": picture()}, {"image": None}], text_column=None)
+    assert dataset[0]["text"] is None
+    assert dataset[1]["sample_id"] == 0, "an image is all there is to a sample here"
+
+
+def test_tokenized_rows_keep_their_id_and_length():
+    table = {"codes": [[[1, 2], [3]], [[4]]], "text": ["a", "b"], "length": [9, 5], "sample_id": [70, 71]}
+    dataset = TrainingDataset(datasets.Dataset.from_dict(table))
+    sample = dataset[0]
+    assert (sample["codes"], sample["sample_id"]) == ([[1, 2], [3]], 70)
+    assert "images" not in sample
+    assert [len(row["input_ids"]) for row in dataset] == [9, 5]
+
+
+def test_prompts_and_messages_are_handed_on():
+    chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
+    dataset = TrainingDataset([{"image": None, "text": "red", "prompt": "Which color?"}, {"messages": chat}])
+    assert dataset[0]["prompt"] == "Which color?"
+    assert dataset[1]["messages"] == chat
+
+
+def test_lengths_are_known_without_decoding():
+    dataset = TrainingDataset(arrow([b"not an image", encoded(picture())], ["a", "b"]), lengths=[5, 7])
+    assert [len(row["input_ids"]) for row in dataset] == [5, 7]
+    assert dataset.bad_samples == []
+    first, second = dataset
+    assert first["text"] == "b" and dataset.bad_samples == [0], "any other field is read on demand"
+    assert dict(second) == dataset[1]
+
+
+# Bad samples
+
+
+@pytest.mark.parametrize("damage", ["garbage", "truncated", "empty"])
+def test_a_corrupt_image_is_counted_logged_and_replaced(damage, caplog, monkeypatch):
+    good = encoded(Image.effect_noise((64, 64), 90).convert("RGB"), "JPEG")
+    bad = {"garbage": b"not an image", "truncated": good[: len(good) // 2], "empty": b""}[damage]
+    dataset = TrainingDataset(arrow([good, bad, bad, good], ["a", "b", "c", "d"]))
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    caplog.set_level("WARNING")
+    assert [dataset[index]["sample_id"] for index in range(4)] == [0, 3, 3, 3]
+    assert [dataset[index]["text"] for index in range(4)] == ["a", "d", "d", "d"]
+    assert dataset.bad_samples == [1, 2]
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2, "each is reported once, however often it is met"
+    assert "Sample 1 of the dataset is bad" in messages[0]
+
+
+@pytest.mark.parametrize("text", [None, "", "  \n"])
+def test_a_missing_caption_is_bad(text):
+    dataset = TrainingDataset([{"image": picture(), "text": text}, *rows(2)])
+    assert dataset[0]["text"] == "caption 0"
+    assert dataset.bad_samples == [0]
+
+
+def test_the_last_sample_is_replaced_by_the_first():
+    dataset = TrainingDataset([*rows(2), {"image": picture(), "text": ""}])
+    assert dataset[2]["sample_id"] == 0
+
+
+def test_bad_samples_can_be_raised():
+    dataset = TrainingDataset(arrow([encoded(picture()), b"no"], ["a", "b"]), on_bad_sample="raise")
+    assert dataset[0]["text"] == "a"
+    with pytest.raises(ValueError, match=r"Sample 1 of the dataset is bad: .*bytes as an image"):
+        dataset[1]
+
+
+def test_nothing_but_bad_samples():
+    with pytest.raises(ValueError, match="All 2 samples of the dataset are bad"):
+        TrainingDataset([{"image": None, "text": ""}] * 2)[0]
+
+
+def test_float_arrays_are_no_images():
+    dataset = TrainingDataset([{"image": np.zeros((4, 4, 3)), "text": "a"}], on_bad_sample="raise")
+    with pytest.raises(ValueError, match="uint8"):
+        dataset[0]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"dataset": iter([])}, TypeError, "needs a dataset with a length, got list_iterator"),
+        ({"dataset": []}, ValueError, "is empty"),
+        ({"on_bad_sample": "ignore"}, ValueError, "'skip', 'raise'"),
+        ({"text_column": "caption"}, ValueError, r"no column 'caption' for `text_column`; it has \['image', 'text'\]"),
+        ({"image_column": "img", "text_column": None}, ValueError, "no column 'img' for `image_column`"),
+        ({"lengths": [1]}, ValueError, "Got 1 lengths for 4 rows"),
+    ],
+)
+def test_arguments_are_checked(arguments, error, message):
+    with pytest.raises(error, match=message):
+        TrainingDataset(**{"dataset": rows(), **arguments})
+
+
+def test_a_user_s_transform_is_left_alone():
+    dataset = arrow([encoded(picture())], ["a"]).with_transform(
+        lambda batch: {"image": batch["image"], "text": [text.upper() for text in batch["text"]]}
+    )
+    assert TrainingDataset(dataset)[0]["text"] == "A"
+
+
+# Epochs
+
+
+def test_samples_carry_the_epoch():
+    dataset = TrainingDataset(rows())
+    dataset.set_epoch(3)
+    assert dataset[0]["epoch"] == dataset.epoch == 3
+
+
+def test_worker_processes_see_the_epoch_and_report_bad_samples():
+    dataset = TrainingDataset([*rows(3), {"image": picture(), "text": ""}])
+    loader = DataLoader(dataset, num_workers=2, persistent_workers=True, collate_fn=list)
+    for epoch in (0, 5):
+        dataset.set_epoch(epoch)
+        assert [sample["epoch"] for (sample,) in loader] == [epoch] * 4
+    assert dataset.bad_samples == [3]
+    del loader
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_which_parts_accelerate_tells_the_epoch(processes):
+    """Says what EpochCallback is there for; once this fails, accelerate has improved and it may go."""
+
+    def build():
+        dataset = TrainingDataset(rows(8))
+        loader = DataLoader(dataset, batch_size=2, shuffle=True, collate_fn=list)
+        return dataset, prepare_data_loader(
+            loader, num_processes=processes, process_index=0, use_seedable_sampler=True, data_seed=0
+        )
+
+    dataset, loader = build()
+    loader.set_epoch(2)
+    assert dataset.epoch == (2 if processes == 1 else 0)
+    dataset, loader = build()
+    resumed = skip_first_batches(loader, 1)
+    resumed.set_epoch(2)
+    assert dataset.epoch == 0
+    sampler = loader.batch_sampler.sampler if processes == 1 else loader.batch_sampler.batch_sampler.sampler
+    assert sampler.epoch == 2, "the order of samples is right in any case"

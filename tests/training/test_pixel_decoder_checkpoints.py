@@ -1,0 +1,184 @@
+"""A killed run goes on as if nothing had happened, and two processes train like one with twice the batch."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from lavit_hf.training.pixel_decoder import PixelDecoderArguments, train_pixel_decoder
+from lavit_hf.training.pixel_decoder_collator import PixelDecoderDataCollator
+from lavit_hf.training.pixel_decoder_dataset import PixelDecoderDataset
+from tiny_pixel_decoders import build_pipeline, rows
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "train_pixel_decoder.py"
+
+# Runs the example until it writes a checkpoint, which it is killed in the middle of.
+KILLED = """
+import os, runpy, signal, sys
+from accelerate import Accelerator
+
+save_state = Accelerator.save_state
+
+def save_and_die(self, folder):
+    save_state(self, folder)
+    if os.path.exists(os.path.join(os.path.dirname(folder), "checkpoint-4")):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+Accelerator.save_state = save_and_die
+sys.argv = sys.argv[1:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, str]:
+    """A pixel decoder and a dataset on disk."""
+    folder = tmp_path_factory.mktemp("sources")
+    build_pipeline(highres=True).save_pretrained(folder / "decoder")
+    features = datasets.Features({"image": datasets.Image(), "codes": [[datasets.Value("int32")]]})
+    columns = {name: [row[name] for row in rows(22)] for name in ("image", "codes")}
+    datasets.Dataset.from_dict(columns, features=features).save_to_disk(str(folder / "data"))
+    return {"pixel_decoder": str(folder / "decoder"), "dataset": str(folder / "data")}
+
+
+def command(sources: dict[str, str], output: Path, **options) -> list[str]:
+    values = {
+        **sources,
+        "output_dir": output,
+        "max_train_steps": 8,
+        "train_batch_size": 4,
+        "learning_rate": 1e-2,
+        "lr_scheduler": "cosine",
+        "logging_steps": 1,
+        **options,
+    }
+    return [str(EXAMPLE), *[part for name, value in values.items() for part in (f"--{name}", str(value))]]
+
+
+def run(arguments: list[str], **environment: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        arguments,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+
+
+@pytest.fixture
+def example_main(monkeypatch):
+    """The example, in this process."""
+    monkeypatch.syspath_prepend(EXAMPLE.parent)
+    main = importlib.import_module("train_pixel_decoder").main
+    return lambda arguments: main(arguments[1:])
+
+
+def log_of(folder: Path) -> list[dict]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in lines]
+
+
+def saved(folder: Path) -> dict[str, torch.Tensor]:
+    files = ("unet/diffusion_pytorch_model.safetensors", "token_decoder/model.safetensors")
+    return {f"{file}:{name}": value for file in files for name, value in load_file(folder / file).items()}
+
+
+def test_a_killed_run_goes_on_bit_by_bit(sources, tmp_path, example_main):
+    # Five updates are an epoch: the run goes on in the middle of the first one, and ends in the middle of the second.
+    options = {"checkpointing_steps": 2, "checkpoints_total_limit": 1}
+    options |= {"gradient_accumulation_steps": 2, "train_batch_size": 2}
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    example_main(command(sources, whole, **options))
+    died = run([sys.executable, "-c", KILLED, *command(sources, killed, **options)])
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    # The third checkpoint was not complete, and the second one is still there.
+    assert sorted(path.name for path in killed.iterdir()) == ["checkpoint-4", "log.jsonl", "unfinished-checkpoint"]
+    assert len(log_of(killed)) == 6
+    example_main(command(sources, killed, **options, resume_from_checkpoint="latest"))
+    assert log_of(killed) == log_of(whole) and len(log_of(whole)) == 8
+    expected, found = saved(whole), saved(killed)
+    assert expected.keys() == found.keys() and all(torch.equal(value, found[name]) for name, value in expected.items())
+    assert [path.name for path in killed.glob("*checkpoint*")] == ["checkpoint-8"]
+
+
+def test_two_processes_equal_one_with_twice_the_batch(sources, tmp_path, example_main):
+    options = {"adam_epsilon": 1e-2, "num_validation_rows": 3, "validation_split": "train", "checkpointing_steps": 4}
+    example_main(command(sources, tmp_path / "one", **options))
+    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    # On a CPU accelerate starts several processes only if it is told that they have GPUs.
+    done = run(
+        [*launch, "--main_process_port", "0", *command(sources, tmp_path / "two", **options, train_batch_size=2)],
+        ACCELERATE_USE_CPU="true",
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "two" / "checkpoint-8" / "random_states_1.pkl").is_file()  # there were two
+    for line, other in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
+        assert line == pytest.approx(other, abs=1e-5)
+    one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
+    assert max((value - two[name]).abs().max() for name, value in one.items()) < 1e-5
+
+
+@pytest.fixture
+def trained(tmp_path):
+    """A run of two updates with a checkpoint of the first one, and how to start another one there."""
+
+    def train(**options) -> float:
+        pipeline = build_pipeline()
+        values = {"train_batch_size": 4, "max_train_steps": 2, "checkpointing_steps": 1, "logging_steps": 1}
+        args = PixelDecoderArguments(**{"output_dir": str(tmp_path), **values, **options})
+        return train_pixel_decoder(
+            pipeline, args, PixelDecoderDataset(rows(8)), PixelDecoderDataCollator(pipeline, seed=args.seed)
+        )
+
+    train()
+    return train
+
+
+def test_all_checkpoints_are_kept_by_default(trained, tmp_path):
+    assert sorted(path.name for path in tmp_path.glob("checkpoint-*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_an_explicit_checkpoint(trained, tmp_path):
+    log = log_of(tmp_path)
+    trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert log_of(tmp_path) == log
+
+
+def test_a_run_can_go_on_for_longer(trained, tmp_path):
+    trained(resume_from_checkpoint="latest", max_train_steps=4)
+    assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_a_new_run_does_not_mix_with_an_old_one(trained):
+    with pytest.raises(FileExistsError, match="holds checkpoints of another run .checkpoint-2.*or choose another"):
+        trained()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 1}, "seed was 0, is 1"),
+        ({"train_batch_size": 2}, "samples_per_update was 4, is 2"),
+        ({"train_token_decoder": True}, "trained_parameters was"),
+        ({"use_ema": False}, "use_ema was True, is False"),
+    ],
+)
+def test_a_checkpoint_of_another_run(trained, change, message):
+    with pytest.raises(ValueError, match=message):
+        trained(resume_from_checkpoint="latest", **change)
+
+
+def test_no_checkpoint(trained, tmp_path):
+    with pytest.raises(FileNotFoundError, match="checkpoint-7 is no checkpoint of this training"):
+        trained(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
+    trained(resume_from_checkpoint="latest", output_dir=str(tmp_path / "new"))
+    assert len(log_of(tmp_path / "new")) == 2

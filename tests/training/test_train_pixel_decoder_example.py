@@ -1,0 +1,64 @@
+"""The example of stage 3: from scratch, and with codes computed on the way."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+
+from lavit_hf import LavitImageProcessorPil
+from lavit_hf.pipelines import LavitPixelDecoderPipeline
+from tiny_models import build_visual_tokenizer
+from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, pictures, unet_config
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def main(monkeypatch):
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module("train_pixel_decoder").main
+
+
+@pytest.fixture
+def options(tmp_path) -> dict[str, str]:
+    """Everything from scratch, and a folder of pictures."""
+    parts = {"token_decoder": build_token_decoder(cross_attention_dims=[9]), "vae": build_vae()}
+    parts["visual_tokenizer"] = build_visual_tokenizer()
+    for name, part in parts.items():
+        part.save_pretrained(tmp_path / name)
+    LavitImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "visual_tokenizer")
+    for name, values in (("unet_config", unet_config()), ("scheduler_config", EPSILON)):
+        (tmp_path / f"{name}.json").write_text(json.dumps(values))
+    for split in ("train", "validation"):
+        (tmp_path / "pictures" / split).mkdir(parents=True)
+        for index, picture in enumerate(pictures(4, size=(20, 18))):
+            picture.save(tmp_path / "pictures" / split / f"{index}.png")
+    return {
+        **{name: str(tmp_path / name) for name in parts},
+        "unet_config": str(tmp_path / "unet_config.json"),
+        "scheduler_config": str(tmp_path / "scheduler_config.json"),
+        "dataset": str(tmp_path / "pictures"),
+        "output_dir": str(tmp_path / "out"),
+        "max_train_steps": "1",
+        "train_batch_size": "4",
+    }
+
+
+def arguments(options: dict[str, str]) -> list[str]:
+    return [part for name, value in options.items() for part in (f"--{name}", value)]
+
+
+def test_a_folder_of_pictures_and_a_new_decoder(main, options, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    main(arguments(options | {"validation_split": "validation", "validation_inference_steps": "1"}))
+    pipeline = LavitPixelDecoderPipeline.from_pretrained(tmp_path / "out")
+    assert pipeline.scheduler.config.prediction_type == "epsilon"
+    assert list(pipeline.token_decoder.config.cross_attention_dims) == [12]
+    assert (tmp_path / "out" / "validation" / "step-0000001.png").is_file()
+
+
+@pytest.mark.parametrize("change", [{"pixel_decoder": "somewhere"}, {"vae": ""}])
+def test_what_to_train_has_to_be_clear(main, options, change):
+    with pytest.raises(SystemExit, match="Give either --pixel_decoder, or --token_decoder, --vae and --unet_config"):
+        main(arguments({name: value for name, value in (options | change).items() if value}))
