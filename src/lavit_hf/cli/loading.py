@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from transformers import AutoProcessor
 from transformers.utils import logging
 
-from .. import ImageTextProcessor, LavitForConditionalGeneration
+from .. import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
 
 RANDOM_WEIGHTS_TAG = "random-weights"
 
@@ -52,7 +52,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     """
     _check_checkpoint(model)
     _set_verbosity(model)
-    target = _resolve_device(device)
+    target = resolve_device(device)
     if dtype == "auto" and target.type == "cpu":
         dtype = "float32"
     try:
@@ -69,6 +69,33 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     loaded = loaded.to(target).eval()
     processor = AutoProcessor.from_pretrained(model, visual_tokenizer=loaded.visual_tokenizer)
     return Lavit(loaded, processor, _has_random_weights(model))
+
+
+def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> ImageTextProcessor:
+    """Loads a checkpoint's processor and visual tokenizer, and nothing of its language model.
+
+    Args:
+        model: Directory, or name on the Hub.
+        device: As for `load`.
+        dtype: As for `load`.
+
+    Returns:
+        The processor, with the visual tokenizer attached.
+
+    Raises:
+        OSError: The weights are missing or corrupt.
+        ValueError: The checkpoint or the device cannot be used.
+    """
+    _check_checkpoint(model)
+    _set_verbosity(model)
+    target = resolve_device(device)
+    if dtype == "auto" and target.type == "cpu":
+        dtype = "float32"
+    try:
+        visual_tokenizer = LavitVisualTokenizer.from_pretrained(model, dtype=dtype)
+    except RuntimeError as error:
+        raise ValueError(f"{model}: the weights do not fit the configuration ({error}).") from error
+    return AutoProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer.to(target).eval())
 
 
 def _check_checkpoint(model: str) -> None:
@@ -89,7 +116,7 @@ def _check_checkpoint(model: str) -> None:
         raise ValueError(f"{model} is not a LaVIT checkpoint: its config.json is of a {model_type!r} model.")
 
 
-def _resolve_device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

@@ -28,7 +28,7 @@ def make_scenes(split: str = "train", num_scenes: int = 1000, seed: int = 0, ima
         image_size: Width and height in pixels; scenes, captions and questions do not depend on it.
 
     Returns:
-        A dataset in memory (1.5 KB per scene of 64 x 64 pixels) with the columns
+        A dataset in memory (1.2 KB per scene of 64 x 64 pixels) with the columns
 
         - `image`: the picture, RGB;
         - `text`: a caption, to be read by `parse_caption`;

@@ -1,0 +1,81 @@
+"""Finds the dataset that a user names on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+_BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
+    ".json": ("json", {}),
+    ".jsonl": ("json", {}),
+    ".csv": ("csv", {}),
+    ".tsv": ("csv", {"sep": "\t"}),
+    ".parquet": ("parquet", {}),
+    ".arrow": ("arrow", {}),
+    ".tar": ("webdataset", {}),
+}
+_SAVED = ("state.json", "dataset_dict.json")
+
+
+class NamedDataset(NamedTuple):
+    """A `Dataset` or `IterableDataset`, and where relative paths in it start (`None` if nowhere)."""
+
+    dataset: Any
+    root: Path | None
+
+
+def load_data(
+    name: str,
+    split: str = "train",
+    config: str | None = None,
+    revision: str | None = None,
+    streaming: bool = False,
+) -> NamedDataset:
+    """Loads a dataset.
+
+    Args:
+        name: A directory saved by `save_to_disk`, a directory of images (with `metadata.csv` or `metadata.jsonl`) or
+            of data files, a single JSON, JSON lines, CSV, TSV, Parquet, Arrow or tar (WebDataset) file, or the name of
+            a dataset on the Hub.
+        split: Which split.
+        config: Which configuration of a dataset on the Hub.
+        revision: Which revision of a dataset on the Hub.
+        streaming: Reads while tokenizing, without storing the dataset first.
+
+    Returns:
+        The dataset.
+
+    Raises:
+        ImportError: `datasets` is not installed.
+        ValueError: There is no such file, or no such split.
+    """
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("Datasets need the package `datasets`: pip install 'lavit-hf[training]'") from error
+    path = Path(name)
+    if path.is_dir() and any((path / marker).is_file() for marker in _SAVED):
+        return NamedDataset(_load_saved(datasets, path, split, streaming), None)
+    if path.is_dir():
+        return NamedDataset(datasets.load_dataset(str(path), split=split, streaming=streaming), path)
+    if path.is_file():
+        if path.suffix not in _BUILDERS:
+            raise ValueError(f"{name}: cannot read a dataset from this file; known are {', '.join(_BUILDERS)}.")
+        builder, options = _BUILDERS[path.suffix]
+        # A single file is all there is, whatever the split is called.
+        found = datasets.load_dataset(
+            builder, data_files={split: str(path)}, split=split, streaming=streaming, **options
+        )
+        return NamedDataset(found, path.parent)
+    if path.suffix in _BUILDERS or name.startswith((".", "/", "~")) or len(path.parts) > 2:
+        raise ValueError(f"{name} does not exist.")
+    return NamedDataset(datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming), None)
+
+
+def _load_saved(datasets: Any, path: Path, split: str, streaming: bool) -> Any:
+    dataset = datasets.load_from_disk(str(path))
+    if isinstance(dataset, datasets.DatasetDict):
+        if split not in dataset:
+            raise ValueError(f"{path} has no split {split!r}; it has {', '.join(dataset)}.")
+        dataset = dataset[split]
+    return dataset.to_iterable_dataset() if streaming else dataset
