@@ -75,9 +75,9 @@ def build_visual_tokenizer(seed: int = 0, **overrides) -> LavitVisualTokenizer:
 
 
 @torch.no_grad()
-def spread_selector(tokenizer: LavitVisualTokenizer) -> None:
+def spread_selector(tokenizer: LavitVisualTokenizer, pixels: torch.Tensor | None = None) -> None:
     """Makes random selectors keep some patches of every image and drop others."""
-    pixels = random_pixels(64, seed=1234)
+    pixels = random_pixels(64, seed=1234) if pixels is None else pixels
     features = tokenizer.get_patch_features(pixels)
     for branch in (tokenizer.discrete, tokenizer.continuous):
         if branch is not None:

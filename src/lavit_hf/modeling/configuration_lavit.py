@@ -121,6 +121,7 @@ class LavitConfig(PreTrainedConfig):
         visual_token_offset: Id of visual code 0; code `c` has the id `visual_token_offset + c`.
         image_token_id: Id of the placeholder that stands for one continuous feature in `input_ids`. It lies outside
             the embedding table.
+        lm_head_bias: Whether the head has a bias, as that of Phi.
 
     Example:
 
@@ -148,6 +149,7 @@ class LavitConfig(PreTrainedConfig):
     eoi_token_id: int | None = None
     visual_token_offset: int | None = None
     image_token_id: int | None = None
+    lm_head_bias: bool = False
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
@@ -180,6 +182,30 @@ class LavitConfig(PreTrainedConfig):
                 f"image_token_id ({self.image_token_id}) must come after all ids of the vocabulary, the last of which "
                 f"is {last_code}: it stands for no row of the embeddings."
             )
+
+    @classmethod
+    def from_vision_text_configs(
+        cls, vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **kwargs: Any
+    ) -> "LavitConfig":
+        """The configuration of a new LaVIT around a vision encoder and a language model.
+
+        The visual ids follow the rows of the language model's embedding table, which may be more than its tokenizer
+        has ids.
+
+        Args:
+            vision_config: That of any plain vision transformer; of a model that has one (CLIP, SigLIP, BLIP-2, ...);
+                or of a trained visual tokenizer.
+            text_config: That of any decoder. Its `vocab_size` does not count the visual ids yet.
+            kwargs: Fields of [`LavitVisualTokenizerConfig`] (such as `codebook_size`) and `tie_word_embeddings`. A new
+                visual tokenizer has by default merger heads and MLPs like the encoder's, and `attention_smoothing=0`.
+
+        Raises:
+            TypeError: If a keyword argument is unknown.
+            ValueError: If the vision encoder gives no features per patch, or the language model is no decoder.
+        """
+        from .vision_text_configs import join_configs
+
+        return cls(**join_configs(vision_config, text_config, **kwargs))
 
     @property
     def visual_token_ids(self) -> list[int]:

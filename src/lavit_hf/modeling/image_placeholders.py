@@ -104,3 +104,21 @@ def pack_rows(is_empty: torch.Tensor, attention_mask: torch.Tensor) -> tuple[tor
     ranks = is_real.long().cumsum(dim=-1)
     num_padding = is_real.shape[1] - ranks[:, -1:]
     return order, is_real.gather(-1, order).to(attention_mask.dtype), (num_padding + ranks - 1).clamp_min(0)
+
+
+def trim_rows(
+    order: torch.Tensor, packed_mask: torch.Tensor, source: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Leaves out the leading positions that are padding in all packed rows.
+
+    Args:
+        order: See `pack_rows`, as are the others.
+        packed_mask: Mask of the packed rows.
+        source: Where each given position went.
+
+    Returns:
+        The first two narrowed to `[batch, longest row]`, and `source` `[batch, sequence]` shifted by as much.
+    """
+    longest = max(int(packed_mask.sum(dim=-1).max()), 1)
+    num_padding = order.shape[1] - longest
+    return order[:, num_padding:], packed_mask[:, num_padding:], (source - num_padding).clamp_min(0)

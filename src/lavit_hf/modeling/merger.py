@@ -14,6 +14,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_lavit import LavitVisualTokenizerConfig
+from .relaxed_attention import relaxed_attention
 
 
 def smoothed_attention(
@@ -174,6 +175,8 @@ class LavitMergerLayer(GradientCheckpointingLayer):
     ) -> torch.Tensor:
         if is_fused:
             return fused_attention(query, key, value, mask)
+        if mask.is_floating_point():
+            return relaxed_attention(query, key, value, mask, self.smoothing)
         return smoothed_attention(query, key, value, mask, self.smoothing)
 
 
@@ -197,7 +200,10 @@ class LavitMerger(nn.Module):
             Tokens of the kept patches in raster order, image after image, `[total kept, hidden]`.
         """
         if not keep_mask.any():
-            return patch_features.new_empty(0, patch_features.shape[-1])
+            if not self.training:
+                return patch_features.new_empty(0, patch_features.shape[-1])
+            # Processes that train together wait for one another in every layer, so none may leave layers out.
+            return self(patch_features, torch.ones_like(keep_mask))[:0]
         if self.smoothing == 0:
             return self._forward_kept(patch_features, keep_mask)
         positions, is_kept = padded_positions(keep_mask)
@@ -206,8 +212,13 @@ class LavitMerger(nn.Module):
     def forward_all(
         self, patch_features: torch.Tensor, keep_mask: torch.Tensor, positions: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Computes every patch, `[batch, num_patches, hidden]`; `positions` restricts what the last block returns."""
-        self_mask, cross_mask = _self_mask(keep_mask), ~keep_mask[:, None, None, :]
+        """Computes every patch, `[batch, num_patches, hidden]`; `positions` restricts what the last block returns.
+
+        A `keep_mask` of floating point, exactly 0 or 1, gives the same and gets a gradient.
+        """
+        is_soft = keep_mask.is_floating_point()
+        self_mask, dropped = _self_mask(keep_mask), 1 - keep_mask if is_soft else ~keep_mask
+        cross_mask = dropped[:, None, None, :]
         hidden, source = patch_features, self.norm_features(patch_features)
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
@@ -245,4 +256,6 @@ def _self_mask(keep_mask: torch.Tensor) -> torch.Tensor:
     num_patches = keep_mask.shape[1]
     causal = torch.ones(num_patches, num_patches, dtype=torch.bool, device=keep_mask.device).tril()
     itself = torch.eye(num_patches, dtype=torch.bool, device=keep_mask.device)
+    if keep_mask.is_floating_point():
+        return torch.where(itself, 1, causal * keep_mask[:, None, :])[:, None]
     return ((causal & keep_mask[:, None, :]) | itself)[:, None]

@@ -17,7 +17,13 @@ from .cache_mask import apply_remembered_mask, remember_mask
 from .checkpoint_part import name_corrupt_weights
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
-from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, split_image_features
+from .image_placeholders import (
+    find_empty_placeholders,
+    full_mask,
+    pack_rows,
+    split_image_features,
+    trim_rows,
+)
 from .merger import gather_positions
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 
@@ -191,12 +197,15 @@ class LavitModel(LavitPreTrainedModel):
             past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             attention_mask = full_mask(attention_mask, is_empty, past)
             order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:])
+            if past_key_values is None and kwargs.get("use_cache") is False:
+                # Without a cache nobody counts positions: what is padding in all rows, most placeholders, can go.
+                order, packed_mask, source = trim_rows(order, packed_mask, source)
             inputs_embeds = gather_positions(inputs_embeds, order)
             attention_mask = torch.cat([attention_mask[:, :-new_positions], packed_mask], dim=1)
         attention_mask = apply_remembered_mask(attention_mask, past_key_values, batch_size, new_positions)
         is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         if position_ids is None and is_2d:
-            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -new_positions:]
+            position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
 
         outputs = self.language_model(
             attention_mask=attention_mask,
@@ -336,12 +345,59 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
     def __init__(self, config: LavitConfig):
         super().__init__(config)
         self.model = LavitModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        embeddings: Any = self.get_input_embeddings()
+        # As wide as the embeddings: some decoders (OPT-350m) are wider inside.
+        self.lm_head = nn.Linear(embeddings.weight.shape[-1], config.text_config.vocab_size, bias=config.lm_head_bias)
         # Not every decoder calls its embeddings as Llama does.
-        embeddings = self.get_input_embeddings()
         name = next(name for name, module in self.named_modules() if module is embeddings)
         self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
         self.post_init()
+        # The parts name layers of their whole families; accelerate's FSDP refuses names of layers that are not there.
+        present = {type(module).__name__ for module in self.modules()}
+        self._no_split_modules = present.intersection(self._no_split_modules)  # type: ignore[assignment]
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | os.PathLike | None = None,
+        text_model_name_or_path: str | os.PathLike | None = None,
+        *,
+        visual_tokenizer: str | os.PathLike | PreTrainedModel | None = None,
+        mean_resizing: bool = True,
+        **kwargs: Any,
+    ) -> LavitForConditionalGeneration:
+        """A new LaVIT out of a vision encoder, or better a trained visual tokenizer, and a language model.
+
+        The language model's vocabulary is extended by image start, image end and one row per code. Text stays as it
+        was: the new model's logits of text are the language model's own.
+
+        Args:
+            vision_model_name_or_path: Directory or Hub id of any plain vision transformer, or of a model that has one
+                (CLIP, SigLIP, BLIP-2, ...). Selector, merger and codebook around it are new.
+            text_model_name_or_path: Directory or Hub id of any decoder of transformers (`AutoModelForCausalLM`).
+            visual_tokenizer: Instead of a vision encoder: a trained [`LavitVisualTokenizer`], a model that has one, or
+                the directory or Hub id of either. If it has one branch only, the continuous one starts as a copy.
+            mean_resizing: Whether the new rows of embeddings and head start at the mean of the others, see
+                [`PreTrainedModel.resize_token_embeddings`], or from the language model's own initialization.
+            kwargs: Those that start with `vision_` and `text_` go to the `from_pretrained` of either part
+                (`text_dtype`, `vision_revision`, ...); `vision_model` and `text_model` are models to use instead,
+                which are taken over, not copied. `dtype` is for the whole model, by default the language model's. All
+                others are for [`LavitConfig.from_vision_text_configs`], such as `codebook_size`.
+
+        Raises:
+            TypeError: If an argument is unknown or no model.
+            ValueError: If the models cannot become a LaVIT.
+        """
+        from . import vision_text_init as build
+
+        vision_kwargs, text_kwargs = build.take_prefixed(kwargs, "vision_"), build.take_prefixed(kwargs, "text_")
+        if "dtype" in kwargs:
+            text_kwargs.setdefault("dtype", kwargs.pop("dtype"))
+        language_model = build.load_language_model(text_model_name_or_path, **text_kwargs)
+        vision_kwargs.setdefault("dtype", language_model.dtype)
+        visual_part = build.load_visual_part(vision_model_name_or_path, visual_tokenizer, **vision_kwargs)
+        config = LavitConfig.from_vision_text_configs(visual_part.config, language_model.config, **kwargs)
+        return build.build_lavit(cls, config, visual_part, language_model, mean_resizing)
 
     @property
     def visual_tokenizer(self) -> LavitVisualTokenizer:
@@ -381,13 +437,16 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
 
         Args:
             labels: Ids to predict, `[batch, sequence]`, unshifted; -100 and image placeholders are ignored.
-            use_cache: Whether to return a cache.
+            use_cache: Whether to return a cache; by default what the configuration says (`Trainer` says no), and if it
+                says nothing, what the language model's says.
             logits_to_keep: Compute only the last so many logits (0: all), or those at the given positions.
             vocab_slice: Compute logits of ids `[first, last)` only, which saves most of the head when drawing.
 
         Returns:
             [`LavitCausalLMOutputWithPast`].
         """
+        if use_cache is None:
+            use_cache = getattr(self.config, "use_cache", None)
         outputs = self.model(
             input_ids=input_ids,
             pixel_values=pixel_values,
@@ -426,7 +485,8 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             return self.lm_head(hidden)
         # Only a plain head has rows to pick: quantized, adapted or offloaded ones compute all logits.
         if type(self.lm_head) is nn.Linear and not hasattr(self.lm_head, "_hf_hook"):
-            return nn.functional.linear(hidden, self.lm_head.weight[slice(*vocab_slice)])
+            bias = None if self.lm_head.bias is None else self.lm_head.bias[slice(*vocab_slice)]
+            return nn.functional.linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
         return self.lm_head(hidden)[..., slice(*vocab_slice)]
 
     def _ignore_placeholders(self, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 from transformers.utils import ModelOutput
@@ -61,13 +62,20 @@ class LavitBranch(nn.Module):
 def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     """Builds a vision encoder without the final norm of BLIP-2's: LaVIT reads the raw residual stream."""
     if config.model_type != "blip_2_vision_model":
-        return AutoModel.from_config(config)
+        return AutoModel.from_config(config, **without_pooler(config))
     # Not in the Auto mapping; imported here because it costs a second that `import lavit_hf` should not.
     from transformers import Blip2VisionModel
 
     model = Blip2VisionModel(config)
     model.post_layernorm = nn.Identity()
     return model
+
+
+def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
+    """Arguments that build a vision encoder without the pooler of its class token, where it can do without."""
+    model_class = MODEL_MAPPING.get(type(config), None)
+    has_option = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+    return {"add_pooling_layer": False} if has_option else {}
 
 
 class LavitVisualTokenizer(PreTrainedModel):

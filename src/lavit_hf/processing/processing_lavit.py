@@ -31,6 +31,7 @@ from .prompt_layout import (
     check_visual_mode,
 )
 from .tokenization_lavit import LavitTokenizer
+from .vision_text_processor import build_image_processor, build_tokenizer, resolve_config
 
 _UNSUPPORTED_TEXT_KWARGS = (
     "text_pair",
@@ -441,6 +442,43 @@ class ImageTextProcessor(ProcessorMixin):
             if name in own:
                 setattr(processor, name, own[name])
         return processor
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision_model_name_or_path: str | os.PathLike | None = None,
+        text_model_name_or_path: str | os.PathLike | None = None,
+        *,
+        config: Any = None,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        codebook_size: int | None = None,
+        **kwargs: Any,
+    ) -> "ImageTextProcessor":
+        """The processor of a model that [`LavitForConditionalGeneration.from_vision_text_pretrained`] has built.
+
+        Args:
+            vision_model_name_or_path: Where the vision encoder's image processor is: its directory or Hub id, or that
+                of a visual tokenizer.
+            text_model_name_or_path: Where the language model's tokenizer is.
+            config: The new model, or its configuration. Without it one is made of the two models' own.
+            image_processor: An image processor to use instead.
+            tokenizer: A text tokenizer to use instead.
+            codebook_size: Number of visual codes, where `config` does not tell.
+            kwargs: Those of the class, such as `visual_tokenizer` and `visual_mode`.
+
+        Raises:
+            TypeError: If `config` is neither a model nor its configuration.
+            ValueError: If something is missing, or the tokenizer does not fit the language model.
+        """
+        codes = {} if codebook_size is None else {"codebook_size": codebook_size}
+        config = resolve_config(config, vision_model_name_or_path, text_model_name_or_path, **codes)
+        return cls(
+            build_image_processor(image_processor or vision_model_name_or_path, config),
+            build_tokenizer(tokenizer or text_model_name_or_path, config),
+            image_seq_length=config.visual_tokenizer_config.num_patches,
+            **kwargs,
+        )
 
     @classmethod
     def get_attributes(cls) -> list[str]:

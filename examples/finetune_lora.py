@@ -1,0 +1,176 @@
+"""Fine-tunes a LaVIT with LoRA on images and texts: captions, questions and answers, drawing, or all of these.
+
+    python examples/finetune_lora.py --model path/to/lavit --dataset path/to/data --output_dir out/lora \
+        --num_train_epochs 3 --per_device_train_batch_size 8 --bf16
+
+A row of the dataset has an image (or a list of images) and a text; columns `prompt` (a question, say) and `messages`
+are used if there are any. On several devices: `accelerate launch examples/finetune_lora.py ...`, to shard the model
+`accelerate launch --config_file examples/accelerate/fsdp2.yaml ...`. `--help` lists all options.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.data.scenes import make_scenes
+from lavit_hf.training.data_collator import LavitDataCollator
+from lavit_hf.training.dataset import TrainingDataset
+from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training.lora import get_lora_config, upcast_trained_weights
+
+
+@dataclass
+class ModelArguments:
+    """What to adapt, and how much."""
+
+    model: str = field(metadata={"help": "A LaVIT: a directory or a repository of the Hub."})
+    dtype: str | None = field(
+        default=None, metadata={"help": "dtype of the frozen weights; by default as stored, on a CPU float32."}
+    )
+    lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
+    lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, times their rank."})
+    lora_dropout: float = field(default=0.0, metadata={"help": "Dropout before the adapters."})
+    train_embeddings: bool = field(
+        default=True,
+        metadata={"help": "Also train embeddings and head. Needed if the visual ids are new, costly on large models."},
+    )
+    merge_to: str | None = field(default=None, metadata={"help": "Also save the merged model, to this directory."})
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset: str = field(
+        metadata={
+            "help": "A folder of images with a metadata.jsonl, one of Dataset.save_to_disk, the name of a dataset, or "
+            "'scenes'."
+        }
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to compute the loss on; by default none."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    text_column: str = field(default="text", metadata={"help": "Column of the text to learn."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many."})
+    image_first_probability: float = field(
+        default=0.5, metadata={"help": "How often an image is read and its text learned; otherwise it is drawn."}
+    )
+    condition_dropout: float = field(default=0.1, metadata={"help": "How often an image is drawn without its text."})
+    max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})
+    on_bad_sample: str = field(default="skip", metadata={"help": "What to do about bad samples: skip or raise."})
+
+
+@dataclass
+class LoraTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with other defaults."""
+
+    learning_rate: float = field(default=2e-4, metadata={"help": "Initial learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warmup, or below 1 their share."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two reports."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: the collator needs all columns."})
+
+
+def main(arguments: list[str] | None = None) -> Trainer:
+    """Trains; returns the trainer."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, LoraTrainingArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    model = load_model(model_args, args)
+    # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
+    attached = {} if is_sharded else {"visual_tokenizer": model.visual_tokenizer}
+    processor = ImageTextProcessor.from_pretrained(model_args.model, **attached)
+    adapted = get_peft_model(model, lora_config(model, model_args))
+    upcast_trained_weights(adapted)
+    adapted.print_trainable_parameters()
+    trainer = Trainer(
+        model=adapted,
+        args=args,
+        train_dataset=load_split(data_args, data_args.train_split),
+        eval_dataset=None if data_args.eval_split is None else load_split(data_args, data_args.eval_split),
+        data_collator=LavitDataCollator(
+            processor,
+            seed=args.seed,
+            image_first_probability=data_args.image_first_probability,
+            condition_dropout=data_args.condition_dropout,
+            max_length=data_args.max_length,
+            blank_image=args.world_size > 1,
+        ),
+        processing_class=processor,
+        callbacks=[EpochCallback()],
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    if trainer.train_dataset.bad_samples:
+        print(f"{len(trainer.train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
+    if args.push_to_hub:
+        trainer.push_to_hub(tasks="image-text-to-text")
+    if model_args.merge_to is not None and trainer.is_world_process_zero():
+        merge(model_args, args.output_dir, processor)
+    return trainer
+
+
+def load_model(model_args: ModelArguments, args: TrainingArguments) -> LavitForConditionalGeneration:
+    """The frozen base model."""
+    dtype = model_args.dtype or ("float32" if args.device.type == "cpu" else "auto")
+    torch.manual_seed(args.seed)  # for the adapters
+    return LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=dtype)
+
+
+def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments) -> Any:
+    """What of the model is adapted."""
+    options = {} if model_args.train_embeddings else {"modules_to_save": None}
+    return get_lora_config(
+        model,
+        r=model_args.lora_r,
+        lora_alpha=model_args.lora_alpha,
+        lora_dropout=model_args.lora_dropout,
+        **options,
+    )
+
+
+def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
+    """A split of the dataset."""
+    return TrainingDataset(
+        read_split(data_args, split),
+        image_column=data_args.image_column,
+        text_column=data_args.text_column,
+        on_bad_sample=data_args.on_bad_sample,
+    )
+
+
+def read_split(data_args: DataArguments, split: str) -> Any:
+    """A split of a dataset on disk or on the Hub, or of scenes."""
+    from datasets import DatasetDict, load_dataset, load_from_disk
+
+    if data_args.dataset == "scenes":
+        return make_scenes(split, num_scenes=data_args.num_scenes)
+    folder = Path(data_args.dataset)
+    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
+        dataset = load_from_disk(data_args.dataset)
+        return dataset[split] if isinstance(dataset, DatasetDict) else dataset
+    if folder.is_dir():
+        return load_dataset("imagefolder", data_dir=data_args.dataset, split=split)
+    return load_dataset(data_args.dataset, split=split)
+
+
+def merge(model_args: ModelArguments, adapter: str, processor: ImageTextProcessor) -> None:
+    """Saves the base model with the adapters merged into it, in the base model's dtype."""
+    base = LavitForConditionalGeneration.from_pretrained(model_args.model)
+    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
+    for module in (merged.get_input_embeddings(), merged.get_output_embeddings()):
+        module.to(base.dtype)
+    merged.save_pretrained(model_args.merge_to)
+    processor.save_pretrained(model_args.merge_to)
+
+
+if __name__ == "__main__":
+    main()

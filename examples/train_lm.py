@@ -1,0 +1,195 @@
+"""Trains the unified language model (stage 2): to read images, and to write them as words of its vocabulary.
+
+    python examples/train_lm.py --model path/to/lavit --dataset path/to/data --output_dir out/lm \
+        --num_train_epochs 1 --per_device_train_batch_size 16 --bf16
+
+Or a new LaVIT, from a trained visual tokenizer and any language model:
+
+    python examples/train_lm.py --visual_tokenizer out/tokenizer --text_model meta-llama/Llama-3.2-1B --dataset ...
+
+A row of the dataset has an image (or a list of images, or none) and a text; columns `prompt` (a question, say) and
+`messages` are used if there are any. A directory that `lavit tokenize` made is trained on as it is, from ids alone,
+with `--packing` if you like. On several devices: `accelerate launch examples/train_lm.py ...`, to shard the model
+`accelerate launch --config_file examples/accelerate/fsdp2.yaml ...`. `--help` lists all options.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import HfArgumentParser, Trainer, TrainingArguments
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.cli.data_loading import load_data
+from lavit_hf.data.scenes import make_scenes
+from lavit_hf.training.data_collator import LavitDataCollator
+from lavit_hf.training.dataset import TrainingDataset
+from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training.freezing import freeze_for_language_modeling
+from lavit_hf.training.generation_metrics import GenerationMetrics
+from lavit_hf.training.tokenize_dataset import load_tokenized_dataset
+
+
+@dataclass
+class ModelArguments:
+    """What to train: `model`, or `text_model` with one of the other two."""
+
+    model: str | None = field(default=None, metadata={"help": "A LaVIT: a directory or a repository of the Hub."})
+    text_model: str | None = field(default=None, metadata={"help": "A language model, for a new LaVIT."})
+    visual_tokenizer: str | None = field(default=None, metadata={"help": "Its visual tokenizer, trained in stage 1."})
+    vision_model: str | None = field(
+        default=None, metadata={"help": "Its vision encoder, if there is no visual tokenizer: it will not draw then."}
+    )
+    dtype: str = field(
+        default="float32", metadata={"help": "dtype of the weights; with --bf16 keep float32, which learns better."}
+    )
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset: str = field(
+        metadata={
+            "help": "A directory made by `lavit tokenize` or save_to_disk, a folder of images with a metadata.jsonl, "
+            "the name of a dataset, or 'scenes'."
+        }
+    )
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default none."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    text_column: str = field(default="text", metadata={"help": "Column of the text."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many."})
+    num_eval_rows: int = field(default=200, metadata={"help": "How many rows of the evaluation split to use."})
+    image_first_probability: float = field(
+        default=0.5, metadata={"help": "How often an image is read and its text learned; otherwise it is drawn."}
+    )
+    condition_dropout: float = field(default=0.1, metadata={"help": "How often an image is drawn without its text."})
+    max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})
+    packing: bool = field(default=False, metadata={"help": "Several rows per sequence; for tokenized datasets."})
+    on_bad_sample: str = field(default="skip", metadata={"help": "What to do about bad samples: skip or raise."})
+
+
+@dataclass
+class LmTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with other defaults."""
+
+    learning_rate: float = field(default=5e-5, metadata={"help": "Initial learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warmup, or below 1 their share."})
+    logging_steps: float = field(default=10, metadata={"help": "Steps between two reports."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: the collator needs all columns."})
+
+
+def main(arguments: list[str] | None = None) -> Trainer:
+    """Trains; returns the trainer."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, LmTrainingArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    torch.manual_seed(args.seed)  # for what is new
+    model, processor = load_model(model_args)
+    train_dataset = load_split(data_args, data_args.train_split, model)
+    is_tokenized = train_dataset.image_column == "codes"
+    freeze_for_language_modeling(model)
+    if is_tokenized:  # no image reaches these
+        model.visual_tokenizer.requires_grad_(False)
+        model.model.multi_modal_projector.requires_grad_(False)
+    attach_visual_tokenizer(processor, model, model_args)
+    # Every process has to use the same layers, whatever it draws from the dataset.
+    blank_image = args.world_size > 1 and not is_tokenized
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = False
+    if args.train_sampling_strategy == "group_by_length":
+        train_dataset.measure_lengths(processor)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        data_collator=LavitDataCollator(
+            processor,
+            seed=args.seed,
+            image_first_probability=data_args.image_first_probability,
+            condition_dropout=data_args.condition_dropout,
+            max_length=data_args.max_length,
+            packing=data_args.packing,
+            blank_image=blank_image,
+        ),
+        processing_class=processor,
+        callbacks=[EpochCallback()],
+    )
+    if data_args.eval_split is not None:
+        add_evaluation(trainer, data_args, processor)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    if train_dataset.bad_samples:
+        print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
+    if data_args.eval_split is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    if args.push_to_hub:
+        trainer.push_to_hub(tasks="image-text-to-text")
+    return trainer
+
+
+def load_model(model_args: ModelArguments) -> tuple[LavitForConditionalGeneration, ImageTextProcessor]:
+    """The model and its processor, loaded or new."""
+    if model_args.model is not None:
+        model = LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=model_args.dtype)
+        return model, ImageTextProcessor.from_pretrained(model_args.model)
+    vision, text = model_args.vision_model, model_args.text_model
+    model = LavitForConditionalGeneration.from_vision_text_pretrained(
+        vision, text, visual_tokenizer=model_args.visual_tokenizer, dtype=model_args.dtype
+    )
+    source = vision or model_args.visual_tokenizer
+    return model, ImageTextProcessor.from_vision_text_pretrained(source, text, config=model)
+
+
+def attach_visual_tokenizer(
+    processor: ImageTextProcessor, model: LavitForConditionalGeneration, model_args: ModelArguments
+) -> None:
+    """Lets the processor encode images that are drawn: by the model's own tokenizer, unless that will be sharded."""
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+        processor.visual_tokenizer = model
+    elif model_args.model is None:
+        raise ValueError(
+            "Sharded training starts from a saved LaVIT: save the new one first, then pass it as --model."
+        )
+
+
+def load_split(data_args: DataArguments, split: str, model: Any, num_rows: int | None = None) -> TrainingDataset:
+    """A split of the dataset, or its first rows."""
+    if (Path(data_args.dataset) / "tokenization.json").is_file():
+        rows = load_tokenized_dataset(data_args.dataset, model)
+    elif data_args.dataset == "scenes":
+        rows = make_scenes(split, num_scenes=num_rows or data_args.num_scenes)
+    else:
+        rows = load_data(data_args.dataset, split).dataset
+    rows = rows.select(range(min(len(rows), num_rows or len(rows))))
+    return TrainingDataset(rows, data_args.image_column, data_args.text_column, data_args.on_bad_sample)
+
+
+def add_evaluation(trainer: Trainer, data_args: DataArguments, processor: ImageTextProcessor) -> None:
+    """Evaluates the loss, and unless there are codes only, what the model writes."""
+    samples = load_split(data_args, data_args.eval_split or "", trainer.model, data_args.num_eval_rows)
+    trainer.eval_dataset = samples.measure_lengths(processor)
+    if samples.image_column != "codes":
+        metrics = GenerationMetrics(trainer.model, processor, samples, score_words)
+        trainer.compute_metrics = metrics
+        trainer.preprocess_logits_for_metrics = metrics.drop_logits
+
+
+def score_words(written: list[str], references: list[str]) -> dict[str, float]:
+    """How many texts are exactly right, and how well their words agree (F1)."""
+    pairs = [(text.split(), reference.split()) for text, reference in zip(written, references, strict=True)]
+    agreement = [
+        2 * sum(min(text.count(word), reference.count(word)) for word in set(reference)) / (len(text) + len(reference))
+        for text, reference in pairs
+    ]
+    exact = [text == reference for text, reference in pairs]
+    return {"exact": sum(exact) / len(pairs), "word_f1": sum(agreement) / len(pairs)}
+
+
+if __name__ == "__main__":
+    main()

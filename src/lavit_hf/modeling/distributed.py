@@ -1,0 +1,45 @@
+"""The few collective operations that data parallelism needs; without a process group they do nothing."""
+
+from __future__ import annotations
+
+import torch
+from torch import distributed
+
+
+def world_size() -> int:
+    """Number of processes that train together, 1 without a process group."""
+    return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
+
+
+@torch.no_grad()
+def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum of `tensor` over all processes, without gradient; the same bits everywhere."""
+    tensor = tensor.detach().clone()
+    if world_size() > 1:
+        distributed.all_reduce(tensor)
+    return tensor
+
+
+@torch.no_grad()
+def gather_rows(rows: torch.Tensor) -> torch.Tensor:
+    """Concatenates `[rows, width]` of all processes, which may differ in their number of rows, in order of rank."""
+    rows = rows.detach()
+    if world_size() == 1:
+        return rows
+    count = torch.tensor([len(rows)], device=rows.device)
+    counts = [torch.empty_like(count) for _ in range(world_size())]
+    distributed.all_gather(counts, count)
+    longest = int(torch.cat(counts).max())
+    padded = rows.new_zeros(longest, rows.shape[1])
+    padded[: len(rows)] = rows
+    gathered = [torch.empty_like(padded) for _ in counts]
+    distributed.all_gather(gathered, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(gathered, counts, strict=True)])
+
+
+@torch.no_grad()
+def take_from_first_process(tensor: torch.Tensor) -> torch.Tensor:
+    """Overwrites `tensor` in place with that of the first process, so that rounding cannot make processes differ."""
+    if world_size() > 1:
+        distributed.broadcast(tensor, src=0)
+    return tensor

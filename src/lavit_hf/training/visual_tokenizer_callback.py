@@ -1,0 +1,130 @@
+"""What to watch in stage 1: metrics for the log, and guards against the ways in which it is known to fail."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.utils import logging
+
+from ..modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
+
+logger = logging.get_logger(__name__)
+
+_ON_FAILURE = ("warn", "raise", "ignore")
+
+
+class VisualTokenizerCallback(TrainerCallback):
+    """Adds the metrics of [`TokenizerMetrics`] to every log, of training and evaluation, and looks for failures.
+
+    A run has failed if in several logs in a row
+    - the argmax of the selector keeps nothing in many images, however healthy the sampled `keep_rate` looks: a model
+      would see no tokens at all;
+    - the selector, its learning over, gives all patches the same probability;
+    - few of the codes are used (once there are codes).
+
+    [`~VisualTokenizerCallback.attach`] puts it before the callbacks that write logs to files and services; in
+    `Trainer(callbacks=[...])` it would come after them, and only `log_history` and the console would have the metrics.
+
+    Args:
+        on_failure: `"warn"`, `"raise"` or `"ignore"`.
+        patience: Logs in a row that must show a failure.
+        max_empty_images: Share of images without a token that is still fine.
+        min_spread: Standard deviation of the probability to keep over patches that is still fine.
+        min_live_codes: Share of the codes (or of the tokens, if there were fewer) that have to be in use.
+
+    Raises:
+        ValueError: If `on_failure` is none of these.
+    """
+
+    def __init__(
+        self,
+        on_failure: str = "warn",
+        patience: int = 3,
+        max_empty_images: float = 0.25,
+        min_spread: float = 0.01,
+        min_live_codes: float = 0.25,
+    ):
+        if on_failure not in _ON_FAILURE:
+            raise ValueError(f"`on_failure` must be one of {_ON_FAILURE}, got {on_failure!r}.")
+        self.on_failure = on_failure
+        self.patience = patience
+        self.max_empty_images = max_empty_images
+        self.min_spread = min_spread
+        self.min_live_codes = min_live_codes
+        self._failures: dict[str, int] = {}
+
+    def attach(self, trainer: Trainer) -> VisualTokenizerCallback:
+        """Makes this the first callback of `trainer`, and returns it."""
+        trainer.callback_handler.callbacks.insert(0, self)
+        return self
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, float] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        model: LavitVisualTokenizerForPreTraining = kwargs["model"]
+        logs = {} if logs is None else logs
+        # "loss" while training, "eval_loss" or "eval_NAME_loss" after evaluation, "train_loss" at the very end.
+        prefix = next((name.removesuffix("loss") for name in logs if name.endswith("loss")), "train_")
+        source = model.eval_metrics if prefix else model.train_metrics
+        if prefix == "train_" or source.is_empty:
+            return
+        metrics = source.compute()
+        source.reset()
+        logs.update({prefix + name: value for name, value in metrics.items()})
+        state.log_history[-1].update({prefix + name: value for name, value in metrics.items()})
+        if self.on_failure != "ignore":
+            self._guard(model, metrics)
+
+    def _guard(self, model: LavitVisualTokenizerForPreTraining, metrics: dict[str, float]) -> None:
+        found = find_failures(model, metrics, self.max_empty_images, self.min_spread, self.min_live_codes)
+        self._failures = {name: self._failures.get(name, 0) + 1 for name in found}
+        for name, message in found.items():
+            if self._failures[name] < self.patience:
+                continue
+            if self.on_failure == "raise":
+                raise RuntimeError(message)
+            logger.warning(message)
+
+
+def find_failures(
+    model: LavitVisualTokenizerForPreTraining,
+    metrics: dict[str, float],
+    max_empty_images: float = 0.25,
+    min_spread: float = 0.01,
+    min_live_codes: float = 0.25,
+) -> dict[str, str]:
+    """Which known failures metrics show, with what can be done about them; see [`VisualTokenizerCallback`].
+
+    While the selector learns and will be calibrated, an argmax that keeps nothing is no failure.
+    """
+    config, failures = model.config, {}
+    will_calibrate = config.selector_steps is not None and int(model.step) <= config.selector_steps
+    if not will_calibrate and metrics["argmax_empty_images"] > max_empty_images:
+        failures["empty"] = (
+            f"The selector's argmax keeps nothing in {metrics['argmax_empty_images']:.0%} of the images, although "
+            f"{metrics['keep_rate']:.0%} of the patches were kept in training. Inference would see no tokens. Start "
+            "with bypass_merger_steps and selector_steps."
+        )
+    if not will_calibrate and metrics["keep_probability_spread"] < min_spread:
+        failures["flat"] = (
+            "The selector gives all patches the same probability to be kept (standard deviation "
+            f"{metrics['keep_probability_spread']:.4f}): it has learned nothing. Bypass the merger for longer."
+        )
+    if "live_codes" in metrics:
+        possible = min(config.visual_tokenizer_config.codebook_size, metrics["used_tokens"])
+        if metrics["live_codes"] < min_live_codes * possible:
+            failures["collapse"] = (
+                f"Only {metrics['live_codes']} of {possible} possible codes are in use (perplexity "
+                f"{metrics['perplexity']:.0f}): the codebook has collapsed. Start it from k-means, after some steps "
+                "without quantization, and revive codes."
+            )
+    return failures
+
+
+__all__ = ["VisualTokenizerCallback", "find_failures"]

@@ -1,0 +1,108 @@
+"""The example that fine-tunes with LoRA."""
+
+import importlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.training.lora import get_lora_config, upcast_trained_weights
+from tiny_parts import CHECKPOINT, picture_rows
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def finetune(monkeypatch, tmp_path):
+    """Runs the example with a few options of its own."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    main = importlib.import_module("finetune_lora").main
+
+    def run(**options):
+        defaults = {
+            "model": CHECKPOINT,
+            "output_dir": tmp_path / "out",
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        options = {**defaults, **options}
+        return main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+
+    return run
+
+
+def losses(trainer, name="loss"):
+    return [entry[name] for entry in trainer.state.log_history if name in entry]
+
+
+def test_scenes(finetune, tmp_path):
+    trainer = finetune(
+        dataset="scenes",
+        num_scenes=16,
+        eval_split="held_out",
+        eval_strategy="steps",
+        eval_steps=2,
+        merge_to=tmp_path / "merged",
+    )
+    assert (
+        losses(trainer)[-1] < losses(trainer)[0] and losses(trainer, "eval_loss")[1] < losses(trainer, "eval_loss")[0]
+    )
+    adapted = PeftModel.from_pretrained(LavitForConditionalGeneration.from_pretrained(CHECKPOINT), tmp_path / "out")
+    merged = LavitForConditionalGeneration.from_pretrained(tmp_path / "merged")
+    processor = ImageTextProcessor.from_pretrained(tmp_path / "merged")
+    inputs = processor(images=picture_rows(1)[0]["image"], text="<image>a", return_tensors="pt")
+    torch.testing.assert_close(merged(**inputs).logits, adapted(**inputs).logits, atol=1e-4, rtol=1e-4)
+    assert (tmp_path / "out" / "processor_config.json").exists()
+
+
+def test_a_folder_of_images_with_questions_and_a_corrupt_file(finetune, tmp_path, capsys):
+    folder = tmp_path / "data" / "train"
+    folder.mkdir(parents=True)
+    lines = []
+    for index, row in enumerate(row for row in picture_rows(10) if row["image"] is not None):
+        row["image"].save(folder / f"{index}.png")
+        lines.append({"file_name": f"{index}.png", "prompt": "Question: what is it? Answer:", "answer": row["text"]})
+    (folder / "3.png").write_bytes(b"no picture")
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    trainer = finetune(dataset=tmp_path / "data", text_column="answer", train_embeddings=False, lora_r=4)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert trainer.train_dataset.bad_samples == [3] and "1 samples were bad" in capsys.readouterr().out
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["r"] == 4 and config["modules_to_save"] is None
+
+
+def test_half_precision_base_trains_fp32_copies(finetune, tmp_path):
+    base = LavitForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    ImageTextProcessor.from_pretrained(CHECKPOINT).save_pretrained(tmp_path / "base")
+    options = {"dataset": "scenes", "num_scenes": 8, "learning_rate": 1e-5, "max_steps": 2, "warmup_steps": 0}
+    trainer = finetune(model=tmp_path / "base", dtype="bfloat16", bf16=True, merge_to=tmp_path / "merged", **options)
+    trained = {name: value for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    frozen = {value.dtype for value in trainer.model.parameters() if not value.requires_grad}
+    assert frozen == {torch.bfloat16, torch.float32}, "selectors and codebook stay in fp32"
+    # Steps of 1e-5 would be lost in bfloat16.
+    head = trainer.model.get_output_embeddings()
+    moved = head.modules_to_save["default"].weight - head.original_module.weight.float()
+    assert (moved != 0).float().mean() > 0.9
+    merged = LavitForConditionalGeneration.from_pretrained(tmp_path / "merged")
+    assert merged.lm_head.weight.dtype == torch.bfloat16
+    assert merged.visual_tokenizer.discrete.selector.in_proj.weight.dtype == torch.float32
+
+
+def test_upcasting_leaves_the_base_model_alone():
+    base = LavitForConditionalGeneration.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+    model = get_peft_model(base, get_lora_config(base))
+    before = {name: value.dtype for name, value in model.named_parameters() if not value.requires_grad}
+    upcast_trained_weights(model)
+    assert {name: value.dtype for name, value in model.named_parameters() if not value.requires_grad} == before

@@ -1,0 +1,99 @@
+"""The example that trains the language model."""
+
+import importlib
+import json
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.training.tokenize_dataset import tokenize_dataset
+from tiny_parts import CHECKPOINT, picture_rows, save_text, save_vision
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+@pytest.fixture
+def train(monkeypatch, tmp_path):
+    """Runs the example with a few options of its own."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    main = importlib.import_module("train_lm").main
+
+    def run(**options):
+        defaults = {
+            "output_dir": tmp_path / "out",
+            "max_steps": 4,
+            "per_device_train_batch_size": 4,
+            "learning_rate": 1e-2,
+            "logging_steps": 1,
+            "save_strategy": "no",
+            "report_to": "none",
+            "disable_tqdm": True,
+            "use_cpu": True,
+        }
+        options = {**defaults, **options}
+        return main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+
+    return run
+
+
+def losses(trainer) -> list[float]:
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_scenes(train, tmp_path, capsys):
+    trainer = train(
+        model=CHECKPOINT,
+        dataset="scenes",
+        num_scenes=16,
+        eval_split="held_out",
+        num_eval_rows=2,
+        train_sampling_strategy="group_by_length",
+    )
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert "eval_word_f1" in capsys.readouterr().out
+    trained = LavitForConditionalGeneration.from_pretrained(tmp_path / "out").state_dict()
+    before = LavitForConditionalGeneration.from_pretrained(CHECKPOINT).state_dict()
+    changed = {name for name, value in trained.items() if not torch.equal(value, before[name])}
+    assert changed and not any("vision_model" in name or "discrete" in name for name in changed)
+    ImageTextProcessor.from_pretrained(tmp_path / "out")
+
+
+def test_a_folder_of_pictures_with_a_bad_one(train, tmp_path, capsys):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    lines = []
+    for index, row in enumerate(row for row in picture_rows(6) if row["image"] is not None):
+        row["image"].save(folder / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "caption": row["text"]}))
+    (folder / "0.png").write_bytes(b"no picture")
+    (folder / "metadata.jsonl").write_text("\n".join(lines))
+    trainer = train(model=CHECKPOINT, dataset=folder, text_column="caption")
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert "1 samples were bad" in capsys.readouterr().out
+
+
+def test_tokenized_images_and_packing(train, tmp_path):
+    model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+    processor = ImageTextProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model)
+    tokenize_dataset(datasets.Dataset.from_list(picture_rows(8)), tmp_path / "codes", processor, progress=False)
+    trainer = train(model=CHECKPOINT, dataset=tmp_path / "codes", packing=True, max_length=128)
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    learned = {name for name, value in trainer.model.named_parameters() if value.requires_grad}
+    assert learned and all(name.startswith(("lm_head", "model.language_model")) for name in learned)
+
+
+def test_a_new_lavit(train, tmp_path):
+    trainer = train(
+        text_model=save_text(tmp_path / "text"),
+        vision_model=save_vision(tmp_path / "vision"),
+        dataset="scenes",
+        num_scenes=8,
+        max_steps=2,
+    )
+    assert len(losses(trainer)) == 2
+    saved = LavitForConditionalGeneration.from_pretrained(tmp_path / "out")
+    assert saved.config.text_config.vocab_size == trainer.model.config.text_config.vocab_size

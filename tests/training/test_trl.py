@@ -1,0 +1,93 @@
+"""TRL's `SFTTrainer` on the same model and processor, with conversations about images."""
+
+import datasets
+import pytest
+import torch
+from trl import SFTConfig, SFTTrainer
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.training.data_collator import LavitDataCollator
+from lavit_hf.training.lora import get_lora_config
+from tiny_parts import CHECKPOINT, picture_rows
+
+
+@pytest.fixture(scope="module")
+def conversations() -> datasets.Dataset:
+    rows = [row for row in picture_rows(12) if row["image"] is not None]
+    question = [{"type": "image"}, {"type": "text", "text": "What is it?"}]
+    return datasets.Dataset.from_list(
+        [
+            {
+                "images": [row["image"]],
+                "messages": [
+                    {"role": "user", "content": question},
+                    {"role": "assistant", "content": [{"type": "text", "text": row["text"]}]},
+                ],
+                "sample_id": index,
+            }
+            for index, row in enumerate(rows)
+        ]
+    )
+
+
+def build_trainer(output_dir, train_dataset, **kwargs) -> SFTTrainer:
+    torch.manual_seed(0)
+    model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+    arguments = SFTConfig(
+        str(output_dir),
+        max_steps=6,
+        per_device_train_batch_size=5,
+        learning_rate=1e-2,
+        logging_steps=1,
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+        bf16=False,
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        # Otherwise TRL counts the question and image placeholders among the tokens to learn.
+        assistant_only_loss=True,
+    )
+    return SFTTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=train_dataset,
+        processing_class=ImageTextProcessor.from_pretrained(CHECKPOINT),
+        peft_config=get_lora_config(model),
+        **kwargs,
+    )
+
+
+def train(trainer: SFTTrainer) -> list[float]:
+    visual_tokenizer = trainer.model.base_model.model.visual_tokenizer
+    before = {name: value.clone() for name, value in visual_tokenizer.state_dict().items()}
+    trainer.train()
+    assert all(torch.equal(value, before[name]) for name, value in visual_tokenizer.state_dict().items())
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def learned_text(trainer: SFTTrainer) -> tuple[dict, list[str]]:
+    batch = next(iter(trainer.get_train_dataloader()))
+    tokenizer = trainer.processing_class.tokenizer
+    return batch, [tokenizer.decode(row[row >= 0]) for row in batch["labels"]]
+
+
+def test_with_its_own_collator(conversations, tmp_path):
+    trainer = build_trainer(tmp_path, conversations)
+    batch, texts = learned_text(trainer)
+    assert batch["pixel_values"].shape == (5, 3, 56, 56)
+    assert (batch["input_ids"] == trainer.model.config.image_token_id).sum() == 5 * 16
+    assert all(text.strip().startswith("cat dog") and not text.endswith("</s>") for text in texts)
+    losses = train(trainer)
+    assert losses[-1] < 0.7 * losses[0]
+    trainer.save_model(tmp_path)
+    assert (tmp_path / "adapter_model.safetensors").exists() and (tmp_path / "processor_config.json").exists()
+
+
+def test_with_our_collator_the_model_learns_to_stop(conversations, tmp_path):
+    collator = LavitDataCollator(ImageTextProcessor.from_pretrained(CHECKPOINT))
+    trainer = build_trainer(tmp_path, conversations, data_collator=collator)
+    _, texts = learned_text(trainer)
+    assert all(text.strip().startswith("cat dog") and text.endswith("</s>") for text in texts)
+    losses = train(trainer)
+    assert losses[-1] < 0.7 * losses[0]
