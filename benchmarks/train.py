@@ -2,8 +2,8 @@
 
     python benchmarks/train.py [--rows 256] [--batch 32] [--repeats 3]
 
-All variants train the same small model (random weights, Llama of width 256 with 4 layers) on the same scenes, in turns.
-Compared are real tokens per second, padding not counted, from rows to the optimizer's step.
+All variants train the same small model (random weights, Llama of width 256 with 4 layers) on the same scenes, taking
+turns. Compared are real tokens per second, padding not counted, from rows to the optimizer's step.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=256, help="scenes per round")
     parser.add_argument("--batch", type=int, default=32, help="rows per step")
-    parser.add_argument("--max-length", type=int, default=512, help="longest packed sequence")
+    parser.add_argument("--max-length", type=int, default=128, help="longest packed sequence")
     parser.add_argument("--repeats", type=int, default=3)
     arguments = parser.parse_args()
 

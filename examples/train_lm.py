@@ -92,14 +92,14 @@ def main(arguments: list[str] | None = None) -> Trainer:
     torch.manual_seed(args.seed)  # for what is new
     model, processor = load_model(model_args)
     train_dataset = load_split(data_args, data_args.train_split, model)
-    is_tokenized = train_dataset.image_column == "codes"
+    reads_features = train_dataset.image_column != "codes" and not data_args.packing
     freeze_for_language_modeling(model)
-    if is_tokenized:  # no image reaches these
+    if not reads_features:  # no image reaches these
         model.visual_tokenizer.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(False)
     attach_visual_tokenizer(processor, model, model_args)
     # Every process has to use the same layers, whatever it draws from the dataset.
-    blank_image = args.world_size > 1 and not is_tokenized
+    blank_image = args.world_size > 1 and reads_features
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
     if args.train_sampling_strategy == "group_by_length":

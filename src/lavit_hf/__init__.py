@@ -8,7 +8,9 @@ from typing import Any
 
 from .auto import register_auto_classes
 from .modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
+from .modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
 from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel, LavitPreTrainedModel
+from .modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder
 from .modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, LavitVisualTokenizerOutput
 from .processing.image_processing_lavit import LavitImageProcessor
@@ -26,11 +28,13 @@ __all__ = [
     "LavitImageProcessorPil",
     "LavitModel",
     "LavitPreTrainedModel",
+    "LavitPreTrainingConfig",
     "LavitTokenDecoder",
     "LavitTokenDecoderConfig",
     "LavitTokenizer",
     "LavitVisualTokenizer",
     "LavitVisualTokenizerConfig",
+    "LavitVisualTokenizerForPreTraining",
     "LavitVisualTokenizerOutput",
 ]
 

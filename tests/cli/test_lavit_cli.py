@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import lavit_cli
 
-COMMANDS = ["caption", "ask", "demo", "tokenize", "convert"]
+COMMANDS = ["caption", "ask", "draw", "reconstruct", "demo", "tokenize", "convert"]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], *([name, "--help"] for name in COMMANDS)])

@@ -205,17 +205,32 @@ def test_a_merger_at_its_start_changes_nothing(pixels):
 
 
 def test_calibration_lets_the_argmax_keep_the_wanted_share(pixels):
-    model = build_pretraining_model(bypass_merger_steps=9, selector_steps=9, keep_rate=0.25)
-    model.requires_grad_(False)  # a selector that does not move
+    model = build_pretraining_model(selector_steps=1, calibration_steps=3, keep_rate=0.25)
+    bias = model.visual_tokenizer.discrete.selector.out_proj_3.bias
     with torch.no_grad():
-        model.visual_tokenizer.discrete.selector.out_proj_3.bias[KEEP] -= 1000
+        bias[KEEP] -= 6
         assert model.eval()(pixels).argmax_keep_rate == 0
     model.train()
-    for step in range(9):
-        model(pixels, sample_seeds=seeds(8, step))
+    for step in range(4):
+        model(pixels, sample_seeds=seeds(8, step)).loss.backward()
+        assert (bias.grad is not None) == (step == 0), "what is measured does not move"
+        bias.grad = None
     output = model(pixels)  # without seeds, because noise is over
     assert output.argmax_keep_rate == output.keep_rate == pytest.approx(0.25, abs=0.01)
     assert model.eval()(pixels).keep_rate == output.keep_rate
+    shifted = bias.clone()
+    model.train()(pixels)
+    assert torch.equal(bias, shifted), "once"
+
+
+def test_calibration_is_the_mean_over_its_steps():
+    model = build_pretraining_model(selector_steps=1, calibration_steps=2, keep_rate=0.25)
+    batches = [random_pixels(4, seed=seed) for seed in range(3)]
+    expected = []
+    for batch in batches:
+        log_probs = model(batch, sample_seeds=seeds(4)).selector_log_probs
+        expected.append((log_probs[..., KEEP] - log_probs[..., 1 - KEEP]).flatten().sort().values[47])
+    torch.testing.assert_close(model.selector_learner.threshold, torch.stack(expected[1:]).mean())
 
 
 def test_the_codebook_is_that_of_the_token_decoder(pixels):
@@ -301,6 +316,7 @@ def test_nan_pixels_are_refused(pixels):
         {"gumbel_temperature": 0},
         {"kmeans_iterations": 0},
         {"selector_steps": -1},
+        {"calibration_steps": -1},
         {"bypass_merger_steps": -1},
         {"revive_every_steps": -1},
     ],

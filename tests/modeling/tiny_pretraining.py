@@ -9,7 +9,13 @@ from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerFor
 from tiny_models import spread_selector, visual_tokenizer_config
 
 # Every phase, within few steps.
-SCHEDULE = {"bypass_merger_steps": 2, "selector_steps": 2, "quantize_after_steps": 3, "kmeans_tokens_per_code": 2}
+SCHEDULE = {
+    "bypass_merger_steps": 2,
+    "selector_steps": 2,
+    "calibration_steps": 1,
+    "quantize_after_steps": 3,
+    "kmeans_tokens_per_code": 2,
+}
 
 
 def pretraining_config(visual: dict | None = None, **values: Any) -> LavitPreTrainingConfig:

@@ -131,6 +131,28 @@ def test_a_missing_caption_is_bad(text):
     assert dataset.bad_samples == [0]
 
 
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"text": "a <image> tag"}, r"0 image\(s\), but its text has 1 <image>"),
+        ({"text": "a", "prompt": "<image><image>", "image": [picture()]}, r"1 image\(s\), but its text has 2"),
+        ({"messages": [{"role": "user", "content": "hi"}]}, "nothing to learn"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}, r"messages have 1 part\(s\)"),
+        ({"messages": [{"role": "assistant", "content": "a"}], "image": picture()}, r"messages have 0 part\(s\)"),
+    ],
+)
+def test_text_and_images_that_do_not_fit_are_bad(fields, message):
+    row = {"image": None, "text": None, "prompt": None, "messages": None, **fields}
+    with pytest.raises(ValueError, match=message):
+        TrainingDataset([row], on_bad_sample="raise")[0]
+
+
+def test_images_in_messages_count_themselves():
+    image = {"type": "image", "image": picture(), "path": None}
+    chat = [{"role": "assistant", "content": [image, {"type": "image", "image": None}]}]
+    assert len(TrainingDataset([{"image": picture(), "messages": chat}], on_bad_sample="raise")[0]["images"]) == 1
+
+
 def test_the_last_sample_is_replaced_by_the_first():
     dataset = TrainingDataset([*rows(2), {"image": picture(), "text": ""}])
     assert dataset[2]["sample_id"] == 0

@@ -39,8 +39,8 @@ def test_everything_in_one_sequence():
 
 def test_no_sequence_is_longer_than_allowed():
     batch = pack_rows(rows(), pad_token_id=2, max_length=10)
-    assert batch["position_ids"].tolist() == [[*range(9), 0], [*range(7), *range(2), 0], [*range(5), *range(3), 0, 1]]
-    assert (batch["labels"][:, -1] == -100).all() and batch["labels"][2, -2] == -100
+    assert batch["position_ids"].tolist() == [[*range(9)], [*range(7), *range(2)], [*range(5), *range(3), 0]]
+    assert batch["input_ids"][2, -1] == 2 and batch["labels"][2, -1] == -100, "the filling is a row of its own"
     filled = batch["input_ids"][batch["input_ids"] != 2]
     assert sorted(filled.tolist()) == sorted(index for row in rows() for index in row.ids), "no id is lost"
 

@@ -57,3 +57,21 @@ def test_without_the_callback_the_resumed_epoch_is_another(tmp_path):
         trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
         epochs.append(set(seen))
     assert epochs == [{1}, {0}]
+
+
+def test_batches_by_length_are_the_same_after_resuming(tmp_path):
+    """In the second epoch; the sampler of transformers alone would come to others."""
+    found = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-8")):
+        trainer = build_trainer(
+            tmp_path,
+            num_samples=20,
+            num_train_epochs=2,
+            train_sampling_strategy="group_by_length",
+            save_strategy="steps",
+            save_steps=8,
+        )
+        trainer.train_dataset.measure_lengths(trainer.processing_class)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found.append(losses(trainer))
+    assert len(found[0]) == 10 and found[0] == found[1]

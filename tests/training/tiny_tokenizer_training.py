@@ -20,7 +20,8 @@ NUM_STEPS = 12  # four epochs
 # Every phase, within these steps: at the end codes have been revived twice.
 SCHEDULE = {
     "bypass_merger_steps": 2,
-    "selector_steps": 4,
+    "selector_steps": 3,
+    "calibration_steps": 2,
     "quantize_after_steps": 5,
     "kmeans_tokens_per_code": 2,
     "revive_every_steps": 2,
@@ -34,6 +35,7 @@ def build_trainer(output_dir: str | Path, config: dict | None = None, **argument
         "per_device_train_batch_size": BATCH_SIZE,
         "max_steps": NUM_STEPS,
         "learning_rate": 2e-3,
+        "lr_scheduler_type": "constant",
         "logging_steps": 1,
         "save_strategy": "no",
         "report_to": "none",
@@ -41,7 +43,7 @@ def build_trainer(output_dir: str | Path, config: dict | None = None, **argument
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    rows = [{"image": row["image"]} for row in picture_rows(NUM_SAMPLES)]
+    rows = [{"image": row["image"]} for row in picture_rows(2 * NUM_SAMPLES) if row["image"] is not None][:NUM_SAMPLES]
     trainer = Trainer(
         model=model,
         args=TrainingArguments(str(output_dir), **{**defaults, **arguments}),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers.configuration_utils import PreTrainedConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .configuration_lavit import LavitTokenDecoderConfig, LavitVisualTokenizerConfig
 
@@ -25,9 +25,11 @@ class LavitPreTrainingConfig(PreTrainedConfig):
         bypass_merger_steps: For that many steps the token decoder sees the kept patches as they are. The merger would
             put the whole picture into whichever patches are kept, and teach the selector little. With 0 the merger is
             on from the start, as the authors describe it.
-        selector_steps: For that many steps the selector learns, under Gumbel noise. Then its bias is shifted so that
-            its argmax keeps `keep_rate` of the patches (with 0 it stays as it is), and it learns no more: from then on
-            the argmax decides, as in inference. With `None` it learns under noise to the end, as the authors describe.
+        selector_steps: For that many steps the selector learns, under Gumbel noise. Then it is calibrated, and learns
+            no more: from then on its argmax decides, as in inference. 0 takes a selector as it is; with `None` it
+            learns under noise to the end, as the authors describe.
+        calibration_steps: Steps after `selector_steps` in which is measured by how much the selector's bias has to be
+            shifted for its argmax to keep `keep_rate` of the patches. With 0 the bias is not shifted.
         quantize_after_steps: Steps to train without quantization before tokens become codes; 0 quantizes at once.
         commitment_weight: Weight of the squared distance between tokens and their codes.
         ema_decay: Decay of the codebook's moving averages, per step.
@@ -65,8 +67,8 @@ class LavitPreTrainingConfig(PreTrainedConfig):
         "patch_features",
     ]
     sub_configs_defaults = {
-        "visual_tokenizer_config": LavitVisualTokenizerConfig,
-        "token_decoder_config": LavitTokenDecoderConfig,
+        "visual_tokenizer_config": SubConfigSpec(config_class=LavitVisualTokenizerConfig),
+        "token_decoder_config": SubConfigSpec(config_class=LavitTokenDecoderConfig),
     }
 
     visual_tokenizer_config: Any = None
@@ -77,6 +79,7 @@ class LavitPreTrainingConfig(PreTrainedConfig):
     gumbel_temperature: float | int = 1.0
     bypass_merger_steps: int = 5000
     selector_steps: int | None = 5000
+    calibration_steps: int = 20
     quantize_after_steps: int = 15000
     commitment_weight: float | int = 0.1
     ema_decay: float = 0.99
@@ -118,6 +121,7 @@ class LavitPreTrainingConfig(PreTrainedConfig):
         for name in (
             "keep_rate_weight",
             "bypass_merger_steps",
+            "calibration_steps",
             "quantize_after_steps",
             "commitment_weight",
             "revive_every_steps",

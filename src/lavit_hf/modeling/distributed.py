@@ -11,6 +11,7 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     """Sum of `tensor` over all processes, without gradient; the same bits everywhere."""
@@ -20,6 +21,7 @@ def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     """Concatenates `[rows, width]` of all processes, which may differ in their number of rows, in order of rank."""
@@ -37,6 +39,7 @@ def gather_rows(rows: torch.Tensor) -> torch.Tensor:
     return torch.cat([part[: int(size)] for part, size in zip(gathered, counts, strict=True)])
 
 
+@torch.compiler.disable
 @torch.no_grad()
 def take_from_first_process(tensor: torch.Tensor) -> torch.Tensor:
     """Overwrites `tensor` in place with that of the first process, so that rounding cannot make processes differ."""

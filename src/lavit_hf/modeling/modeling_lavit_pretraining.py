@@ -90,7 +90,8 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             module._zero_init_merger()
 
     def _zero_init_merger(self) -> None:
-        for layer in self.visual_tokenizer.discrete.merger.layers:
+        layers: Any = self.visual_tokenizer.discrete.merger.layers
+        for layer in layers:
             for projection in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.mlp.fc2):
                 init.zeros_(projection.weight)
                 init.zeros_(projection.bias)
@@ -102,9 +103,9 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         assert branch.quantizer is not None
         for module in (branch.selector, branch.merger, branch.quantizer, decoder):
             module.requires_grad_(True)
-        for module in (branch.quantizer.codebook, decoder.codebook, decoder.condition_projections, decoder.pooler):
-            if module is not None:
-                module.requires_grad_(False)
+        for part in (branch.quantizer.codebook, decoder.codebook, decoder.condition_projections, decoder.pooler):
+            if part is not None:
+                part.requires_grad_(False)
 
     @classmethod
     def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
@@ -161,6 +162,8 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             return "bypass"
         return "continuous" if step < self.config.quantize_after_steps else "collecting"
 
+    # How many patches are kept differs from batch to batch: compiling the blocks pays, not what lies between them.
+    @torch.compiler.disable(recursive=False)
     @can_return_tuple
     def forward(
         self,
@@ -222,6 +225,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             patch_features=patch_features,
         )
 
+    @torch.compiler.disable(recursive=False)
     def _merge(self, patch_features: torch.Tensor, keep: torch.Tensor, is_kept: torch.Tensor) -> torch.Tensor:
         """Tokens of the kept patches, `[total kept, hidden]`."""
         merger = self.visual_tokenizer.discrete.merger
@@ -233,6 +237,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         positions, is_valid = padded_positions(is_kept)
         return merger.forward_all(patch_features, keep, positions)[is_valid]
 
+    @torch.compiler.disable(recursive=False)
     def _quantize(self, tokens: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]:
         """What the token decoder gets for merged tokens.
 
@@ -260,6 +265,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             self._share_codebook()
         return rows + (normalized - normalized.detach()), codes, distance / num_tokens.clamp_min(1)
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _share_codebook(self) -> None:
         # A copy and no tied weight: each part is complete when it is saved or loaded alone.
@@ -267,6 +273,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         assert quantizer is not None
         self.token_decoder.codebook.weight.copy_(quantizer.codebook.weight)
 
+    @torch.compiler.disable(recursive=False)
     def _reconstruction_loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         features, targets = features.float(), targets.float()
         if self.mean_features is not None:
@@ -275,6 +282,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             features, targets = features - self.mean_features, targets - self.mean_features
         return (1 - F.cosine_similarity(features, targets, dim=-1)).mean()
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _follow_mean(self, targets: torch.Tensor) -> None:
         assert self.mean_features is not None
@@ -282,6 +290,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         mean = sum_over_processes(targets.sum(dim=0)) / count
         self.mean_features.lerp_(mean, 1.0 if self.step == 0 else 1 - self.config.ema_decay)
 
+    @torch.compiler.disable(recursive=False)
     def _keep_rate_loss(self, keep: torch.Tensor) -> torch.Tensor:
         rate = keep.mean(dim=-1)
         if self.config.keep_rate_per_image:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import nn
 
@@ -10,15 +12,13 @@ from .distributed import gather_rows, take_from_first_process
 from .gumbel import gumbel_noise, straight_through_keep
 from .selector import KEEP, LavitSelector, select_patches
 
-_DECAY = 0.9  # of the threshold's moving average: a few batches, because the selector moves
-
 
 class LavitSelectorLearner(nn.Module):
     """Takes the decisions of training, and follows what calibration needs.
 
     Under Gumbel noise a selector that gives every patch the probability rho meets the wanted rate, while its argmax
-    keeps nothing. So the noise ends when the selector has learned: its bias is shifted by `threshold`, after which the
-    argmax keeps the wanted share, those patches that the selector likes best.
+    keeps nothing. So the noise ends when the selector has learned: `threshold` is measured for some more steps, and
+    then subtracted from its bias, after which the argmax keeps the wanted share, those patches that it likes best.
     """
 
     threshold: torch.Tensor
@@ -45,24 +45,38 @@ class LavitSelectorLearner(nn.Module):
         Raises:
             ValueError: If training lacks seeds, or features are not finite.
         """
-        is_learning = self.config.selector_steps is None or step < self.config.selector_steps
-        if self.training and step == self.config.selector_steps and step > 0:
+        learned, calibrated = self._schedule()
+        if self.training and step == calibrated > learned:
             self._shift(selector)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and is_learning):
+        if step < learned:
             log_probs = selector(patch_features)
+        else:
+            with torch.no_grad():
+                log_probs = selector(patch_features)
         select_patches(log_probs.detach())  # complains about NaN
         noise = None
-        if self.training and is_learning:
-            self._follow_threshold(log_probs, step)
+        if self.training and step < calibrated:
             noise = _noise(sample_seeds, log_probs)
+            if step >= learned:
+                self._measure(log_probs, step - learned)
         return log_probs, straight_through_keep(log_probs, noise, self.config.gumbel_temperature)
 
+    def _schedule(self) -> tuple[float, float]:
+        """Steps at which the selector stops learning, and from which on the argmax decides."""
+        steps = self.config.selector_steps
+        if steps is None:
+            return math.inf, math.inf
+        return steps, steps + (self.config.calibration_steps if steps > 0 else 0)
+
+    @torch.compiler.disable
     @torch.no_grad()
-    def _follow_threshold(self, log_probs: torch.Tensor, step: int) -> None:
+    def _measure(self, log_probs: torch.Tensor, num_measured: float) -> None:
+        """Averages the threshold over steps, each of them over the batches of all processes."""
         log_odds = gather_rows((log_probs[..., KEEP] - log_probs[..., 1 - KEEP]).reshape(-1, 1)).flatten()
         rank = min(max(round((1 - self.config.keep_rate) * len(log_odds)), 1), len(log_odds))
-        self.threshold.lerp_(log_odds.kthvalue(rank).values, 1.0 if step == 0 else 1 - _DECAY)
+        self.threshold.lerp_(log_odds.kthvalue(rank).values, 1 / (num_measured + 1))
 
+    @torch.compiler.disable
     @torch.no_grad()
     def _shift(self, selector: LavitSelector) -> None:
         take_from_first_process(self.threshold)

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from ..processing.processing_lavit import ImageTextProcessor
 from .lengths import measure_lengths
+from .sample_checks import check_sample
 from .sample_images import read_images
 
 logger = logging.get_logger(__name__)
@@ -25,8 +26,9 @@ class TrainingDataset(Dataset):
     tokenized before have `"codes"` (a list of codes per image) instead of `"images"`; `"prompt"` and `"messages"` are
     handed on if the dataset has such columns. `sample_id` is the row's index, or its column of this name.
 
-    A sample whose image cannot be decoded, or whose text is missing or blank, is bad. With `on_bad_sample="skip"` it
-    is logged with its index, counted, and replaced by the next good one, the same in every run.
+    A sample is bad if its image cannot be decoded, if its text is missing or blank, or if the `<image>` placeholders
+    in its text are not as many as its images. With `on_bad_sample="skip"` it is logged with its index, counted, and
+    replaced by the next good one, the same in every run.
 
     With plain `Trainer`, add [`EpochCallback`] to the callbacks: accelerate calls `set_epoch` of a dataset in some
     situations only (not with several processes, nor in the epoch in which a run is resumed). A training loop of your
@@ -134,20 +136,14 @@ class TrainingDataset(Dataset):
         row = self.dataset[index]
         sample: dict[str, Any] = {}
         if self.image_column == "codes":
-            sample["codes"] = [list(codes) for codes in row["codes"]]
+            sample["codes"] = [list(codes) for codes in row.get("codes") or []]
         else:
             sample["images"] = read_images(row.get(self.image_column))
-        has_messages = row.get("messages") is not None
         sample["text"] = None if self.text_column is None else row.get(self.text_column)
-        if has_messages:
-            sample["messages"] = row["messages"]
-        elif self.text_column is None:
-            if not sample.get("images") and not sample.get("codes"):
-                raise ValueError("the image is missing")
-        elif not isinstance(sample["text"], str) or not sample["text"].strip():
-            raise ValueError(f"the text is {'missing' if sample['text'] is None else 'empty'}")
-        if row.get("prompt") is not None:
-            sample["prompt"] = row["prompt"]
+        for name in ("prompt", "messages"):
+            if row.get(name) is not None:
+                sample[name] = row[name]
+        check_sample(sample, needs_text=self.text_column is not None)
         sample["sample_id"] = int(row.get("sample_id", index))
         sample["epoch"] = self.epoch
         if self._lengths is not None:

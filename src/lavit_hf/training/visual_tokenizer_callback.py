@@ -104,7 +104,8 @@ def find_failures(
     While the selector learns and will be calibrated, an argmax that keeps nothing is no failure.
     """
     config, failures = model.config, {}
-    will_calibrate = config.selector_steps is not None and int(model.step) <= config.selector_steps
+    steps = config.selector_steps
+    will_calibrate = bool(steps and config.calibration_steps) and int(model.step) <= steps + config.calibration_steps
     if not will_calibrate and metrics["argmax_empty_images"] > max_empty_images:
         failures["empty"] = (
             f"The selector's argmax keeps nothing in {metrics['argmax_empty_images']:.0%} of the images, although "
