@@ -163,8 +163,8 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         return "continuous" if step < self.config.quantize_after_steps else "collecting"
 
     # How many patches are kept differs from batch to batch: compiling the blocks pays, not what lies between them.
-    @torch.compiler.disable(recursive=False)
     @can_return_tuple
+    @torch.compiler.disable(recursive=False)
     def forward(
         self,
         pixel_values: torch.Tensor,
@@ -194,7 +194,8 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         embeddings, codes, commitment_loss = self._quantize(tokens)
         # Kept patches have weight 1; its gradient is how much a patch that is kept helps.
         embeddings = embeddings * keep[is_kept][:, None]
-        features = self.token_decoder.decode_features(embeddings, num_tokens.tolist())
+        sequence, bias = torch.compiler.disable(self.token_decoder.embed)(embeddings, num_tokens.tolist())
+        features = self.token_decoder.decode(sequence, bias)
         losses = {
             "reconstruction_loss": self._reconstruction_loss(features, patch_features),
             "keep_rate_loss": self._keep_rate_loss(keep),
@@ -255,7 +256,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             self._share_codebook()
         if not learner.is_initialized:
             return normalized, None, normalized.new_zeros(())
-        codes = quantizer.lookup(pre_quantized)
+        codes = torch.compiler.disable(quantizer.lookup)(pre_quantized)
         rows = quantizer.codebook(codes)
         distance = (normalized - rows).square().sum()
         # Processes differ in their number of tokens, and gradients are averaged over processes.

@@ -28,6 +28,7 @@ class LavitSelectorLearner(nn.Module):
         self.config = config
         self.register_buffer("threshold", torch.zeros(()))  # log-odds that the wanted share of patches exceeds
 
+    @torch.compiler.disable(recursive=False)
     def forward(
         self, selector: LavitSelector, patch_features: torch.Tensor, sample_seeds: torch.Tensor | None, step: int
     ) -> tuple[torch.Tensor, torch.Tensor]:

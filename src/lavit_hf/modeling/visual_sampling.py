@@ -7,6 +7,7 @@ inputs, cache, logits processors and stopping criteria, and then calls a [`Visua
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,7 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
 from .configuration_lavit import LavitConfig
+from .split_linear import SplitLinears
 
 Generators = torch.Generator | list[torch.Generator] | None
 
@@ -147,11 +149,10 @@ class VisualSampler:
         logits: tuple[torch.Tensor, ...] = ()
         if self.streamer is not None:
             self.streamer.put(rows[:batch_size].cpu())
-        forward = (
-            model.get_compiled_call(generation_config.compile_config)
-            if model._valid_auto_compile_criteria(model_kwargs, generation_config)
-            else model.__call__
-        )
+        is_compiled = model._valid_auto_compile_criteria(model_kwargs, generation_config)
+        forward = model.get_compiled_call(generation_config.compile_config) if is_compiled else model.__call__
+        is_on_cpu = rows.device.type == "cpu" and not is_compiled
+        linears = SplitLinears(model.model.language_model) if is_on_cpu else nullcontext()
         if self.is_interleaved and self.is_guided and model_kwargs.get("attention_mask") is None:
             model_kwargs["attention_mask"] = torch.ones_like(rows)  # `generate` drops masks without zeros.
         outputs = model._prefill(rows, generation_config, model_kwargs, is_first_iteration=True)
@@ -179,10 +180,9 @@ class VisualSampler:
                 break
             del outputs
             step = 1 if model_kwargs["use_cache"] else None
-            outputs = forward(
-                **model.prepare_inputs_for_generation(rows, next_sequence_length=step, **model_kwargs),
-                return_dict=True,
-            )
+            model_inputs = model.prepare_inputs_for_generation(rows, next_sequence_length=step, **model_kwargs)
+            with linears:
+                outputs = forward(**model_inputs, return_dict=True)
         if self.streamer is not None:
             self.streamer.end()
         if not generation_config.return_dict_in_generate:

@@ -42,7 +42,7 @@ class EpochCallback(TrainerCallback):
         sampler = _find_sampler(data_loader)
         if isinstance(sampler, LengthGroupedSampler):
             seed = args.seed if args.data_seed is None else args.data_seed
-            pass #sampler.generator = torch.Generator().manual_seed(sample_seed(seed, self._epoch, 0, "sampler"))
+            sampler.generator = torch.Generator().manual_seed(sample_seed(seed, self._epoch, 0, "sampler"))
 
 
 def _find_sampler(data_loader: Any) -> Any:
