@@ -263,7 +263,7 @@ class LavitTokenDecoder(PreTrainedModel):
                 f"Got {len(codes)} codes for images with {sizes} tokens; they must add up, and an image has at most "
                 f"{self.config.num_queries}."
             )
-        features = self.decode_features(self.codebook(codes), sizes)
+        features = self.decode(*self.embed(self.codebook(codes), sizes))
         condition = torch.cat([project(features) for project in self.condition_projections], dim=-1)
         negative, negative_mask = self._negative(condition)
         return LavitTokenDecoderOutput(
@@ -274,24 +274,17 @@ class LavitTokenDecoder(PreTrainedModel):
             negative_attention_mask=negative_mask,
         )
 
-    def decode_features(
-        self, embeddings: torch.Tensor, sizes: list[int], log_weights: torch.Tensor | None = None
-    ) -> torch.Tensor:
-        """Reconstructs the vision encoder's features from embedded codes, or from what training has in their place.
+    def decode(self, sequence: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
+        """Reconstructs the vision encoder's features.
 
         Args:
-            embeddings: Rows of the codebook for all images, one after another, `[total, codebook_dim]`.
-            sizes: Codes per image.
-            log_weights: Added to the logits of attending to a code, `[total]`; for its gradient.
+            sequence: Embedded codes, `[batch, longest, hidden]`, see [`~LavitTokenDecoder.embed`].
+            bias: Added to the logits of attending to them, `[batch, 1, 1, longest]`.
 
         Returns:
             `[batch, num_queries, output_size]`.
         """
-        sequence, bias = self._embed_codes(embeddings, sizes)
-        if log_weights is not None:
-            padded = nn.utils.rnn.pad_sequence(list(log_weights.split(sizes)), batch_first=True)
-            bias = bias + F.pad(padded, (0, bias.shape[-1] - padded.shape[1]))[:, None, None, :]
-        hidden = self.query_embedding.expand(len(sizes), -1, -1)
+        hidden = self.query_embedding.expand(len(sequence), -1, -1)
         for layer in self.layers:
             hidden = layer(hidden, sequence, bias)
         return self.feature_head_out(self.feature_head_in(self.norm(hidden)).tanh())
@@ -306,9 +299,19 @@ class LavitTokenDecoder(PreTrainedModel):
         is_stored = torch.arange(condition.shape[1], device=condition.device) < stored
         return negative, is_stored.expand(len(condition), -1)
 
-    def _embed_codes(self, embeddings: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Embeds codes by value and by rank in their sequence, padded with zeros: `[batch, longest, hidden]`, bias."""
-        embedded = self.proj_in(embeddings).split(sizes)
+    def embed(self, rows: torch.Tensor, sizes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Embeds codes by value and by rank in their sequence.
+
+        Args:
+            rows: Codebook rows of all images, one after another, `[total, codebook_dim]`, or what training has in
+                their place.
+            sizes: Codes per image.
+
+        Returns:
+            Sequences padded with zeros, `[batch, longest, hidden]`, and the bias of attending to them,
+            `[batch, 1, 1, longest]`.
+        """
+        embedded = self.proj_in(rows).split(sizes)
         sequence = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
         if sequence.shape[1] == 0:  # No image has a code: let them attend to the first position.
             sequence = F.pad(sequence, (0, 0, 0, 1))
