@@ -20,6 +20,7 @@ from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training.data_collator import LavitDataCollator
 from lavit_hf.training.dataset import TrainingDataset
@@ -149,17 +150,9 @@ def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
 
 def read_split(data_args: DataArguments, split: str) -> Any:
     """A split of a dataset on disk or on the Hub, or of scenes."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
     if data_args.dataset == "scenes":
         return make_scenes(split, num_scenes=data_args.num_scenes)
-    folder = Path(data_args.dataset)
-    if (folder / "dataset_dict.json").is_file() or (folder / "dataset_info.json").is_file():
-        dataset = load_from_disk(data_args.dataset)
-        return dataset[split] if isinstance(dataset, DatasetDict) else dataset
-    if folder.is_dir():
-        return load_dataset("imagefolder", data_dir=data_args.dataset, split=split)
-    return load_dataset(data_args.dataset, split=split)
+    return load_data(data_args.dataset, split).dataset
 
 
 def merge(model_args: ModelArguments, adapter: str, processor: ImageTextProcessor) -> None:

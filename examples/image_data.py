@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training.pixel_decoder_dataset import PixelDecoderDataset
 
@@ -41,18 +41,7 @@ def load_validation_rows(data: DataArguments) -> list[dict[str, Any]]:
 
 
 def _load_samples(data: DataArguments, split: str, num_scenes: int) -> PixelDecoderDataset:
-    rows = make_scenes(split, num_scenes=num_scenes) if data.dataset == "scenes" else _load_split(data.dataset, split)
+    is_made = data.dataset == "scenes"
+    rows = make_scenes(split, num_scenes=num_scenes) if is_made else load_data(data.dataset, split).dataset
     return PixelDecoderDataset(rows, image_column=data.image_column, on_bad_sample=data.on_bad_sample)
 
-
-def _load_split(name: str, split: str) -> Any:
-    """A split of a dataset on disk or on the Hub."""
-    from datasets import DatasetDict, load_dataset, load_from_disk
-
-    folder = Path(name)
-    if (folder / "dataset_dict.json").is_file() or any(folder.glob("*dataset_info.json")):
-        dataset = load_from_disk(name)
-        return dataset[split] if isinstance(dataset, DatasetDict) else dataset
-    if folder.is_dir():
-        return load_dataset("imagefolder", data_dir=name, split=split)
-    return load_dataset(name, split=split)

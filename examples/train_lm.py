@@ -24,7 +24,7 @@ import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.cli.data_loading import load_data
+from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training.data_collator import LavitDataCollator
 from lavit_hf.training.dataset import TrainingDataset

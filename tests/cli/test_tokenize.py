@@ -7,7 +7,7 @@ from pathlib import Path
 import datasets
 import pytest
 
-from lavit_hf.cli.data_loading import load_data
+from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
 
 SCENES = make_scenes(num_scenes=4).select_columns(["image", "text"])

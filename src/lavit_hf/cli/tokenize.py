@@ -9,7 +9,7 @@ from pathlib import Path
 from ..training.processes import process_state
 from ..training.tokenize_dataset import tokenize_dataset
 from ..training.tokenized_directory import TokenizationReport
-from .data_loading import load_data
+from ..data.loading import load_data
 from .loading import load_processor, resolve_device
 
 _SHOWN = 5  # bad samples; all are in tokenization.json

@@ -1,4 +1,4 @@
-"""Finds the dataset that a user names on the command line."""
+"""Finds the dataset that a user names, be it on the disk or on the Hub."""
 
 from __future__ import annotations
 
