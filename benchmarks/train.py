@@ -26,9 +26,9 @@ from lavit_hf import (
     LavitTokenizer,
 )
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.training.data_collator import LavitDataCollator
 from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.freezing import freeze_for_language_modeling
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
 
 IMAGE_SIZE, PATCH_SIZE, CODES = 64, 8, 1024
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,10 +21,10 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.training.data_collator import LavitDataCollator
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
-from lavit_hf.training.lora import get_lora_config, upcast_trained_weights
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
 
 
 @dataclass

@@ -7,7 +7,7 @@ from typing import Any
 
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.training.pixel_decoder_dataset import PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
 
 
 @dataclass
@@ -44,4 +44,3 @@ def _load_samples(data: DataArguments, split: str, num_scenes: int) -> PixelDeco
     is_made = data.dataset == "scenes"
     rows = make_scenes(split, num_scenes=num_scenes) if is_made else load_data(data.dataset, split).dataset
     return PixelDecoderDataset(rows, image_column=data.image_column, on_bad_sample=data.on_bad_sample)
-

@@ -19,8 +19,8 @@ from diffusers import AutoencoderKL
 from image_data import DataArguments, load_training_data, load_validation_rows
 from transformers import HfArgumentParser
 
-from lavit_hf.training.autoencoder import AutoencoderArguments, train_autoencoder
-from lavit_hf.training.image_collator import ImageDataCollator
+from lavit_hf.training.pixel_decoder.autoencoder import AutoencoderArguments, train_autoencoder
+from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
 
 # 64 pixels become 8 x 8 latents; about 0.9 M parameters.
 SMALL_VAE = {

@@ -26,12 +26,12 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.training.data_collator import LavitDataCollator
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
-from lavit_hf.training.freezing import freeze_for_language_modeling
-from lavit_hf.training.generation_metrics import GenerationMetrics
-from lavit_hf.training.tokenize_dataset import load_tokenized_dataset
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
+from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
+from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset
 
 
 @dataclass

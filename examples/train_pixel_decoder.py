@@ -21,9 +21,9 @@ from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizer
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
-from lavit_hf.training.pixel_decoder import PixelDecoderArguments, train_pixel_decoder
-from lavit_hf.training.pixel_decoder_collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder_init import build_pixel_decoder
+from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
+from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
+from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, train_pixel_decoder
 
 
 @dataclass

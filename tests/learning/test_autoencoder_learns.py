@@ -6,10 +6,10 @@ import torch
 from diffusers import AutoencoderKL
 
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.training.autoencoder import AutoencoderArguments, AutoencoderTask
+from lavit_hf.training.accelerated.loop import AcceleratedLoop
 from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.image_collator import ImageDataCollator
-from lavit_hf.training.loop import AcceleratedLoop
+from lavit_hf.training.pixel_decoder.autoencoder import AutoencoderArguments, AutoencoderTask
+from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
 
 
 def test_reconstructions_come_closer_to_the_pictures(tmp_path: Path) -> None:

@@ -16,11 +16,11 @@ from PIL import Image
 from torch.nn import functional as F
 
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, make_scenes
-from lavit_hf.training.loop import AcceleratedLoop
-from lavit_hf.training.pixel_decoder import PixelDecoderArguments, PixelDecoderTask
-from lavit_hf.training.pixel_decoder_collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder_dataset import PixelDecoderDataset
-from lavit_hf.training.pixel_decoder_init import build_pixel_decoder
+from lavit_hf.training.accelerated.loop import AcceleratedLoop
+from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
+from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
+from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, PixelDecoderTask
 from tiny_pixel_decoders import build_token_decoder
 
 GRID = 4

@@ -41,6 +41,7 @@ def build_trainer(folder, scenes, vision_model, max_steps: int, on_failure: str,
         per_device_eval_batch_size=100,
         max_steps=max_steps,
         learning_rate=3e-3,
+        lr_scheduler_type="constant_with_warmup",
         warmup_steps=20,
         weight_decay=0.01,
         logging_steps=25,
@@ -63,8 +64,8 @@ def build_trainer(folder, scenes, vision_model, max_steps: int, on_failure: str,
 
 
 def test_stage_one_learns(tmp_path, scenes, vision_model):
-    steps = {"bypass_merger_steps": 400, "selector_steps": 400, "quantize_after_steps": 420}
-    trainer = build_trainer(tmp_path, scenes, vision_model, 500, "raise", **steps)
+    steps = {"bypass_merger_steps": 300, "selector_steps": 300, "quantize_after_steps": 320}
+    trainer = build_trainer(tmp_path, scenes, vision_model, 400, "raise", **steps)
     trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]
     assert logs[-1]["loss"] < logs[0]["loss"] / 3
@@ -89,8 +90,8 @@ def test_stage_one_learns(tmp_path, scenes, vision_model):
 def test_a_naive_run_looks_healthy_but_is_found_out(tmp_path, scenes, vision_model):
     """Without the bypass all patches are equally likely to be kept: sampling works, the argmax keeps nothing."""
     naive = {"bypass_merger_steps": 0, "selector_steps": None, "quantize_after_steps": 1000}
-    trainer = build_trainer(tmp_path, scenes, vision_model, 250, "raise", **naive)
-    trainer.callback_handler.callbacks[0].patience = 10
+    trainer = build_trainer(tmp_path, scenes, vision_model, 325, "raise", **naive)
+    trainer.callback_handler.callbacks[0].patience = 12
     with pytest.raises(RuntimeError, match="argmax keeps nothing in 100%"):
         trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]

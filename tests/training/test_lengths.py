@@ -3,8 +3,8 @@ import pytest
 from PIL import Image
 
 from lavit_hf import ImageTextProcessor
-from lavit_hf.training.data_collator import LavitDataCollator
 from lavit_hf.training.dataset import TrainingDataset
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from tiny_parts import CHECKPOINT
 
 

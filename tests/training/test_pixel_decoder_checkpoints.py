@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lavit_hf.training.pixel_decoder import PixelDecoderArguments, train_pixel_decoder
-from lavit_hf.training.pixel_decoder_collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder_dataset import PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
+from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, train_pixel_decoder
 from tiny_pixel_decoders import build_pipeline, rows
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "train_pixel_decoder.py"

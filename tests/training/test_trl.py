@@ -6,8 +6,8 @@ import torch
 from trl import SFTConfig, SFTTrainer
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.training.data_collator import LavitDataCollator
-from lavit_hf.training.lora import get_lora_config
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.language_model.lora import get_lora_config
 from tiny_parts import CHECKPOINT, picture_rows
 
 

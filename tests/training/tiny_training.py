@@ -11,10 +11,10 @@ import torch
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.training.data_collator import LavitDataCollator
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
-from lavit_hf.training.freezing import freeze_for_language_modeling
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
 from tiny_parts import CHECKPOINT, picture_rows
 
 # Three epochs and not a whole number of batches of four.

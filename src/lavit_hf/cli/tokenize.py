@@ -6,10 +6,10 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from ..training.processes import process_state
-from ..training.tokenize_dataset import tokenize_dataset
-from ..training.tokenized_directory import TokenizationReport
 from ..data.loading import load_data
+from ..training.tokenization.directory import TokenizationReport
+from ..training.tokenization.processes import process_state
+from ..training.tokenization.tokenize_dataset import tokenize_dataset
 from .loading import load_processor, resolve_device
 
 _SHOWN = 5  # bad samples; all are in tokenization.json

@@ -9,22 +9,23 @@ import importlib
 from typing import Any
 
 _MODULES = {
-    "AutoencoderArguments": "autoencoder",
+    "AutoencoderArguments": "pixel_decoder.autoencoder",
     "EpochCallback": "epoch_callback",
-    "LavitDataCollator": "data_collator",
-    "PixelDecoderArguments": "pixel_decoder",
-    "PixelDecoderDataCollator": "pixel_decoder_collator",
+    "GenerationMetrics": "language_model.generation_metrics",
+    "LavitDataCollator": "language_model.data_collator",
+    "PixelDecoderArguments": "pixel_decoder.task",
+    "PixelDecoderDataCollator": "pixel_decoder.collator",
     "TrainingDataset": "dataset",
     "VisualTokenizerCallback": "visual_tokenizer_callback",
     "VisualTokenizerDataCollator": "visual_tokenizer_collator",
-    "build_pixel_decoder": "pixel_decoder_init",
-    "freeze_for_language_modeling": "freezing",
-    "get_lora_config": "lora",
-    "load_tokenized_dataset": "tokenized_directory",
-    "tokenize_dataset": "tokenize_dataset",
-    "train_autoencoder": "autoencoder",
-    "train_pixel_decoder": "pixel_decoder",
-    "upcast_trained_weights": "lora",
+    "build_pixel_decoder": "pixel_decoder.building",
+    "freeze_for_language_modeling": "language_model.freezing",
+    "get_lora_config": "language_model.lora",
+    "load_tokenized_dataset": "tokenization.tokenize_dataset",
+    "tokenize_dataset": "tokenization.tokenize_dataset",
+    "train_autoencoder": "pixel_decoder.autoencoder",
+    "train_pixel_decoder": "pixel_decoder.task",
+    "upcast_trained_weights": "language_model.lora",
 }
 
 __all__ = sorted(_MODULES)

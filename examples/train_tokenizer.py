@@ -1,0 +1,230 @@
+"""Trains a visual tokenizer and its token decoder (stage 1), around any vision encoder, on pictures alone.
+
+    python examples/train_tokenizer.py --vision_model google/siglip-base-patch16-224 --dataset path/to/images \
+        --output_dir out/tokenizer --num_train_epochs 1 --per_device_train_batch_size 64 --bf16
+
+A row of the dataset has an image (or a list of images). With a whole LaVIT, or a visual tokenizer that was trained
+before, as `--vision_model`, its training goes on; `--from_scratch` takes only its vision encoder. `--output_dir` gets
+`visual_tokenizer` (for `train_lm.py`) and `token_decoder` (for `train_pixel_decoder.py`), and checkpoints to
+`--resume_from_checkpoint`. On several devices: `accelerate launch examples/train_tokenizer.py ...`. `--help` lists all
+options.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
+
+from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizerForPreTraining
+from lavit_hf.data.loading import load_data
+from lavit_hf.data.scenes import make_scenes
+from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
+from lavit_hf.modeling.vision_text_init import load_visual_part
+from lavit_hf.processing.vision_text_processor import build_image_processor
+from lavit_hf.training import (
+    EpochCallback,
+    TrainingDataset,
+    VisualTokenizerCallback,
+    VisualTokenizerDataCollator,
+)
+
+
+@dataclass
+class ModelArguments:
+    """What to train. Sizes are for a new tokenizer; one that goes on has its own."""
+
+    vision_model: str | None = field(
+        default=None, metadata={"help": "A vision encoder, a model that has one, or a visual tokenizer to go on with."}
+    )
+    vision_config: str | None = field(
+        default=None, metadata={"help": "Instead: a JSON file with `model_type` and sizes of an encoder, at random."}
+    )
+    from_scratch: bool = field(default=False, metadata={"help": "Of a LaVIT, take the vision encoder only."})
+    token_decoder: str | None = field(default=None, metadata={"help": "Token decoder of the tokenizer that goes on."})
+    codebook_size: int = field(default=16384, metadata={"help": "Number of visual codes."})
+    codebook_dim: int = field(default=32, metadata={"help": "Width of a code."})
+    num_layers: int = field(default=12, metadata={"help": "Blocks of the merger, and of the token decoder."})
+    initializer_range: float = field(default=0.02, metadata={"help": "Standard deviation of new weights."})
+    cross_attention_dims: list[int] = field(
+        default_factory=lambda: [768, 1280], metadata={"help": "Widths of the heads for stage 3's U-Net."}
+    )
+    pooled_size: int = field(default=1280, metadata={"help": "Width of the U-Net's pooled condition; 0 for none."})
+
+
+@dataclass
+class MethodArguments:
+    """How to train. Steps are updates of the weights, or below 1 their share of all."""
+
+    keep_rate: float = field(default=1 / 3, metadata={"help": "Share of the patches to keep."})
+    keep_rate_weight: float = field(default=2.0, metadata={"help": "Weight of the distance from it."})
+    keep_rate_per_image: bool = field(default=False, metadata={"help": "Keep that share of every image."})
+    bypass_merger_steps: float = field(
+        default=0.2, metadata={"help": "How long the token decoder sees kept patches as they are; 0: authors' order."}
+    )
+    selector_steps: float = field(
+        default=0.2, metadata={"help": "How long the selector learns; then it is calibrated. Negative: to the end."}
+    )
+    quantize_after_steps: float = field(default=0.4, metadata={"help": "How long to train without quantization."})
+    commitment_weight: float = field(default=0.1, metadata={"help": "Weight of the distance of tokens from codes."})
+    revive_every_steps: int = field(default=20, metadata={"help": "Unused codes are moved that often; 0: never."})
+    kmeans_tokens_per_code: int = field(default=8, metadata={"help": "Tokens for k-means, per code."})
+    center_targets: bool = field(default=False, metadata={"help": "Compare features without their position's mean."})
+    on_failure: str = field(default="warn", metadata={"help": "If the run fails in a known way: warn, raise, ignore."})
+
+
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset: str = field(metadata={"help": "A folder of images, one of save_to_disk, a dataset's name, or 'scenes'."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default none."})
+    num_eval_rows: int = field(default=2000, metadata={"help": "How many rows of it to use."})
+    image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many."})
+    on_bad_sample: str = field(default="skip", metadata={"help": "What to do about corrupt images: skip or raise."})
+
+
+@dataclass
+class TokenizerTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with other defaults."""
+
+    learning_rate: float = field(default=3e-4, metadata={"help": "Initial learning rate."})
+    lr_scheduler_type: str = field(default="cosine", metadata={"help": "Schedule of the learning rate."})
+    warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warmup, or below 1 their share."})
+    weight_decay: float = field(default=0.01, metadata={"help": "Weight decay."})
+    logging_steps: float = field(default=20, metadata={"help": "Steps between two reports."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: the collator needs all columns."})
+
+
+def main(arguments: list[str] | None = None) -> Trainer:
+    """Trains; returns the trainer."""
+    parser = HfArgumentParser(
+        (ModelArguments, MethodArguments, DataArguments, TokenizerTrainingArguments), description=__doc__
+    )
+    model_args, method_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    if args.ddp_find_unused_parameters is None:
+        args.ddp_find_unused_parameters = True  # not every phase trains every part
+    torch.manual_seed(args.seed)  # for what is new
+    train_dataset = load_split(data_args, data_args.train_split, data_args.num_scenes)
+    model = load_model(model_args, method_args, num_updates(args, len(train_dataset)), args)
+    image_processor = load_image_processor(model_args, model)
+    trainer = Trainer(
+        model=model,
+        args=args,
+        train_dataset=train_dataset,
+        data_collator=VisualTokenizerDataCollator(image_processor, seed=args.seed),
+        processing_class=image_processor,
+        callbacks=[EpochCallback()],
+    )
+    if data_args.eval_split is not None:
+        trainer.eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)
+    VisualTokenizerCallback(on_failure=method_args.on_failure).attach(trainer)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    save(trainer, image_processor)
+    if train_dataset.bad_samples:
+        print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
+    if data_args.eval_split is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return trainer
+
+
+def num_updates(args: TrainingArguments, num_samples: int) -> int:
+    """Updates of the weights in the whole run."""
+    if args.max_steps > 0:
+        return args.max_steps
+    per_epoch = math.ceil(num_samples / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
+    return math.ceil(per_epoch * args.num_train_epochs)
+
+
+def load_model(
+    model_args: ModelArguments, method_args: MethodArguments, updates: int, args: TrainingArguments
+) -> LavitVisualTokenizerForPreTraining:
+    """A new visual tokenizer around the vision encoder, or the one to go on with."""
+
+    def forwards(steps: float) -> int:
+        return round(steps * updates if steps < 1 else steps) * args.gradient_accumulation_steps
+
+    names = ("keep_rate", "keep_rate_weight", "keep_rate_per_image", "commitment_weight", "revive_every_steps")
+    values = {name: getattr(method_args, name) for name in (*names, "kmeans_tokens_per_code", "center_targets")}
+    values["seed"] = args.seed
+    part = load_vision_part(model_args)
+    if part.config.model_type == "lavit_visual_tokenizer":
+        decoder = model_args.token_decoder and LavitTokenDecoder.from_pretrained(model_args.token_decoder)
+        return LavitVisualTokenizerForPreTraining.from_vision_pretrained(
+            vision_model=part, token_decoder=decoder or None, **values
+        )
+    new = {"codebook_size": model_args.codebook_size, "codebook_dim": model_args.codebook_dim}
+    common = {"initializer_range": model_args.initializer_range}
+    return LavitVisualTokenizerForPreTraining.from_vision_pretrained(
+        vision_model=part,
+        visual_tokenizer_config={**new, **common, "merger_num_layers": model_args.num_layers},
+        token_decoder_config={
+            **common,
+            "cross_attention_dims": model_args.cross_attention_dims,
+            "pooled_size": model_args.pooled_size or None,
+        },
+        bypass_merger_steps=forwards(method_args.bypass_merger_steps),
+        selector_steps=None if method_args.selector_steps < 0 else forwards(method_args.selector_steps),
+        calibration_steps=max(1, min(20, updates // 20)) * args.gradient_accumulation_steps,
+        quantize_after_steps=forwards(method_args.quantize_after_steps),
+        **values,
+    )
+
+
+def load_vision_part(model_args: ModelArguments) -> Any:
+    """The vision encoder, or the visual tokenizer that has one."""
+    if (model_args.vision_model is None) == (model_args.vision_config is None):
+        raise SystemExit("Give either --vision_model or --vision_config.")
+    if model_args.vision_config is not None:
+        values = json.loads(Path(model_args.vision_config).read_text(encoding="utf-8"))
+        return build_vision_model(AutoConfig.for_model(**values))
+    part = load_visual_part(model_args.vision_model, None)
+    return part.vision_model if model_args.from_scratch and hasattr(part, "vision_model") else part
+
+
+def load_image_processor(
+    model_args: ModelArguments, model: LavitVisualTokenizerForPreTraining
+) -> LavitImageProcessorPil:
+    """Prepares images as the vision encoder knows them; one at random has no preference."""
+    source = LavitImageProcessorPil() if model_args.vision_model is None else model_args.vision_model
+    return build_image_processor(source, model.config)
+
+
+def load_split(data_args: DataArguments, split: str, num_rows: int) -> TrainingDataset:
+    """A split of the dataset; of scenes, and for evaluation, its first rows."""
+    if data_args.dataset == "scenes":
+        rows = make_scenes(split, num_scenes=num_rows)
+    else:
+        rows = load_data(data_args.dataset, split).dataset
+        if split != data_args.train_split:
+            rows = rows.select(range(min(len(rows), num_rows)))
+    return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample)
+
+
+def save(trainer: Trainer, image_processor: LavitImageProcessorPil) -> None:
+    """Saves the whole, to go on from, and its two parts, for the other stages."""
+    trainer.save_model()
+    if not trainer.is_world_process_zero():
+        return
+    model: Any = trainer.model
+    if model.phase != "quantized":
+        print(
+            f"Training ended in phase {model.phase!r}: the codes mean nothing yet. Train longer, or quantize earlier."
+        )
+    folder = Path(trainer.args.output_dir)
+    model.visual_tokenizer.save_pretrained(folder / "visual_tokenizer")
+    image_processor.save_pretrained(folder / "visual_tokenizer")
+    model.token_decoder.save_pretrained(folder / "token_decoder")
+
+
+if __name__ == "__main__":
+    main()

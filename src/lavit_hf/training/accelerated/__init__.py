@@ -1,0 +1,1 @@
+"""A training loop with accelerate, for the models that `Trainer` is not made for."""

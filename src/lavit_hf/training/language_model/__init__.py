@@ -1,0 +1,1 @@
+"""Stage 2 and LoRA: the language model learns to read and write images."""

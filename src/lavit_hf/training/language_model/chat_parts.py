@@ -1,0 +1,92 @@
+"""A chat as parts: what the assistant says or draws is learned, the rest is read."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from PIL import Image
+
+from ...processing.processing_lavit import ImageTextProcessor
+from ..sample_images import read_images
+from .sample_parts import Part, Picture, Sample, Tokens
+
+_SOURCES = ("image", "path", "url", "base64")
+
+
+def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
+    """Renders a chat with the processor's own template.
+
+    Args:
+        processor: Its template has to mark what the assistant says by `{% generation %}`.
+        sample: A sample with `messages`; parts of type `image` are taken from them, or from the sample's images in
+            order of appearance.
+
+    Raises:
+        ValueError: If there are not as many images as parts of type `image`.
+    """
+    assert sample.messages is not None
+    given = iter(sample.pictures)
+    messages, pictures = [], []
+    for message in sample.messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [{name: value for name, value in part.items() if value is not None} for part in content]
+            for part in content:
+                if part["type"] == "image":
+                    pictures.append(Picture.of(_content(part, given, sample), message["role"] == "assistant"))
+                    part.clear()
+                    # Only the place matters: images become ids later, all of a batch together.
+                    part.update({"type": "image", "image": Image.new("RGB", (1, 1))})
+        messages.append({"role": message["role"], "content": content})
+    if next(given, None) is not None:
+        raise ValueError(f"Sample {sample.sample_id} has more images than its messages have parts of type image.")
+    if not any(message["role"] == "assistant" for message in messages):
+        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: no message is the assistant's.")
+    encoded = _light(processor).apply_chat_template(
+        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    )
+    ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
+    return _split(ids, is_learned, pictures, processor)
+
+
+def _content(part: dict[str, Any], given: Any, sample: Sample) -> Any:
+    source = next((part[name] for name in _SOURCES if name in part), None)
+    if source is not None:
+        return read_images(source)[0]
+    content = next(given, None)
+    if content is None:
+        raise ValueError(f"Sample {sample.sample_id} has fewer images than its messages have parts of type image.")
+    return content
+
+
+def _light(processor: ImageTextProcessor) -> ImageTextProcessor:
+    """The processor without its visual tokenizer: images become placeholders without being encoded."""
+    light = copy.copy(processor)
+    light.visual_tokenizer = None
+    light.visual_mode = "continuous"
+    return light
+
+
+def _split(
+    ids: list[int], is_learned: list[bool], pictures: list[Picture], processor: ImageTextProcessor
+) -> list[Part]:
+    """Cuts ids at the images in them."""
+    parts: list[Part] = []
+    start = 0
+    for picture in pictures:
+        first = ids.index(processor.tokenizer.boi_token_id, start)
+        if first > start:
+            parts.append(Tokens(ids[start:first], is_learned[start:first]))
+        parts.append(picture)
+        start = ids.index(processor.tokenizer.eoi_token_id, first) + 1
+    if start < len(ids):
+        parts.append(Tokens(ids[start:], is_learned[start:]))
+    return parts
+
+
+def _first(rows: Any) -> list[int]:
+    return list(rows[0]) if isinstance(rows[0], (list, tuple)) else list(rows)
+
+
+__all__ = ["chat_parts"]

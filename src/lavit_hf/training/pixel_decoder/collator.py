@@ -1,0 +1,115 @@
+"""Batches for stage 3: the picture to draw, and the codes to draw it from or what they are computed from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import PIL.Image
+import torch
+from diffusers.image_processor import VaeImageProcessor
+
+from ...pipelines.pixel_decoder_inputs import check_codes, resolve_size, split_images
+from .image_collator import Box, center_box, only_image, sample_columns
+
+
+class PixelDecoderDataCollator:
+    """Makes batches of rows `{"images": [image], "sample_id": ..., "epoch": ...}`, with `"codes": [[...]]` or without.
+
+    Args:
+        pipeline: The pixel decoder, a [`LavitPixelDecoderPipeline`]; gives what a size has to be a multiple of, and
+            which codes there are.
+        height: Height of the picture to draw, in pixels; by default that of the U-Net.
+        width: Its width; by default that of the U-Net.
+        image_processor: Prepares images for the visual tokenizer; not needed where rows have codes.
+        seed: Seed of the training. With a row's epoch and sample id it decides what chance decides about the sample.
+        original_sizes: Whether an SDXL U-Net is told how large an image was and where it was cropped, as SDXL was
+            trained, so that it learns not to draw what small images look like enlarged. By default it is told what the
+            pipeline tells it: the size to draw, uncropped.
+
+    Images are cut to the shape of the picture around their center, for the tokenizer too: codes describe what is to be
+    drawn. Where rows bring codes, nothing is cut: those were computed from the whole image, squashed.
+
+    Raises:
+        ValueError: If a size is no multiple, and later for rows without exactly one image, or with codes that the
+            token decoder has no row or position for.
+    """
+
+    def __init__(
+        self,
+        pipeline: Any,
+        height: int | None = None,
+        width: int | None = None,
+        image_processor: Any = None,
+        seed: int = 0,
+        original_sizes: bool = False,
+    ):
+        factor, side = pipeline.vae_scale_factor, pipeline.unet.config.sample_size
+        native_size = (side if isinstance(side, int) else max(side)) * factor
+        self.height, self.width = resolve_size(height, width, None, native_size, factor)
+        self.image_processor = image_processor
+        self.seed = seed
+        self.original_sizes = original_sizes
+        self.codebook_size = pipeline.token_decoder.config.codebook_size
+        self.max_codes = pipeline.token_decoder.config.num_queries
+        self.target_processor = VaeImageProcessor(vae_scale_factor=factor)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            rows: Rows of a [`TrainingDataset`].
+
+        Returns:
+            `pixel_values`, the pictures in [-1, 1], `[batch, 3, height, width]`; `time_ids` `[batch, 6]`;
+            `sample_ids` and `sample_seeds` `[batch]`; and either `codes` `[total]` with `num_tokens` `[batch]`, or
+            `tokenizer_pixel_values`, the visual tokenizer's input.
+        """
+        images = [only_image(row) for row in rows]
+        coded = [row.get("codes") is not None for row in rows]
+        if any(coded) and not all(coded):
+            raise ValueError("Some images of a batch have codes and some have none; give codes for all or for none.")
+        boxes = [(0, 0, *image.size) if coded[0] else center_box(image, self.height, self.width) for image in images]
+        crops = [image.crop(box) for image, box in zip(images, boxes, strict=True)]
+        batch = {
+            "pixel_values": self.target_processor.preprocess(crops, self.height, self.width),
+            "time_ids": torch.stack([self._time_ids(*pair) for pair in zip(images, boxes, strict=True)]),
+            **sample_columns(rows, self.seed, "pixel_decoder"),
+        }
+        return {**batch, **(self._codes(rows) if coded[0] else self._tokenizer_inputs(crops))}
+
+    def _time_ids(self, image: PIL.Image.Image, box: Box) -> torch.Tensor:
+        """Original size, crop, size to draw; the crop in pixels of the picture, as SDXL counts it."""
+        if not self.original_sizes:
+            ids = [self.height, self.width, 0, 0, self.height, self.width]
+        else:
+            left, top, right, bottom = box
+            crop = round(top * self.height / (bottom - top)), round(left * self.width / (right - left))
+            ids = [image.height, image.width, *crop, self.height, self.width]
+        return torch.tensor(ids, dtype=torch.float32)
+
+    def _codes(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        codes = []
+        for row in rows:
+            if len(row["codes"]) != 1:
+                raise ValueError(
+                    f"Sample {row['sample_id']} has codes of {len(row['codes'])} images; stage 3 draws exactly one."
+                )
+            name = f"codes of sample {row['sample_id']}"
+            (image,) = split_images([row["codes"][0]], name)
+            try:
+                check_codes([image], self.codebook_size, self.max_codes)
+            except ValueError as error:
+                raise ValueError(f"Sample {row['sample_id']} does not fit the token decoder. {error}") from error
+            codes.append(image)
+        return {"codes": torch.cat(codes), "num_tokens": torch.tensor([len(image) for image in codes])}
+
+    def _tokenizer_inputs(self, images: list[PIL.Image.Image]) -> dict[str, torch.Tensor]:
+        if self.image_processor is None:
+            raise ValueError(
+                "The rows have no codes: pass an `image_processor` and train with a visual tokenizer, or tokenize the "
+                "dataset first."
+            )
+        return {"tokenizer_pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
+
+
+__all__ = ["PixelDecoderDataCollator"]

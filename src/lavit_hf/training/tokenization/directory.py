@@ -1,0 +1,229 @@
+r"""The directory that tokenization writes.
+
+```text
+tokenization.json          what the codes were made by and of; in the end also counts and bad samples
+data/00000-000003.arrow    rows of source 0 from sample 3 * shard_size on (or .tar)
+progress/00000-000003.json what became of these samples; written last, so that a shard without it is made again
+dataset_info.json, state.json, README.md    in the end: make it one dataset
+```
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .shards import FORMATS, PARTIAL, Shard, complete_file, read_json, write_json
+
+_METADATA = "tokenization.json"
+_VERSION = 1
+_CARD = """---
+configs:
+- config_name: default
+  data_files:
+  - split: train
+    path: "data/*{suffix}"
+---
+
+# Images as visual codes
+
+Made by `lavit tokenize` with {checkpoint}; `tokenization.json` says how. Only models with the same codebook understand
+these codes.
+"""
+
+
+@dataclass
+class TokenizationReport:
+    """What became of a dataset.
+
+    Attributes:
+        path: The directory.
+        num_samples: Samples read.
+        num_rows: Rows written; the others are bad.
+        num_images: Images in them.
+        num_codes: Codes of these images.
+        bad_samples: The id of every bad sample, and what is wrong with it.
+    """
+
+    path: Path
+    num_samples: int = 0
+    num_rows: int = 0
+    num_images: int = 0
+    num_codes: int = 0
+    bad_samples: list[tuple[int, str]] = field(default_factory=list)
+
+    def add(self, part: Mapping[str, Any]) -> None:
+        """Adds what `counts` gave."""
+        for name in ("num_samples", "num_rows", "num_images", "num_codes"):
+            setattr(self, name, getattr(self, name) + part[name])
+        self.bad_samples += [(sample_id, reason) for sample_id, reason in part["bad_samples"]]
+
+    def counts(self) -> dict[str, Any]:
+        return {
+            "num_samples": self.num_samples,
+            "num_rows": self.num_rows,
+            "num_images": self.num_images,
+            "num_codes": self.num_codes,
+            "bad_samples": [list(bad) for bad in self.bad_samples],
+        }
+
+
+class TokenizedDirectory:
+    """Shards that are finished, and those that are not.
+
+    Args:
+        path: The directory; all processes and machines have to see the same.
+        output_format: One of `FORMATS`.
+        features: Those of the rows, as `datasets.Features`.
+    """
+
+    def __init__(self, path: str | Path, output_format: str, features: Any) -> None:
+        self.path = Path(path)
+        self.format = FORMATS[output_format]
+        self.features = features
+
+    def open(self, about: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
+        """Creates the directory, or makes sure that what is there may be continued.
+
+        Args:
+            about: What is written down for people to know.
+            settings: What must not change between two runs.
+
+        Raises:
+            ValueError: Something else is there, or was made with other settings.
+        """
+        metadata = self.path / _METADATA
+        if not metadata.exists():
+            if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
+                raise ValueError(f"{self.path} exists and holds no tokenized data; choose another directory.")
+            for folder in (self._data, self._progress):
+                folder.mkdir(parents=True, exist_ok=True)
+            content = {"version": _VERSION, **about, "settings": dict(settings), "is_complete": False}
+            write_json(metadata, content)
+            return
+        found = read_json(metadata)["settings"]
+        names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
+        if names:
+            listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)
+            raise ValueError(
+                f"{self.path} was made from other data, by another checkpoint or with other options ({listed}). "
+                "Choose another directory, or remove this one to start again."
+            )
+
+    @property
+    def is_complete(self) -> bool:
+        return read_json(self.path / _METADATA)["is_complete"]
+
+    def is_finished(self, shard: Shard) -> bool:
+        return (self._progress / f"{shard.name}.json").exists()
+
+    def finish(self, shard: Shard, rows: Sequence[dict[str, Any]], report: TokenizationReport) -> None:
+        """Writes the rows of a shard, and then that they are there."""
+        if rows:
+            with complete_file(self._data / (shard.name + self.format.suffix)) as file:
+                self.format.write(file, rows, self.features)
+        write_json(self._progress / f"{shard.name}.json", report.counts())
+
+    def finish_source(self, source: int, num_shards: int) -> None:
+        """Notes how many shards a source has, which of a stream is known only when it was read to its end."""
+        write_json(self._progress / f"{source:05d}-end.json", {"num_shards": num_shards})
+
+    def is_source_finished(self, source: int) -> bool:
+        """Whether all shards of a source are known and finished."""
+        return (self._progress / f"{source:05d}-end.json").exists() and all(
+            map(self.is_finished, self._shards(source))
+        )
+
+    def _shards(self, source: int) -> list[Shard]:
+        count = read_json(self._progress / f"{source:05d}-end.json")["num_shards"]
+        return [Shard(source, chunk) for chunk in range(count)]
+
+    def merge(self, num_sources: int) -> None:
+        """Makes one dataset of all shards, once every source is read and every shard is finished.
+
+        Raises:
+            RuntimeError: A shard is missing, as if processes worked on different directories.
+            ValueError: Every sample is bad.
+        """
+        report, files = TokenizationReport(self.path), []
+        for source in range(num_sources):
+            for shard in self._shards(source):
+                if not self.is_finished(shard):
+                    raise RuntimeError(
+                        f"Shard {shard.name} is missing in {self.path}. All processes and machines have to write to "
+                        "the same directory; run the same command again to make what is missing."
+                    )
+                counts = read_json(self._progress / f"{shard.name}.json")
+                report.add(counts)
+                if counts["num_rows"]:
+                    files.append(f"{self._data.name}/{shard.name}{self.format.suffix}")
+        if not files:
+            reason = f"; the first one: {report.bad_samples[0][1]}" if report.bad_samples else ""
+            raise ValueError(f"None of the {report.num_samples} samples can be used{reason}.")
+        metadata = {**read_json(self.path / _METADATA), "is_complete": True, **report.counts()}
+        if self.format.builder == "arrow":
+            # What `datasets` caches results of `map` and the like by.
+            content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
+            self._describe(files, hashlib.sha256(content.encode()).hexdigest()[:16])
+        card = _CARD.format(suffix=self.format.suffix, checkpoint=metadata["checkpoint"])
+        (self.path / "README.md").write_text(card, encoding="utf-8")
+        for partial in self._data.glob(f".*{PARTIAL}"):
+            partial.unlink()  # of a process that was killed
+        write_json(self.path / _METADATA, metadata)
+        shutil.rmtree(self._progress)
+
+    def report(self) -> TokenizationReport:
+        """What became of the dataset, once merged."""
+        report = TokenizationReport(self.path)
+        report.add(read_json(self.path / _METADATA))
+        return report
+
+    def _describe(self, files: list[str], fingerprint: str) -> None:
+        """Writes what `load_from_disk` looks for; the shards stay as they are, and are not copied."""
+        import datasets  # type: ignore[import-untyped]
+
+        with tempfile.TemporaryDirectory() as folder:
+            # Whatever this version of `datasets` writes for such columns.
+            empty = datasets.Dataset.from_dict({name: [] for name in self.features}, features=self.features)
+            empty.save_to_disk(folder)
+            info, state = (read_json(Path(folder) / name) for name in ("dataset_info.json", "state.json"))
+        write_json(self.path / "dataset_info.json", info)
+        state = {**state, "_data_files": [{"filename": name} for name in files], "_fingerprint": fingerprint}
+        write_json(self.path / "state.json", state)
+
+    @property
+    def _data(self) -> Path:
+        return self.path / "data"
+
+    @property
+    def _progress(self) -> Path:
+        return self.path / "progress"
+
+
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """What a directory of tokenized data says about itself.
+
+    Raises:
+        ValueError: It is no such directory, or tokenization was not finished.
+    """
+    metadata = Path(path) / _METADATA
+    if not metadata.is_file():
+        raise ValueError(f"{path} holds no tokenized data: it has no {_METADATA}. `lavit tokenize` makes it.")
+    content = read_json(metadata)
+    if not content["is_complete"]:
+        raise ValueError(f"{path} is incomplete; run `lavit tokenize` again to continue where it stopped.")
+    return content
+
+
+def _visible(folder: Path) -> list[Path]:
+    return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+__all__ = ["TokenizationReport", "TokenizedDirectory", "read_metadata"]

@@ -1,0 +1,193 @@
+"""Rows of a dataset to rows of codes."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from ...processing.processing_lavit import ImageTextProcessor
+from ..sample_images import read_images
+from .directory import TokenizationReport
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+
+
+@dataclass
+class PreparedRow:
+    """A row whose images are decoded, or that is bad.
+
+    Attributes:
+        sample_id: Which one.
+        values: The columns that are kept.
+        pixel_values: What the visual tokenizer takes, `[images, channels, height, width]`; `None` without images.
+        error: What is wrong with it, if something is.
+        codes: Those of every image, once they are known.
+    """
+
+    sample_id: int
+    values: dict[str, Any]
+    pixel_values: torch.Tensor | None = None
+    error: ValueError | None = None
+    codes: list[list[int]] = field(default_factory=list)
+
+
+class RowTokenizer:
+    """Turns rows into codes, text and lengths.
+
+    Args:
+        processor: With the visual tokenizer attached.
+        image_column: Where the images are.
+        text_column: Where the text is, or `None`.
+        kept_columns: What else is kept.
+        batch_size: Images that are encoded at a time.
+        image_root: Where relative paths of images start.
+        on_bad_sample: `"skip"` or `"raise"`.
+    """
+
+    def __init__(
+        self,
+        processor: ImageTextProcessor,
+        image_column: str,
+        text_column: str | None,
+        kept_columns: Sequence[str],
+        batch_size: int,
+        image_root: Path | None,
+        on_bad_sample: str,
+    ) -> None:
+        self.processor = processor
+        self.image_column = image_column
+        self.text_column = text_column
+        self.kept_columns = kept_columns
+        self.batch_size = batch_size
+        self.image_root = image_root
+        self.on_bad_sample = on_bad_sample
+
+    def tokenize(
+        self, rows: Iterable[tuple[int, Mapping[str, Any]]], executor: Executor, on_row: Callable[[], object]
+    ) -> tuple[list[dict[str, Any]], TokenizationReport]:
+        """
+        Args:
+            rows: Sample ids and rows; `sample_id` of a row, if there is one, counts instead.
+            executor: Decodes images ahead.
+            on_row: Called after every row.
+
+        Returns:
+            The rows to write, in order, and what became of all.
+
+        Raises:
+            ValueError: A sample is bad, and that is not to be skipped.
+        """
+        report = TokenizationReport(Path())
+        good: list[PreparedRow] = []
+        waiting: list[tuple[PreparedRow, torch.Tensor]] = []
+        for row in ahead_of(self._prepare, rows, executor, 2 * self.batch_size):
+            report.num_samples += 1
+            on_row()
+            if row.error is not None:
+                if self.on_bad_sample == "raise":
+                    raise ValueError(f"Sample {row.sample_id} of the dataset is bad: {row.error}") from row.error
+                report.bad_samples.append((row.sample_id, str(row.error)))
+                continue
+            good.append(row)
+            if row.pixel_values is not None:
+                waiting += [(row, pixels) for pixels in row.pixel_values]
+                row.pixel_values = None  # or a whole shard of them would stay in memory
+            while len(waiting) >= self.batch_size:
+                self._encode(waiting[: self.batch_size])
+                del waiting[: self.batch_size]
+        self._encode(waiting)
+        report.num_rows = len(good)
+        report.num_images = sum(len(row.codes) for row in good)
+        report.num_codes = sum(len(codes) for row in good for codes in row.codes)
+        return self._finish(good), report
+
+    def _prepare(self, numbered: tuple[int, Mapping[str, Any]]) -> PreparedRow:
+        index, row = numbered
+        sample_id = index if row.get("sample_id") is None else int(row["sample_id"])
+        values = {name: row[name] for name in self.kept_columns if name != "sample_id"}
+        prepared = PreparedRow(sample_id, values)
+        try:
+            if self.text_column is not None:
+                values["text"] = _check_text(row[self.text_column], bool(row.get("messages")))
+            images = read_images(self._resolve(row[self.image_column]))
+            if images:
+                inputs = self.processor.image_processor(images, return_tensors="pt")
+                prepared.pixel_values = inputs["pixel_values"]
+            elif self.text_column is None and not row.get("messages"):
+                raise ValueError("the image is missing")
+        except ValueError as error:
+            prepared.error = error
+        return prepared
+
+    def _resolve(self, value: Any) -> Any:
+        """Paths of images relative to `image_root`."""
+        if self.image_root is None:
+            return value
+        if isinstance(value, (list, tuple)):
+            return [self._resolve(item) for item in value]
+        if isinstance(value, str) and (path := self.image_root / value).is_file():
+            return str(path)
+        return value
+
+    @torch.inference_mode()
+    def _encode(self, waiting: list[tuple[PreparedRow, torch.Tensor]]) -> None:
+        if not waiting:
+            return
+        visual_tokenizer = self.processor.visual_tokenizer
+        pixel_values = torch.stack([pixels for _, pixels in waiting])
+        output = visual_tokenizer.encode(pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype))
+        codes = output.codes.tolist()
+        start = 0
+        for (row, _), count in zip(waiting, output.num_tokens.tolist(), strict=True):
+            row.codes.append(codes[start : start + count])
+            start += count
+
+    def _finish(self, rows: list[PreparedRow]) -> list[dict[str, Any]]:
+        """Adds the lengths: codes, two ids more per image, and those of the text."""
+        pieces = [self._text_pieces(row.values) for row in rows]
+        flat = [piece for row_pieces in pieces for piece in row_pieces]
+        encoded = iter(self.processor.tokenizer(flat, add_special_tokens=False)["input_ids"] if flat else [])
+        finished = []
+        for row, row_pieces in zip(rows, pieces, strict=True):
+            length = sum(len(codes) + 2 for codes in row.codes) + sum(len(next(encoded)) for _ in row_pieces)
+            finished.append({"codes": row.codes, **row.values, "length": length, "sample_id": row.sample_id})
+        return finished
+
+    def _text_pieces(self, values: Mapping[str, Any]) -> list[str]:
+        """All text of a row; what is between images is tokenized as if it stood alone."""
+        texts = [values.get("prompt"), values.get("text")]
+        for message in values.get("messages") or []:
+            content = message["content"]
+            texts += [content] if isinstance(content, str) else [part.get("text") for part in content]
+        return [piece for text in texts if text for piece in text.split(self.processor.image_token) if piece]
+
+
+def _check_text(text: Any, has_messages: bool) -> str | None:
+    if text is None and has_messages:
+        return None
+    if not isinstance(text, str):
+        raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
+    if not text.strip() and not has_messages:
+        raise ValueError("the text is empty")
+    return text
+
+
+def ahead_of(function: Callable[[_In], _Out], items: Iterable[_In], executor: Executor, ahead: int) -> Iterator[_Out]:
+    """Like `executor.map`, but no more than `ahead` items are read and in memory before they are needed."""
+    running: deque[Future[_Out]] = deque()
+    for item in items:
+        running.append(executor.submit(function, item))
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+__all__ = ["PreparedRow", "RowTokenizer", "ahead_of"]

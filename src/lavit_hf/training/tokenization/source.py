@@ -1,0 +1,176 @@
+"""Reads a dataset shard by shard: one with an index, or a stream."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .directory import TokenizedDirectory
+from .shards import Shard
+
+Rows = Iterator[tuple[int, Mapping[str, Any]]]
+
+# A stream does not tell how long its sources (files) are before it has read them, so each numbers its samples anew.
+_SOURCE_STRIDE = 2**32
+_CARRIED = ("prompt", "messages", "sample_id")  # columns that training reads as well
+_PROBES = 16
+
+
+class TokenizedSource:
+    """A dataset that is to be tokenized.
+
+    Args:
+        dataset: A `datasets.Dataset` or `datasets.IterableDataset`.
+        image_column: One image or a list of images per row.
+        text_column: The text, or `None`.
+        keep_columns: Further columns to keep.
+        shard_size: Samples per shard.
+
+    Raises:
+        TypeError: It is no dataset.
+        ValueError: It is empty, or a column is missing.
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        image_column: str,
+        text_column: str | None,
+        keep_columns: Sequence[str],
+        shard_size: int,
+    ) -> None:
+        import datasets  # type: ignore[import-untyped]
+
+        if not isinstance(dataset, (datasets.Dataset, datasets.IterableDataset)):
+            raise TypeError(
+                f"Expected a Dataset or IterableDataset of `datasets`, got {type(dataset).__name__}. Of several "
+                "splits choose one."
+            )
+        self.is_stream = isinstance(dataset, datasets.IterableDataset)
+        self.shard_size = shard_size
+        if not self.is_stream and len(dataset) == 0:
+            raise ValueError("The dataset is empty.")
+        names = list(_first_row(dataset) if _is_transformed(dataset) else dataset.column_names or _first_row(dataset))
+        wanted = [image_column, *([text_column] if text_column else []), *keep_columns]
+        if missing := [name for name in wanted if name not in names]:
+            raise ValueError(f"The dataset has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.")
+        self.kept_columns = [name for name in names if name in keep_columns or name in _CARRIED]
+        self.columns = [*dict.fromkeys([*wanted, *self.kept_columns])]
+        self.dataset = _leave_encoded(dataset, self.columns)
+        self.length = None if self.is_stream else len(dataset)
+
+    @property
+    def num_sources(self) -> int:
+        """Files that a stream is read from; a dataset with an index is a single source."""
+        return self.dataset.num_shards if self.is_stream else 1
+
+    def features(self, names: Sequence[str]) -> dict[str, Any]:
+        """What `datasets` knows about these columns."""
+        import datasets  # type: ignore[import-untyped]
+
+        is_known = self.dataset.features is not None and not _is_transformed(self.dataset)
+        if not names:
+            return {}
+        features = (
+            self.dataset.features if is_known else datasets.Dataset.from_list([_first_row(self.dataset)]).features
+        )
+        return {name: features[name] for name in names}
+
+    def shards(self, rank: int, num_processes: int, directory: TokenizedDirectory) -> Iterator[tuple[Shard, Rows]]:
+        """The unfinished shards of one process, with their rows by sample id.
+
+        Args:
+            rank: Which process this is.
+            num_processes: Of how many. Who gets which shard depends on it, what is in a shard does not.
+            directory: Knows what is finished, and is told how many shards a stream has.
+        """
+        for source in range(self.num_sources):
+            # Streams cannot jump: if there are enough of them, each is left to one process.
+            is_undivided = self.is_stream and self.num_sources >= num_processes
+            if (is_undivided and source % num_processes != rank) or directory.is_source_finished(source):
+                continue
+            for chunk, rows in self._stream_chunks(source, directory) if self.is_stream else self._chunks():
+                is_mine = is_undivided or (source + chunk) % num_processes == rank
+                if is_mine and not directory.is_finished(Shard(source, chunk)):
+                    yield Shard(source, chunk), rows
+
+    def num_shards(self) -> int:
+        """Shards of a dataset with an index."""
+        assert self.length is not None
+        return -(-self.length // self.shard_size)
+
+    def _chunks(self) -> Iterator[tuple[int, Rows]]:
+        for chunk in range(self.num_shards()):
+            start = chunk * self.shard_size
+            yield chunk, self._indexed_rows(start, min(start + self.shard_size, self.length or 0))
+
+    def _indexed_rows(self, start: int, end: int) -> Rows:
+        for index in range(start, end):
+            yield index, self.dataset[index]
+
+    def _stream_chunks(self, source: int, directory: TokenizedDirectory) -> Iterator[tuple[int, Rows]]:
+        stream = self.dataset if self.num_sources == 1 else self.dataset.shard(self.num_sources, source)
+        chunk = -1
+        numbered = enumerate(stream, start=source * _SOURCE_STRIDE)
+        for chunk, rows in itertools.groupby(numbered, lambda row: row[0] % _SOURCE_STRIDE // self.shard_size):
+            yield chunk, rows
+        directory.finish_source(source, chunk + 1)
+
+    def digest(self) -> str:
+        """Tells datasets apart without reading all of them: by columns, length, and some rows all over them."""
+        digest = hashlib.sha256(f"{self.columns} {self.length} {self.num_sources}\n".encode())
+        if self.length is None:
+            rows = [_first_row(self.dataset)]
+        else:
+            step = max(self.length // _PROBES, 1)
+            rows = [self.dataset[index] for index in range(0, self.length, step)]
+        for row in rows:
+            for name in self.columns:
+                digest.update(name.encode())
+                digest.update(_content(row[name]))
+        return digest.hexdigest()
+
+
+def _first_row(dataset: Any) -> dict[str, Any]:
+    for row in dataset:
+        return row
+    raise ValueError("The dataset is empty.")
+
+
+def _is_transformed(dataset: Any) -> bool:
+    return getattr(dataset, "format", {}).get("type") == "custom"
+
+
+def _leave_encoded(dataset: Any, columns: list[str]) -> Any:
+    """Reads no other columns, and leaves images to us to decode: there a corrupt one is caught."""
+    import datasets  # type: ignore[import-untyped]
+
+    if _is_transformed(dataset):
+        return dataset  # the user's own transform decides what a row is
+    dataset = dataset.with_format(None).select_columns(columns)
+    for name, feature in (dataset.features or {}).items():
+        if isinstance(feature, datasets.Image):
+            dataset = dataset.cast_column(name, datasets.Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), datasets.Image):
+            dataset = dataset.cast_column(name, type(feature)(datasets.Image(decode=False)))
+    return dataset
+
+
+def _content(value: Any) -> bytes:
+    """The same for the same content, wherever its file is."""
+    if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
+        if value["bytes"] is not None:
+            return value["bytes"]
+        path = Path(value["path"] or "")
+        return path.read_bytes() if path.is_file() else str(value["path"]).encode()
+    if isinstance(value, (list, tuple)):
+        return b"[" + b",".join(map(_content, value)) + b"]"
+    if hasattr(value, "tobytes"):
+        return value.tobytes()
+    return repr(value).encode()
+
+
+__all__ = ["TokenizedSource"]

@@ -1,0 +1,212 @@
+"""Tokenizes images once, before training: a language model then trains on codes alone."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.utils import tqdm
+
+from ...processing.processing_lavit import ImageTextProcessor
+from .directory import TokenizationReport, TokenizedDirectory, read_metadata
+from .fingerprints import codebook_fingerprint, weights_fingerprint
+from .processes import process_state
+from .rows import RowTokenizer
+from .shards import FORMATS
+from .source import TokenizedSource
+
+
+def tokenize_dataset(
+    dataset: Any,
+    output_dir: str | os.PathLike,
+    processor: ImageTextProcessor,
+    *,
+    image_column: str = "image",
+    text_column: str | None = "text",
+    keep_columns: Sequence[str] = (),
+    output_format: str = "arrow",
+    batch_size: int = 16,
+    shard_size: int = 5000,
+    on_bad_sample: str = "skip",
+    image_root: str | os.PathLike | None = None,
+    checkpoint: str | None = None,
+    dataset_name: str | None = None,
+    num_threads: int = 4,
+    progress: bool = True,
+) -> TokenizationReport:
+    """Turns the images of a dataset into codes, as the discrete form of the processor has them.
+
+    Under `accelerate launch` or `torchrun`, processes and machines share the work; all have to see `output_dir`. The
+    result depends neither on their number nor on who is faster, and in float32 not on the size of batches either. What
+    was interrupted, by whatever means, goes on where it stopped when the same call is made again. A stream has to end;
+    each of its files is read by one process, or, if there are fewer files than processes, by all.
+
+    Rows become, in order, `codes` (a list of codes per image), `text`, `length` (ids of the row: codes, two more per
+    image, and those of the text) and `sample_id` (the row's index, or its column of this name; in a stream of several
+    files, file * 2**32 + row). Columns `prompt` and `messages` are kept. [`load_tokenized_dataset`] reads the result,
+    as does `datasets.load_from_disk` (`"arrow"`) or `datasets.load_dataset` (`"webdataset"`).
+
+    Args:
+        dataset: A `datasets.Dataset` or `datasets.IterableDataset`.
+        output_dir: Where to write; new, or of an earlier call with the same data, checkpoint and options.
+        processor: Of the checkpoint, with its visual tokenizer attached, on the device that is to encode.
+        image_column: Where the images are: one, a list of them, or none.
+        text_column: Where the text is; `None` for images alone.
+        keep_columns: Further columns to keep.
+        output_format: `"arrow"`, or `"webdataset"` for tar files with a JSON file per row.
+        batch_size: Images to encode at a time. In half precision kernels for other sizes round differently, which may
+            change a few codes: what was begun with one has to be continued with it.
+        shard_size: Samples per file, and how much work an interruption costs at most.
+        on_bad_sample: A sample whose image cannot be decoded, or whose text is missing or blank: `"skip"` leaves it
+            out, with a note in the report, `"raise"` stops.
+        image_root: Where relative paths of images start, if the column holds paths.
+        checkpoint: Name of the checkpoint, to be written down.
+        dataset_name: Name of the dataset, to be written down.
+        num_threads: Threads that decode images.
+        progress: Whether to show a bar.
+
+    Returns:
+        What became of the dataset, the same in all processes.
+
+    Raises:
+        ImportError: `datasets` or `accelerate` is not installed.
+        TypeError: `dataset` is something else.
+        ValueError: An option or column does not exist, `output_dir` holds something else, or samples are bad.
+    """
+    _check_options(processor, output_format, on_bad_sample, batch_size, shard_size)
+    datasets = _import_datasets()
+    state = process_state(processor.visual_tokenizer.device)
+    source = TokenizedSource(dataset, image_column, text_column, keep_columns, shard_size)
+    features = datasets.Features(_features(datasets, source, text_column))
+    directory = TokenizedDirectory(Path(output_dir), output_format, features)
+    about = {
+        "checkpoint": checkpoint or str(processor.visual_tokenizer.name_or_path or "unknown"),
+        "codebook_fingerprint": codebook_fingerprint(processor.visual_tokenizer),
+        "dataset": dataset_name,
+    }
+    settings = {
+        **_processor_settings(processor),
+        "batch_size": None if processor.visual_tokenizer.dtype == torch.float32 else batch_size,
+        "data": source.digest(),
+        "image_column": image_column,
+        "text_column": text_column,
+        "keep_columns": sorted(keep_columns),
+        "output_format": output_format,
+        "shard_size": shard_size,
+        "on_bad_sample": on_bad_sample,
+    }
+    with state.main_process_first():
+        directory.open(about, settings)
+    if not directory.is_complete:
+        if source.length is not None and state.is_main_process:
+            directory.finish_source(0, source.num_shards())
+        root = None if image_root is None else Path(image_root)
+        rows = RowTokenizer(processor, image_column, text_column, source.kept_columns, batch_size, root, on_bad_sample)
+        _write_shards(source, directory, rows, state, num_threads, progress)
+        state.wait_for_everyone()
+        if state.is_main_process:
+            directory.merge(source.num_sources)
+    state.wait_for_everyone()
+    return directory.report()
+
+
+def load_tokenized_dataset(path: str | os.PathLike, visual_tokenizer: Any = None) -> Any:
+    """Reads what [`tokenize_dataset`] wrote.
+
+    Args:
+        path: Its directory.
+        visual_tokenizer: A `LavitVisualTokenizer`, or a model that has one: the codes have to be of its codebook.
+
+    Returns:
+        A `datasets.Dataset` with the columns `codes`, `text`, `length`, `sample_id`, and those that were kept.
+
+    Raises:
+        ValueError: It is not complete, or the codes are of another codebook.
+    """
+    datasets = _import_datasets()
+    metadata = read_metadata(path)
+    if visual_tokenizer is not None:
+        wanted = codebook_fingerprint(visual_tokenizer)
+        if metadata["codebook_fingerprint"] != wanted:
+            raise ValueError(
+                f"The codes in {path} were made by {metadata['checkpoint']}, whose codebook is another one "
+                f"({metadata['codebook_fingerprint'][:12]}..., here {wanted[:12]}...). Tokenize the data again."
+            )
+    if metadata["settings"]["output_format"] == "arrow":
+        return datasets.load_from_disk(str(path))
+    files = sorted(str(file) for file in (Path(path) / "data").glob("*.tar"))
+    rows = datasets.load_dataset("webdataset", data_files=files, split="train").select_columns(["json"])
+    return rows.flatten().rename_columns({f"json.{name}": name for name in rows.features["json"]})
+
+
+def _write_shards(
+    source: TokenizedSource,
+    directory: TokenizedDirectory,
+    rows: RowTokenizer,
+    state: Any,
+    num_threads: int,
+    progress: bool,
+) -> None:
+    """This process's shards, as far as they are not there already."""
+    visual_tokenizer = rows.processor.visual_tokenizer
+    was_training = visual_tokenizer.training
+    visual_tokenizer.eval()  # encoders with dropout would give other codes every time
+    total = None if source.length is None else -(-source.length // state.num_processes)
+    bar = tqdm(desc="Tokenizing", unit="sample", total=total, disable=not (progress and state.is_main_process))
+    try:
+        with ThreadPoolExecutor(num_threads) as executor, bar:
+            for shard, samples in source.shards(state.process_index, state.num_processes, directory):
+                directory.finish(shard, *rows.tokenize(samples, executor, bar.update))
+    finally:
+        visual_tokenizer.train(was_training)
+
+
+def _features(datasets: Any, source: TokenizedSource, text_column: str | None) -> dict[str, Any]:
+    value = datasets.Value
+    columns: dict[str, Any] = {"codes": datasets.List(datasets.List(value("int32")))}
+    columns.update(source.features([name for name in source.kept_columns if name != "sample_id"]))
+    if text_column is not None:
+        columns["text"] = value("string")
+    return {**columns, "length": value("int32"), "sample_id": value("int64")}
+
+
+def _processor_settings(processor: ImageTextProcessor) -> dict[str, Any]:
+    image_processor = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
+    tokenizer = processor.tokenizer.backend_tokenizer.to_str()
+    return {
+        "visual_tokenizer": weights_fingerprint(processor.visual_tokenizer),
+        "image_processor": hashlib.sha256(image_processor.encode()).hexdigest(),
+        "text_tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
+    }
+
+
+def _check_options(
+    processor: ImageTextProcessor, output_format: str, on_bad_sample: str, batch_size: int, shard_size: int
+) -> None:
+    if processor.visual_tokenizer is None:
+        raise ValueError(
+            "The processor has no visual tokenizer: pass `visual_tokenizer=` to ImageTextProcessor.from_pretrained."
+        )
+    if output_format not in FORMATS:
+        raise ValueError(f"`output_format` must be one of {', '.join(FORMATS)}, got {output_format!r}.")
+    if on_bad_sample not in ("skip", "raise"):
+        raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
+    if batch_size < 1 or shard_size < 1:
+        raise ValueError(f"`batch_size` and `shard_size` must be at least 1, got {batch_size} and {shard_size}.")
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("Tokenizing needs the package `datasets`: pip install 'lavit-hf[training]'") from error
+    return datasets
+
+
+__all__ = ["load_tokenized_dataset", "tokenize_dataset"]

@@ -1,0 +1,344 @@
+import pickle
+
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import DataLoader
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.training.dataset import TrainingDataset
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.sample_seeds import sample_uniform
+from tiny_parts import CHECKPOINT
+
+EOS, BOI, EOI, CODE_0, PLACEHOLDER = 2, 300, 301, 302, 366
+PATCHES = 16
+
+
+@pytest.fixture(scope="module")
+def model() -> LavitForConditionalGeneration:
+    return LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+
+
+@pytest.fixture
+def processor(model) -> ImageTextProcessor:
+    return ImageTextProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model)
+
+
+def picture(seed: int = 0) -> Image.Image:
+    pixels = torch.randint(256, (8, 8, 3), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+    return Image.fromarray(pixels.numpy()).resize((56, 56))
+
+
+def row(text="a cat", images=1, sample_id=0, epoch=0, **fields) -> dict:
+    pictures = [picture(sample_id + index) for index in range(images)]
+    return {"images": pictures, "text": text, "sample_id": sample_id, "epoch": epoch, **fields}
+
+
+def describe(batch: dict, processor, index: int = 0) -> tuple[str, str]:
+    """The whole row, and what of it is learned, with images spelled out."""
+    mask = batch["attention_mask"][index].bool() if "attention_mask" in batch else slice(None)
+    ids, labels = batch["input_ids"][index][mask], batch["labels"][index][mask]
+    return spell(ids, processor), spell(ids[labels != -100], processor)
+
+
+def spell(ids: torch.Tensor, processor) -> str:
+    names = {BOI: "[", EOI: "]", EOS: "$"}
+    pieces: list = []
+    for value in ids.tolist():
+        if value in names:
+            pieces.append(names[value])
+        elif value >= CODE_0:
+            pieces.append("#" if value == PLACEHOLDER else "c")
+        else:
+            piece = processor.tokenizer.convert_ids_to_tokens(value).replace("▁", "_")
+            pieces.append(chr(int(piece[1:-1], 16)) if piece.startswith("<0x") else piece)
+    return "".join(pieces)
+
+
+def codes_of(processor, image: Image.Image) -> str:
+    return "c" * (len(processor.tokenize_images(image)[0]) - 2)
+
+
+READ = f"[{'#' * PATCHES}]"
+
+# The two orders
+
+
+def test_image_first_reads_features_and_learns_the_text(processor):
+    batch = LavitDataCollator(processor, image_first_probability=1)([row()])
+    assert describe(batch, processor) == (f"{READ}_a_cat$", "_a_cat$")
+    assert batch["pixel_values"].shape == (1, 3, 56, 56)
+    expected = processor.image_processor(picture(), return_tensors="pt")["pixel_values"]
+    assert torch.equal(batch["pixel_values"], expected)
+
+
+def test_text_first_learns_text_and_codes(processor):
+    batch = LavitDataCollator(processor, image_first_probability=0, condition_dropout=0)([row()])
+    drawn = f"[{codes_of(processor, picture())}]"
+    assert describe(batch, processor) == (f"_a_cat{drawn}$", f"_cat{drawn}$"), "nothing predicts the first id"
+    assert "pixel_values" not in batch
+    ids = batch["input_ids"][0]
+    start = (ids == BOI).nonzero().item()
+    assert torch.equal(ids[start:-1], processor.tokenize_images(picture())[0])
+
+
+def test_a_dropped_condition_leaves_the_image_alone(processor):
+    """The context of guidance is the image start alone."""
+    batch = LavitDataCollator(processor, image_first_probability=0, condition_dropout=1)([row()])
+    codes = codes_of(processor, picture())
+    assert describe(batch, processor) == (f"[{codes}]$", f"{codes}]$")
+
+
+def test_decisions_are_those_of_the_sample(processor):
+    rows = [row(sample_id=index, epoch=3) for index in range(40)]
+    collator = LavitDataCollator(processor, seed=5)
+    together = collator(rows)
+    dropped = 0
+    for index, single in enumerate(rows):
+        expected = describe(collator([single]), processor)
+        assert describe(together, processor, index) == expected, "whatever else is in the batch"
+        is_image_first = sample_uniform(5, 3, index, "order") < 0.5
+        is_dropped = not is_image_first and sample_uniform(5, 3, index, "condition") < 0.1
+        dropped += is_dropped
+        assert expected[0].startswith("[" if is_image_first or is_dropped else "_a_cat")
+        assert ("#" in expected[0]) == is_image_first
+    assert dropped > 0
+
+
+def test_other_epochs_decide_otherwise(processor):
+    collator = LavitDataCollator(processor)
+    orders = [
+        [describe(collator([row(sample_id=index, epoch=epoch)]), processor)[0] for index in range(8)]
+        for epoch in (0, 1)
+    ]
+    assert orders[0] != orders[1]
+
+
+# Other rows
+
+
+def test_text_alone(processor):
+    batch = LavitDataCollator(processor)([row(images=0)])
+    assert describe(batch, processor) == ("_a_cat$", "_cat$")
+    assert "pixel_values" not in batch
+
+
+def test_several_images(processor):
+    read = LavitDataCollator(processor, image_first_probability=1)([row(images=2)])
+    assert describe(read, processor) == (f"{READ}{READ}_a_cat$", "_a_cat$")
+    assert len(read["pixel_values"]) == 2
+    write = LavitDataCollator(processor, image_first_probability=0, condition_dropout=0)([row(images=2)])
+    drawn = "".join(f"[{codes_of(processor, picture(index))}]" for index in range(2))
+    assert describe(write, processor) == (f"_a_cat{drawn}$", f"_cat{drawn}$")
+
+
+def test_placeholders_in_the_text_keep_images_where_they_are(processor):
+    interleaved = row("a<image>b", images=1)
+    read = LavitDataCollator(processor, image_first_probability=1)([interleaved])
+    assert describe(read, processor) == (f"_a{READ}_b$", "_b$")
+    write = LavitDataCollator(processor, image_first_probability=0, condition_dropout=1)([interleaved])
+    codes = codes_of(processor, picture())
+    assert describe(write, processor) == (f"_a[{codes}]_b$", f"[{codes}]_b$")
+
+
+def test_of_a_prompt_nothing_is_learned(processor):
+    collator = LavitDataCollator(processor, image_first_probability=0)
+    batch = collator([row("red", prompt="Question: x? Answer:")])
+    text, learned = describe(batch, processor)
+    assert (text, learned) == (f"{READ}_Question:_x?_Answer:_red$", "_red$")
+    light = ImageTextProcessor.from_pretrained(CHECKPOINT)
+    prompt = light(images=picture(), text="<image>Question: x? Answer:")["input_ids"][0]
+    assert batch["input_ids"][0].tolist()[: len(prompt)] == prompt, "as when the model is asked"
+
+
+def test_a_prompt_may_say_where_its_image_goes(processor):
+    batch = LavitDataCollator(processor)([row("b", prompt="a<image>")])
+    assert describe(batch, processor) == (f"_a{READ}_b$", "_b$")
+
+
+def test_an_image_in_an_answer_is_drawn(processor):
+    batch = LavitDataCollator(processor)([row("<image>", prompt="draw")])
+    drawn = f"[{codes_of(processor, picture())}]"
+    assert describe(batch, processor) == (f"_draw{drawn}$", f"{drawn}$")
+
+
+def test_codes_need_no_images(processor):
+    processor.visual_tokenizer = None
+    tokenized = {"codes": [[5, 6, 7]], "text": "a", "sample_id": 0}
+    read = LavitDataCollator(processor, image_first_probability=1)([tokenized])
+    assert describe(read, processor) == ("[ccc]_a$", "_a$")
+    write = LavitDataCollator(processor, image_first_probability=0, condition_dropout=0)([tokenized])
+    assert describe(write, processor) == ("_a[ccc]$", "[ccc]$")
+    assert write["input_ids"][0].tolist() == [259, BOI, CODE_0 + 5, CODE_0 + 6, CODE_0 + 7, EOI, EOS]
+
+
+def test_images_without_tokens(processor):
+    batch = LavitDataCollator(processor)([{"codes": [[]], "text": "a", "sample_id": 0}])
+    assert "[]" in describe(batch, processor)[0]
+
+
+def test_a_chat_learns_what_the_assistant_says_and_draws(processor):
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "red"}]},
+        {"role": "user", "content": "draw"},
+        {"role": "assistant", "content": [{"type": "image", "image": picture(7)}]},
+    ]
+    batch = LavitDataCollator(processor)([row(None, messages=messages)])
+    drawn = f"[{codes_of(processor, picture(7))}]"
+    text = f"{READ}_Question:_x?_Answer:_red_Question:_draw{drawn}$"
+    assert describe(batch, processor) == (text, f"_red{drawn}$")
+    assert len(batch["pixel_values"]) == 1
+
+
+def test_a_chat_is_the_prompt_that_the_template_makes(processor):
+    question = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "x?"}]}]
+    batch = LavitDataCollator(processor)([row(None, 0, messages=[*question, {"role": "assistant", "content": "red"}])])
+    light = ImageTextProcessor.from_pretrained(CHECKPOINT)
+    prompt = light.apply_chat_template(question, add_generation_prompt=True, tokenize=True, return_dict=True)
+    ids = batch["input_ids"][0].tolist()
+    assert ids[: len(prompt["input_ids"][0])] == prompt["input_ids"][0]
+    assert describe(batch, processor)[1] == "_red$"
+
+
+# Batches
+
+
+def test_padding_is_neither_seen_nor_learned(processor):
+    rows = [row("a", 0, 0), row("a cat sat", 1, 1)]
+    batch = LavitDataCollator(processor, image_first_probability=1, pad_to_multiple_of=8)(rows)
+    assert batch["input_ids"].shape[1] % 8 == 0
+    mask = batch["attention_mask"].bool()
+    assert (batch["labels"][~mask] == -100).all()
+    assert (batch["input_ids"][~mask] == processor.tokenizer.pad_token_id).all()
+    assert not mask[0, 0] and mask[0, -1], "on the left, as the tokenizer pads"
+    processor.tokenizer.padding_side = "right"
+    assert LavitDataCollator(processor)(rows)["attention_mask"][0, 0] == 1
+
+
+def test_the_model_counts_the_labels_that_trainer_counts(processor, model):
+    """`num_items_in_batch` divides the loss: placeholders, padding and first ids must not be in it."""
+    rows = [row(sample_id=index, images=index % 3) for index in range(6)]
+    batch = LavitDataCollator(processor)(rows)
+    count = batch["labels"][:, 1:].ne(-100).sum()
+    mean = model(**batch).loss
+    total = model(**batch, num_items_in_batch=torch.tensor(1)).loss
+    torch.testing.assert_close(total, mean * count)
+
+
+def test_batches_are_the_same_from_worker_processes(processor):
+    dataset = TrainingDataset([{"image": picture(index), "text": f"cat {index}"} for index in range(6)])
+    collator = LavitDataCollator(processor)
+    loaders = [DataLoader(dataset, batch_size=3, collate_fn=collator, num_workers=workers) for workers in (0, 1)]
+    for expected, batch in zip(*loaders, strict=True):
+        assert expected.keys() == batch.keys()
+        assert all(torch.equal(expected[name], batch[name]) for name in expected)
+
+
+def test_a_collator_can_be_sent_to_another_process(processor):
+    clone = pickle.loads(pickle.dumps(LavitDataCollator(processor, image_first_probability=1)))
+    assert describe(clone([row()]), processor)[1] == "_a_cat$"
+
+
+def test_codes_do_not_depend_on_training_mode(processor, model):
+    collator = LavitDataCollator(processor, image_first_probability=0)
+    expected = collator([row()])
+    model.train()
+    model.visual_tokenizer.vision_model.encoder.layers[0].self_attn.dropout = 0.5
+    assert torch.equal(collator([row()])["input_ids"], expected["input_ids"])
+    assert model.visual_tokenizer.training
+    model.eval()
+
+
+def test_a_blank_image_keeps_every_layer_busy(processor, model):
+    rows = [row("a cat", images=0)]
+    plain, blank = LavitDataCollator(processor)(rows), LavitDataCollator(processor, blank_image=True)(rows)
+    torch.testing.assert_close(model(**plain).loss, model(**blank).loss)
+    model(**blank).loss.backward()
+    merger = model.visual_tokenizer.continuous.merger
+    assert all(parameter.grad is not None and not parameter.grad.any() for parameter in merger.parameters())
+    model.zero_grad()
+    with_image = LavitDataCollator(processor, blank_image=True, image_first_probability=1)([row()])
+    assert len(with_image["input_ids"]) == 1, "not needed where there is an image"
+
+
+# Length
+
+
+@pytest.mark.parametrize(("excess", "expected"), [(0, "_a_cat$"), (1, "_a_cat"), (4, "_a")])
+def test_the_end_of_learned_text_is_cut(processor, excess, expected):
+    length = len(processor.tokenizer("a cat")["input_ids"]) + PATCHES + 3
+    collator = LavitDataCollator(processor, image_first_probability=1, max_length=length - excess)
+    assert describe(collator([row()]), processor) == (READ + expected, expected)
+
+
+def test_prompts_are_cut_first_and_from_their_start(processor):
+    sample = row("red", prompt="first second")
+    length = LavitDataCollator(processor)([sample])["input_ids"].shape[1]
+    batch = LavitDataCollator(processor, max_length=length - 4)([sample])
+    text, learned = describe(batch, processor)
+    assert text.startswith(READ) and text.endswith("second_red$") and "first" not in text
+    assert learned == "_red$"
+
+
+def test_text_before_a_drawn_image_is_cut_instead_of_the_image(processor):
+    collator = LavitDataCollator(processor, image_first_probability=0, condition_dropout=0)
+    length = collator([row()])["input_ids"].shape[1]
+    collator.max_length = length - 4
+    text, _ = describe(collator([row()]), processor)
+    assert text.endswith(f"[{codes_of(processor, picture())}]")
+
+
+def test_images_that_do_not_fit(processor):
+    with pytest.raises(ValueError, match="images of sample 3 take 18 tokens and cannot be cut"):
+        LavitDataCollator(processor, image_first_probability=1, max_length=18)([row(sample_id=3)])
+    drawn = {"codes": [[1, 2]], "text": "a", "sample_id": 3}
+    collator = LavitDataCollator(processor, image_first_probability=0, condition_dropout=1, max_length=4)
+    assert describe(collator([drawn]), processor)[0] == "[cc]"
+    collator.max_length = 3
+    with pytest.raises(ValueError, match="images of sample 3 take 4 tokens"):
+        collator([drawn])
+
+
+# Errors
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([], "no rows"),
+        ([{"input_ids": range(3)}], "remove_unused_columns=False"),
+        ([{"text": "a"}], "no `sample_id`.*TrainingDataset"),
+        ([{"text": " ", "sample_id": 4}], "Sample 4 has no text"),
+        ([row("<image><image>")], r"has 1 image\(s\), but its text has 2 <image>"),
+        ([row("a", 0, prompt="<image>")], r"has 0 image\(s\), but its text has 1 <image>"),
+        ([row(None, 0, messages=[{"role": "user", "content": "hi"}])], "nothing to learn"),
+        ([row(None, 1, messages=[{"role": "assistant", "content": "hi"}])], "more images than its messages"),
+        ([row(None, 0, messages=[{"role": "assistant", "content": [{"type": "image"}]}])], "fewer images"),
+        ([{"codes": [[64]], "text": "a", "sample_id": 0}], "64 is not a code: expected 0 to 63"),
+    ],
+)
+def test_rows_that_cannot_be_learned_from(processor, rows, message):
+    with pytest.raises(ValueError, match=message):
+        LavitDataCollator(processor)(rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"image_first_probability": 1.5}, "from 0 to 1, got 1.5"),
+        ({"condition_dropout": -1}, "from 0 to 1, got -1"),
+        ({"max_length": 1}, "at least 2"),
+        ({"packing": True, "blank_image": True}, "cannot be packed"),
+    ],
+)
+def test_arguments_are_checked(processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        LavitDataCollator(processor, **arguments)
+
+
+def test_a_tokenizer_without_end_of_text(processor):
+    processor.tokenizer.eos_token = None
+    with pytest.raises(ValueError, match="end-of-text"):
+        LavitDataCollator(processor)

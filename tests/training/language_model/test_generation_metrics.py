@@ -1,0 +1,113 @@
+import pytest
+import torch
+
+from lavit_hf import ImageTextProcessor
+from lavit_hf.training.dataset import TrainingDataset
+from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
+from tiny_parts import CHECKPOINT, picture_rows
+from training.tiny_training import build_trainer
+
+
+def score(written: list[str], references: list[str]) -> dict[str, float]:
+    assert len(written) == len(references)
+    return {"exact": sum(map(str.__eq__, written, references)) / len(written)}
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    return build_trainer(tmp_path)
+
+
+def light() -> ImageTextProcessor:
+    return ImageTextProcessor.from_pretrained(CHECKPOINT)
+
+
+def pictured(count: int = 5) -> TrainingDataset:
+    return TrainingDataset([row for row in picture_rows(count + 2) if row["image"] is not None][:count])
+
+
+def test_trainer_reports_what_was_written(tmp_path):
+    """And picks the best checkpoint by it."""
+    trainer = build_trainer(
+        tmp_path,
+        max_steps=4,
+        eval_strategy="steps",
+        eval_steps=2,
+        save_strategy="steps",
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="exact",
+    )
+    metrics = GenerationMetrics(trainer.model, light(), pictured(), lambda *texts: {"exact": next(found)})
+    found = iter([0.75, 0.5])
+    trainer.compute_metrics, trainer.preprocess_logits_for_metrics = metrics, metrics.drop_logits
+    trainer.train()
+    logged = [entry["eval_exact"] for entry in trainer.state.log_history if "eval_exact" in entry]
+    assert logged == [0.75, 0.5]
+    assert trainer.state.best_model_checkpoint.endswith("checkpoint-2")
+
+
+def test_rows_are_written_as_by_hand(trainer):
+    seen = {}
+    metrics = GenerationMetrics(
+        trainer.model,
+        light(),
+        pictured(3),
+        lambda written, references: seen.update(written=written, references=references) or {},
+        batch_size=2,
+        max_new_tokens=6,
+    )
+    trainer.model.train()
+    metrics()
+    assert trainer.model.training, "as it was"
+    assert seen["references"] == [row["text"] for row in picture_rows(3)]
+    trainer.model.eval()
+    for written, row in zip(seen["written"], picture_rows(3), strict=True):
+        inputs = light()(images=row["image"], text="<image>", return_tensors="pt")
+        output = trainer.model.generate(**inputs, max_new_tokens=6, do_sample=False)
+        assert written == light().decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def test_prompts_and_chats(trainer):
+    image = picture_rows(1)[0]["image"]
+    question = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "x?"}]}
+    dataset = TrainingDataset(
+        [
+            {"image": image, "prompt": "Question: x? Answer:", "text": "red", "messages": None},
+            {"image": image, "text": None, "messages": [question, {"role": "assistant", "content": "red"}]},
+            {"image": None, "prompt": "a", "text": " cat ", "messages": None},
+        ]
+    )
+    seen = {}
+    metrics = GenerationMetrics(
+        trainer.model,
+        light(),
+        dataset,
+        lambda written, references: seen.update(written=written, references=references) or {},
+        max_new_tokens=4,
+    )
+    metrics()
+    assert seen["references"] == ["red", "red", "cat"]
+    assert seen["written"][0] == seen["written"][1], "both ask the same"
+
+
+def test_a_model_that_has_learned_is_told_from_one_that_has_not(trainer):
+    dataset = TrainingDataset(picture_rows(3))
+    metrics = GenerationMetrics(trainer.model, light(), dataset, score, max_new_tokens=60)
+    assert metrics()["exact"] == 0
+    trainer.train_dataset = dataset
+    trainer.args.num_train_epochs, trainer.args.learning_rate = 25, 1e-2
+    trainer.data_collator.image_first_probability = 1
+    trainer.train()
+    assert metrics()["exact"] == 1
+
+
+def test_codes_cannot_be_asked_about(trainer):
+    dataset = [{"codes": [[1]], "text": "a", "sample_id": 7}]
+    with pytest.raises(ValueError, match="Sample 7 has codes"):
+        GenerationMetrics(trainer.model, light(), dataset, score)()
+
+
+def test_no_logits_are_kept():
+    labels = torch.zeros(3, 9, dtype=torch.long)
+    assert GenerationMetrics.drop_logits((torch.zeros(3, 9, 50),), labels).numel() == 3
