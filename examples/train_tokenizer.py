@@ -111,6 +111,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     model_args, method_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # not every phase trains every part
+    if args.ddp_broadcast_buffers is None:
+        args.ddp_broadcast_buffers = False  # they are equal on all processes
     torch.manual_seed(args.seed)  # for what is new
     train_dataset = load_split(data_args, data_args.train_split, data_args.num_scenes)
     model = load_model(model_args, method_args, num_updates(args, len(train_dataset)), args)

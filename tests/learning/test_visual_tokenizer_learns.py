@@ -90,8 +90,8 @@ def test_stage_one_learns(tmp_path, scenes, vision_model):
 def test_a_naive_run_looks_healthy_but_is_found_out(tmp_path, scenes, vision_model):
     """Without the bypass all patches are equally likely to be kept: sampling works, the argmax keeps nothing."""
     naive = {"bypass_merger_steps": 0, "selector_steps": None, "quantize_after_steps": 1000}
-    trainer = build_trainer(tmp_path, scenes, vision_model, 325, "raise", **naive)
-    trainer.callback_handler.callbacks[0].patience = 12
+    trainer = build_trainer(tmp_path, scenes, vision_model, 250, "raise", **naive)
+    trainer.callback_handler.callbacks[0].patience = 8
     with pytest.raises(RuntimeError, match="argmax keeps nothing in 100%"):
         trainer.train()
     logs = [log for log in trainer.state.log_history if "loss" in log]

@@ -387,3 +387,14 @@ def test_half_precision_autocast(pixels):
     output.loss.backward()
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
     assert model.codebook_learner.sums.dtype == torch.float32
+
+
+def test_half_precision_weights(pixels, tmp_path):
+    model = build_pretraining_model(center_targets=True, **SCHEDULE)
+    train_steps(model, pixels, 6)
+    model.save_pretrained(tmp_path)
+    half = LavitVisualTokenizerForPreTraining.from_pretrained(tmp_path, dtype=torch.bfloat16).train()
+    kinds = {name: value.dtype for name, value in half.named_buffers()}
+    assert kinds == {name: value.dtype for name, value in model.named_buffers()}, "averages stay in fp32"
+    half(pixels).loss.backward()
+    assert half.token_decoder.proj_in.weight.grad.dtype == torch.bfloat16

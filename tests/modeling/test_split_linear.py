@@ -11,7 +11,8 @@ from lavit_hf.modeling.split_linear import SplitLinears, split_linear
 
 @pytest.fixture(params=[2, 3])
 def threads(request, monkeypatch):
-    """As if the machine had so many cores."""
+    """As if the machine had so many cores, and small weights were worth it."""
+    monkeypatch.setattr(module, "_FEWEST_WEIGHTS", 1)
     monkeypatch.setattr(torch, "get_num_threads", lambda: request.param)
     return request.param
 
@@ -42,6 +43,14 @@ def test_other_products_are_left_to_torch(threads, products, shape, dtype):
     hidden, weight = torch.randn(shape, dtype=dtype), torch.randn(6, 7, dtype=dtype)
     assert torch.equal(split_linear(hidden, weight), F.linear(hidden, weight))
     assert not products
+
+
+def test_small_weights_are_not_split(monkeypatch, products):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    split_linear(torch.randn(2, 512), torch.randn(511, 512))
+    assert not products
+    split_linear(torch.randn(2, 512), torch.randn(512, 512))
+    assert len(products) == 1
 
 
 def test_one_core_has_nothing_to_split(monkeypatch, products):

@@ -121,7 +121,8 @@ class LavitGenerationMixin(GenerationMixin):
         return forbidden
 
     def _drawable_ids(self) -> list[int]:
-        return [id for id in self.config.visual_token_ids if id != self.config.boi_token_id]
+        start = self.config.boi_token_id  # looked up once: attributes of a configuration are slow
+        return [id for id in self.config.visual_token_ids if id != start]
 
     def _build_sampler(self, mode: str, generator: Generators, options: _Options) -> VisualSampler | None:
         """Takes from the options what only our own decoding loop understands.

@@ -61,7 +61,10 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _no_split_modules = [*LavitVisualTokenizer._no_split_modules, *LavitTokenDecoder._no_split_modules]
-    _keep_in_fp32_modules_strict = [*LavitVisualTokenizer._keep_in_fp32_modules_strict, "codebook_learner"]
+    _keep_in_fp32_modules_strict = [
+        *LavitVisualTokenizer._keep_in_fp32_modules_strict,
+        *("counts", "sums", "collected", "threshold", "mean_features"),
+    ]
 
     def __init__(self, config: LavitPreTrainingConfig):
         super().__init__(config)
@@ -193,7 +196,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         tokens = self._merge(patch_features, keep, is_kept)
         embeddings, codes, commitment_loss = self._quantize(tokens)
         # Kept patches have weight 1; its gradient is how much a patch that is kept helps.
-        embeddings = embeddings * keep[is_kept][:, None]
+        embeddings = (embeddings * keep[is_kept][:, None]).to(self.token_decoder.proj_in.weight.dtype)
         sequence, bias = torch.compiler.disable(self.token_decoder.embed)(embeddings, num_tokens.tolist())
         features = self.token_decoder.decode(sequence, bias)
         losses = {

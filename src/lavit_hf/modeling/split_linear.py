@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 # With a single row BLAS is as fast as memory, and from about here on it uses all cores by itself.
 _FEWEST_ROWS, _MOST_ROWS = 2, 16
+_FEWEST_WEIGHTS = 1 << 18  # smaller ones are multiplied before another core has heard of it
 
 
 def split_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
@@ -48,7 +49,8 @@ def _is_worth_it(hidden: torch.Tensor, weight: torch.Tensor, num_threads: int) -
         return False
     num_rows = hidden.numel() // hidden.shape[-1]
     is_plain = type(weight) in (torch.Tensor, nn.Parameter) and not torch.is_autocast_enabled("cpu")
-    return is_plain and _FEWEST_ROWS <= num_rows <= _MOST_ROWS and len(weight) >= num_threads
+    is_large = weight.numel() >= _FEWEST_WEIGHTS and len(weight) >= num_threads
+    return is_plain and is_large and _FEWEST_ROWS <= num_rows <= _MOST_ROWS
 
 
 class SplitLinears:
@@ -62,17 +64,19 @@ class SplitLinears:
     """
 
     def __init__(self, model: nn.Module):
-        self._layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+        layers = [m for m in model.modules() if type(m) is nn.Linear and "forward" not in vars(m)]
+        # Set past `Module.__setattr__`, which costs more than some of the layers.
+        self._replacements = [(vars(layer), functools.partial(_forward, layer)) for layer in layers]
 
     def __enter__(self) -> None:
-        for layer in self._layers:
-            layer.forward = functools.partial(_forward, layer)  # type: ignore[method-assign]
+        for attributes, forward in self._replacements:
+            attributes["forward"] = forward
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        for layer in self._layers:
-            vars(layer).pop("forward", None)
+        for attributes, _ in self._replacements:
+            attributes.pop("forward", None)
 
 
 def _forward(layer: nn.Linear, input: torch.Tensor) -> torch.Tensor:
