@@ -74,7 +74,7 @@ def test_training_computes_what_inference_does_for_the_same_mask(pixels, smoothi
     model = build_pretraining_model(
         visual={"attention_smoothing": smoothing}, zero_init_merger=False, **schedule, **QUANTIZED
     )
-    model.codebook_learner.config.ema_decay = 1 - 1e-12  # the codebook of before and after the step
+    model.quantizer_learner.config.ema_decay = 1 - 1e-12  # the codebook of before and after the step
     output = model(pixels, sample_seeds=seeds(8))
     assert 0 < output.keep_mask.float().mean() < 1
     with torch.no_grad():
@@ -276,7 +276,7 @@ def test_gradient_checkpointing_changes_no_gradient(pixels):
         if checkpointing:
             model.gradient_checkpointing_enable()
         model(pixels, sample_seeds=seeds(8)).loss.backward()
-        assert int(model.step) == 1 and int(model.codebook_learner.quantized_steps) == 1
+        assert int(model.step) == 1 and int(model.quantizer_learner.quantized_steps) == 1
         gradients.append({name: value.grad for name, value in model.named_parameters() if value.grad is not None})
     torch.testing.assert_close(*gradients)
 
@@ -386,7 +386,7 @@ def test_half_precision_autocast(pixels):
         output = model(pixels, sample_seeds=seeds(8))
     output.loss.backward()
     assert output.loss.dtype == torch.float32 and output.loss.isfinite()
-    assert model.codebook_learner.sums.dtype == torch.float32
+    assert model.quantizer_learner.sums.dtype == torch.float32
 
 
 def test_half_precision_weights(pixels, tmp_path):

@@ -40,7 +40,7 @@ def assert_same_state(one: torch.nn.Module, other: torch.nn.Module) -> None:
 
 def test_every_phase_is_trained_and_logged(plain):
     assert plain.model.phase == "quantized" and int(plain.model.step) == NUM_STEPS
-    assert int(plain.model.codebook_learner.num_revived) > 0
+    assert int(plain.model.quantizer_learner.num_revived) > 0
     logs = train_logs(plain)
     assert len(logs) == NUM_STEPS
     config = plain.model.config
@@ -118,7 +118,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
     assert "2 processes DistributedDataParallel" in run.stdout
     single = build_trainer(tmp_path / "single", **arguments)
     single.train()
-    assert single.model.phase == "quantized" and int(single.model.codebook_learner.num_revived) > 0
+    assert single.model.phase == "quantized" and int(single.model.quantizer_learner.num_revived) > 0
     found = json.loads((tmp_path / "logs.json").read_text())
     for log, expected in zip(found, train_logs(single), strict=True):
         assert log == pytest.approx(expected, abs=1e-5, rel=1e-5)

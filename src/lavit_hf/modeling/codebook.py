@@ -30,7 +30,7 @@ class LavitCodebookLearner(nn.Module):
     counts: torch.Tensor
     sums: torch.Tensor
     uses: torch.Tensor
-    collected: torch.Tensor
+    samples: torch.Tensor
     num_collected: torch.Tensor
 
     def __init__(self, config: LavitPreTrainingConfig):
@@ -44,7 +44,7 @@ class LavitCodebookLearner(nn.Module):
         self.register_buffer("counts", torch.zeros(size))  # moving averages of tokens per code ...
         self.register_buffer("sums", torch.zeros(size, width))  # ... and of their sum
         self.register_buffer("uses", torch.zeros(size, dtype=torch.long))  # since codes were last revived
-        self.register_buffer("collected", torch.zeros(config.num_kmeans_tokens, width))  # for k-means
+        self.register_buffer("samples", torch.zeros(config.num_kmeans_tokens, width))  # for k-means
         self.register_buffer("num_collected", torch.zeros((), dtype=torch.long))
 
     @torch.compiler.disable
@@ -62,16 +62,16 @@ class LavitCodebookLearner(nn.Module):
             return
         tokens = gather_rows(tokens.float())
         begin = int(self.num_collected)
-        taken = tokens[: len(self.collected) - begin]
-        self.collected[begin : begin + len(taken)] = taken
+        taken = tokens[: len(self.samples) - begin]
+        self.samples[begin : begin + len(taken)] = taken
         self.num_collected += len(taken)
-        if begin + len(taken) < len(self.collected):
+        if begin + len(taken) < len(self.samples):
             return
         centers, counts = spherical_kmeans(
-            self.collected, len(codebook), self.config.kmeans_iterations, self._generator()
+            self.samples, len(codebook), self.config.kmeans_iterations, self._generator()
         )
         codebook.copy_(take_from_first_process(centers))
-        self._restart_averages(codebook, take_from_first_process(counts) * (len(tokens) / len(self.collected)))
+        self._restart_averages(codebook, take_from_first_process(counts) * (len(tokens) / len(self.samples)))
 
     @torch.compiler.disable
     @torch.no_grad()

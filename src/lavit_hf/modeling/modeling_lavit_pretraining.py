@@ -21,7 +21,7 @@ from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 from .pretraining_metrics import TokenizerMetrics, perplexity
 from .pretraining_output import LavitVisualTokenizerForPreTrainingOutput
 from .selector import select_patches
-from .selector_learner import LavitSelectorLearner
+from .selector_learner import LavitSelectorLearner, keep_rate_loss
 
 
 class LavitVisualTokenizerForPreTraining(PreTrainedModel):
@@ -63,7 +63,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
     _no_split_modules = [*LavitVisualTokenizer._no_split_modules, *LavitTokenDecoder._no_split_modules]
     _keep_in_fp32_modules_strict = [
         *LavitVisualTokenizer._keep_in_fp32_modules_strict,
-        *("counts", "sums", "collected", "threshold", "mean_features"),
+        *("counts", "sums", "samples", "threshold", "mean_features"),
     ]
 
     def __init__(self, config: LavitPreTrainingConfig):
@@ -71,7 +71,8 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         self.visual_tokenizer = LavitVisualTokenizer(config.visual_tokenizer_config)
         self.token_decoder = LavitTokenDecoder(config.token_decoder_config)
         self.selector_learner = LavitSelectorLearner(config)
-        self.codebook_learner = LavitCodebookLearner(config)
+        # No name that begins with "codebook": transformers would turn its integers into floats with the codebook.
+        self.quantizer_learner = LavitCodebookLearner(config)
         tokenizer = config.visual_tokenizer_config
         self.step: torch.Tensor  # forwards in training mode so far
         self.register_buffer("step", torch.zeros((), dtype=torch.long))
@@ -159,7 +160,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
     def phase(self) -> str:
         """`"bypass"`, `"continuous"`, `"collecting"` or `"quantized"`."""
         step = int(self.step)
-        if self.codebook_learner.is_initialized:
+        if self.quantizer_learner.is_initialized:
             return "quantized"
         if step < self.config.bypass_merger_steps:
             return "bypass"
@@ -201,7 +202,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         features = self.token_decoder.decode(sequence, bias)
         losses = {
             "reconstruction_loss": self._reconstruction_loss(features, patch_features),
-            "keep_rate_loss": self._keep_rate_loss(keep),
+            "keep_rate_loss": keep_rate_loss(keep, self.config),
             "commitment_loss": commitment_loss,
         }
         cosine = F.cosine_similarity(features.detach().float(), patch_features.float(), dim=-1)
@@ -249,7 +250,7 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             Codebook rows with the gradient of the tokens (without quantization the normalized tokens themselves),
             `[total, codebook_dim]`; codes `[total]` or `None`; the commitment loss.
         """
-        quantizer, learner = self.visual_tokenizer.discrete.quantizer, self.codebook_learner
+        quantizer, learner = self.visual_tokenizer.discrete.quantizer, self.quantizer_learner
         assert quantizer is not None
         pre_quantized = quantizer.proj_out(quantizer.proj_in(tokens).tanh())
         normalized = F.normalize(pre_quantized.float(), dim=-1)
@@ -293,16 +294,6 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
         count = sum_over_processes(targets.new_tensor(len(targets)))
         mean = sum_over_processes(targets.sum(dim=0)) / count
         self.mean_features.lerp_(mean, 1.0 if self.step == 0 else 1 - self.config.ema_decay)
-
-    @torch.compiler.disable(recursive=False)
-    def _keep_rate_loss(self, keep: torch.Tensor) -> torch.Tensor:
-        rate = keep.mean(dim=-1)
-        if self.config.keep_rate_per_image:
-            return (self.config.keep_rate - rate).square().mean()
-        mean = rate.mean()
-        # The mean over all processes, with this one's share of its gradient (gradients are averaged afterwards).
-        mean = sum_over_processes(mean) / world_size() + (mean - mean.detach())
-        return (self.config.keep_rate - mean).square()
 
 
 __all__ = ["LavitVisualTokenizerForPreTraining", "LavitVisualTokenizerForPreTrainingOutput"]

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .configuration_lavit_pretraining import LavitPreTrainingConfig
-from .distributed import gather_rows, take_from_first_process
+from .distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
 from .gumbel import gumbel_noise, straight_through_keep
 from .selector import KEEP, LavitSelector, select_patches
 
@@ -84,6 +84,23 @@ class LavitSelectorLearner(nn.Module):
         selector.out_proj_3.bias[KEEP] -= self.threshold
 
 
+def keep_rate_loss(keep: torch.Tensor, config: LavitPreTrainingConfig) -> torch.Tensor:
+    """Squared distance of the kept share from the wanted one.
+
+    Args:
+        keep: 1 where a patch is kept, else 0, with a gradient, `[batch, num_patches]`.
+        config: The wanted share, and whether it is that of every image or of all of them, those of other processes
+            included.
+    """
+    rate = keep.mean(dim=-1)
+    if config.keep_rate_per_image:
+        return (config.keep_rate - rate).square().mean()
+    mean = rate.mean()
+    # Of all processes, with this one's share of the gradient: gradients are averaged afterwards.
+    mean = sum_over_processes(mean) / world_size() + (mean - mean.detach())
+    return (config.keep_rate - mean).square()
+
+
 def _noise(sample_seeds: torch.Tensor | None, log_probs: torch.Tensor) -> torch.Tensor:
     if sample_seeds is None or sample_seeds.shape != log_probs.shape[:1]:
         raise ValueError(
@@ -93,4 +110,4 @@ def _noise(sample_seeds: torch.Tensor | None, log_probs: torch.Tensor) -> torch.
     return gumbel_noise(sample_seeds, log_probs.shape[1]).to(log_probs.device)
 
 
-__all__ = ["LavitSelectorLearner"]
+__all__ = ["LavitSelectorLearner", "keep_rate_loss"]
