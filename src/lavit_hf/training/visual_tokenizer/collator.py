@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from .sample_seeds import sample_seed
+from ..sample_seeds import sample_seed
 
 
 class VisualTokenizerDataCollator:

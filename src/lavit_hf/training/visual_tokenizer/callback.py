@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
+from ...modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 
 logger = logging.get_logger(__name__)
 
