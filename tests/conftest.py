@@ -8,6 +8,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import json
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,15 @@ from safetensors.torch import load_file
 
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "tiny-original"
+
+
+@pytest.fixture(autouse=True)
+def own_accelerate_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """accelerate keeps the precision of a process: a test that trains in bf16 would decide for all after it."""
+    monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    yield
+    if "accelerate.state" in sys.modules:
+        sys.modules["accelerate.state"].AcceleratorState._reset_state()
 
 
 @pytest.fixture(scope="session")
