@@ -27,7 +27,9 @@ def own_accelerate_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     yield
     if "accelerate.state" in sys.modules:
-        sys.modules["accelerate.state"].AcceleratorState._reset_state()
+        state = sys.modules["accelerate.state"].AcceleratorState
+        if state._shared_state.get("_mixed_precision", "no") != "no":  # trainers of a whole module go on with theirs
+            state._reset_state()
 
 
 @pytest.fixture(scope="session")
