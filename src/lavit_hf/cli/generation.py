@@ -4,26 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 from huggingface_hub.utils import tqdm
 from PIL import Image
-from transformers import StoppingCriteria, StoppingCriteriaList
+from transformers import StoppingCriteriaList
 
+from ..modeling.token_progress import TokenProgress
 from .loading import Lavit
 
 CAPTION = {"num_beams": 2, "length_penalty": 1.0, "min_new_tokens": 8, "max_new_tokens": 36}
 ANSWER = {"num_beams": 5, "length_penalty": 0.0, "min_new_tokens": 2, "max_new_tokens": 10}
-
-
-class _Ticker(StoppingCriteria):
-    """Counts tokens on a bar; unlike a streamer it works with beams, too."""
-
-    def __init__(self, bar: Any):
-        self.bar = bar
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        self.bar.update(1)
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
 
 def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], options: dict[str, Any]) -> list[str]:
@@ -48,8 +37,8 @@ def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], o
     inputs = lavit.processor(images=images, text=texts, padding=True, return_tensors="pt").to(lavit.model.device)
     # The bar shows up only if generation takes longer than a second.
     with tqdm(total=options["max_new_tokens"], desc="Generating", unit="token", delay=1.0, leave=False) as bar:
-        ticker = StoppingCriteriaList([_Ticker(bar)])
-        output = lavit.model.generate(**inputs, do_sample=False, stopping_criteria=ticker, **options)
+        progress = StoppingCriteriaList([TokenProgress(bar)])
+        output = lavit.model.generate(**inputs, do_sample=False, stopping_criteria=progress, **options)
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in lavit.processor.batch_decode(new, skip_special_tokens=True)]
 

@@ -50,11 +50,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     Raises:
         ValueError: The checkpoint or the device cannot be used.
     """
-    _check_checkpoint(model)
-    _set_verbosity(model)
-    target = resolve_device(device)
-    if dtype == "auto" and target.type == "cpu":
-        dtype = "float32"
+    target, dtype = _prepare(model, device, dtype)
     try:
         loaded, report = LavitForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except SafetensorError as error:
@@ -86,16 +82,20 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
         OSError: The weights are missing or corrupt.
         ValueError: The checkpoint or the device cannot be used.
     """
-    _check_checkpoint(model)
-    _set_verbosity(model)
-    target = resolve_device(device)
-    if dtype == "auto" and target.type == "cpu":
-        dtype = "float32"
+    target, dtype = _prepare(model, device, dtype)
     try:
         visual_tokenizer = LavitVisualTokenizer.from_pretrained(model, dtype=dtype)
     except RuntimeError as error:
         raise ValueError(f"{model}: the weights do not fit the configuration ({error}).") from error
     return AutoProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer.to(target).eval())
+
+
+def _prepare(model: str, device: str, dtype: str) -> tuple[torch.device, str]:
+    """Checks what is to be loaded before anything is read; returns the device and the dtype that `auto` stands for."""
+    _check_checkpoint(model)
+    _set_verbosity(model)
+    target = resolve_device(device)
+    return target, "float32" if dtype == "auto" and target.type == "cpu" else dtype
 
 
 def _check_checkpoint(model: str) -> None:

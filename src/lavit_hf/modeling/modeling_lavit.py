@@ -487,8 +487,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         # Only a plain head has rows to pick: quantized, adapted or offloaded ones compute all logits.
         if type(self.lm_head) is nn.Linear and not hasattr(self.lm_head, "_hf_hook"):
             bias = None if self.lm_head.bias is None else self.lm_head.bias[slice(*vocab_slice)]
-            linear = nn.functional.linear if torch.is_grad_enabled() else split_linear
-            return linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
+            return split_linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
         return self.lm_head(hidden)[..., slice(*vocab_slice)]
 
     def _ignore_placeholders(self, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:

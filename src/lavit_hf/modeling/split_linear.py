@@ -20,7 +20,7 @@ _FEWEST_WEIGHTS = 1 << 18  # smaller ones are multiplied before another core has
 
 
 def split_linear(hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-    """Same as `torch.nn.functional.linear`, up to rounding, and faster for a few rows on a CPU; without gradients.
+    """Same as `torch.nn.functional.linear`, up to rounding, and faster for a few rows on a CPU.
 
     Args:
         hidden: `[..., in]`.

@@ -14,17 +14,17 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput
-from transformers import PreTrainedModel, StoppingCriteria, StoppingCriteriaList
+from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.image_processing_base import ImageProcessingMixin
 
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
+from ..modeling.token_progress import TokenProgress
 from ..processing.processing_lavit import ImageTextProcessor
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
 from .pixel_decoder_inputs import codes_of_ids
+from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS
 from .prompts import release_pixel_values, split_prompts
 
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
-_PIXEL_DECODER_PARTS = ("token_decoder", "unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 # What the release draws with (LaVIT paper, appendix; its own scripts).
 _TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
 _MIN_CODES, _MAX_CODES = 20, 200
@@ -150,7 +150,7 @@ class LavitTextToImagePipeline(DiffusionPipeline):
     def pixel_decoder(self) -> LavitPixelDecoderPipeline:
         """The second half as a pipeline of its own, of the same components."""
         decoder = LavitPixelDecoderPipeline(
-            **{name: getattr(self, name) for name in _PIXEL_DECODER_PARTS},
+            **{name: getattr(self, name) for name in _COMPONENTS},
             visual_token_offset=self.model.config.visual_token_offset,
             eoi_token_id=self.model.config.eoi_token_id,
         )
@@ -382,23 +382,12 @@ class LavitTextToImagePipeline(DiffusionPipeline):
             Codes of every image, `[codes]`.
         """
         with self.progress_bar(total=kwargs["max_new_tokens"]) as progress_bar:
-            ticker = StoppingCriteriaList([_Ticker(progress_bar)])
-            output = self.model.generate(**inputs, generation_mode="image", stopping_criteria=ticker, **kwargs)
+            progress = StoppingCriteriaList([TokenProgress(progress_bar)])
+            output = self.model.generate(**inputs, generation_mode="image", stopping_criteria=progress, **kwargs)
         new_ids = output[:, inputs["input_ids"].shape[1] :].cpu()
         config = self.model.config
         codebook_size = config.visual_tokenizer_config.codebook_size
         return codes_of_ids(list(new_ids), config.visual_token_offset, codebook_size, config.eoi_token_id)
-
-
-class _Ticker(StoppingCriteria):
-    """Counts written tokens on a progress bar."""
-
-    def __init__(self, progress_bar: Any):
-        self.progress_bar = progress_bar
-
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
-        self.progress_bar.update()
-        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
 
 
 def _output(output: Any, codes: list[torch.Tensor], return_dict: bool) -> Any:

@@ -18,7 +18,7 @@ from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
 from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, train_pixel_decoder
 from tiny_pixel_decoders import build_pipeline, rows
 
-EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "train_pixel_decoder.py"
+EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "train_pixel_decoder.py"
 
 # Runs the example until it writes a checkpoint, which it is killed in the middle of.
 KILLED = """
