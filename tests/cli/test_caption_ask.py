@@ -8,6 +8,7 @@ from PIL import Image
 
 from lavit_hf.cli import generation
 from lavit_hf.cli.generation import first_sentence
+from lavit_hf.modeling.token_progress import TokenProgress
 
 
 @pytest.fixture
@@ -88,7 +89,7 @@ def test_progress_counts_tokens(checkpoint, pictures, monkeypatch: pytest.Monkey
     from lavit_hf.cli.loading import load
 
     counted = []
-    monkeypatch.setattr(generation._Ticker, "__call__", count(generation._Ticker.__call__, counted))
+    monkeypatch.setattr(TokenProgress, "__call__", count(TokenProgress.__call__, counted))
     options = {"num_beams": 2, "min_new_tokens": 5, "max_new_tokens": 5}
     generation.generate_text(load(str(checkpoint)), [Image.open(pictures[0])], [""], options)
     assert len(counted) == 5
