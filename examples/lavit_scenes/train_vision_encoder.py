@@ -3,10 +3,10 @@
     python examples/lavit_scenes/train_vision_encoder.py --config examples/lavit_scenes/vision_encoder.json \
         --output_dir out/lavit-scenes/vision_encoder --max_steps 2000
 
-From the features of every patch, linear layers (thrown away afterwards) have to tell the shape, color, size and place of
-the object there, and to repaint the patch. Half of the pictures are repainted in colors that no scene has, so that
-shapes are learned apart from colors: pairs of both that are held out, and are never shown here, need that. `--output_dir`
-gets the encoder, for `train_tokenizer.py --vision_model`.
+From the features of every patch, linear layers (thrown away afterwards) have to tell the shape, color, size and place
+of the object there, and to paint the patch again. Half of the pictures are shown in colors that no scene has, so that
+shapes are learned apart from colors: pairs of both that are held out, and are never shown here, need that.
+`--output_dir` gets the encoder, for `train_tokenizer.py --vision_model`.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoConfig, AutoModel, HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, object_coverage, render, sample_scene
@@ -95,7 +95,7 @@ class LabeledScenes(Dataset):
 
 
 def repaint(scene: Scene, image_size: int, random: np.random.Generator) -> Image.Image:
-    """Draws a scene in colors that are far from all that scenes have, hence without showing a pair that is held out."""
+    """Draws a scene in colors that are far from all that scenes have, and so shows no pair that is held out."""
     known = np.array([*COLORS.values(), *BACKGROUNDS.values()])
     pixels = np.empty((image_size, image_size, 3))
     pixels[:] = background = _other_color(random, known)
@@ -187,6 +187,13 @@ def accuracies(prediction: Any) -> dict[str, float]:
     }
 
 
+def complete_model(vision_model: Any) -> Any:
+    """The encoder with its last normalization, which LaVIT leaves out, but which `from_pretrained` expects."""
+    complete = AutoModel.from_config(vision_model.config)
+    complete.load_state_dict({**complete.state_dict(), **vision_model.state_dict()})
+    return complete
+
+
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
     parser = HfArgumentParser((EncoderArguments, EncoderTrainingArguments), description=__doc__)
@@ -213,7 +220,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_state()
     if trainer.is_world_process_zero():
-        trainer.model.vision_model.save_pretrained(args.output_dir)
+        complete_model(trainer.model.vision_model).save_pretrained(args.output_dir)
         image_processor.save_pretrained(args.output_dir)
     return trainer
 
