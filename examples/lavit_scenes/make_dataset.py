@@ -2,8 +2,8 @@
 
     python examples/lavit_scenes/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
 
-Rows are captions (`image`, `text`), conversations of several questions and answers about a picture (`image`, `messages`),
-and drawings after a picture (`images`, `prompt`, `text`): the same objects on another background.
+Rows are captions (`images`, `text`), conversations of several questions and answers about a picture (`images`,
+`messages`), and drawings after a picture (`images`, `prompt`, `text`): the same objects on another background.
 """
 
 from __future__ import annotations

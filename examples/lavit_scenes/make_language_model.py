@@ -1,10 +1,10 @@
-"""Makes the language model that `train_lm.py` turns into a LaVIT: a small Llama with random weights, and its tokenizer.
+"""Makes the language model that becomes a LaVIT: a small Llama with random weights, and its tokenizer.
 
     python examples/lavit_scenes/make_language_model.py --config examples/lavit_scenes/language_model.json \
         --output_dir out/lavit-scenes/language_model
 
-The tokenizer is a byte-level BPE learned from captions and questions of scenes, so that every word of theirs becomes one
-token, while any other text can be written, too.
+The tokenizer is a byte-level BPE learned from captions and questions of scenes, so that every word of theirs becomes
+one token, while any other text can be written, too.
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ from PIL import Image
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import AutoConfig, AutoModel, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, object_coverage, render, sample_scene
@@ -189,7 +189,7 @@ def accuracies(prediction: Any) -> dict[str, float]:
 
 def complete_model(vision_model: Any) -> Any:
     """The encoder with its last normalization, which LaVIT leaves out, but which `from_pretrained` expects."""
-    complete = AutoModel.from_config(vision_model.config)
+    complete = type(vision_model)(vision_model.config)
     complete.load_state_dict({**complete.state_dict(), **vision_model.state_dict()})
     return complete
 
