@@ -2,8 +2,8 @@
 
     python examples/lavit_scenes/train.py --output_dir out/lavit-scenes
 
-Finished stages are skipped, and an interrupted one goes on from its last checkpoint: after an interruption, run the same
-command again. `--only` runs some stages, for example those that do not need each other side by side.
+Finished stages are skipped, and an interrupted one goes on from its last checkpoint: after an interruption, run the
+same command again. `--only` runs some stages, for example those that do not need each other side by side.
 """
 
 from __future__ import annotations

@@ -38,8 +38,8 @@ class Picture:
         image: The image in RGB; `None` if its codes are known instead.
         is_learned: Whether the model learns to write it, as codes. Otherwise it reads it, as features if it can.
         codes: Its codes, if they are known already or as soon as they are.
-        is_bare: Whether it is read as codes alone, without start and end, as generation reads pictures in the prompt of
-            a drawing.
+        is_bare: Whether it is read as codes alone, without start and end, as generation reads pictures in the prompt
+            of a drawing.
     """
 
     image: Any
