@@ -1,0 +1,1 @@
+"""How good is a checkpoint? Metrics and their intervals."""
