@@ -14,7 +14,7 @@ Example:
 
 from .checkpoint import EvaluatedCheckpoint
 from .data import EvaluationData, EvaluationSample, read_data
-from .evaluate import evaluate
+from .evaluator import evaluate
 from .measurement import Measurement
 from .report import format_metrics
 from .tasks import TASKS, Task
