@@ -407,7 +407,8 @@ def evaluate(
         typer.Option(help="May be given several times.", show_default="validation of scenes, else test"),
     ] = None,
     num_samples: Annotated[
-        int | None, typer.Option(min=1, help="First images (or questions of a file).", show_default="1000 scenes, or all")
+        int | None,
+        typer.Option(min=1, help="First images (or questions of a file).", show_default="1000 scenes, or all"),
     ] = None,
     num_drawings: Annotated[
         int | None, typer.Option(min=1, help="The same for tasks that draw.", show_default="--num-samples")
@@ -425,9 +426,7 @@ def evaluate(
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
     beams: Annotated[int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5")] = None,
-    length_penalty: Annotated[
-        float | None, typer.Option(help="Of captions and answers.", show_default="1; 0")
-    ] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Of captions and answers.", show_default="1; 0")] = None,
     min_new_tokens: Annotated[
         int | None, typer.Option(min=0, help="Of captions and answers.", show_default="8; 2; scenes 1")
     ] = None,
@@ -469,9 +468,9 @@ def evaluate(
     \b
     Examples:
       lavit evaluate lavit-scenes --data scenes --task all -o out/scenes
-      lavit evaluate lavit-7b-v2 --data captions_val2014.json --images val2014 --task caption -o out/coco
-      lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 --task vqa -o out/vqa
-      lavit evaluate lavit-7b-v2 --data captions.json --images val2014 --task text-to-image --clip clip-vit-l -o out/fid
+      lavit evaluate lavit-7b-v2 --data captions.json --images val2014 --task caption -o out/coco
+      lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
+      lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
     """
     from lavit_hf.cli.evaluate import run
 

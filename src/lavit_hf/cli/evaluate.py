@@ -36,11 +36,11 @@ def run(
         device = str(state.device)  # each process its own
     names = list(TASKS) if ALL in tasks else list(dict.fromkeys(tasks))
     with state.main_process_first():  # so that one process fills the cache of `datasets`
-        todo = [
-            _build_task(name, split, num_drawings if TASKS[name].draws and num_drawings else num_samples, reading, options, seed)
-            for name in names
-            for split in list(dict.fromkeys(splits)) or [None]
-        ]
+        todo = []
+        for name in names:
+            count = num_drawings if TASKS[name].draws and num_drawings else num_samples
+            for split in list(dict.fromkeys(splits)) or [None]:
+                todo.append(_build_task(name, split, count, reading, options, seed))
     _check_options(todo, options)
     lavit = load(checkpoint, device, dtype)
     evaluated = EvaluatedCheckpoint(

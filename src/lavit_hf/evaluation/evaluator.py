@@ -31,8 +31,8 @@ def evaluate(
 ) -> dict[str, Any]:
     """Evaluates a checkpoint on tasks, one after another.
 
-    Processes that accelerate or torchrun started share the work. What was interrupted goes on where it stopped; what is
-    complete is only scored again. Batches are always of the same samples, whoever computes them, so that the
+    Processes that accelerate or torchrun started share the work. What was interrupted goes on where it stopped; what
+    is complete is only scored again. Batches are always of the same samples, whoever computes them, so that the
     predictions are the same to the last bit for any number of processes and interruptions.
 
     Args:
@@ -55,6 +55,9 @@ def evaluate(
     folders = [_folder(output, task) for task in tasks]
     if len(set(folders)) < len(folders):
         raise ValueError("Every task can be evaluated once per split.")
+    if state.is_main_process:
+        for task in tasks:
+            task.metrics  # noqa: B018  # loads them: whatever is missing had better be known before hours of work
     for task, folder in zip(tasks, folders, strict=True):
         directory = PredictionDirectory(folder)
         settings = _settings(checkpoint, task, batch_size)
@@ -148,6 +151,7 @@ def _report(
         "num_samples": len(records),
         "metrics": {name: measurement.to_dict() for name, measurement in measurements.items()},
         "checkpoint": checkpoint.name,
+        "options": task.options,
         "settings": settings,
         "versions": library_versions(),
     }

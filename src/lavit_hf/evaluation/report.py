@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Shares are printed in percent; these are no shares.
-_PLAIN = ("tokens/", "fid", "clip_score", "cider", "bleu")
-
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """A table per task: name, value, 95 % interval, and how many of what it was measured on.
@@ -29,13 +26,13 @@ def _format_result(result: Mapping[str, Any]) -> str:
 
 
 def _format_row(name: str, measurement: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    is_plain = name.lower().startswith(_PLAIN)
+    is_share = measurement["is_share"]
 
     def write(value: float) -> str:
-        return f"{value:.3f}" if is_plain else f"{100 * value:.1f}"
+        return f"{100 * value:.1f}" if is_share else f"{value:.3f}"
 
     value, interval = measurement["value"], measurement["interval"]
-    unit = "" if is_plain or value is None else " %"
+    unit = " %" if is_share and value is not None else ""
     between = "" if interval is None else f"[{write(interval[0])}, {write(interval[1])}]"
     return name, "-" if value is None else write(value) + unit, between, f"{measurement['n']} {measurement['unit']}"
 

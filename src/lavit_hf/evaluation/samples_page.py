@@ -39,7 +39,9 @@ def write_samples_page(folder: Path, title: str, shown: Sequence[Shown]) -> None
         title: What is shown.
         shown: The samples, right or wrong: all that are given are on the page.
     """
-    shown = [Shown([(name, _fit(picture)) for name, picture in one.pictures], one.lines, one.is_right) for one in shown]
+    shown = [
+        Shown([(name, _fit(picture)) for name, picture in one.pictures], one.lines, one.is_right) for one in shown
+    ]
     with complete_file(folder / "samples.html") as file:
         file.write(_to_html(title, shown).encode())
     with complete_file(folder / "samples.png") as file:

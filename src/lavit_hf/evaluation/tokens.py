@@ -57,9 +57,9 @@ def measure_tokens(records: Sequence[Mapping[str, Any]], codebook_size: int) -> 
         found[f"tokens/{branch}/mean"] = measure_mean(counts, "images")
         found[f"tokens/{branch}/std"] = Measurement(float(np.std(counts)), len(counts), "images")
         if areas:
-            found[f"tokens/{branch}/r_with_object_area"] = measure_correlation(counts, areas)
+            found[f"tokens/{branch}/r_with_object_area"] = measure_correlation(counts, areas, "images")
     used = {code for record in records for code in record["codes"]}
-    found["live_codes"] = Measurement(len(used) / codebook_size, codebook_size, "codes")
+    found["live_codes"] = Measurement(len(used) / codebook_size, codebook_size, "codes", is_share=True)
     return found
 
 

@@ -56,12 +56,13 @@ def read_data(
         return read_scenes(task, split, num_samples)
     path = Path(name)
     folder = Path(images) if images else None
-    data = _read_benchmark(path, _read_json(path), split, num_samples, folder or path.parent, annotations)
+    try:
+        data = _read_benchmark(path, _read_json(path), split, num_samples, folder or path.parent, annotations)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} looks like the file of a benchmark, but is incomplete ({error!r}).") from error
     if data is None:
         split = split or "test"
-        data = EvaluationData(
-            name, split, TableSamples(name, task, split, Columns(*columns), folder, num_samples)
-        )
+        data = EvaluationData(name, split, TableSamples(name, task, split, Columns(*columns), folder, num_samples))
     _check(data, task)
     return data
 

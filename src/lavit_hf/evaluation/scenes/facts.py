@@ -63,8 +63,10 @@ def _compare_multisets(found: Sequence, right: Sequence) -> tuple[int, int]:
 
 
 def wrong_parts(comparison: Comparison) -> list[str]:
-    """Names of the parts that are not all right."""
-    return [part for part, (right, total) in comparison.items() if right < total]
+    """Names of the parts that are not all right; none if all is."""
+    wrong = [part for part, (right, total) in comparison.items() if right < total]
+    # The right colors and the right shapes may still be put together wrongly.
+    return [part for part in wrong if part != WHOLE] or ["combination" for _ in wrong]
 
 
 def measure_facts(comparisons: Iterable[Comparison], prefix: str = "") -> dict[str, Measurement]:

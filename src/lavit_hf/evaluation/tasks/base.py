@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ from ...training.sample_seeds import sample_seed
 from ..checkpoint import EvaluatedCheckpoint
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement
+from ..metrics import load_metric
 
 Record = Mapping[str, Any]
 """A line of `predictions.jsonl`: the sample's texts, and what the model made of it."""
@@ -59,6 +61,8 @@ class Task(ABC):
 
     name: ClassVar[str]
     draws: ClassVar[bool] = False
+    scoring_options: ClassVar[tuple[str, ...]] = ()
+    """Options that predictions do not depend on."""
 
     def __init__(
         self,
@@ -100,9 +104,19 @@ class Task(ABC):
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
         """Shows one sample to people."""
 
+    def metric_options(self) -> dict[str, dict[str, Any]]:
+        """Which metrics of `lavit_hf.evaluation.metrics` score predictions, and how these are loaded."""
+        return {}
+
+    @functools.cached_property
+    def metrics(self) -> dict[str, Any]:
+        """The metrics by name, loaded when first asked for."""
+        return {name: load_metric(name, **options) for name, options in self.metric_options().items()}
+
     def settings(self) -> dict[str, Any]:
         """What predictions depend on, beside checkpoint and data."""
-        return {"task": self.name, "seed": self.seed, "options": dict(self.options)}
+        options = {name: value for name, value in self.options.items() if name not in self.scoring_options}
+        return {"task": self.name, "seed": self.seed, "options": options}
 
     def generator(self, sample: EvaluationSample, purpose: str, number: int = 0) -> torch.Generator:
         """A source of randomness that belongs to a sample, whatever is drawn before it or beside it."""

@@ -29,6 +29,9 @@ class CaptionTask(Task):
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
         return {**CAPTION, **_SCENES} if data.is_scenes else dict(CAPTION)
 
+    def metric_options(self) -> dict[str, dict[str, Any]]:
+        return {} if self.data.is_scenes else {name: {} for name in self.data.caption_metrics}
+
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         model, processor = checkpoint.model, checkpoint.processor
         images = [sample.open_image() for sample in samples]
@@ -45,8 +48,8 @@ class CaptionTask(Task):
         if self.data.is_scenes:
             found.update(measure_facts(map(_compare, records)))
         else:
-            for metric in self.data.caption_metrics:
-                found.update(score_texts(metric, records))
+            for name, metric in self.metrics.items():
+                found.update(score_texts(name, metric, records))
         return {**found, **measure_tokens(records, checkpoint.codebook_size)}
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:

@@ -3,27 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from ..measurement import Measurement, measure_mean
-from ..metrics import load_metric
 from .base import Record
 
 
-def score_texts(metric: str, records: Sequence[Record]) -> dict[str, Measurement]:
+def score_texts(name: str, metric: Any, records: Sequence[Record]) -> dict[str, Measurement]:
     """All numbers of a metric; its mean over samples has an interval.
 
     Args:
-        metric: Name of the metric.
+        name: Name of the metric.
+        metric: The metric.
         records: With `prediction` and `references`.
     """
-    result = load_metric(metric).compute(
+    result = metric.compute(
         predictions=[record["prediction"] for record in records],
         references=[record["references"] for record in records],
     )
     scores = result.pop("scores", None)
-    found = {name: Measurement(float(value), len(records)) for name, value in result.items()}
+    found = {key: Measurement(float(value), len(records)) for key, value in result.items()}
     if scores is not None:
-        found[metric] = measure_mean(scores)
+        found[name] = measure_mean(scores)
     return found
 
 

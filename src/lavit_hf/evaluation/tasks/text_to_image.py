@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
-from PIL import Image
 
 from ..checkpoint import EvaluatedCheckpoint
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement, measure_mean
-from ..metrics import load_metric
+from ..metrics.clip_similarity import ClipSimilarity
 from .base import Prediction, Record, Shown, Task
 from .drawing import open_picture, score_scenes, show_scene
 
@@ -52,17 +50,30 @@ class TextToImageTask(Task):
     name = "text-to-image"
     draws = True
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if self.options["num_candidates"] > 1 and self.options["clip"] is None:
+    def __init__(self, data: EvaluationData, options: Mapping[str, Any] | None = None, seed: int = 0) -> None:
+        super().__init__(data, options, seed)
+        count, inception = self.options["num_candidates"], self.options["fid_weights"]
+        if count > 1 and self.options["clip"] is None:
             raise ValueError(
-                f"The best of {self.options['num_candidates']} drawings is chosen by CLIP: --clip takes the directory "
-                "of its weights, such as those of openai/clip-vit-large-patch14. Or draw one with --candidates 1."
+                f"The best of {count} drawings is chosen by CLIP: --clip takes the directory of its weights, such as "
+                "those of openai/clip-vit-large-patch14. Or draw only one with --candidates 1."
             )
+        if inception is not None and not Path(inception).is_file():
+            raise ValueError(f"{inception} does not exist; --fid-weights takes the TorchScript file of InceptionV3.")
+
+    @property
+    def scoring_options(self) -> tuple[str, ...]:  # type: ignore[override]
+        """CLIP decides about predictions only if it has a choice."""
+        return ("fid_weights",) if self.options["num_candidates"] > 1 else ("fid_weights", "clip")
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
         return dict(_PIPELINE) if data.is_scenes else {**_PIPELINE, **_PAPER}
+
+    def metric_options(self) -> dict[str, dict[str, Any]]:
+        if self.data.is_scenes or self.options["clip"] is None:
+            return {}
+        return {"clip_score": {"model_name_or_path": self.options["clip"]}}
 
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         prompts = [sample.references[0] for sample in samples]
@@ -74,17 +85,16 @@ class TextToImageTask(Task):
             **{name: self.options[name] for name in _OF_PIPELINE},
         )
         pictures, codes = list(output.images), [of_image.tolist() for of_image in output.codes]
-        best = self._choose(prompts, pictures)
-        return [Prediction({"codes": codes[index]}, pictures[index]) for index in best]
+        chosen = []
+        for number, prompt in enumerate(prompts):
+            start = number * count
+            best = 0 if count == 1 else self._clip.choose_best(pictures[start : start + count], prompt)
+            chosen.append(Prediction({"codes": codes[start + best]}, pictures[start + best]))
+        return chosen
 
-    def _choose(self, prompts: list[str], pictures: list[Image.Image]) -> list[int]:
-        """Which picture of each prompt is taken."""
-        count = self.options["num_candidates"]
-        if count == 1:
-            return list(range(len(prompts)))
-        texts = [prompt for prompt in prompts for _ in range(count)]
-        scores = torch.tensor(self._clip_scores(pictures, texts)).view(len(prompts), count)
-        return [index * count + int(best) for index, best in enumerate(scores.argmax(dim=1))]
+    @functools.cached_property
+    def _clip(self) -> ClipSimilarity:
+        return ClipSimilarity(self.options["clip"])
 
     def score(
         self, checkpoint: EvaluatedCheckpoint, records: Sequence[Record], folder: Path
@@ -92,19 +102,22 @@ class TextToImageTask(Task):
         found = {"tokens/mean": measure_mean([len(record["codes"]) for record in records], "images")}
         if self.data.is_scenes:
             return {**score_scenes(self.data, records, folder), **found}
-        pictures = [str(folder / record["picture"]) for record in records]
-        if self.options["clip"] is not None:
-            found["clip_score"] = measure_mean(self._clip_scores(pictures, [r["references"][0] for r in records]))
+        if "clip_score" in self.metrics:
+            pictures = [str(folder / record["picture"]) for record in records]
+            prompts = [record["references"][0] for record in records]
+            scores = self.metrics["clip_score"].compute(predictions=pictures, references=prompts)["scores"]
+            found["clip_score"] = measure_mean(scores, "images")
         if self.options["fid_weights"] is not None:
-            originals = [sample.open_image() for sample in self.data.samples]
-            fid = load_metric("fid", weights=self.options["fid_weights"])
-            value = fid.compute(predictions=pictures, references=originals)["fid"]
-            found["fid"] = Measurement(float(value), len(records))
+            found["fid"] = Measurement(self._fid(records, folder), len(records), "images")
         return found
 
-    def _clip_scores(self, pictures: Sequence[Any], texts: Sequence[str]) -> list[float]:
-        metric = load_metric("clip_score", weights=self.options["clip"])
-        return metric.compute(predictions=list(pictures), references=list(texts))["scores"]
+    def _fid(self, records: Sequence[Record], folder: Path) -> float:
+        # Not the module of `evaluate`, which would hold all images in memory.
+        from ..metrics.fid.fid import frechet_inception_distance
+
+        drawn = (open_picture(record, folder) for record in records)
+        real = (self.data.samples[index].open_image() for index in range(len(self.data.samples)))
+        return frechet_inception_distance(drawn, real, self.options["fid_weights"])
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
         lines = [("prompt", record["references"][0])]

@@ -10,7 +10,6 @@ from ...pipelines.image_to_text import ANSWER, answer_of, answer_options, genera
 from ..checkpoint import EvaluatedCheckpoint
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement, measure_mean
-from ..metrics import load_metric
 from .base import Prediction, Record, Shown, Task
 
 # Answers about scenes are one or two words. The release forbids to end before the second token, which with words as
@@ -27,6 +26,9 @@ class VqaTask(Task):
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
         return {**ANSWER, **_SCENES} if data.is_scenes else dict(ANSWER)
 
+    def metric_options(self) -> dict[str, dict[str, Any]]:
+        return {self.data.answer_metric: {}}
+
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         images = [sample.open_image() for sample in samples]
         prompts = [question_prompt(sample.question or "") for sample in samples]
@@ -39,10 +41,10 @@ class VqaTask(Task):
     ) -> dict[str, Measurement]:
         metric, scores = self.data.answer_metric, self._scores(records)
         kinds = [record["meta"].get("kind") for record in records]
-        found = {metric: measure_mean(scores, "questions")}
+        found = {metric: measure_mean(scores, "questions", is_share=True)}
         for kind in dict.fromkeys(kind for kind in kinds if kind is not None):
             of_kind = [score for score, its in zip(scores, kinds, strict=True) if its == kind]
-            found[f"{metric}/{kind}"] = measure_mean(of_kind, "questions")
+            found[f"{metric}/{kind}"] = measure_mean(of_kind, "questions", is_share=True)
         return found
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
@@ -53,7 +55,7 @@ class VqaTask(Task):
 
     def _scores(self, records: Sequence[Record]) -> list[float]:
         """From 0 to 1 for each answer."""
-        result = load_metric(self.data.answer_metric).compute(
+        result = self.metrics[self.data.answer_metric].compute(
             predictions=[record["prediction"] for record in records],
             references=[record["references"] for record in records],
         )
