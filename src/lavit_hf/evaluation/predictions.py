@@ -47,10 +47,10 @@ class PredictionDirectory:
         """
         settings = json.loads(json.dumps(settings))  # tuples become lists, as they do in the file
         if not self._settings.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.iterdir())):
+            # A hidden file is what is left of the settings if this was killed here.
+            if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
                 raise ValueError(f"{self.path} exists and holds no predictions; choose another directory.")
-            for folder in (self._shards, self._pictures):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._settings, settings)
             return
         found = read_json(self._settings)
@@ -71,6 +71,7 @@ class PredictionDirectory:
     @contextmanager
     def writer(self, process_index: int) -> Iterator[PredictionWriter]:
         """Where a process writes what it has finished."""
+        self._shards.mkdir(exist_ok=True)
         shard = self._shards / f"{process_index:05d}.jsonl"
         with open(shard, "ab+") as file:
             file.truncate(sum(map(len, _complete_lines(shard))))  # of a line that was torn
@@ -100,8 +101,6 @@ class PredictionDirectory:
         shutil.rmtree(self._shards, ignore_errors=True)
         for partial in self._pictures.glob(f".*{PARTIAL}"):
             partial.unlink()  # of a process that was killed
-        if not any(self._pictures.iterdir()):
-            self._pictures.rmdir()
         return records
 
 
@@ -120,6 +119,7 @@ class PredictionWriter:
     def write(self, record: Mapping[str, Any], picture: Image.Image | None = None) -> None:
         """Writes a record, after its picture."""
         if picture is not None:
+            self._pictures.mkdir(exist_ok=True)
             name = f"{record['id']}.png"
             with complete_file(self._pictures / name) as file:
                 picture.save(file, format="PNG")
