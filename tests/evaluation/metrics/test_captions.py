@@ -21,7 +21,7 @@ def test_cider() -> None:
     result = load_metric("cider").compute(**SAMPLES)
     assert result["scores"] == pytest.approx(RECORDED["cider_scores"], abs=1e-9)
     assert result["cider"] == pytest.approx(RECORDED["cider"], abs=1e-9)
-    assert max(RECORDED["cider_scores"]) > 5 and 0.0 in RECORDED["cider_scores"]
+    assert max(RECORDED["cider_scores"]) > 4 and 0.0 in RECORDED["cider_scores"]
 
 
 def test_bleu() -> None:
@@ -36,7 +36,7 @@ def test_bleu_of_short_captions_is_penalized() -> None:
     assert result["bleu_4"] < 1e-4
 
 
-@pytest.mark.parametrize(("caption", "tokens"), zip(CAPTIONS, RECORDED["tokenized"], strict=True))
+@pytest.mark.parametrize(("caption", "tokens"), list(zip(CAPTIONS, RECORDED["tokenized"], strict=True)))
 def test_tokens(caption: str, tokens: str) -> None:
     assert " ".join(tokenize_caption(caption)) == tokens
 

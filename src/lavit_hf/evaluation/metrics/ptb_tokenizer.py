@@ -3,7 +3,7 @@
 pycocoevalcap runs the Java class `PTBTokenizer` of Stanford CoreNLP 3.4.1 with `-lowerCase` and drops punctuation from
 what it returns. This is the same in Python, without Java, for what captions hold: English sentences. The tests compare it
 with recorded output of the Java class. Known to differ: smileys, hashtags, markup, currencies other than the dollar,
-`8a.m.` without a space.
+`8a.m.` without a space, and the period of a single letter at a caption's end, where the Java class looks at the next one.
 """
 
 from __future__ import annotations
