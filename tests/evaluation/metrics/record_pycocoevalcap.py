@@ -1,7 +1,7 @@
 """Records the tokens (of captions.txt) and scores of pycocoevalcap: pycocoevalcap.json.
 
-Run by hand with Java and pycocoevalcap 1.2 (its wheel of 100 MB, most of it Java, keeps it from being a dependency of the
-tests): `pip install --no-deps --target DIR pycocoevalcap==1.2 && PYTHONPATH=DIR python record_pycocoevalcap.py`.
+Run by hand with Java and pycocoevalcap 1.2 (its wheel of 100 MB, most of it Java, keeps it from being a dependency of
+the tests): `pip install --no-deps --target DIR pycocoevalcap==1.2 && PYTHONPATH=DIR python record_pycocoevalcap.py`.
 """
 
 import json
@@ -13,10 +13,10 @@ from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 FOLDER = Path(__file__).parent
-NOUNS = "man woman dog cat bird child horse train pizza clock".split()
-ADJECTIVES = "red blue small large old young wooden happy".split()
-VERBS = "sits stands rides looks sleeps waits".split()
-PLACES = "street table beach grass bench field kitchen".split()
+NOUNS = ["man", "woman", "dog", "cat", "bird", "child", "horse", "train", "pizza", "clock"]
+ADJECTIVES = ["red", "blue", "small", "large", "old", "young", "wooden", "happy"]
+VERBS = ["sits", "stands", "rides", "looks", "sleeps", "waits"]
+PLACES = ["street", "table", "beach", "grass", "bench", "field", "kitchen"]
 
 
 def write_caption(rng: random.Random, noun: str, place: str) -> str:

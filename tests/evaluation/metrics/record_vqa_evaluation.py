@@ -1,7 +1,7 @@
 """Records what the official VQA evaluation says of some answers: vqa_evaluation.json.
 
-Run by hand, `python record_vqa_evaluation.py VQA/PythonEvaluationTools`, with a checkout of GT-Vision-Lab/VQA (with the
-parentheses of Python 3 after `print`, if it lacks them).
+Run by hand, `python record_vqa_evaluation.py VQA/PythonEvaluationTools`, with a checkout of GT-Vision-Lab/VQA (with
+the parentheses of Python 3 after `print`, if it lacks them).
 """
 
 import json
@@ -9,9 +9,10 @@ import random
 import sys
 from pathlib import Path
 
-ANSWERS = """yes;no;Yes.;2;two;none;0;The cat;a cat;cat;t-shirt;t shirt;tshirt;dont walk;don't walk;100,978;100978;girl's
-girls;2:50 pm;2:50 p.m.;3.5;3.5.;black/white;black white;black, white;"stop";stop;stop!;its;it's;somebody'd;couldnt've
-couldn'tve;ten people;10 people;yall;y'all;(left);left;on the left;new\tyork;wii-mote,;a;the;on top_of;1,5 or 2;what?"""
+ANSWERS = """yes;no;Yes.;2;two;none;0;The cat;a cat;cat;t-shirt;t shirt;tshirt;dont walk;don't walk;100,978;100978
+girl's;girls;2:50 pm;2:50 p.m.;3.5;3.5.;black/white;black white;black, white;"stop";stop;stop!;its;it's;somebody'd
+couldnt've;couldn'tve;ten people;10 people;yall;y'all;(left);left;on the left;new\tyork;wii-mote,;a;the;on top_of
+1,5 or 2;what?"""
 
 
 class Data:
@@ -20,7 +21,7 @@ class Data:
     def __init__(self, qa: dict):
         self.qa = qa
 
-    def getQuesIds(self) -> list:  # noqa: N802
+    def getQuesIds(self) -> list:
         return list(self.qa)
 
 

@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from evaluation.metrics.tiny_networks import save_tiny_clip
 from PIL import Image
 from transformers import CLIPModel, CLIPProcessor
 
+from evaluation.metrics.tiny_networks import save_tiny_clip
 from lavit_hf.evaluation.metrics import load_metric
 from lavit_hf.evaluation.metrics.clip_similarity import ClipSimilarity
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from evaluation.metrics.tiny_networks import save_mean_color
 from PIL import Image
 
+from evaluation.metrics.tiny_networks import save_mean_color
 from lavit_hf.evaluation.metrics import load_metric
 from lavit_hf.evaluation.metrics.fid.fid import frechet_inception_distance
 

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import evaluate
 import pytest
-from evaluation.metrics.tiny_networks import save_mean_color, save_tiny_clip
 
 import lavit_hf.evaluation.metrics
+from evaluation.metrics.tiny_networks import save_mean_color, save_tiny_clip
 from lavit_hf.evaluation.metrics import METRICS, load_metric
 
 FOLDER = Path(lavit_hf.evaluation.metrics.__file__).parent

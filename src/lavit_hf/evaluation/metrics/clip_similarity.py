@@ -17,7 +17,7 @@ class ClipSimilarity:
     """Cosines of image and text embeddings.
 
     Args:
-        model_name_or_path: A CLIP checkpoint: a directory, or a name on the Hub such as `openai/clip-vit-base-patch32`.
+        model_name_or_path: A CLIP checkpoint: a directory, or a name on the Hub like `openai/clip-vit-base-patch32`.
         device: Where it runs; a GPU if there is one, by default.
         batch_size: Pairs compared together.
 
