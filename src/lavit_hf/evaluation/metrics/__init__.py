@@ -19,8 +19,8 @@ def load_metric(name: str, **kwargs: Any) -> Any:
         kwargs: Options of this metric, such as weights that it needs, or of `evaluate.Metric`.
 
     Returns:
-        An `evaluate.Metric`. Its `compute(predictions=..., references=...)` gives numbers by name and, if the metric is
-        a mean over samples, their `"scores"`. It keeps what is added in memory and writes no files.
+        An `evaluate.Metric`. Its `compute(predictions=..., references=...)` gives numbers by name and, if the metric
+        is a mean over samples, their `"scores"`. It keeps what is added in memory and writes no files.
 
     Raises:
         ImportError: `evaluate` is not installed.

@@ -13,7 +13,9 @@ _COMMA_IN_NUMBER = re.compile(r"\d,\d")
 _PERIOD = re.compile(r"\.(?!\d)")
 _NUMBERS = {
     word: str(number)
-    for number, word in enumerate(["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"])
+    for number, word in enumerate(
+        ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten"]
+    )
 } | {"none": "0"}
 _ARTICLES = frozenset(["a", "an", "the"])
 # An answer that lacks one of the apostrophes gets it back: "dont", "couldnt've" and "couldn'tve".
@@ -25,7 +27,7 @@ _CONTRACTIONS = """
     there're there's they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what'll what're what's
     what've when's where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've
     wouldn't wouldn't've y'all y'all'll y'all'd've you'd you'd've you'll you're you've
-""".split()
+""".split()  # noqa: SIM905 - a list would be ninety lines
 _MISSING_APOSTROPHE = {
     word[: match.start()] + word[match.end() :]: word for word in _CONTRACTIONS for match in re.finditer("'", word)
 } | {"somebody'd": "somebodyd"}

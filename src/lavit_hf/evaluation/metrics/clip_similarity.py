@@ -17,7 +17,7 @@ class ClipSimilarity:
     """Cosines of image and text embeddings.
 
     Args:
-        model_name_or_path: A CLIP checkpoint: a directory, or a name on the Hub such as `openai/clip-vit-base-patch32`.
+        model_name_or_path: A CLIP checkpoint: a directory, or a name on the Hub like `openai/clip-vit-base-patch32`.
         device: Where it runs; a GPU if there is one, by default.
         batch_size: Pairs compared together.
 
@@ -48,11 +48,11 @@ class ClipSimilarity:
         remaining = iter(images)
         cosines: list[float] = []
         for start in range(0, len(texts), self.batch_size):
-            batch = list(texts[start : start + self.batch_size])
-            image_embeds, text_embeds = self._embed(list(islice(remaining, len(batch))), batch)
-            if len(image_embeds) != len(text_embeds):
+            text_batch = list(texts[start : start + self.batch_size])
+            image_batch = list(islice(remaining, len(text_batch)))
+            if len(image_batch) < len(text_batch):
                 raise ValueError(f"There are fewer images than the {len(texts)} texts.")
-            cosines.extend((image_embeds * text_embeds).sum(dim=-1).tolist())
+            cosines.extend(self._compare_batch(image_batch, text_batch))
         if next(remaining, None) is not None:
             raise ValueError(f"There are more images than the {len(texts)} texts.")
         return cosines
@@ -71,11 +71,10 @@ class ClipSimilarity:
         return cosines.index(max(cosines))
 
     @torch.inference_mode()
-    def _embed(self, images: list[Image.Image], texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
-        """Normalized embeddings `[batch, width]` of images and texts."""
+    def _compare_batch(self, images: list[Image.Image], texts: list[str]) -> list[float]:
         inputs = self.processor(images=images, text=texts, padding=True, truncation=True, return_tensors="pt")
         output = self.model(**inputs.to(self.device))
-        return output.image_embeds, output.text_embeds
+        return (output.image_embeds * output.text_embeds).sum(dim=-1).tolist()  # both are normalized
 
 
 __all__ = ["ClipSimilarity"]

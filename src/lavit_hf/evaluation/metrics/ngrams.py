@@ -20,9 +20,7 @@ def count_ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
     )
 
 
-def tokenize_captions(
-    predictions: list[str], references: list[list[str]]
-) -> tuple[list[Tokens], list[list[Tokens]]]:
+def tokenize_captions(predictions: list[str], references: list[list[str]]) -> tuple[list[Tokens], list[list[Tokens]]]:
     """Tokenizes predictions and their references.
 
     Raises:

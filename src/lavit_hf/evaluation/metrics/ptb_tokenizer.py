@@ -1,21 +1,33 @@
 """Words of a caption as the caption benchmarks count them.
 
 pycocoevalcap runs the Java class `PTBTokenizer` of Stanford CoreNLP 3.4.1 with `-lowerCase` and drops punctuation from
-what it returns. This is the same in Python, without Java, for what captions hold: English sentences. The tests compare it
-with recorded output of the Java class. Known to differ: smileys, hashtags, markup, currencies other than the dollar,
-`8a.m.` without a space.
+what it returns. This is the same in Python, without Java, for what captions hold: English sentences. The tests compare
+it with recorded output of the Java class. Known to differ: smileys, hashtags, markup, currencies other than dollars,
+`8a.m.` without a space, and the period of a single letter at a caption's end, where the Java class looks at the next
+caption.
 """
 
 from __future__ import annotations
 
 import re
 
-# What pycocoevalcap drops; ".." is "..." to the Java class. Longer runs of other marks ("!!", "?!") stay, there as well,
-# and so do brackets: lower-casing makes `-lrb-` of `-LRB-`, which is what pycocoevalcap looks for.
+# What pycocoevalcap drops; ".." is "..." to the Java class. Longer runs of other marks ("!!", "?!") stay, there as
+# well, and so do brackets: lower-casing makes `-lrb-` of `-LRB-`, which is what pycocoevalcap looks for.
 _DROPPED = frozenset(["''", "'", "``", "`", ".", "..", "...", "?", "!", ",", ":", ";", "-", "--"])
 _BRACKETS = {"(": "-lrb-", ")": "-rrb-", "[": "-lsb-", "]": "-rsb-", "{": "-lcb-", "}": "-rcb-"}
 _TYPOGRAPHY = str.maketrans(
-    {"“": "``", "”": "``", '"': "``", "‘": "`", "’": "'", "–": "--", "—": "--", "…": "...", "\n": " ", "\xa0": " "}
+    {
+        '"': "``",
+        "\N{LEFT DOUBLE QUOTATION MARK}": "``",
+        "\N{RIGHT DOUBLE QUOTATION MARK}": "``",
+        "\N{LEFT SINGLE QUOTATION MARK}": "`",
+        "\N{RIGHT SINGLE QUOTATION MARK}": "'",
+        "\N{EN DASH}": "--",
+        "\N{EM DASH}": "--",
+        "\N{HORIZONTAL ELLIPSIS}": "...",
+        "\N{NO-BREAK SPACE}": " ",
+        "\n": " ",
+    }
 )
 
 _TOKEN = re.compile(

@@ -11,8 +11,8 @@ import evaluate  # type: ignore[import-untyped]
 from lavit_hf.evaluation.metrics.ngrams import MAX_LENGTH, Tokens, count_ngrams, tokenize_captions
 
 _DESCRIPTION = """
-BLEU: the share of n-grams that occur in a reference, over the whole corpus, with a penalty for captions shorter than the
-reference closest in length. Gives the numbers of pycocoevalcap on the same tokens; papers print BLEU-4 times 100.
+BLEU: the share of n-grams that occur in a reference, over the whole corpus, with a penalty for captions shorter than
+the reference closest in length. Gives the numbers of pycocoevalcap on the same tokens; papers print BLEU-4 times 100.
 """
 _CITATION = """
 @inproceedings{papineni2002bleu,

@@ -35,7 +35,7 @@ Returns:
 Example:
     >>> metric = load_metric("cider")
     >>> metric.compute(predictions=["a red bird", "two dogs"], references=[["a red bird"], ["two cats run"]])["cider"]
-    1.5789...
+    4.253...
 """
 _SIGMA = 6.0
 Ngram = tuple[str, ...]
@@ -51,7 +51,9 @@ class TermWeights:
     def __init__(self, references: list[list[Tokens]]) -> None:
         self.log_images = math.log(len(references))
         self.num_images_with = Counter(
-            ngram for captions in references for ngram in {ngram for tokens in captions for ngram in count_ngrams(tokens)}
+            ngram
+            for captions in references
+            for ngram in {ngram for tokens in captions for ngram in count_ngrams(tokens)}
         )
 
     def weigh(self, tokens: Tokens) -> list[dict[Ngram, float]]:
@@ -90,7 +92,9 @@ def cider_d(predictions: list[Tokens], references: list[list[Tokens]]) -> list[f
 def _clipped_cosine(prediction: dict[Ngram, float], reference: dict[Ngram, float]) -> float:
     """Cosine, where repeating a word more often than the reference does earns nothing."""
     norms = math.hypot(*prediction.values()) * math.hypot(*reference.values())
-    product = sum(min(weight, reference.get(ngram, 0.0)) * reference.get(ngram, 0.0) for ngram, weight in prediction.items())
+    product = sum(
+        min(weight, reference.get(ngram, 0.0)) * reference.get(ngram, 0.0) for ngram, weight in prediction.items()
+    )
     return product / norms if norms else 0.0
 
 

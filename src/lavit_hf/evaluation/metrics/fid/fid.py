@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,8 @@ from torchmetrics.image.fid import FrechetInceptionDistance  # type: ignore[impo
 from lavit_hf.evaluation.metrics.images import choose_device, open_image
 
 _DESCRIPTION = """
-FID: the distance between two sets of pictures, as that of the normal distributions that InceptionV3's features of either
-have. Lower is better; it takes thousands of pictures, and numbers with other numbers of pictures do not compare.
+FID: the distance between two sets of pictures, as that of the normal distributions that InceptionV3's features of
+either have. Lower is better. It takes thousands of pictures, and only distances with equally many of them compare.
 """
 _CITATION = """
 @inproceedings{heusel2017gans,
@@ -121,7 +122,9 @@ class Fid(evaluate.Metric):
         if inception_path is None:
             raise ValueError(f"FID needs the weights of InceptionV3. {_WHERE}")
         super().__init__(*args, **kwargs)
-        self.options = {"inception_path": inception_path, "device": device, "batch_size": batch_size}
+        self.distance = partial(
+            frechet_inception_distance, inception_path=inception_path, device=device, batch_size=batch_size
+        )
 
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
@@ -135,5 +138,4 @@ class Fid(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[dict[str, Any]], references: list[dict[str, Any]]) -> dict[str, float]:
-        images = map(open_image, predictions), map(open_image, references)
-        return {"fid": frechet_inception_distance(*images, **self.options)}
+        return {"fid": self.distance(map(open_image, predictions), map(open_image, references))}

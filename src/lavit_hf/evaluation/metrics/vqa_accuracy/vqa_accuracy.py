@@ -11,8 +11,8 @@ from lavit_hf.evaluation.metrics.answer_normalization import normalize_answer, s
 from lavit_hf.evaluation.metrics.scores import mean_and_scores
 
 _DESCRIPTION = """
-VQA accuracy: an answer that at least three of the other humans gave counts in full, averaged over leaving out each human.
-Answers are normalized as by the official evaluation, https://visualqa.org/evaluation.html.
+VQA accuracy: an answer that at least three of the other humans gave counts in full, averaged over leaving out each
+human. Answers are normalized as by the official evaluation, https://visualqa.org/evaluation.html.
 """
 _CITATION = """
 @inproceedings{goyal2017making,
@@ -54,8 +54,8 @@ def vqa_accuracy(prediction: str, answers: list[str]) -> float:
     """
     if len(answers) < _FEWEST_ANSWERS:
         raise ValueError(
-            f"VQA accuracy compares with what several humans answered, {_FEWEST_ANSWERS} at least, not with {answers}; "
-            "for questions with one answer there is exact_match."
+            f"VQA accuracy needs the answers of several humans, {_FEWEST_ANSWERS} at least, not {answers}; for "
+            "questions with one answer there is exact_match."
         )
     prediction, answers = strip_answer(prediction), [strip_answer(answer) for answer in answers]
     if len(set(answers)) > 1:

@@ -1,0 +1,86 @@
+"""Every metric loads offline, by name and as a folder, in several processes at once, and leaves no files behind."""
+
+import doctest
+import os
+import subprocess
+import sys
+from importlib import import_module
+from pathlib import Path
+
+import evaluate
+import pytest
+
+import lavit_hf.evaluation.metrics
+from evaluation.metrics.tiny_networks import save_mean_color, save_tiny_clip
+from lavit_hf.evaluation.metrics import METRICS, load_metric
+
+FOLDER = Path(lavit_hf.evaluation.metrics.__file__).parent
+LOAD_AND_COMPUTE = """
+import sys, evaluate
+for name in ("bleu", "cider", "exact_match", "vqa_accuracy"):
+    metric = evaluate.load(f"{sys.argv[1]}/{name}")
+    print(metric.compute(predictions=["a cat", "two"], references=[["a cat"] * 10, ["2"] * 9 + ["3"]]))
+"""
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict]:
+    """What users have to give."""
+    folder = tmp_path_factory.mktemp("networks")
+    return {
+        "clip_score": {"model_name_or_path": str(save_tiny_clip(folder / "clip"))},
+        "fid": {"inception_path": str(save_mean_color(folder / "mean_color.pt"))},
+    }
+
+
+def test_every_folder_is_listed() -> None:
+    assert list(METRICS) == sorted(path.stem for path in FOLDER.glob("*/*.py") if path.stem == path.parent.name)
+
+
+@pytest.mark.parametrize("name", METRICS)
+def test_both_ways_of_loading(name: str, options: dict[str, dict], tmp_path: Path) -> None:
+    by_name = load_metric(name, **options.get(name, {}))
+    by_folder = evaluate.load(str(FOLDER / name), cache_dir=str(tmp_path), **options.get(name, {}))
+    assert isinstance(by_name, evaluate.Metric) and by_folder.name == by_name.name
+    for text in (by_name.description, by_name.citation, by_name.inputs_description, *by_name.reference_urls):
+        assert text.strip()
+    assert by_folder.features == by_name.features
+
+
+@pytest.mark.parametrize("name", ["bleu", "cider", "exact_match", "vqa_accuracy"])
+def test_examples(name: str) -> None:
+    text = import_module(f"lavit_hf.evaluation.metrics.{name}.{name}")._KWARGS_DESCRIPTION
+    examples = doctest.DocTestParser().get_doctest(text, {"load_metric": load_metric}, name, None, 0)
+    assert examples.examples
+    assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples).failed == 0
+
+
+def test_several_processes_at_once(tmp_path: Path) -> None:
+    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+    work = tmp_path / "work"
+    work.mkdir()
+    command = [sys.executable, "-c", LOAD_AND_COMPUTE, str(FOLDER)]
+    pipe = subprocess.PIPE
+    processes = [
+        subprocess.Popen(command, cwd=work, env=environment, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
+    ]
+    outputs = [process.communicate(timeout=120) for process in processes]
+    assert [process.returncode for process in processes] == [0, 0], outputs
+    assert outputs[0][0] == outputs[1][0] and outputs[0][0].count("\n") == 4
+    assert list(work.iterdir()) == []
+
+
+def test_batches_add_up_and_no_file_is_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    metric = load_metric("exact_match", cache_dir=str(tmp_path / "cache"))
+    metric.add_batch(predictions=["cat", "dog"], references=[["cat"], ["cat"]])
+    metric.add(prediction="red", reference=["red"])
+    assert metric.compute()["scores"] == [1.0, 0.0, 1.0]
+    assert [path for path in tmp_path.rglob("*") if path.is_file()] == []
+
+
+def test_bad_names() -> None:
+    with pytest.raises(ValueError, match="no metric rouge; known are bleu, cider"):
+        load_metric("rouge")
+    with pytest.raises(ValueError, match="cider has no option sigmaa"):
+        load_metric("cider", sigmaa=3)
