@@ -7,8 +7,7 @@ import pytest
 from PIL import Image
 from transformers.utils import logging
 
-from lavit_hf.cli.draw import load_pipeline
-from lavit_hf.cli.loading import load
+from evaluation.tiny_evaluation import load_checkpoint
 from lavit_hf.evaluation import EvaluatedCheckpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -22,14 +21,7 @@ def random_checkpoint() -> Path:
 @pytest.fixture(scope="session")
 def evaluated(random_checkpoint: Path) -> Iterator[EvaluatedCheckpoint]:
     verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    lavit = load(str(random_checkpoint), "cpu")
-
-    def pipeline(decoder: str | None):
-        loaded = load_pipeline(lavit, str(random_checkpoint), decoder)
-        loaded.set_progress_bar_config(disable=True)
-        return loaded
-
-    yield EvaluatedCheckpoint("tiny", lavit.model, lavit.processor, pipeline)
+    yield load_checkpoint(random_checkpoint)
     logging.set_verbosity(verbosity)
     (logging.enable_progress_bar if bars else logging.disable_progress_bar)()
 

@@ -10,34 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from evaluation import tiny_evaluation
+from evaluation.tiny_evaluation import BATCH_SIZE, NUM_SAMPLES
 from lavit_hf.evaluation import TASKS, evaluate, read_data
 
-OPTIONS = ["--task", "caption", "--task", "reconstruction", "--data", "scenes", "--split", "held_out"]
-OPTIONS += ["--num-samples", "7", "--batch-size", "2", "--steps", "2", "--max-new-tokens", "5", "--beams", "1"]
-# Dies in the middle of a line, after its third batch.
-KILLED = """
-import os, signal
-import lavit_cli
-from lavit_hf.evaluation.predictions import PredictionWriter
-
-finish, batches = PredictionWriter.flush, []
-
-def flush(writer):
-    finish(writer)
-    batches.append(writer)
-    if len(batches) == {batches}:
-        writer._file.write(b'{{"id": "00000')
-        writer._file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
-
-PredictionWriter.flush = flush
-lavit_cli.main()
-"""
+BATCHES = -(-NUM_SAMPLES // BATCH_SIZE)
 
 
-def run(command: list[str], checkpoint: Path, output: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, *command, "evaluate", str(checkpoint), *OPTIONS, "--output", str(output)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+def run_script(checkpoint: Path, output: Path, num_batches: int = 0, launcher: tuple[str, ...] = ()):
+    command = [sys.executable, *launcher, tiny_evaluation.__file__, str(checkpoint), str(output), str(num_batches)]
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
 
 
@@ -46,33 +29,30 @@ def contents(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.fixture(scope="module")
-def uninterrupted(random_checkpoint, tmp_path_factory) -> dict[str, bytes]:
-    output = tmp_path_factory.mktemp("uninterrupted") / "out"
-    result = run(["-m", "lavit_cli"], random_checkpoint, output)
-    assert result.returncode == 0, result.stderr[-3000:]
+def uninterrupted(evaluated, tmp_path_factory) -> dict[str, bytes]:
+    output = tmp_path_factory.mktemp("uninterrupted")
+    tiny_evaluation.run(evaluated, output)
     return contents(output)
 
 
-def test_killed_and_resumed(random_checkpoint, tmp_path, uninterrupted):
-    for batches in (3, 3):  # the second time within the other task
-        result = run(["-c", KILLED.format(batches=batches)], random_checkpoint, tmp_path / "out")
-        assert result.returncode == -signal.SIGKILL
-    unfinished = tmp_path / "out" / "reconstruction" / "held_out" / "shards" / "00000.jsonl"
-    assert unfinished.read_bytes().endswith(b'{"id": "00000') and not (tmp_path / "out" / "metrics.json").exists()
-    result = run(["-m", "lavit_cli"], random_checkpoint, tmp_path / "out")
-    assert result.returncode == 0, result.stderr[-3000:]
-    assert contents(tmp_path / "out") == uninterrupted
+def test_killed_and_resumed(evaluated, random_checkpoint, tmp_path, uninterrupted):
+    result = run_script(random_checkpoint, tmp_path, num_batches=BATCHES + 2)  # in the midst of the second task
+    assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
+    shard = tmp_path / "reconstruction" / "held_out" / "shards" / "00000.jsonl"
+    assert shard.read_bytes().count(b"\n") == 2 * BATCH_SIZE and shard.read_bytes().endswith(b'{"id": "00000')
+    assert not (tmp_path / "metrics.json").exists()
+    tiny_evaluation.run(evaluated, tmp_path)
+    assert contents(tmp_path) == uninterrupted
 
 
 def test_two_processes_give_the_same_as_one(random_checkpoint, tmp_path, uninterrupted):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
-    launcher = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port)]
-    result = run([*launcher, "-m", "lavit_cli"], random_checkpoint, tmp_path / "out")
+    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
+    result = run_script(random_checkpoint, tmp_path, launcher=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
-    assert contents(tmp_path / "out") == uninterrupted
-    assert result.stdout.count("Wrote ") == 1
+    assert contents(tmp_path) == uninterrupted
 
 
 def test_what_is_written(uninterrupted):
@@ -84,12 +64,12 @@ def test_what_is_written(uninterrupted):
         "settings.json",
     }
     lines = uninterrupted["caption/held_out/predictions.jsonl"].decode().splitlines()
-    assert [json.loads(line)["id"] for line in lines] == [f"{index:06d}" for index in range(7)]
-    assert sum(name.startswith("reconstruction/held_out/pictures/") for name in uninterrupted) == 7
+    assert [json.loads(line)["id"] for line in lines] == [f"{index:06d}" for index in range(NUM_SAMPLES)]
+    assert sum(name.startswith("reconstruction/held_out/pictures/") for name in uninterrupted) == NUM_SAMPLES
     metrics = json.loads(uninterrupted["metrics.json"])
     parts = [json.loads(uninterrupted[f"{task}/held_out/metrics.json"]) for task in ("caption", "reconstruction")]
     assert metrics["results"] == parts
-    assert metrics["results"][0]["metrics"]["fully_right"]["n"] == 7
+    assert metrics["results"][0]["metrics"]["fully_right"]["n"] == NUM_SAMPLES
     assert {"torch", "transformers", "lavit-hf"} <= set(metrics["versions"])
 
 
