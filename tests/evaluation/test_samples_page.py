@@ -22,9 +22,7 @@ def test_right_and_wrong_samples_are_on_the_page(tmp_path):
     page = (tmp_path / "samples.html").read_text()
     assert re.findall('<section class="(.*?)">', page) == ["right", "wrong", ""]
     assert "a &lt;b&gt; &amp; c" in page and "<h1>3 of 4</h1>" in page
-    pictures = [
-        Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall('base64,(.*?)"', page)
-    ]
+    pictures = [Image.open(io.BytesIO(base64.b64decode(data))) for data in re.findall('base64,(.*?)"', page)]
     assert [picture.getpixel((0, 0)) for picture in pictures] == [(255, 0, 0), (0, 0, 255), (255, 0, 0)]
     assert pictures[1].size == (192, 96)
     sheet = Image.open(tmp_path / "samples.png")

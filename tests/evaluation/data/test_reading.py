@@ -3,8 +3,8 @@
 import json
 
 import pytest
-from evaluation.data import test_coco, test_gqa, test_karpathy, test_vizwiz, test_vqav2
 
+from evaluation.data import test_coco, test_gqa, test_karpathy, test_vizwiz, test_vqav2
 from lavit_hf.evaluation.data import read_data
 
 

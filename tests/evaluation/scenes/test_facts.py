@@ -23,17 +23,11 @@ def test_every_caption_of_a_scene_is_fully_right():
 
 
 def test_one_wrong_word_is_one_wrong_part():
-    comparison = compare_facts(
-        read_facts("a large red square left of a small blue ring on a gray background"), SCENE
-    )
+    comparison = compare_facts(read_facts("a large red square left of a small blue ring on a gray background"), SCENE)
     assert wrong_parts(comparison) == ["background"] and comparison["fully_right"] == (0, 1)
-    comparison = compare_facts(
-        read_facts("a large red square left of a large blue ring on a white background"), SCENE
-    )
+    comparison = compare_facts(read_facts("a large red square left of a large blue ring on a white background"), SCENE)
     assert comparison["size"] == (1, 2) and comparison["relation"] == (0, 1)
-    comparison = compare_facts(
-        read_facts("a large red square above a small blue ring on a white background"), SCENE
-    )
+    comparison = compare_facts(read_facts("a large red square above a small blue ring on a white background"), SCENE)
     assert wrong_parts(comparison) == ["relation"]
 
 
