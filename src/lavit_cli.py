@@ -419,13 +419,17 @@ def evaluate(
     annotations: Annotated[
         Path | None, typer.Option(metavar="JSON", help="Answers of VQAv2 and OK-VQA.", show_default=False)
     ] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of the dataset.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
     image_column: Annotated[str, typer.Option(help="Column of a dataset.")] = "image",
     text_column: Annotated[str, typer.Option(help="Column of the caption, or a list of them.")] = "text",
     question_column: Annotated[str, typer.Option(help="Column of the question.")] = "question",
     answer_column: Annotated[str, typer.Option(help="Column of the answer, or a list of them.")] = "answer",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
     seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
-    beams: Annotated[int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5")] = None,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5, scenes 1")
+    ] = None,
     length_penalty: Annotated[float | None, typer.Option(help="Of captions and answers.", show_default="1; 0")] = None,
     min_new_tokens: Annotated[
         int | None, typer.Option(min=0, help="Of captions and answers.", show_default="8; 2; scenes 1")
@@ -485,6 +489,8 @@ def evaluate(
             "name": data,
             "images": images,
             "annotations": annotations,
+            "config": config,
+            "revision": revision,
             "columns": (image_column, text_column, question_column, answer_column),
         },
         options={

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -53,6 +54,7 @@ class EvaluatedCheckpoint:
         """What all predictions depend on."""
         return {
             "weights": self._weights,
+            "text_tokenizer": hashlib.sha256(self.processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
             "image_processor": self.processor.image_processor.to_dict(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,

@@ -82,9 +82,6 @@ def _folder(output: Path, task: Task) -> Path:
 def _settings(checkpoint: EvaluatedCheckpoint, task: Task, batch_size: int) -> dict[str, Any]:
     """What must not change between two runs into the same directory."""
     settings = {
-        "data": task.data.name,
-        "split": task.data.split,
-        "num_samples": len(task.data.samples),
         "data_digest": task.data.digest(),
         **task.settings(),
         **checkpoint.settings(),

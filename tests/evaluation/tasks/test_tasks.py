@@ -53,7 +53,7 @@ def test_a_sample_does_not_depend_on_the_others(evaluated, name, options):
 def test_defaults_are_those_of_the_release_or_of_scenes(folder):
     scenes, other = read_scenes("caption", None, 1), other_data([])
     assert CaptionTask(other).options == CAPTION and VqaTask(other).options == ANSWER
-    assert VqaTask(scenes).options == {**ANSWER, "min_new_tokens": 1}
+    assert VqaTask(scenes).options == {**ANSWER, "num_beams": 1, "min_new_tokens": 1}
     assert CaptionTask(scenes, {"num_beams": 4, "length_penalty": None}).options["num_beams"] == 4
     paper = TextToImageTask(other, {"clip": str(folder)}).options
     assert (paper["decoder"], paper["num_candidates"], paper["top_k"]) == ("lowres", 4, 300)

@@ -30,6 +30,8 @@ def read_data(
     images: str | Path | None = None,
     annotations: str | Path | None = None,
     columns: Sequence[str] = Columns(),
+    config: str | None = None,
+    revision: str | None = None,
 ) -> EvaluationData:
     """Reads data for a task.
 
@@ -43,6 +45,8 @@ def read_data(
         images: Folder that the images of a file are in; by default where the file is.
         annotations: The file with the answers to the questions of VQAv2 and OK-VQA.
         columns: Those of a dataset, in the order of `Columns`.
+        config: Which configuration of a dataset on the Hub.
+        revision: Which revision of a dataset on the Hub.
 
     Returns:
         The samples.
@@ -62,7 +66,8 @@ def read_data(
         raise ValueError(f"{name} looks like the file of a benchmark, but is incomplete ({error!r}).") from error
     if data is None:
         split = split or "test"
-        data = EvaluationData(name, split, TableSamples(name, task, split, Columns(*columns), folder, num_samples))
+        table = TableSamples(name, task, split, Columns(*columns), folder, num_samples, config, revision)
+        data = EvaluationData(name, split, table)
     _check(data, task)
     return data
 

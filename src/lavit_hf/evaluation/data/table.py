@@ -29,6 +29,8 @@ class TableSamples(Sequence):
         columns: Their names.
         image_root: Where relative paths of images start, if not beside the data.
         num_samples: How many rows at most.
+        config: Which configuration of a dataset on the Hub.
+        revision: Which revision of a dataset on the Hub.
 
     Raises:
         ImportError: `datasets` is not installed.
@@ -43,10 +45,12 @@ class TableSamples(Sequence):
         columns: Columns,
         image_root: Path | None = None,
         num_samples: int | None = None,
+        config: str | None = None,
+        revision: str | None = None,
     ) -> None:
         import datasets  # type: ignore[import-untyped]
 
-        dataset, root = load_data(name, split)
+        dataset, root = load_data(name, split, config, revision)
         self._root = image_root or root
         self._columns = columns
         self._has_questions = task == "vqa"
