@@ -15,6 +15,7 @@ from evaluation.metrics.tiny_networks import save_mean_color, save_tiny_clip
 from lavit_hf.evaluation.metrics import METRICS, load_metric
 
 FOLDER = Path(lavit_hf.evaluation.metrics.__file__).parent
+# What a cluster does: fresh processes that meet in an empty cache.
 LOAD_AND_COMPUTE = """
 import sys, evaluate
 for name in ("bleu", "cider", "exact_match", "vqa_accuracy"):
