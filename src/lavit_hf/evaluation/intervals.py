@@ -47,7 +47,7 @@ def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Int
 
 
 def bootstrap_interval(
-    scores: Sequence[float], confidence: float = 0.95, num_resamples: int = 10_000, seed: int = 0
+    scores: Sequence[float], confidence: float = 0.95, num_resamples: int = 2000, seed: int = 0
 ) -> Interval:
     """Interval of a mean, for scores of any distribution: percentiles of the means of resampled scores.
 

@@ -1,10 +1,10 @@
 """Every metric loads offline, by name and as a folder, in several processes at once, and leaves no files behind."""
 
 import doctest
-import os
-import subprocess
-import sys
+import multiprocessing
 from importlib import import_module
+from multiprocessing.queues import SimpleQueue
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 
 import evaluate
@@ -15,12 +15,8 @@ from evaluation.metrics.tiny_networks import save_mean_color, save_tiny_clip
 from lavit_hf.evaluation.metrics import METRICS, load_metric
 
 FOLDER = Path(lavit_hf.evaluation.metrics.__file__).parent
-LOAD_AND_COMPUTE = """
-import sys, evaluate
-for name in ("bleu", "cider", "exact_match", "vqa_accuracy"):
-    metric = evaluate.load(f"{sys.argv[1]}/{name}")
-    print(metric.compute(predictions=["a cat", "two"], references=[["a cat"] * 10, ["2"] * 9 + ["3"]]))
-"""
+TEXTS = {"predictions": ["a cat", "two"], "references": [["a cat"] * 10, ["2"] * 9 + ["3"]]}
+OF_TEXTS = ["bleu", "cider", "exact_match", "vqa_accuracy"]
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +43,7 @@ def test_both_ways_of_loading(name: str, options: dict[str, dict], tmp_path: Pat
     assert by_folder.features == by_name.features
 
 
-@pytest.mark.parametrize("name", ["bleu", "cider", "exact_match", "vqa_accuracy"])
+@pytest.mark.parametrize("name", OF_TEXTS)
 def test_examples(name: str) -> None:
     text = import_module(f"lavit_hf.evaluation.metrics.{name}.{name}")._KWARGS_DESCRIPTION
     examples = doctest.DocTestParser().get_doctest(text, {"load_metric": load_metric}, name, None, 0)
@@ -55,18 +51,29 @@ def test_examples(name: str) -> None:
     assert doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(examples).failed == 0
 
 
-def test_several_processes_at_once(tmp_path: Path) -> None:
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
+def compute_together(barrier: Barrier, results: SimpleQueue, cache_dir: str) -> None:
+    for name in OF_TEXTS:
+        metric = evaluate.load(str(FOLDER / name), cache_dir=cache_dir)  # on the disk, unlike `load_metric`
+        barrier.wait(timeout=60)
+        results.put((name, metric.compute(**TEXTS)))
+
+
+def test_several_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     work = tmp_path / "work"
     work.mkdir()
-    command = [sys.executable, "-c", LOAD_AND_COMPUTE, str(FOLDER)]
-    pipe = subprocess.PIPE
-    processes = [
-        subprocess.Popen(command, cwd=work, env=environment, stdout=pipe, stderr=pipe, text=True) for _ in range(2)
-    ]
-    outputs = [process.communicate(timeout=120) for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    assert outputs[0][0] == outputs[1][0] and outputs[0][0].count("\n") == 4
+    monkeypatch.chdir(work)
+    context = multiprocessing.get_context("fork")  # new interpreters would import everything anew
+    barrier, results = context.Barrier(2), context.SimpleQueue()
+    arguments = (barrier, results, str(tmp_path / "cache"))
+    processes = [context.Process(target=compute_together, args=arguments, daemon=True) for _ in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join(timeout=120)
+    assert [process.exitcode for process in processes] == [0, 0]
+    found = [results.get() for _ in range(2 * len(OF_TEXTS))]
+    for name in OF_TEXTS:
+        assert [result for other, result in found if other == name] == [load_metric(name).compute(**TEXTS)] * 2
     assert list(work.iterdir()) == []
 
 

@@ -11,7 +11,8 @@ def save_tiny_clip(folder: Path) -> Path:
     letters = [chr(code) for code in range(ord("a"), ord("z") + 1)]
     vocabulary = [*letters, *(f"{letter}</w>" for letter in letters), "<|startoftext|>", "<|endoftext|>"]
     tokenizer = CLIPTokenizer({token: index for index, token in enumerate(vocabulary)}, merges=[], model_max_length=24)
-    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24, "eos_token_id": len(vocabulary) - 1}
+    text = {"vocab_size": len(vocabulary), "max_position_embeddings": 24}
+    text |= {"bos_token_id": len(vocabulary) - 2, "eos_token_id": len(vocabulary) - 1}
     vision = {"image_size": 16, "patch_size": 8}
     width = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     torch.manual_seed(0)

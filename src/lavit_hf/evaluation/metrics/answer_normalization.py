@@ -7,6 +7,7 @@ evaluation (https://github.com/GT-Vision-Lab/VQA) does; the tests compare it wit
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 _PUNCTUATION = ';/[]"{}()=+\\_-><@`,?!'
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
@@ -33,6 +34,7 @@ _MISSING_APOSTROPHE = {
 } | {"somebody'd": "somebodyd"}
 
 
+@lru_cache(maxsize=2**16)  # ten humans give the same answers again and again
 def normalize_answer(text: str) -> str:
     """Brings an answer into the form in which answers are compared.
 
