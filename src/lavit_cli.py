@@ -440,12 +440,17 @@ def evaluate(
     decoder: Annotated[
         Decoder | None, typer.Option(help="Pixel decoder.", show_default="highres; prompts of benchmarks lowres")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres 50")] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres and reconstruction 50")
+    ] = None,
     guidance_scale: Annotated[
         float | None, typer.Option(help="How much to stress the prompt.", show_default="4; benchmarks 1.5")
     ] = None,
     decoder_guidance_scale: Annotated[
-        float | None, typer.Option(help="How much to stress the tokens.", show_default="7, lowres 5; benchmarks 1.5")
+        float | None,
+        typer.Option(
+            help="How much to stress the tokens.", show_default="7, lowres and reconstruction 5; benchmarks 1.5"
+        ),
     ] = None,
     top_k: Annotated[
         int | None, typer.Option(min=0, help="Draw among so many codes.", show_default="50; benchmarks 300")
