@@ -9,38 +9,17 @@ from PIL import Image
 from transformers import StoppingCriteriaList
 
 from ..modeling.token_progress import TokenProgress
+from ..pipelines import image_to_text
+from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, answer_options, first_sentence, question_prompt
 from .loading import Lavit
-
-CAPTION = {"num_beams": 2, "length_penalty": 1.0, "min_new_tokens": 8, "max_new_tokens": 36}
-ANSWER = {"num_beams": 5, "length_penalty": 0.0, "min_new_tokens": 2, "max_new_tokens": 10}
 
 
 def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], options: dict[str, Any]) -> list[str]:
-    """Generates one text per image.
-
-    Args:
-        lavit: Model and processor.
-        images: One per prompt.
-        prompts: What follows the image.
-        options: For `generate`.
-
-    Returns:
-        The new texts, stripped.
-
-    Raises:
-        ValueError: A prompt contains the placeholder of an image.
-    """
-    for prompt in prompts:
-        if "<image>" in prompt:
-            raise ValueError("<image> cannot be part of a question or prompt here: the image stands before it.")
-    texts = [f"<image>{prompt}" for prompt in prompts]
-    inputs = lavit.processor(images=images, text=texts, padding=True, return_tensors="pt").to(lavit.model.device)
+    """Generates one text per image; arguments as for `lavit_hf.pipelines.image_to_text.generate_text`."""
     # The bar shows up only if generation takes longer than a second.
     with tqdm(total=options["max_new_tokens"], desc="Generating", unit="token", delay=1.0, leave=False) as bar:
         progress = StoppingCriteriaList([TokenProgress(bar)])
-        output = lavit.model.generate(**inputs, do_sample=False, stopping_criteria=progress, **options)
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in lavit.processor.batch_decode(new, skip_special_tokens=True)]
+        return image_to_text.generate_text(lavit.model, lavit.processor, images, prompts, options, progress)
 
 
 def caption_images(lavit: Lavit, images: list[Image.Image], prompt: str, options: dict[str, Any]) -> list[str]:
@@ -48,14 +27,10 @@ def caption_images(lavit: Lavit, images: list[Image.Image], prompt: str, options
     return [first_sentence(text) for text in generate_text(lavit, images, [prompt] * len(images), options)]
 
 
-def first_sentence(text: str) -> str:
-    """What stands before the first period, in one line."""
-    return " ".join(text.partition(".")[0].split())
-
-
 def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any]) -> str:
     """Answers a question about an image."""
-    # Hypotheses of a search without length penalty cannot improve any more once enough are complete.
-    options = {"early_stopping": options["num_beams"] > 1, **options}
-    (text,) = generate_text(lavit, [image], [f"Question: {question} Answer:"], options)
-    return " ".join(text.split())
+    (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options))
+    return answer_of(text)
+
+
+__all__ = ["ANSWER", "CAPTION", "answer_question", "caption_images", "first_sentence", "generate_text"]
