@@ -81,20 +81,37 @@ class StoredDtype(str, Enum):
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="DIR", help="Converted checkpoint, or its name on the Hub.")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="DIR",
+        help="Checkpoint, or its name on the Hub.",
+        show_default="lavit-scenes, a small one that comes along",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]
 RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
-Beams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
-MinNewTokens = Annotated[int, typer.Option(min=0, help="Shortest text, in tokens.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")]
+# Of these, a checkpoint's generation config may have defaults of its own.
+Beams = Annotated[
+    int | None, typer.Option(min=1, help="Beams of the search; 1 is greedy.", show_default="2, answers 5")
+]
+MinNewTokens = Annotated[
+    int | None, typer.Option(min=0, help="Shortest text, in tokens.", show_default="8, answers 2")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest text, in tokens.", show_default="36, answers 10")
+]
 PixelDecoder = Annotated[Decoder, typer.Option(help="Pixel decoder of the checkpoint.")]
 AspectRatio = Annotated[
     str | None, typer.Option(metavar="W:H", help="1:1, 4:3, 3:2, 16:9, 2:3 or 3:4.", show_default="square")
 ]
 Seed = Annotated[int | None, typer.Option(help="The same seed draws the same picture.", show_default="random")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="File to write.", show_default=False)]
-LengthPenalty = Annotated[float, typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.")]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.", show_default="1, answers 0"),
+]
 
 
 def one_line(error: BaseException) -> str:
@@ -168,13 +185,13 @@ def _options(
 @_in_one_line
 def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)],
-    model: Model,
+    model: Model = None,
     prompt: Annotated[str, typer.Option(help="Text the caption starts from.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 4,
-    beams: Beams = 2,
-    length_penalty: LengthPenalty = 1.0,
-    min_new_tokens: MinNewTokens = 8,
-    max_new_tokens: MaxNewTokens = 36,
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    min_new_tokens: MinNewTokens = None,
+    max_new_tokens: MaxNewTokens = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -191,7 +208,15 @@ def caption(
     from lavit_hf.cli.caption import run
 
     options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
-    run(images, model, prompt=prompt, batch_size=batch_size, device=device, dtype=dtype.value, options=options)
+    run(
+        images,
+        _checkpoint(model),
+        prompt=prompt,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype.value,
+        options=options,
+    )
 
 
 @app.command()
@@ -199,11 +224,11 @@ def caption(
 def ask(
     image: Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)],
     question: Annotated[str, typer.Argument(help="A question about it, in quotes.", show_default=False)],
-    model: Model,
-    beams: Beams = 5,
-    length_penalty: LengthPenalty = 0.0,
-    min_new_tokens: MinNewTokens = 2,
-    max_new_tokens: MaxNewTokens = 10,
+    model: Model = None,
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    min_new_tokens: MinNewTokens = None,
+    max_new_tokens: MaxNewTokens = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -217,15 +242,15 @@ def ask(
     from lavit_hf.cli.ask import run
 
     options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
-    run(image, question, model, device=device, dtype=dtype.value, options=options)
+    run(image, question, _checkpoint(model), device=device, dtype=dtype.value, options=options)
 
 
 @app.command()
 @_in_one_line
 def draw(
     prompt: Annotated[str, typer.Argument(help="What to draw, in quotes.", show_default=False)],
-    model: Model,
     output: Output,
+    model: Model = None,
     image: Annotated[
         list[str] | None,
         typer.Option("--image", "-i", metavar="IMAGE", help="Picture before the text; may be given several times."),
@@ -254,15 +279,15 @@ def draw(
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     options["negative_prompt"] = negative_prompt
     where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
-    run(prompt, image or [], model, output=output, seed=seed, options=options, **where)
+    run(prompt, image or [], _checkpoint(model), output=output, seed=seed, options=options, **where)
 
 
 @app.command()
 @_in_one_line
 def reconstruct(
     image: Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)],
-    model: Model,
     output: Output,
+    model: Model = None,
     decoder: PixelDecoder = Decoder.highres,
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
@@ -281,33 +306,39 @@ def reconstruct(
 
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
-    run(image, model, output=output, seed=seed, options=options, **where)
+    run(image, _checkpoint(model), output=output, seed=seed, options=options, **where)
 
 
 @app.command()
 @_in_one_line
 def demo(
-    image: Annotated[str, typer.Option("--image", "-i", help="Picture to look at.", show_default=False)],
-    model: Model,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", help="Picture to look at; may be given several times.", show_default="scenes"),
+    ] = None,
+    model: Model = None,
     question: Annotated[str, typer.Option(help="What to ask about it.")] = "What animal is this?",
-    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a cat on a red chair",
+    change: Annotated[str, typer.Option(help="What to draw of it: a text after the picture.")] = "in the snow",
+    prompt: Annotated[str, typer.Option(help="What to draw from text alone.")] = "a cat on a red chair",
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("out/demo.png"),
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
-    """Show what becomes of one picture: tokens, caption, answer, drawings.
+    """Show what becomes of pictures and prompts: tokens, captions, answers, drawings.
 
-    Writes a PNG that shows the picture beside itself with the dropped patches greyed, for each of the two branches of
-    the visual tokenizer, then as it is drawn from its own tokens, and last a drawing of the prompt. In a checkout of
-    the repository `make demo` runs this on what is there.
+    Writes a PNG with a row for each picture: itself, the patches that each of the two branches of the visual tokenizer
+    keeps, the picture drawn from its own tokens, and drawn again with a change; and a row of drawings of prompts.
+    Without pictures it shows scenes with questions and prompts of their own, and says what is right and what is wrong.
 
     \b
-    Example:
+    Examples:
+      lavit demo
       lavit demo --image photo.jpg --model lavit-7b-v2 --output photo-patches.png
     """
     from lavit_hf.cli.demo import run
 
-    run(image, model, question=question, prompt=prompt, output=output, device=device, dtype=dtype.value)
+    texts = {"question": question, "change": change, "prompt": prompt}
+    run(image or [], _checkpoint(model), **texts, output=output, device=device, dtype=dtype.value)
 
 
 @app.command()
@@ -323,7 +354,7 @@ def tokenize(
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.", show_default=False)],
-    model: Model,
+    model: Model = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     config: Annotated[str | None, typer.Option(help="Configuration of the dataset.", show_default=False)] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
@@ -365,7 +396,7 @@ def tokenize(
     run(
         dataset,
         output,
-        model,
+        _checkpoint(model),
         split=split,
         config=config,
         revision=revision,
@@ -576,9 +607,15 @@ def convert(
         commands.convert_checkpoint(source, destination, dtype.value if dtype else None, max_shard_size, heads)
 
 
-def _generation(beams: int, length_penalty: float, min_new_tokens: int, max_new_tokens: int) -> dict[str, Any]:
-    if min_new_tokens > max_new_tokens:
-        raise ValueError(f"--min-new-tokens ({min_new_tokens}) is more than --max-new-tokens ({max_new_tokens}).")
+def _checkpoint(model: str | None) -> str:
+    from lavit_hf import default_checkpoint
+
+    return default_checkpoint() if model is None else model
+
+
+def _generation(
+    beams: int | None, length_penalty: float | None, min_new_tokens: int | None, max_new_tokens: int | None
+) -> dict[str, Any]:
     return {
         "num_beams": beams,
         "length_penalty": length_penalty,

@@ -14,6 +14,23 @@ from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, answer_options
 from .loading import Lavit
 
 
+def fill_options(lavit: Lavit, release: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options for `generate`: what the user gave, else what the checkpoint's generation config says, else the release's.
+
+    Raises:
+        ValueError: They contradict each other.
+    """
+    own = {name: getattr(lavit.model.generation_config, name, None) for name in release}
+    layers = (release, own, given)
+    options = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    if options["min_new_tokens"] > options["max_new_tokens"]:
+        raise ValueError(
+            f"--min-new-tokens ({options['min_new_tokens']}) is more than --max-new-tokens "
+            f"({options['max_new_tokens']})."
+        )
+    return options
+
+
 def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], options: dict[str, Any]) -> list[str]:
     """Generates one text per image; arguments as for `lavit_hf.pipelines.image_to_text.generate_text`."""
     # The bar shows up only if generation takes longer than a second.
@@ -22,15 +39,19 @@ def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], o
         return image_to_text.generate_text(lavit.model, lavit.processor, images, prompts, options, progress)
 
 
-def caption_images(lavit: Lavit, images: list[Image.Image], prompt: str, options: dict[str, Any]) -> list[str]:
-    """Describes images in one sentence each, without its period."""
+def caption_images(
+    lavit: Lavit, images: list[Image.Image], prompt: str = "", options: dict[str, Any] | None = None
+) -> list[str]:
+    """Describes images in one sentence each, without its period; options as for `fill_options`."""
+    options = fill_options(lavit, CAPTION, options or {})
     return [first_sentence(text) for text in generate_text(lavit, images, [prompt] * len(images), options)]
 
 
-def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any]) -> str:
-    """Answers a question about an image."""
+def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any] | None = None) -> str:
+    """Answers a question about an image; options as for `fill_options`."""
+    options = fill_options(lavit, ANSWER, options or {})
     (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options))
     return answer_of(text)
 
 
-__all__ = ["ANSWER", "CAPTION", "answer_question", "caption_images", "first_sentence", "generate_text"]
+__all__ = ["answer_question", "caption_images", "fill_options", "first_sentence", "generate_text"]
