@@ -42,7 +42,7 @@ class Subject:
 
 @dataclass
 class Subjects:
-    """All of the demo: pictures to look at, and prompts to draw, with what should be on the drawings if it is known."""
+    """All of the demo: pictures to look at, and prompts to draw, with what should be on a drawing if it is known."""
 
     pictures: list[Subject] = field(default_factory=list)
     prompts: list[tuple[str, Facts | None]] = field(default_factory=list)

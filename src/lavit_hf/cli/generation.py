@@ -15,7 +15,12 @@ from .loading import Lavit
 
 
 def fill_options(lavit: Lavit, release: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Options for `generate`: what the user gave, else what the checkpoint's generation config says, else the release's.
+    """Options for `generate`: what the user gave, or what the checkpoint's generation config says, or the release's.
+
+    Args:
+        lavit: The checkpoint.
+        release: The options of the release for a task.
+        given: Those of the user; `None` is not given.
 
     Raises:
         ValueError: They contradict each other.

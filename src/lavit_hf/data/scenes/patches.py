@@ -63,7 +63,8 @@ def label_patches(scene: Scene, patches_per_side: int) -> PatchLabels:
     sizes = [NO_SIZE, *(list(SIZES).index(item.size) for item in scene.objects)]
     places = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
     offset = np.where(strongest[:, None] > 0, np.array(offsets)[strongest] - places, 0.0)
-    return PatchLabels(*(np.array(values)[strongest] for values in (shapes, colors, sizes)), offset)
+    shape, color, size = (np.array(values)[strongest] for values in (shapes, colors, sizes))
+    return PatchLabels(shape, color, size, offset)
 
 
 def _overlap(edges: np.ndarray, low: float, high: float) -> np.ndarray:
