@@ -124,6 +124,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         add_evaluation(trainer, data_args, processor)
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
+    trainer.save_state()
     if train_dataset.bad_samples:
         print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
     if data_args.eval_split is not None:

@@ -215,6 +215,7 @@ def load_split(data_args: DataArguments, split: str, num_rows: int) -> TrainingD
 def save(trainer: Trainer, image_processor: LavitImageProcessorPil) -> None:
     """Saves the whole, to go on from, and its two parts, for the other stages."""
     trainer.save_model()
+    trainer.save_state()
     if not trainer.is_world_process_zero():
         return
     model: Any = trainer.model
