@@ -3,7 +3,6 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-CHECKPOINT := checkpoints/lavit-tiny-random
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo test test-learning lint types format clean
@@ -11,8 +10,8 @@ CHECKPOINT := checkpoints/lavit-tiny-random
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
-demo: $(INSTALLED) ## Caption a picture, answer a question, draw, and show which patches became tokens
-	$(BIN)/lavit demo --model $(CHECKPOINT) --image examples/images/chelsea.jpg --output out/demo.png
+demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which patches became tokens
+	$(BIN)/lavit demo --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
 	$(BIN)/pytest -n 2 --ignore tests/learning
