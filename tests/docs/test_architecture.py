@@ -9,7 +9,18 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "lavit_hf"
 # Each may import what stands before it; `data` imports nothing of the others.
-ORDER = ["data", "remote_code", "modeling", "processing", "pipelines", "conversion", "training", "evaluation", "hub", "cli"]
+ORDER = [
+    "data",
+    "remote_code",
+    "modeling",
+    "processing",
+    "pipelines",
+    "conversion",
+    "training",
+    "evaluation",
+    "hub",
+    "cli",
+]
 FILES = sorted(path for part in ORDER for path in (PACKAGE / part).rglob("*.py"))
 
 
