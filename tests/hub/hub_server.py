@@ -65,7 +65,7 @@ class HubServer(ThreadingHTTPServer):
         repositories: The models by name.
         objects: Uploaded LFS objects by hash; kept even if no commit follows.
         uploads: How often each of them was uploaded.
-        failing: How many more uploads fail, after that many went well.
+        failing_upload: Which of the coming uploads fails, once; `None` for none.
         requests: Methods and paths of all requests.
     """
 
@@ -76,7 +76,7 @@ class HubServer(ThreadingHTTPServer):
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.uploads: Counter[str] = Counter()
-        self.uploads_before_failure: int | None = None
+        self.failing_upload: int | None = None
         self.requests: list[tuple[str, str]] = []
         self.lock = threading.RLock()
 
@@ -96,6 +96,12 @@ class HubServer(ThreadingHTTPServer):
             "NO_PROXY": "127.0.0.1",
         }
         return {**variables, "HF_TOKEN": token} if token else variables
+
+    def add(self, name: str, files: dict[str, Path], private: bool = False) -> str:
+        """Adds a commit with files as if they had been pushed; returns its hash."""
+        repository = self.repositories.setdefault(name, Repository(private))
+        stored = {path: StoredFile(file.read_bytes(), path.endswith(_LARGE)) for path, file in files.items()}
+        return repository.commit("main", stored)
 
     def files(self, name: str, revision: str = "main") -> dict[str, bytes]:
         """The content of a model."""
@@ -239,11 +245,11 @@ def _batch(request: _Handler, name: str) -> None:
 
 
 def _upload(request: _Handler, oid: str) -> None:
-    left = request.server.uploads_before_failure
-    if left is not None:
-        if left <= 0:
-            return request.send(400, {"error": "upload failed"})  # the client tries 5xx again for a minute
-        request.server.uploads_before_failure = left - 1
+    if request.server.failing_upload is not None:
+        request.server.failing_upload -= 1
+        if request.server.failing_upload == 0:
+            request.server.failing_upload = None
+            return request.send(400, {"error": "upload failed"})  # of 5xx, the client would try again by itself
     if hashlib.sha256(request.body).hexdigest() != oid:
         return request.send(400, {"error": "wrong hash"})
     request.server.objects[oid] = request.body

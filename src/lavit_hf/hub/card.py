@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
-from yaml import YAMLError
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 from .errors import PublishError
 from .facts import Facts

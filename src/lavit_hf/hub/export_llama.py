@@ -17,7 +17,7 @@ from ..conversion.weight_files import Weights
 from ..modeling.configuration_lavit import LavitConfig
 from ..processing.tokenization_lavit import LavitTokenizer
 from .errors import PublishError
-from .facts import read_facts
+from .facts import read_config
 from .files import check_weights, list_files
 from .licenses import find_notices
 
@@ -58,7 +58,7 @@ def export_llama(
     check_destination(target)
     check_shard_size(max_shard_size)
     files, _ = list_files(source)
-    config = read_facts(source, files).config
+    config = read_config(source)
     check_weights(source, files)
     if config.model_type != "lavit" or config.text_config.model_type != "llama":
         kind = config.model_type if config.model_type != "lavit" else config.text_config.model_type

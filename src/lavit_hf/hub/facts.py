@@ -45,17 +45,17 @@ class Facts:
         return self.config.model_type == "lavit"
 
 
-def read_facts(root: Path, files: list[str]) -> Facts:
+def read_facts(root: Path, files: list[str], config: Any) -> Facts:
     """Reads the facts of a checkpoint.
 
     Args:
         root: Its directory.
         files: Its files, relative to it.
+        config: Its configuration.
 
     Raises:
-        PublishError: If it is not a LaVIT, or a file of it is broken.
+        PublishError: If its metrics cannot be understood.
     """
-    config = _read_config(root)
     parameters: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     for file in sorted(files, key=lambda name: ("/" in name, name)):  # the model itself first
@@ -66,7 +66,12 @@ def read_facts(root: Path, files: list[str]) -> Facts:
     return Facts(config, dict(parameters), names, decoders, _read_results(root))
 
 
-def _read_config(root: Path) -> Any:
+def read_config(root: Path) -> Any:
+    """Reads the configuration of a checkpoint.
+
+    Raises:
+        PublishError: If it is neither a LaVIT nor a visual tokenizer.
+    """
     try:
         content = json.loads((root / "config.json").read_text(encoding="utf-8"))
         model_type = content["model_type"]

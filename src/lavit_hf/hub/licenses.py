@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ from ..conversion.layout import LAYOUT, Layout
 from ..modeling.configuration_lavit import LavitConfig
 from .errors import PublishError
 
-_LICENSES = ("license", "licence")
-_NOTICES = (*_LICENSES, "notice", "use_policy", "use-policy")
+# `lavit convert` puts the folder's name before that of a license of one part.
+_LICENSE = re.compile(r"(^|-)licen[cs]e", re.IGNORECASE)
+_NOTICE = re.compile(r"(^|-)notice", re.IGNORECASE)
+_POLICY = re.compile(r"(^|-)use[-_]policy", re.IGNORECASE)
 # What a card says of weights that have no license of their own.
 _INHERITED = (None, "other", "llama2")
 
@@ -21,12 +24,12 @@ Or, if these weights derive from none of them, name their license: --license apa
 
 def find_notices(files: list[str]) -> list[str]:
     """The licenses, notices and use policies among files at the root."""
-    return [file for file in files if "/" not in file and file.lower().startswith(_NOTICES)]
+    return [file for file in files if "/" not in file and _is_notice(file)]
 
 
 def find_license(files: list[str]) -> str | None:
     """The license file, if there is one."""
-    return next((file for file in find_notices(files) if file.lower().startswith(_LICENSES)), None)
+    return next((file for file in find_notices(files) if _LICENSE.search(file)), None)
 
 
 def check_licenses(root: Path, files: list[str], config: Any, stated: str | None) -> bool:
@@ -46,18 +49,22 @@ def check_licenses(root: Path, files: list[str], config: Any, stated: str | None
     """
     is_converted = (root / LAYOUT).is_file()
     if is_converted:
-        copied = [target for target in Layout.load(root).copied.values() if target.lower().startswith(_NOTICES)]
+        copied = [target for target in Layout.load(root).copied.values() if "/" not in target and _is_notice(target)]
         if missing := sorted({*(copied or ["NOTICE"])} - set(files)):
             raise PublishError(f"{root} was converted with {', '.join(missing)}, which is gone: put it back.")
     if stated not in _INHERITED or not (is_converted or _has_published_sizes(config)):
         return False
     notices = find_notices(files)
-    kinds = {"a license": _LICENSES, "a notice": ("notice",)}
-    lacking = [kind for kind, starts in kinds.items() if not any(n.lower().startswith(starts) for n in notices)]
+    kinds = {"a license": _LICENSE, "a notice": _NOTICE}
+    lacking = [kind for kind, pattern in kinds.items() if not any(map(pattern.search, notices))]
     if lacking:
         why = " (it was converted)" if is_converted else " (it has the sizes of the published model)"
         raise PublishError(_NEEDED.format(root=root, why=why, missing=f"{' and '.join(lacking)} is missing"))
     return True
+
+
+def _is_notice(name: str) -> bool:
+    return any(pattern.search(name) for pattern in (_LICENSE, _NOTICE, _POLICY))
 
 
 def _has_published_sizes(config: Any) -> bool:

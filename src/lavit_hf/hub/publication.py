@@ -13,7 +13,7 @@ from ..pipelines.remote_code import PIPELINE_MODULE, write_code
 from ..remote_code.checkpoint import save_remote_code
 from .card import Origin, read_card, write_card
 from .errors import PublishError
-from .facts import read_facts
+from .facts import read_config, read_facts
 from .files import WEIGHTS, check_weights, list_files
 from .licenses import check_licenses, find_license
 
@@ -53,13 +53,14 @@ def prepare(checkpoint: Path, repository: str, origin: Origin) -> Iterator[Publi
     if not checkpoint.is_dir():
         raise PublishError(f"{checkpoint} is not a directory; publish takes the directory of a checkpoint.")
     files, left_out = list_files(checkpoint)
-    facts = read_facts(checkpoint, files)
+    config = read_config(checkpoint)
     check_weights(checkpoint, files)
+    facts = read_facts(checkpoint, files, config)
     if facts.is_whole and (missing := sorted(set(_PROCESSOR) - set(files))):
         raise PublishError(f"{checkpoint} has no {missing[0]}: save the processor there, too.")
     data, text = read_card(checkpoint)
     stated = origin.license or data.license
-    is_inherited = check_licenses(checkpoint, files, facts.config, stated)
+    is_inherited = check_licenses(checkpoint, files, config, stated)
     origin = replace(origin, inherited_license=find_license(files) if is_inherited else None)
     with tempfile.TemporaryDirectory(prefix="lavit-publish-") as folder:
         staged = Path(folder)
