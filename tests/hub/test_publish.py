@@ -107,11 +107,18 @@ def test_private_repositories(hub: HubServer, client, tiny_checkpoint: Path) -> 
     code = """
 import sys
 from lavit_hf import LavitConfig
-from lavit_hf.hub import publish
+from lavit_hf.hub import PublishError, publish
 publish(sys.argv[1], "owner/tiny", private=True, revision="next")
 print(LavitConfig.from_pretrained("owner/tiny", revision="next").model_type)
+try:
+    publish(sys.argv[1], "owner/public", private=True)
+except PublishError as error:
+    print(error)
 """
-    assert client(code, tiny_checkpoint).stdout == "lavit\n"
+    hub.add("owner/public", {})
+    lines = client(code, tiny_checkpoint).stdout.splitlines()
+    assert lines[0] == "lavit"
+    assert lines[1].startswith("owner/public exists and is public") and hub.files("owner/public") == {}
     assert hub.repositories["owner/tiny"].private
     assert "config.json" in hub.files("owner/tiny", "next") and "config.json" not in hub.files("owner/tiny")
     code = """

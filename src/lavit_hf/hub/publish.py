@@ -63,7 +63,8 @@ def publish(
     Args:
         checkpoint: Directory of a LaVIT or of a visual tokenizer.
         repository: Name of the repository, `user/name`; created if needed.
-        private: Whether a new repository is private; by default what is usual for its owner.
+        private: Whether a new repository is private; by default what is usual for its owner. `True` refuses one that
+            is public already.
         dry_run: Only says what would be published; asks nothing of the Hub.
         license: License of the weights, as the Hub names it; by default what the card says.
         base_models: Models that the weights were made of; by default what the card says.
@@ -108,6 +109,8 @@ def _upload(
     message: str,
 ) -> PublishReport:
     api.create_repo(report.repository, private=private, exist_ok=True)
+    if private and not api.model_info(report.repository).private:
+        raise PublishError(f"{report.repository} exists and is public; make it private in its settings first.")
     if revision is not None:
         api.create_branch(report.repository, branch=revision, exist_ok=True)
     stored = api.list_repo_files(report.repository, revision=revision)
