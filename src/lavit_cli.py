@@ -48,6 +48,16 @@ class Decoder(str, Enum):
     lowres = "lowres"
 
 
+class EvaluationTask(str, Enum):
+    """What a checkpoint is asked to do."""
+
+    caption = "caption"
+    vqa = "vqa"
+    text_to_image = "text-to-image"
+    reconstruction = "reconstruction"
+    all = "all"
+
+
 class TokenizedFormat(str, Enum):
     """Files that codes are stored in."""
 
@@ -71,20 +81,37 @@ class StoredDtype(str, Enum):
 
 
 Model = Annotated[
-    str, typer.Option("--model", "-m", metavar="DIR", help="Converted checkpoint, or its name on the Hub.")
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="DIR",
+        help="Checkpoint, or its name on the Hub.",
+        show_default="lavit-scenes, a small one that comes along",
+    ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]
 RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
-Beams = Annotated[int, typer.Option(min=1, help="Beams of the search; 1 is greedy.")]
-MinNewTokens = Annotated[int, typer.Option(min=0, help="Shortest text, in tokens.")]
-MaxNewTokens = Annotated[int, typer.Option(min=1, help="Longest text, in tokens.")]
+# Of these, a checkpoint's generation config may have defaults of its own.
+Beams = Annotated[
+    int | None, typer.Option(min=1, help="Beams of the search; 1 is greedy.", show_default="2, answers 5")
+]
+MinNewTokens = Annotated[
+    int | None, typer.Option(min=0, help="Shortest text, in tokens.", show_default="8, answers 2")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest text, in tokens.", show_default="36, answers 10")
+]
 PixelDecoder = Annotated[Decoder, typer.Option(help="Pixel decoder of the checkpoint.")]
 AspectRatio = Annotated[
     str | None, typer.Option(metavar="W:H", help="1:1, 4:3, 3:2, 16:9, 2:3 or 3:4.", show_default="square")
 ]
 Seed = Annotated[int | None, typer.Option(help="The same seed draws the same picture.", show_default="random")]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="File to write.", show_default=False)]
-LengthPenalty = Annotated[float, typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.")]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.", show_default="1, answers 0"),
+]
 
 
 def one_line(error: BaseException) -> str:
@@ -139,7 +166,7 @@ def _options(
     ] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks (also: LAVIT_DEBUG=1).")] = False,
 ) -> None:
-    """LaVIT: describe images, ask about them, draw new ones, and convert checkpoints.
+    """LaVIT: describe images, ask about them, draw new ones; convert and evaluate checkpoints.
 
     \b
     Examples:
@@ -158,13 +185,13 @@ def _options(
 @_in_one_line
 def caption(
     images: Annotated[list[str], typer.Argument(metavar="IMAGE", help="Image files or URLs.", show_default=False)],
-    model: Model,
+    model: Model = None,
     prompt: Annotated[str, typer.Option(help="Text the caption starts from.")] = "",
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 4,
-    beams: Beams = 2,
-    length_penalty: LengthPenalty = 1.0,
-    min_new_tokens: MinNewTokens = 8,
-    max_new_tokens: MaxNewTokens = 36,
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    min_new_tokens: MinNewTokens = None,
+    max_new_tokens: MaxNewTokens = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -181,7 +208,15 @@ def caption(
     from lavit_hf.cli.caption import run
 
     options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
-    run(images, model, prompt=prompt, batch_size=batch_size, device=device, dtype=dtype.value, options=options)
+    run(
+        images,
+        _checkpoint(model),
+        prompt=prompt,
+        batch_size=batch_size,
+        device=device,
+        dtype=dtype.value,
+        options=options,
+    )
 
 
 @app.command()
@@ -189,11 +224,11 @@ def caption(
 def ask(
     image: Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)],
     question: Annotated[str, typer.Argument(help="A question about it, in quotes.", show_default=False)],
-    model: Model,
-    beams: Beams = 5,
-    length_penalty: LengthPenalty = 0.0,
-    min_new_tokens: MinNewTokens = 2,
-    max_new_tokens: MaxNewTokens = 10,
+    model: Model = None,
+    beams: Beams = None,
+    length_penalty: LengthPenalty = None,
+    min_new_tokens: MinNewTokens = None,
+    max_new_tokens: MaxNewTokens = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -207,15 +242,15 @@ def ask(
     from lavit_hf.cli.ask import run
 
     options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
-    run(image, question, model, device=device, dtype=dtype.value, options=options)
+    run(image, question, _checkpoint(model), device=device, dtype=dtype.value, options=options)
 
 
 @app.command()
 @_in_one_line
 def draw(
     prompt: Annotated[str, typer.Argument(help="What to draw, in quotes.", show_default=False)],
-    model: Model,
     output: Output,
+    model: Model = None,
     image: Annotated[
         list[str] | None,
         typer.Option("--image", "-i", metavar="IMAGE", help="Picture before the text; may be given several times."),
@@ -244,15 +279,15 @@ def draw(
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     options["negative_prompt"] = negative_prompt
     where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
-    run(prompt, image or [], model, output=output, seed=seed, options=options, **where)
+    run(prompt, image or [], _checkpoint(model), output=output, seed=seed, options=options, **where)
 
 
 @app.command()
 @_in_one_line
 def reconstruct(
     image: Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)],
-    model: Model,
     output: Output,
+    model: Model = None,
     decoder: PixelDecoder = Decoder.highres,
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
@@ -271,33 +306,39 @@ def reconstruct(
 
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
-    run(image, model, output=output, seed=seed, options=options, **where)
+    run(image, _checkpoint(model), output=output, seed=seed, options=options, **where)
 
 
 @app.command()
 @_in_one_line
 def demo(
-    image: Annotated[str, typer.Option("--image", "-i", help="Picture to look at.", show_default=False)],
-    model: Model,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", help="Picture to look at; may be given several times.", show_default="scenes"),
+    ] = None,
+    model: Model = None,
     question: Annotated[str, typer.Option(help="What to ask about it.")] = "What animal is this?",
-    prompt: Annotated[str, typer.Option(help="What to draw.")] = "a cat on a red chair",
+    change: Annotated[str, typer.Option(help="What to draw of it: a text after the picture.")] = "in the snow",
+    prompt: Annotated[str, typer.Option(help="What to draw from text alone.")] = "a cat on a red chair",
     output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("out/demo.png"),
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
-    """Show what becomes of one picture: tokens, caption, answer, drawings.
+    """Show what becomes of pictures and prompts: tokens, captions, answers, drawings.
 
-    Writes a PNG that shows the picture beside itself with the dropped patches greyed, for each of the two branches of
-    the visual tokenizer, then as it is drawn from its own tokens, and last a drawing of the prompt. In a checkout of
-    the repository `make demo` runs this on what is there.
+    Writes a PNG with a row for each picture: itself, the patches that each of the two branches of the visual tokenizer
+    keeps, the picture drawn from its own tokens, and drawn again with a change; and a row of drawings of prompts.
+    Without pictures it shows scenes with questions and prompts of their own, and says what is right and what is wrong.
 
     \b
-    Example:
+    Examples:
+      lavit demo
       lavit demo --image photo.jpg --model lavit-7b-v2 --output photo-patches.png
     """
     from lavit_hf.cli.demo import run
 
-    run(image, model, question=question, prompt=prompt, output=output, device=device, dtype=dtype.value)
+    texts = {"question": question, "change": change, "prompt": prompt}
+    run(image or [], _checkpoint(model), **texts, output=output, device=device, dtype=dtype.value)
 
 
 @app.command()
@@ -313,7 +354,7 @@ def tokenize(
         ),
     ],
     output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to write.", show_default=False)],
-    model: Model,
+    model: Model = None,
     split: Annotated[str, typer.Option(help="Split of the dataset.")] = "train",
     config: Annotated[str | None, typer.Option(help="Configuration of the dataset.", show_default=False)] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
@@ -355,7 +396,7 @@ def tokenize(
     run(
         dataset,
         output,
-        model,
+        _checkpoint(model),
         split=split,
         config=config,
         revision=revision,
@@ -368,6 +409,144 @@ def tokenize(
         shard_size=shard_size,
         on_bad_sample=on_bad_sample.value,
         num_threads=threads,
+        device=device,
+        dtype=dtype.value,
+    )
+
+
+@app.command()
+@_in_one_line
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Converted checkpoint, or its name on the Hub.", show_default=False)
+    ],
+    task: Annotated[
+        list[EvaluationTask], typer.Option("--task", "-t", help="May be given several times.", show_default=False)
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="scenes; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; VQAv2, OK-VQA, GQA or "
+            "VizWiz questions); or a dataset, as for lavit tokenize.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="To write.", show_default=False)],
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="May be given several times.", show_default="validation of scenes, else test"),
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="First images (or questions of a file).", show_default="1000 scenes, or all"),
+    ] = None,
+    num_drawings: Annotated[
+        int | None, typer.Option(min=1, help="The same for tasks that draw.", show_default="--num-samples")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where a file's images are.", show_default="beside it")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Answers of VQAv2 and OK-VQA.", show_default=False)
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of the dataset.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
+    image_column: Annotated[str, typer.Option(help="Column of a dataset.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Column of the caption, or a list of them.")] = "text",
+    question_column: Annotated[str, typer.Option(help="Column of the question.")] = "question",
+    answer_column: Annotated[str, typer.Option(help="Column of the answer, or a list of them.")] = "answer",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
+    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5, scenes 1")
+    ] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Of captions and answers.", show_default="1; 0")] = None,
+    min_new_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Of captions and answers.", show_default="8; 2; scenes 1")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of captions and answers.", show_default="36, scenes 64; 10")
+    ] = None,
+    decoder: Annotated[
+        Decoder | None, typer.Option(help="Pixel decoder.", show_default="highres; prompts of benchmarks lowres")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres and reconstruction 50")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How much to stress the prompt.", show_default="4; benchmarks 1.5")
+    ] = None,
+    decoder_guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            help="How much to stress the tokens.", show_default="7, lowres and reconstruction 5; benchmarks 1.5"
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Draw among so many codes.", show_default="50; benchmarks 300")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of drawing codes.", show_default="1")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Keep the best by CLIP.", show_default="1; benchmarks 4")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Weights of CLIP, to choose and score.", show_default=False)
+    ] = None,
+    fid_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of Inception, for the FID.", show_default=False)
+    ] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Samples on the page: the first ones.")] = 36,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Measure how well a checkpoint describes, answers, draws and reconstructs.
+
+    Writes predictions, metrics and a page of samples, and prints the metrics. Of an interrupted run, the same command
+    makes the rest. Processes and machines share the work if they are started by accelerate or torchrun.
+
+    \b
+    Examples:
+      lavit evaluate lavit-scenes --data scenes --task all -o out/scenes
+      lavit evaluate lavit-7b-v2 --data captions.json --images val2014 --task caption -o out/coco
+      lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
+      lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
+    """
+    from lavit_hf.cli.evaluate import run
+
+    run(
+        checkpoint,
+        tasks=[one.value for one in task],
+        output=output,
+        splits=split or [],
+        num_samples=num_samples,
+        num_drawings=num_drawings,
+        reading={
+            "name": data,
+            "images": images,
+            "annotations": annotations,
+            "config": config,
+            "revision": revision,
+            "columns": (image_column, text_column, question_column, answer_column),
+        },
+        options={
+            "num_beams": beams,
+            "length_penalty": length_penalty,
+            "min_new_tokens": min_new_tokens,
+            "max_new_tokens": max_new_tokens,
+            "decoder": decoder and decoder.value,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+            "decoder_guidance_scale": decoder_guidance_scale,
+            "top_k": top_k,
+            "temperature": temperature,
+            "num_candidates": candidates,
+            "clip": clip and str(clip),
+            "fid_weights": fid_weights and str(fid_weights),
+        },
+        batch_size=batch_size,
+        seed=seed,
+        num_shown=shown,
         device=device,
         dtype=dtype.value,
     )
@@ -501,9 +680,15 @@ def export_llama(
     run(checkpoint, output, max_shard_size)
 
 
-def _generation(beams: int, length_penalty: float, min_new_tokens: int, max_new_tokens: int) -> dict[str, Any]:
-    if min_new_tokens > max_new_tokens:
-        raise ValueError(f"--min-new-tokens ({min_new_tokens}) is more than --max-new-tokens ({max_new_tokens}).")
+def _checkpoint(model: str | None) -> str:
+    from lavit_hf import default_checkpoint
+
+    return default_checkpoint() if model is None else model
+
+
+def _generation(
+    beams: int | None, length_penalty: float | None, min_new_tokens: int | None, max_new_tokens: int | None
+) -> dict[str, Any]:
     return {
         "num_beams": beams,
         "length_penalty": length_penalty,

@@ -23,10 +23,11 @@ def build(kind: str, source: Path, destination: Path) -> Path:
     return found
 
 
-def source_files() -> set[str]:
+def package_files() -> list[Path]:
+    """What belongs to the package: code, and the checkpoint that comes with it."""
     src = ROOT / "src"
-    paths = [*(src / "lavit_hf").rglob("*.py"), src / "lavit_hf" / "py.typed", src / "lavit_cli.py"]
-    return {path.relative_to(src).as_posix() for path in paths}
+    found = [path for path in (src / "lavit_hf").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    return [*found, src / "lavit_cli.py"]
 
 
 @pytest.fixture(scope="module")
@@ -36,8 +37,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for path in ROOT.iterdir():
         if not path.name.startswith(".") and path.name not in ("out", "build", "dist", "src"):
             (copy / path.name).symlink_to(path)
-    files = [*(ROOT / "src").rglob("*.py"), ROOT / "src" / "lavit_hf" / "py.typed"]
-    for path in files:  # copied, so that nothing is written beside the real ones
+    for path in package_files():  # copied, so that nothing is written beside the real ones
         target = copy / path.relative_to(ROOT)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(path.read_bytes())
@@ -69,7 +69,10 @@ def test_sdist_holds_what_tests_and_examples_need(sdist: Path) -> None:
 
 def test_wheel_holds_the_package_and_nothing_else(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
-    assert {name for name in names if ".dist-info/" not in name} == source_files()
+    assert {name for name in names if ".dist-info/" not in name} == {
+        path.relative_to(ROOT / "src").as_posix() for path in package_files()
+    }
+    assert "lavit_hf/py.typed" in names
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 

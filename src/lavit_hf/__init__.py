@@ -7,6 +7,7 @@ import importlib
 from typing import Any
 
 from .auto import register_auto_classes
+from .default_checkpoint import default_checkpoint
 from .modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
 from .modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
 from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel, LavitPreTrainedModel
@@ -36,6 +37,7 @@ __all__ = [
     "LavitVisualTokenizerConfig",
     "LavitVisualTokenizerForPreTraining",
     "LavitVisualTokenizerOutput",
+    "default_checkpoint",
 ]
 
 register_auto_classes()

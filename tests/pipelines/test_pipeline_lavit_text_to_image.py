@@ -85,6 +85,16 @@ def test_a_list_of_generators_makes_pictures_independent_of_the_batch(pipeline):
     np.testing.assert_allclose(alone.images, together.images[1:3], atol=1e-4)
 
 
+def test_noise_does_not_depend_on_how_long_other_images_are(pipeline):
+    """Sampling goes on for the longest image of a batch; the others' generators must not move meanwhile."""
+    together = pipeline(PROMPTS, generator=seeded(7, 8, 9, 10), **FAST)
+    lengths = [len(codes) for codes in together.codes]
+    shortest = lengths.index(min(lengths))
+    assert min(lengths) < max(lengths)
+    alone = pipeline(PROMPTS[shortest], generator=seeded(7 + shortest), **FAST)
+    np.testing.assert_allclose(alone.images[0], together.images[shortest], atol=1e-4)
+
+
 def test_several_pictures_of_a_prompt(pipeline):
     output = pipeline(PROMPTS[:2], num_images_per_prompt=2, generator=seeded(0, 1, 2, 3), **FAST)
     assert len(output.images) == len(output.codes) == 4

@@ -2,58 +2,123 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
 
-from .draw import load_pipeline, make_generator
-from .generation import ANSWER, CAPTION, answer_question, caption_images
+from .demo_subjects import (
+    Subject,
+    Subjects,
+    given_subjects,
+    is_caption_right,
+    is_drawing_right,
+    scene_subjects,
+    verdict,
+)
+from .draw import load_pipeline
+from .generation import answer_question, caption_images
 from .loading import Lavit, load
-from .pictures import check_files, fit_panel, grey_out_dropped, open_image, save_png, side_by_side
+from .pictures import Panel, check_files, contact_sheet, fit_panel, grey_out_dropped, save_png
+
+if TYPE_CHECKING:
+    from ..pipelines import LavitTextToImagePipeline
 
 _RANDOM = (
-    "Note: the weights of this checkpoint are random numbers. What follows shows that everything runs; caption, "
-    "answer and drawings mean nothing, and the patches are kept for no reason."
+    "Note: the weights of this checkpoint are random numbers. What follows shows that everything runs; captions, "
+    "answers and drawings mean nothing, and the patches are kept for no reason."
 )
 _SEED = 0
+_STEPS = 25
 
 
-def run(source: str, model: str, *, question: str, prompt: str, output: Path, device: str, dtype: str) -> None:
-    """Prints what became of a picture, and writes a PNG that shows it."""
-    check_files([source])
-    image = open_image(source)
+def run(
+    sources: list[str],
+    model: str,
+    *,
+    question: str,
+    change: str,
+    prompt: str,
+    output: Path,
+    device: str,
+    dtype: str,
+) -> None:
+    """Prints what became of pictures and prompts, and writes a PNG that shows it."""
+    check_files(sources)
     lavit = load(model, device, dtype)
+    pipeline = load_pipeline(lavit, model)
     print(f"Checkpoint  {model}")
     if lavit.random_weights:
         print(_RANDOM)
-    masks = _keep_masks(lavit, image)
-    grid = _grid(lavit)
-    kept = {branch: int(mask.sum()) for branch, mask in masks.items()}
-    print(f"Picture     {source} ({image.width} x {image.height} pixels, {grid[0]} x {grid[1]} patches)")
-    for branch, use in (("continuous", "understanding"), ("discrete", "drawing")):
-        print(f"Tokens      {kept[branch]} of {masks[branch].numel()} patches became tokens for {use} ({branch})")
-    print(f"Caption     {caption_images(lavit, [image], '', CAPTION)[0]}")
-    print(f"Question    {question}")
-    print(f"Answer      {answer_question(lavit, image, question, ANSWER)}")
-    panels = [("picture", fit_panel(image))]
+    subjects = given_subjects(sources, question, change, prompt) if sources else scene_subjects()
+    rows = [*_show_pictures(lavit, pipeline, subjects.pictures), _show_prompts(pipeline, subjects)]
+    save_png(contact_sheet(rows), output)
+    print(f"Wrote       {output} (dropped patches are grey; seed {_SEED})")
+
+
+def _show_pictures(lavit: Lavit, pipeline: LavitTextToImagePipeline, subjects: list[Subject]) -> list[list[Panel]]:
+    """One row per picture: itself, what is kept of it, and what is drawn of it."""
+    images = [subject.image for subject in subjects]
+    again = _draw(pipeline.reconstruct, images)
+    changed = _draw(pipeline, [[subject.image, subject.change] for subject in subjects])
+    captions = caption_images(lavit, images)
+    rows = []
+    for subject, caption, *drawings in zip(subjects, captions, again, changed, strict=True):
+        rows.append(_describe(lavit, subject, caption) + _drawings(subject, *drawings))
+    return rows
+
+
+def _describe(lavit: Lavit, subject: Subject, caption: str) -> list[Panel]:
+    """Prints what the model says of a picture; returns it with the patches that either branch keeps."""
+    image, masks, grid = fit_panel(subject.image), _keep_masks(lavit, subject.image), _grid(lavit)
+    answer = answer_question(lavit, subject.image, subject.question)
+    caption_verdict = verdict(is_caption_right(caption, subject.facts))
+    answer_verdict = verdict(None if subject.answer is None else answer == subject.answer)
+    print(f"\nPicture     {subject.name} ({subject.image.width} x {subject.image.height} pixels)")
     for branch, mask in masks.items():
-        panels.append((f"{branch}: {kept[branch]} of {mask.numel()}", grey_out_dropped(panels[0][1], mask, grid)))
-    panels += [
-        (title, fit_panel(drawing, panels[0][1].size)) for title, drawing in _drawings(lavit, model, image, prompt)
+        use = "understanding" if branch == "continuous" else "drawing"
+        print(f"Tokens      {int(mask.sum())} of {len(mask)} patches became tokens for {use} ({branch})")
+    print(f"Caption     {caption}{caption_verdict}")
+    print(f"Question    {subject.question}")
+    print(f"Answer      {answer}{answer_verdict}")
+    kept = [
+        Panel(f"kept for {use}: {int(mask.sum())} of {len(mask)}", grey_out_dropped(image, mask, grid))
+        for use, mask in zip(("reading", "drawing"), masks.values(), strict=True)
     ]
-    print(f"Drawing     {prompt} (seed {_SEED}); and the picture again, from its own tokens")
-    save_png(side_by_side(panels), output)
-    print(f"Wrote       {output} (dropped patches are grey)")
+    texts = f"{caption}{caption_verdict}\n{subject.question} {answer}{answer_verdict}"
+    return [Panel(texts, image), *kept]
 
 
-def _drawings(lavit: Lavit, model: str, image: Image.Image, prompt: str) -> list[tuple[str, Image.Image]]:
-    """The prompt drawn, and the picture reconstructed from its tokens, each with its title."""
-    pipeline = load_pipeline(lavit, model)
-    _, generator = make_generator(_SEED)
-    (drawing,) = pipeline(prompt, generator=generator).images
-    (again,) = pipeline.reconstruct(image, generator=generator).images
-    return [("reconstructed", again), ("drawn", drawing)]
+def _drawings(subject: Subject, again: Image.Image, changed: Image.Image) -> list[Panel]:
+    verdicts = [
+        verdict(is_drawing_right(again, subject.facts)),
+        verdict(is_drawing_right(changed, subject.changed_facts)),
+    ]
+    print(f"Again       drawn from its own tokens{verdicts[0]}")
+    print(f"Changed     {subject.change!r}{verdicts[1]}")
+    size = fit_panel(subject.image).size
+    titles = (f"drawn from these tokens{verdicts[0]}", f"picture + {subject.change!r}{verdicts[1]}")
+    return [Panel(title, fit_panel(one, size)) for title, one in zip(titles, (again, changed), strict=True)]
+
+
+def _show_prompts(pipeline: LavitTextToImagePipeline, subjects: Subjects) -> list[Panel]:
+    size = fit_panel(subjects.pictures[0].image).size
+    panels = []
+    print()
+    for drawing, (prompt, facts) in zip(
+        _draw(pipeline, [prompt for prompt, _ in subjects.prompts]), subjects.prompts, strict=True
+    ):
+        title = f"{prompt}{verdict(is_drawing_right(drawing, facts))}"
+        print(f"Drawing     {title}")
+        panels.append(Panel(title, fit_panel(drawing, size)))
+    return panels
+
+
+def _draw(pipeline: Callable[..., Any], prompts: list[Any]) -> list[Image.Image]:
+    generators = [torch.Generator().manual_seed(_SEED) for _ in prompts]
+    return pipeline(prompts, num_inference_steps=_STEPS, generator=generators).images
 
 
 @torch.no_grad()

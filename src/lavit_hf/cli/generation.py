@@ -9,53 +9,54 @@ from PIL import Image
 from transformers import StoppingCriteriaList
 
 from ..modeling.token_progress import TokenProgress
+from ..pipelines import image_to_text
+from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, answer_options, first_sentence, question_prompt
 from .loading import Lavit
 
-CAPTION = {"num_beams": 2, "length_penalty": 1.0, "min_new_tokens": 8, "max_new_tokens": 36}
-ANSWER = {"num_beams": 5, "length_penalty": 0.0, "min_new_tokens": 2, "max_new_tokens": 10}
+
+def fill_options(lavit: Lavit, release: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options for `generate`: what the user gave, or what the checkpoint's generation config says, or the release's.
+
+    Args:
+        lavit: The checkpoint.
+        release: The options of the release for a task.
+        given: Those of the user; `None` is not given.
+
+    Raises:
+        ValueError: They contradict each other.
+    """
+    own = {name: getattr(lavit.model.generation_config, name, None) for name in release}
+    layers = (release, own, given)
+    options = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    if options["min_new_tokens"] > options["max_new_tokens"]:
+        raise ValueError(
+            f"--min-new-tokens ({options['min_new_tokens']}) is more than --max-new-tokens "
+            f"({options['max_new_tokens']})."
+        )
+    return options
 
 
 def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], options: dict[str, Any]) -> list[str]:
-    """Generates one text per image.
-
-    Args:
-        lavit: Model and processor.
-        images: One per prompt.
-        prompts: What follows the image.
-        options: For `generate`.
-
-    Returns:
-        The new texts, stripped.
-
-    Raises:
-        ValueError: A prompt contains the placeholder of an image.
-    """
-    for prompt in prompts:
-        if "<image>" in prompt:
-            raise ValueError("<image> cannot be part of a question or prompt here: the image stands before it.")
-    texts = [f"<image>{prompt}" for prompt in prompts]
-    inputs = lavit.processor(images=images, text=texts, padding=True, return_tensors="pt").to(lavit.model.device)
+    """Generates one text per image; arguments as for `lavit_hf.pipelines.image_to_text.generate_text`."""
     # The bar shows up only if generation takes longer than a second.
     with tqdm(total=options["max_new_tokens"], desc="Generating", unit="token", delay=1.0, leave=False) as bar:
         progress = StoppingCriteriaList([TokenProgress(bar)])
-        output = lavit.model.generate(**inputs, do_sample=False, stopping_criteria=progress, **options)
-    new = output[:, inputs["input_ids"].shape[1] :]
-    return [text.strip() for text in lavit.processor.batch_decode(new, skip_special_tokens=True)]
+        return image_to_text.generate_text(lavit.model, lavit.processor, images, prompts, options, progress)
 
 
-def caption_images(lavit: Lavit, images: list[Image.Image], prompt: str, options: dict[str, Any]) -> list[str]:
-    """Describes images in one sentence each, without its period."""
+def caption_images(
+    lavit: Lavit, images: list[Image.Image], prompt: str = "", options: dict[str, Any] | None = None
+) -> list[str]:
+    """Describes images in one sentence each, without its period; options as for `fill_options`."""
+    options = fill_options(lavit, CAPTION, options or {})
     return [first_sentence(text) for text in generate_text(lavit, images, [prompt] * len(images), options)]
 
 
-def first_sentence(text: str) -> str:
-    """What stands before the first period, in one line."""
-    return " ".join(text.partition(".")[0].split())
+def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any] | None = None) -> str:
+    """Answers a question about an image; options as for `fill_options`."""
+    options = fill_options(lavit, ANSWER, options or {})
+    (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options))
+    return answer_of(text)
 
 
-def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any]) -> str:
-    """Answers a question about an image."""
-    # Hypotheses of a search without length penalty cannot improve any more once enough are complete.
-    options = {"early_stopping": options["num_beams"] > 1, **options}
-    (text,) = generate_text(lavit, [image], [f"Question: {question} Answer:"], options)
-    return " ".join(text.split())
+__all__ = ["answer_question", "caption_images", "fill_options", "first_sentence", "generate_text"]

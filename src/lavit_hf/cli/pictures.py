@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -12,6 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ..processing.image_conversion import load_image, to_rgb
 
 _MARGIN = 8
+_FONT_SIZE, _LINE = 13, 18
 _GREY = (150, 150, 150)
 _PATCH_BORDER = (120, 120, 120)
 _GREYED = 0.8  # how much of a dropped patch is plain grey
@@ -75,20 +77,48 @@ def fit_panel(image: Image.Image, size: tuple[int, int] | None = None) -> Image.
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
 
 
-def side_by_side(panels: list[tuple[str, Image.Image]]) -> Image.Image:
-    """Puts pictures of one size beside each other, each with a title above it."""
-    font = ImageFont.load_default(size=15)
-    width, height = panels[0][1].size
-    header = 24
-    sheet = Image.new(
-        "RGB", (len(panels) * (width + _MARGIN) + _MARGIN, height + header + 2 * _MARGIN), (255, 255, 255)
-    )
-    draw = ImageDraw.Draw(sheet)
-    for index, (title, picture) in enumerate(panels):
-        left = _MARGIN + index * (width + _MARGIN)
-        draw.text((left, _MARGIN), title, fill=(0, 0, 0), font=font)
-        sheet.paste(picture, (left, _MARGIN + header))
+class Panel(NamedTuple):
+    """A picture with a title, which may have several lines."""
+
+    title: str
+    picture: Image.Image
+
+
+def contact_sheet(rows: list[list[Panel]]) -> Image.Image:
+    """Puts pictures in rows, each with its title above it, wrapped to the picture's width."""
+    font = ImageFont.load_default(size=_FONT_SIZE)
+    titles = [[_wrap(panel.title, panel.picture.width, font) for panel in row] for row in rows]
+    headers = [_LINE * max(len(lines) for lines in row) for row in titles]
+    widths = [sum(panel.picture.width + _MARGIN for panel in row) for row in rows]
+    heights = [
+        header + max(panel.picture.height for panel in row) + 2 * _MARGIN
+        for header, row in zip(headers, rows, strict=True)
+    ]
+    sheet = Image.new("RGB", (max(widths) + _MARGIN, sum(heights) + _MARGIN), (255, 255, 255))
+    draw, top = ImageDraw.Draw(sheet), _MARGIN
+    for row, row_titles, header, height in zip(rows, titles, headers, heights, strict=True):
+        left = _MARGIN
+        for panel, lines in zip(row, row_titles, strict=True):
+            draw.multiline_text((left, top), "\n".join(lines), fill=(0, 0, 0), font=font, spacing=_LINE - _FONT_SIZE)
+            sheet.paste(panel.picture, (left, top + header))
+            left += panel.picture.width + _MARGIN
+        top += height
     return sheet
+
+
+def _wrap(text: str, width: int, font: Any) -> list[str]:
+    """Lines no wider than so many pixels, unless a single word is."""
+    lines = []
+    for paragraph in text.splitlines():
+        line = ""
+        for word in paragraph.split():
+            longer = f"{line} {word}".strip()
+            if line and font.getlength(longer) > width:
+                lines.append(line)
+                longer = word
+            line = longer
+        lines.append(line)
+    return lines
 
 
 def save_png(image: Image.Image, path: Path) -> None:

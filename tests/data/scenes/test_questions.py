@@ -103,7 +103,7 @@ def test_no_answer_can_be_guessed(questions) -> None:
         "color": 0.3,
         "shape": 0.3,
         "size": 0.6,
-        "count": 0.6,
+        "count": 0.63,
         "background": 0.4,
         "relation": 0.1,
         "yes_no": 0.55,

@@ -192,6 +192,16 @@ def test_a_chat_learns_what_the_assistant_says_and_draws(processor):
     assert len(batch["pixel_values"]) == 1
 
 
+def test_images_before_a_drawing_are_bare_codes_as_in_generation(processor):
+    batch = LavitDataCollator(processor)([row("<image>", images=2, prompt="<image>draw")])
+    first, second = (codes_of(processor, picture(seed)) for seed in (0, 1))
+    assert describe(batch, processor) == (f"{first}_draw[{second}]$", f"[{second}]$")
+    asked = processor(images=picture(), text="<image>draw", generation_mode="image", return_tensors="pt")["input_ids"][
+        0
+    ]
+    assert batch["input_ids"][0].tolist()[: len(asked)] == asked.tolist()
+
+
 def test_a_chat_is_the_prompt_that_the_template_makes(processor):
     question = [{"role": "user", "content": [{"type": "image", "image": picture()}, {"type": "text", "text": "x?"}]}]
     batch = LavitDataCollator(processor)([row(None, 0, messages=[*question, {"role": "assistant", "content": "red"}])])

@@ -29,7 +29,8 @@ class LavitDataCollator:
       something to guide away from. Where the text says `<image>`, images stay where it says so;
     - text alone: is learned;
     - a `prompt` beside the text: images go into the prompt (before it, if it does not say `<image>`), and the text is
-      the answer, which alone is learned. `<image>` in an answer is an image to draw;
+      the answer, which alone is learned. `<image>` in an answer is an image to draw; the prompt's images then enter as
+      bare codes, as they do when such a prompt is drawn;
     - `messages`: what the assistant says or draws is learned;
     - `codes` instead of images: as above, with codes in either order, and without any image processing.
 
@@ -137,8 +138,8 @@ class LavitDataCollator:
         flat = [part for row_parts in parts for part in row_parts]
         texts = iter(self._tokenize([part for part in flat if isinstance(part, Text)]))
         pictures = [part for part in flat if isinstance(part, Picture) and part.codes is None]
-        self._encode([part for part in pictures if part.is_learned])
-        pixel_values = iter(self._preprocess([part.image for part in pictures if not part.is_learned]))
+        self._encode([part for part in pictures if part.is_learned or part.is_bare])
+        pixel_values = iter(self._preprocess([part.image for part in pictures if part.codes is None]))
         rows = []
         for sample, row_parts in zip(samples, parts, strict=True):
             row = TrainingRow(sample.sample_id)
@@ -193,6 +194,8 @@ class LavitDataCollator:
             ids = [tokenizer.image_token_id] * self.processor.image_seq_length
         else:
             ids = tokenizer.convert_codes_to_ids(part.codes)
+        if part.is_bare:
+            return list(ids)
         return [tokenizer.boi_token_id, *ids, tokenizer.eoi_token_id]
 
     def _preprocess(self, images: list[Any]) -> torch.Tensor:

@@ -38,11 +38,14 @@ class Picture:
         image: The image in RGB; `None` if its codes are known instead.
         is_learned: Whether the model learns to write it, as codes. Otherwise it reads it, as features if it can.
         codes: Its codes, if they are known already or as soon as they are.
+        is_bare: Whether it is read as codes alone, without start and end, as generation reads pictures in the prompt
+            of a drawing.
     """
 
     image: Any
     is_learned: bool = False
     codes: list[int] | None = None
+    is_bare: bool = False
 
     @classmethod
     def of(cls, content: Any, is_learned: bool) -> Picture:
@@ -111,7 +114,8 @@ def read_sample(row: Mapping[str, Any]) -> Sample:
 def arrange_parts(sample: Sample, image_token: str, is_image_first: bool, is_dropped: bool) -> list[Part]:
     """Puts images and text in order.
 
-    A sample with a prompt is taken as it is: the prompt's images are read, those of the answer written. Without one,
+    A sample with a prompt is taken as it is: the prompt's images are read (bare if the answer has images, as in
+    generation), those of the answer written. Without one,
     images come before the text and are read, or they come after it and are written like the text; where the text has
     placeholders, they stay there.
 
@@ -140,12 +144,15 @@ def arrange_parts(sample: Sample, image_token: str, is_image_first: bool, is_dro
             f"{(prompt + text).count(image_token)} {image_token} placeholder(s)."
         )
     pictures = iter(sample.pictures)
+    draws_from_prompt = sample.prompt is not None and image_token in text
     parts: list[Part] = []
     start, learned_from = 0, len(prompt)
     for position, segment in enumerate((prompt + _gap(prompt, text, image_token) + text).split(image_token)):
         if position > 0:
             is_learned = not reads_all and start > learned_from
-            parts.append(Picture.of(next(pictures), is_learned))
+            picture = Picture.of(next(pictures), is_learned)
+            picture.is_bare = draws_from_prompt and not is_learned
+            parts.append(picture)
         if segment:
             parts.append(Text(segment, min(max(learned_from - start, 0), len(segment))))
         start += len(segment) + len(image_token)

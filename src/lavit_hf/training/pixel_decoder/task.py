@@ -28,7 +28,7 @@ class PixelDecoderArguments(LoopArguments):
 
     condition_dropout: float = option(0.1, "How often the condition is dropped, so that guidance has a contrast.")
     snr_gamma: float | None = option(None, "Min-SNR weighting of the loss; 5 is customary. By default none.")
-    train_token_decoder: bool = option(False, "Trains the whole token decoder, not just its heads.")
+    train_token_decoder: bool = option(False, "Trains the token decoder (but its codebook), not just its heads.")
     head_learning_rate: float | None = option(None, "Learning rate of the token decoder, if it has one of its own.")
     num_validation_images: int = option(4, "Images to draw in a validation, from the first rows held out for it.")
     validation_inference_steps: int = option(25, "Denoising steps of these.")
@@ -47,7 +47,7 @@ def select_trained_parameters(pipeline: Any, train_token_decoder: bool = False) 
 
     Args:
         pipeline: A [`LavitPixelDecoderPipeline`].
-        train_token_decoder: Whether the rest of the token decoder is trained as well.
+        train_token_decoder: Whether the rest of the token decoder is trained as well, all but its codebook.
 
     Returns:
         The trained parameters by name: `unet...`, `token_decoder...`.
@@ -60,6 +60,7 @@ def select_trained_parameters(pipeline: Any, train_token_decoder: bool = False) 
     for module in [pipeline.unet, *trained]:
         if module is not None:  # no pooler in a low-resolution decoder
             module.requires_grad_(True)
+    decoder.codebook.requires_grad_(False)  # the visual tokenizer's, of which this is a copy
     parts = {"unet": pipeline.unet, "token_decoder": decoder}
     named = {f"{part}.{name}": value for part, module in parts.items() for name, value in module.named_parameters()}
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad}

@@ -1,4 +1,4 @@
-"""Which tokenizer made some codes: they mean nothing to a model with another codebook."""
+"""Which weights made something: codes mean nothing to a model with another codebook."""
 
 from __future__ import annotations
 
@@ -27,6 +27,17 @@ def weights_fingerprint(visual_tokenizer: Any) -> str:
     return _digest([(name, tokenizer.state_dict()[name]) for name in names])
 
 
+def module_fingerprint(*modules: torch.nn.Module) -> str:
+    """SHA-256 of all weights of these modules, with their dtypes."""
+    return _digest(
+        [
+            (f"{index}.{name}", tensor)
+            for index, module in enumerate(modules)
+            for name, tensor in sorted(module.state_dict().items())
+        ]
+    )
+
+
 def _visual_tokenizer_of(model: Any) -> LavitVisualTokenizer:
     found = model if isinstance(model, LavitVisualTokenizer) else getattr(model, "visual_tokenizer", None)
     if not isinstance(found, LavitVisualTokenizer):
@@ -43,4 +54,4 @@ def _digest(tensors: list[tuple[str, torch.Tensor]]) -> str:
     return digest.hexdigest()
 
 
-__all__ = ["codebook_fingerprint", "weights_fingerprint"]
+__all__ = ["codebook_fingerprint", "module_fingerprint", "weights_fingerprint"]

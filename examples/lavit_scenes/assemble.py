@@ -1,0 +1,56 @@
+"""Puts the trained parts together as one Hub-style directory, in half precision.
+
+    python examples/lavit_scenes/assemble.py --trained out/lavit-scenes --output_dir out/lavit-scenes/checkpoint
+
+Weights are stored as float16 and loaded as float32, which the configuration says: on a CPU half precision is slow.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from transformers import GenerationConfig, HfArgumentParser
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.pipelines import LavitPixelDecoderPipeline
+
+
+@dataclass
+class Arguments:
+    """What to put together."""
+
+    trained: Path = field(metadata={"help": "Directory of train.py."})
+    output_dir: Path = field(metadata={"help": "Directory to write."})
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Writes the checkpoint."""
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    model = LavitForConditionalGeneration.from_pretrained(args.trained / "lavit")
+    processor = ImageTextProcessor.from_pretrained(args.trained / "lavit")
+    pipeline = LavitPixelDecoderPipeline.from_pretrained(args.trained / "pixel_decoder")
+    pipeline.register_to_config(
+        visual_token_offset=model.config.visual_token_offset, eoi_token_id=model.config.eoi_token_id
+    )
+    end = processor.tokenizer.eos_token_id
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+    model.half().save_pretrained(args.output_dir)
+    processor.save_pretrained(args.output_dir)
+    pipeline.to(torch.float16)
+    pipeline.save_pretrained(args.output_dir)
+    for path in (args.output_dir / "config.json", args.output_dir / "token_decoder" / "config.json"):
+        load_as_float32(path)
+
+
+def load_as_float32(path: Path) -> None:
+    """Has `from_pretrained` load float32, whatever the files hold, if it is not told otherwise."""
+    values = json.loads(path.read_text(encoding="utf-8"))
+    values["dtype"] = "float32"
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

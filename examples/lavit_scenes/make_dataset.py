@@ -1,0 +1,101 @@
+"""Makes the dataset of stage 2: pictures of scenes with captions, with questions, and with changes to draw.
+
+    python examples/lavit_scenes/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
+
+Rows are captions (`images`, `text`), conversations of several questions and answers about a picture (`images`,
+`messages`), and drawings after a picture (`images`, `prompt`, `text`): the same objects on another background.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import datasets
+from transformers import HfArgumentParser
+
+from lavit_hf.data.scenes import BACKGROUNDS, Scene, render, sample_scene
+from lavit_hf.data.scenes.dice import Dice
+from lavit_hf.data.scenes.language import write_caption
+from lavit_hf.data.scenes.questions import ask_questions
+
+_PURPOSE = 1000  # of the dice; those of scenes are far below
+_ROWS_AT_A_TIME = 2000
+
+
+@dataclass
+class Arguments:
+    """What to make."""
+
+    output_dir: str = field(metadata={"help": "Where the dataset goes."})
+    num_rows: int = field(default=60_000, metadata={"help": "How many rows."})
+    seed: int = field(default=0, metadata={"help": "Seed of the scenes."})
+    question_share: float = field(default=0.25, metadata={"help": "Share of rows with questions."})
+    change_share: float = field(default=0.05, metadata={"help": "Share of rows with another background to draw."})
+
+
+def make_row(args: Arguments, index: int) -> dict[str, Any]:
+    """Row `index`: what it is follows from seed and index alone."""
+    scene, dice = sample_scene("train", args.seed, index), Dice(args.seed, index, _PURPOSE)
+    row: dict[str, Any] = {"images": [scene], "text": None, "prompt": None, "messages": None, "sample_id": index}
+    kind = dice.below(1_000_000) / 1_000_000
+    if kind < args.question_share:
+        row["messages"] = converse(scene, dice)
+    elif kind < args.question_share + args.change_share:
+        used = {scene.background, *(item.color for item in scene.objects)}
+        background = dice.choice([name for name in BACKGROUNDS if name not in used])
+        row["images"].append(replace(scene, background=background))
+        row |= {"prompt": f"<image>on a {background} background", "text": "<image>"}
+    else:
+        row["text"] = write_caption(scene, dice)
+    return row | {"images": [to_png(one) for one in row["images"]]}
+
+
+def converse(scene: Scene, dice: Dice) -> list[dict[str, Any]]:
+    """All kinds of questions in random order: of every answer the model learns to stop after it."""
+    messages: list[dict[str, Any]] = []
+    for question, answer, _ in dice.shuffled(ask_questions(scene, dice) + ask_questions(scene, dice)[-1:]):
+        messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    messages[0]["content"].insert(0, {"type": "image", "text": None})
+    return messages
+
+
+def to_png(scene: Scene) -> dict[str, Any]:
+    """The picture as `datasets.Image` stores it."""
+    file = io.BytesIO()
+    render(scene).save(file, format="PNG")
+    return {"bytes": file.getvalue(), "path": None}
+
+
+def features() -> datasets.Features:
+    """Columns of the dataset."""
+    text = datasets.Value("string")
+    return datasets.Features(
+        {
+            "images": datasets.List(datasets.Image()),
+            "text": text,
+            "prompt": text,
+            "messages": datasets.List({"role": text, "content": datasets.List({"type": text, "text": text})}),
+            "sample_id": datasets.Value("int64"),
+        }
+    )
+
+
+def chunks(args: Arguments) -> Iterator[datasets.Dataset]:
+    """The dataset in parts, because rows as Python objects take many times the memory."""
+    for start in range(0, args.num_rows, _ROWS_AT_A_TIME):
+        rows = [make_row(args, index) for index in range(start, min(start + _ROWS_AT_A_TIME, args.num_rows))]
+        yield datasets.Dataset.from_list(rows, features=features())
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Makes the dataset."""
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    datasets.concatenate_datasets(list(chunks(args))).save_to_disk(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,78 @@
+"""Trains the checkpoint lavit-scenes from nothing, stage by stage, as `recipe.yaml` says.
+
+    python examples/lavit_scenes/train.py --output_dir out/lavit-scenes
+
+Finished stages are skipped, and an interrupted one goes on from its last checkpoint: after an interruption, run the
+same command again. `--only` runs some stages, for example those that do not need each other side by side.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+HERE = Path(__file__).resolve().parent
+_DONE = "finished.txt"  # in the directory of a stage that is finished; how long it took
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Runs all stages that are not finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("out/lavit-scenes"), help="where everything goes")
+    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.yaml", help="the stages and their options")
+    parser.add_argument("--only", nargs="+", metavar="STAGE", help="stages to run, by default all")
+    args = parser.parse_args(arguments)
+    stages = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
+    if unknown := set(args.only or ()) - set(stages):
+        parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(stages)}")
+    for name in args.only or stages:
+        run_stage(name, stages[name], args.output_dir)
+
+
+def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
+    """Runs a stage as a process of its own, with a log beside its directory.
+
+    Raises:
+        SystemExit: If it fails.
+    """
+    folder = out / name
+    if (folder / _DONE).exists():
+        print(f"{name}: finished before")
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, str(HERE.parent / stage["script"]), *options(stage, out), "--output_dir", str(folder)]
+    command += resume(stage, folder)
+    log, start = out / f"{name}.log", time.monotonic()
+    print(f"{name}: {' '.join(command)} >> {log}", flush=True)
+    with log.open("a", encoding="utf-8") as file:
+        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+    if code:
+        raise SystemExit(
+            f"{name} failed with exit status {code}; {log} says why. The same command goes on from there."
+        )
+    (folder / _DONE).write_text(f"{time.monotonic() - start:.0f} seconds in the last run\n", encoding="utf-8")
+
+
+def options(stage: dict[str, Any], out: Path) -> list[str]:
+    """Options of a stage as words of a command line."""
+    words = []
+    for option, value in (stage.get("options") or {}).items():
+        values = [str(one).format(out=out, here=HERE) for one in (value if isinstance(value, list) else [value])]
+        words += [f"--{option}", *values]
+    return words
+
+
+def resume(stage: dict[str, Any], folder: Path) -> list[str]:
+    """What tells a script to go on from its last checkpoint."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    return ["--resume_from_checkpoint", str(found[-1])] if found else []
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,32 @@
+"""Evaluation: what a checkpoint says and draws, measured. `lavit evaluate` is this on the command line.
+
+Example:
+
+```python
+>>> from lavit_hf.evaluation import TASKS, EvaluatedCheckpoint, evaluate, read_data
+
+>>> task = TASKS["caption"](read_data("scenes", "caption", num_samples=100))
+>>> metrics = evaluate(EvaluatedCheckpoint("my-lavit", model, processor), [task], "out/evaluation")
+>>> metrics["results"][0]["metrics"]["fully_right"]
+{'value': 0.95, 'n': 100, 'unit': 'scenes', 'interval': [0.888, 0.978]}
+```
+"""
+
+from .checkpoint import EvaluatedCheckpoint
+from .data import EvaluationData, EvaluationSample, read_data
+from .evaluator import evaluate
+from .measurement import Measurement
+from .report import format_metrics
+from .tasks import TASKS, Task
+
+__all__ = [
+    "TASKS",
+    "EvaluatedCheckpoint",
+    "EvaluationData",
+    "EvaluationSample",
+    "Measurement",
+    "Task",
+    "evaluate",
+    "format_metrics",
+    "read_data",
+]

@@ -1,0 +1,72 @@
+"""The checkpoint that is evaluated."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Callable
+from typing import Any
+
+from ..training.tokenization.fingerprints import module_fingerprint
+
+
+class EvaluatedCheckpoint:
+    """A loaded checkpoint.
+
+    Args:
+        name: Where it was loaded from.
+        model: A `LavitForConditionalGeneration`, on its device and in evaluation mode.
+        processor: Its processor, with the visual tokenizer attached.
+        load_pipeline: Makes a `LavitTextToImagePipeline` of both and of the pixel decoder of a name (`None` is the
+            checkpoint's first one); needed only to draw.
+    """
+
+    def __init__(
+        self, name: str, model: Any, processor: Any, load_pipeline: Callable[[str | None], Any] | None = None
+    ) -> None:
+        self.name = name
+        self.model = model
+        self.processor = processor
+        self._load_pipeline = load_pipeline
+        self._pipelines: dict[str | None, Any] = {}
+
+    @property
+    def codebook_size(self) -> int:
+        return self.model.config.visual_tokenizer_config.codebook_size
+
+    def pipeline(self, decoder: str | None) -> Any:
+        """Model and pixel decoder, loaded once.
+
+        Raises:
+            ValueError: The checkpoint cannot draw.
+        """
+        if self._load_pipeline is None:
+            raise ValueError(f"{self.name} was loaded without a pixel decoder, so it cannot draw.")
+        if decoder not in self._pipelines:
+            self._pipelines[decoder] = self._load_pipeline(decoder)
+        return self._pipelines[decoder]
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        return module_fingerprint(self.model)
+
+    def settings(self) -> dict[str, Any]:
+        """What all predictions depend on."""
+        return {
+            "weights": self._weights,
+            "text_tokenizer": hashlib.sha256(self.processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
+            "image_processor": self.processor.image_processor.to_dict(),
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": self.model.device.type,
+        }
+
+    def pixel_decoder_settings(self, decoder: str | None) -> dict[str, Any]:
+        """What drawings depend on, too."""
+        pipeline = self.pipeline(decoder)
+        return {
+            "pixel_decoder_weights": module_fingerprint(pipeline.token_decoder, pipeline.unet, pipeline.vae),
+            "scheduler": {"class": type(pipeline.scheduler).__name__, **dict(pipeline.scheduler.config)},
+        }
+
+
+__all__ = ["EvaluatedCheckpoint"]

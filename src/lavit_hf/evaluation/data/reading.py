@@ -1,0 +1,134 @@
+"""Finds out which format data has, and reads it."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from .coco import is_coco, read_coco
+from .gqa import is_gqa, read_gqa
+from .karpathy import is_karpathy, read_karpathy
+from .sample import EvaluationData, EvaluationSample
+from .scenes import NAME as SCENES
+from .scenes import read_scenes
+from .table import Columns, TableSamples
+from .vizwiz import is_vizwiz, read_vizwiz
+from .vqav2 import is_vqav2, read_vqav2
+
+_SAFE = re.compile(r"[\w.-]+")  # ids become names of files
+
+
+def read_data(
+    name: str,
+    task: str,
+    *,
+    split: str | None = None,
+    num_samples: int | None = None,
+    images: str | Path | None = None,
+    annotations: str | Path | None = None,
+    columns: Sequence[str] = Columns(),
+    config: str | None = None,
+    revision: str | None = None,
+) -> EvaluationData:
+    """Reads data for a task.
+
+    Args:
+        name: `"scenes"`; a benchmark's JSON file (COCO, NoCaps or Karpathy captions, VQAv2, OK-VQA, GQA or VizWiz
+            questions), recognized by what is in it; or a dataset as for `lavit_hf.data.loading.load_data`.
+        task: Name of the task.
+        split: Of scenes `"validation"` (default) or `"held_out"`; of Karpathy's files and of datasets by default
+            `"test"`. Other formats have none.
+        num_samples: How many images (of files of questions: how many questions) at most, the first ones.
+        images: Folder that the images of a file are in; by default where the file is.
+        annotations: The file with the answers to the questions of VQAv2 and OK-VQA.
+        columns: Those of a dataset, in the order of `Columns`.
+        config: Which configuration of a dataset on the Hub.
+        revision: Which revision of a dataset on the Hub.
+
+    Returns:
+        The samples.
+
+    Raises:
+        ValueError: Something does not exist, or does not fit the task.
+    """
+    if num_samples is not None and num_samples < 1:
+        raise ValueError(f"The number of samples must be at least 1, got {num_samples}.")
+    if name == SCENES:
+        return read_scenes(task, split, num_samples)
+    path = Path(name)
+    folder = Path(images) if images else None
+    try:
+        data = _read_benchmark(path, _read_json(path), split, num_samples, folder or path.parent, annotations)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} looks like the file of a benchmark, but is incomplete ({error!r}).") from error
+    if data is None:
+        split = split or "test"
+        table = TableSamples(name, task, split, Columns(*columns), folder, num_samples, config, revision)
+        data = EvaluationData(name, split, table)
+    _check(data, task)
+    return data
+
+
+def _read_json(path: Path) -> Any:
+    """The content of a JSON file, `None` for all else; JSON lines are left to `datasets`."""
+    if path.suffix != ".json" or not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:
+        return None
+
+
+def _read_benchmark(
+    path: Path,
+    content: Any,
+    split: str | None,
+    num_samples: int | None,
+    folder: Path,
+    annotations: str | Path | None,
+) -> EvaluationData | None:
+    if is_karpathy(content):
+        split = split or "test"
+        return EvaluationData(str(path), split, read_karpathy(content, folder, split, num_samples))
+    samples: Sequence[EvaluationSample]
+    metric = "exact_match"
+    if is_coco(content):
+        samples = read_coco(content, folder, num_samples)
+    elif is_vqav2(content):
+        if annotations is None:
+            raise ValueError(f"{path} holds questions; --annotations takes the file with their answers.")
+        answers = json.loads(Path(annotations).read_text(encoding="utf-8"))
+        samples, metric = read_vqav2(content, answers, folder, num_samples), "vqa_accuracy"
+    elif is_gqa(content):
+        samples = read_gqa(content, folder, num_samples)
+    elif is_vizwiz(content):
+        samples, metric = read_vizwiz(content, folder, num_samples), "vqa_accuracy"
+    else:
+        return None
+    if split is not None:
+        raise ValueError(f"{path} is of one split; leave --split out.")
+    return EvaluationData(str(path), None, samples, answer_metric=metric)
+
+
+def _check(data: EvaluationData, task: str) -> None:
+    if not len(data.samples):
+        raise ValueError(f"{data.name} holds no samples.")
+    if task == "vqa" and data.samples[0].question is None:
+        raise ValueError(f"{data.name} holds no questions, which the task vqa needs.")
+    if task in ("caption", "text-to-image") and (data.samples[0].question or not data.samples[0].references):
+        raise ValueError(f"{data.name} holds no captions, which the task {task} needs.")
+    if isinstance(data.samples, TableSamples):
+        return  # numbered by us
+    seen: set[str] = set()
+    for sample in data.samples:
+        if sample.id in seen:
+            raise ValueError(f"{data.name} has two samples with the id {sample.id}.")
+        if not _SAFE.fullmatch(sample.id):
+            raise ValueError(f"{data.name}: the id {sample.id!r} cannot be the name of a file.")
+        seen.add(sample.id)
+
+
+__all__ = ["read_data"]

@@ -1,0 +1,1 @@
+"""What only scenes allow to measure, because all about them is known."""

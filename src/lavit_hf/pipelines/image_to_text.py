@@ -1,0 +1,73 @@
+"""Captions and answers as the release writes them (LaVIT paper, section 4.1; its own scripts)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import StoppingCriteriaList
+
+CAPTION = {"num_beams": 2, "length_penalty": 1.0, "min_new_tokens": 8, "max_new_tokens": 36}
+ANSWER = {"num_beams": 5, "length_penalty": 0.0, "min_new_tokens": 2, "max_new_tokens": 10}
+
+
+@torch.no_grad()
+def generate_text(
+    model: Any,
+    processor: Any,
+    images: Sequence[Any],
+    prompts: Sequence[str],
+    options: dict[str, Any],
+    stopping_criteria: StoppingCriteriaList | None = None,
+) -> list[str]:
+    """Generates one text per image, by beam search or greedily.
+
+    Args:
+        model: A `LavitForConditionalGeneration`.
+        processor: Its processor, with the visual tokenizer attached.
+        images: One per prompt.
+        prompts: What follows the image.
+        options: For `generate`.
+        stopping_criteria: For `generate`.
+
+    Returns:
+        The new texts, stripped.
+
+    Raises:
+        ValueError: A prompt contains the placeholder of an image.
+    """
+    for prompt in prompts:
+        if processor.image_token in prompt:
+            raise ValueError(
+                f"{processor.image_token} cannot be part of a question or prompt here: the image stands before it."
+            )
+    texts = [f"{processor.image_token}{prompt}" for prompt in prompts]
+    inputs = processor(images=list(images), text=texts, padding=True, return_tensors="pt").to(model.device)
+    output = model.generate(**inputs, do_sample=False, stopping_criteria=stopping_criteria, **options)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
+
+
+def first_sentence(text: str) -> str:
+    """What stands before the first period, in one line: a generated text as a caption."""
+    return " ".join(text.partition(".")[0].split())
+
+
+def answer_of(text: str) -> str:
+    """A generated text as an answer: all of it, in one line."""
+    return " ".join(text.split())
+
+
+def question_prompt(question: str) -> str:
+    """How a question is put."""
+    return f"Question: {question} Answer:"
+
+
+def answer_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Options for `generate` that search no longer than an answer may still improve."""
+    # Hypotheses of a search without length penalty cannot improve any more once enough are complete.
+    return {"early_stopping": options["num_beams"] > 1, **options}
+
+
+__all__ = ["ANSWER", "CAPTION", "answer_of", "answer_options", "first_sentence", "generate_text", "question_prompt"]

@@ -1,0 +1,70 @@
+"""`lavit evaluate`: what it prints, and what it refuses."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from lavit_hf.evaluation import format_metrics
+
+FAST = ["--max-new-tokens", 4, "--beams", 1, "--steps", 2]
+
+
+def test_all_tasks_of_scenes_in_one_command(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    command = ["evaluate", random_checkpoint, "--task", "all", "--data", "scenes", "--output", tmp_path / "out"]
+    splits = ["--split", "validation", "--split", "held_out"]
+    result = lavit(*command, *splits, "--num-samples", 3, "--num-drawings", 2, *FAST)
+    assert result.exit_code == 0, result.output
+    metrics = json.loads((tmp_path / "out" / "metrics.json").read_text())
+    assert result.stdout == f"{format_metrics(metrics)}\n\nWrote {tmp_path / 'out' / 'metrics.json'}\n"
+    found = [(part["task"], part["split"], part["num_samples"]) for part in metrics["results"]]
+    assert [(task, split) for task, split, _ in found] == [
+        (task, split)
+        for task in ("caption", "vqa", "text-to-image", "reconstruction")
+        for split in ("validation", "held_out")
+    ]
+    assert [count for task, _, count in found if task != "vqa"] == [3, 3, 2, 2, 2, 2]
+    assert metrics["checkpoint"] == str(random_checkpoint)
+    assert metrics["results"][0]["options"]["max_new_tokens"] == 4
+    assert metrics["results"][-1]["options"]["num_inference_steps"] == 2
+
+
+def test_a_benchmark(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    content = {}
+    for number, (color, answer) in enumerate([("red", "red"), ("blue", "blue")]):
+        Image.new("RGB", (32, 32), color).save(images / f"{number}.jpg")
+        content[str(number)] = {"imageId": str(number), "question": "What color is it?", "answer": answer}
+    (tmp_path / "questions.json").write_text(json.dumps(content))
+    command = ["evaluate", random_checkpoint, "--data", tmp_path / "questions.json", "--images", images]
+    result = lavit(*command, "--task", "vqa", "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "exact_match/other" in result.stdout
+    lines = (tmp_path / "out" / "vqa" / "predictions.jsonl").read_text().splitlines()
+    assert [json.loads(line)["references"] for line in lines] == [["red"], ["blue"]]
+
+
+def test_clear_errors(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    def error(*options, task="caption", data="scenes") -> str:
+        command = ["evaluate", random_checkpoint, "--task", task, "--data", data, "--output", tmp_path / "out"]
+        result = lavit(*command, *options)
+        assert result.exit_code == 1, result.output
+        assert not (tmp_path / "out").exists()
+        return result.stderr.splitlines()[-1]
+
+    assert "no split of the scenes" in error("--split", "test")
+    assert "None of the tasks has a use for guidance_scale=2.0" in error("--guidance-scale", 2)
+    assert "nowhere.json does not exist" in error(data=tmp_path / "nowhere.json")
+    assert "--fid-weights takes" in error("--fid-weights", tmp_path / "nowhere.pt", task="text-to-image")
+
+
+@pytest.mark.parametrize("name", ["mine.txt", "caption/validation/mine.txt"])
+def test_other_files_are_left_alone(lavit, random_checkpoint: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+    (tmp_path / name).write_text("mine")
+    command = ["evaluate", random_checkpoint, "-t", "caption", "--data", "scenes", "--num-samples", 1, *FAST[:4]]
+    result = lavit(*command, "--output", tmp_path)
+    assert result.exit_code == (0 if name == "mine.txt" else 1), result.output
+    assert (tmp_path / name).read_text() == "mine"

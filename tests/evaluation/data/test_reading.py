@@ -1,0 +1,93 @@
+"""Formats are recognized by what is in a file; whatever does not fit is refused before anything is computed."""
+
+import json
+
+import pytest
+
+from evaluation.data import test_coco, test_gqa, test_karpathy, test_vizwiz, test_vqav2
+from lavit_hf.evaluation.data import read_data
+
+
+@pytest.fixture
+def write(tmp_path):
+    def write_json(content, name: str = "file.json") -> str:
+        (tmp_path / name).write_text(json.dumps(content))
+        return str(tmp_path / name)
+
+    return write_json
+
+
+def test_every_format_is_recognized(write, folder, add_image):
+    for name in ("COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg", "1.jpg", "000000262148.jpg"):
+        add_image(name)
+    for name in ("n161313.jpg", "n235859.jpg", "VizWiz_val_00000000.jpg"):
+        add_image(name)
+    karpathy = {"images": [test_karpathy.image(1, "test")]}
+    answers = write(test_vqav2.answers(), "answers.json")
+    for content, task, options, metric, split in (
+        (test_coco.content(), "caption", {}, "cider", None),
+        (karpathy, "text-to-image", {}, "cider", "test"),
+        (test_vqav2.content(), "vqa", {"annotations": answers}, "vqa_accuracy", None),
+        (test_gqa.CONTENT, "vqa", {}, "exact_match", None),
+        ([test_vizwiz.asked(0, "basil")], "vqa", {}, "vqa_accuracy", None),
+    ):
+        data = read_data(write(content), task, images=folder, **options)
+        assert data.split == split and not data.is_scenes
+        assert metric == data.answer_metric if task == "vqa" else metric in data.caption_metrics
+        data.samples[0].open_image()
+
+
+def test_images_are_looked_for_beside_the_file(write, tmp_path, folder, add_image):
+    add_image("../n161313.jpg")
+    add_image("../n235859.jpg")
+    assert len(read_data(write(test_gqa.CONTENT), "vqa").samples) == 2
+
+
+def test_all_else_is_a_table(write, tmp_path, folder, add_image, monkeypatch):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    add_image("0.png")
+    data = read_data(write([{"image": "0.png", "text": "red"}]), "caption", images=folder)
+    assert data.split == "test" and data.samples[0].references == ("red",)
+    (tmp_path / "lines.json").write_text('{"image": "0.png", "text": "a"}\n{"image": "0.png", "text": "b"}\n')
+    assert len(read_data(str(tmp_path / "lines.json"), "caption", images=folder).samples) == 2
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("caption", {}, "holds no captions"),
+        ("vqa", {"split": "val"}, "leave --split out"),
+        ("vqa", {"num_samples": 0}, "at least 1"),
+    ],
+)
+def test_what_does_not_fit_is_refused(write, folder, add_image, task, options, message):
+    add_image("n161313.jpg")
+    add_image("n235859.jpg")
+    with pytest.raises(ValueError, match=message):
+        read_data(write(test_gqa.CONTENT), task, images=folder, **options)
+
+
+def test_broken_files(write, folder, add_image):
+    add_image("n161313.jpg")
+    with pytest.raises(ValueError, match="--annotations takes"):
+        read_data(write(test_vqav2.content()), "vqa", images=folder)
+    with pytest.raises(ValueError, match="incomplete.*file_name"):
+        read_data(write({"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": ""}]}), "caption")
+    asked = test_gqa.CONTENT["201307251"]
+    with pytest.raises(ValueError, match="cannot be the name of a file"):
+        read_data(write({"../a": asked}), "vqa", images=folder)
+    row = test_karpathy.image(1, "test")
+    add_image("1.jpg")
+    with pytest.raises(ValueError, match="two samples with the id 000000000001"):
+        read_data(write({"images": [row, row]}), "caption", images=folder)
+
+
+def test_a_corrupt_image_is_named(write, folder, add_image):
+    add_image("n161313.jpg")
+    add_image("n235859.jpg")
+    (folder / "n235859.jpg").write_bytes(b"no image")
+    data = read_data(write(test_gqa.CONTENT), "vqa", images=folder)
+    with pytest.raises(ValueError, match="Sample 201640614: the image cannot be read"):
+        data.samples[1].open_image()

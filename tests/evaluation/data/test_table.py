@@ -1,0 +1,57 @@
+"""Datasets of Hugging Face `datasets`."""
+
+import json
+
+import datasets
+import pytest
+
+from lavit_hf.data.scenes import make_scenes
+from lavit_hf.evaluation.data.table import Columns, TableSamples
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+
+
+@pytest.fixture
+def saved(tmp_path):
+    rows = make_scenes(num_scenes=3).select_columns(["image", "text"])
+    path = tmp_path / "saved"
+    datasets.DatasetDict(test=rows.add_column("many", [["a", "b"], ["c"], ["d"]])).save_to_disk(path)
+    return path
+
+
+def test_one_text_or_several(saved):
+    samples = TableSamples(str(saved), "caption", "test", Columns())
+    assert len(samples) == 3
+    assert [sample.id for sample in samples] == ["000000", "000001", "000002"]
+    scenes = make_scenes(num_scenes=3)
+    assert samples[1].references == (scenes[1]["text"],)
+    assert samples[1].open_image().tobytes() == scenes[1]["image"].tobytes()
+    several = TableSamples(str(saved), "text-to-image", "test", Columns(text="many"), num_samples=2)
+    assert [sample.references for sample in several] == [("a", "b"), ("c",)]
+
+
+def test_reconstruction_needs_no_text(saved):
+    samples = TableSamples(str(saved), "reconstruction", "test", Columns(text="nowhere"))
+    assert samples[0].references == () and samples[0].open_image().size == (64, 64)
+
+
+def test_questions_and_paths(tmp_path, folder, add_image):
+    add_image("0.png", "blue")
+    row = {"image": "images/0.png", "asked": "What?", "right": ["a", "b"]}
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    columns = Columns(question="asked", answer="right")
+    (sample,) = TableSamples(str(tmp_path / "rows.jsonl"), "vqa", "test", columns)
+    assert (sample.question, sample.references) == ("What?", ("a", "b"))
+    assert sample.open_image().getpixel((0, 0)) == (0, 0, 255)
+    row["image"] = "0.png"
+    (tmp_path / "rows.jsonl").write_text(json.dumps(row))
+    (elsewhere,) = TableSamples(str(tmp_path / "rows.jsonl"), "vqa", "test", columns, image_root=folder)
+    assert elsewhere.open_image().getpixel((0, 0)) == (0, 0, 255)
+
+
+def test_missing_columns(saved):
+    with pytest.raises(ValueError, match="has no column 'question'; it has 'image', 'text', 'many'"):
+        TableSamples(str(saved), "vqa", "test", Columns())

@@ -1,0 +1,51 @@
+"""CIDEr-D, BLEU and the tokenizer give what pycocoevalcap gave; record_pycocoevalcap.py says how it was recorded."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lavit_hf.evaluation.metrics import load_metric
+from lavit_hf.evaluation.metrics.ptb_tokenizer import tokenize_caption
+
+FOLDER = Path(__file__).parent
+RECORDED = json.loads((FOLDER / "pycocoevalcap.json").read_text(encoding="utf-8"))
+CAPTIONS = (FOLDER / "captions.txt").read_text(encoding="utf-8").splitlines()
+SAMPLES = {
+    "predictions": [sample["prediction"] for sample in RECORDED["samples"]],
+    "references": [sample["references"] for sample in RECORDED["samples"]],
+}
+
+
+def test_cider() -> None:
+    result = load_metric("cider").compute(**SAMPLES)
+    assert result["scores"] == pytest.approx(RECORDED["cider_scores"], abs=1e-9)
+    assert result["cider"] == pytest.approx(RECORDED["cider"], abs=1e-9)
+    assert max(RECORDED["cider_scores"]) > 4 and 0.0 in RECORDED["cider_scores"]
+
+
+def test_bleu() -> None:
+    result = load_metric("bleu").compute(**SAMPLES)
+    assert [result[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(RECORDED["bleu"], abs=1e-9)
+
+
+def test_bleu_of_short_captions_is_penalized() -> None:
+    # The one word is right; exp(1 - 4 / 1) is the penalty for three missing ones.
+    result = load_metric("bleu").compute(predictions=["a"], references=[["a red bird sits", "a dog sleeps on grass"]])
+    assert result["bleu_1"] == pytest.approx(0.049787, abs=1e-6)
+    assert result["bleu_4"] < 1e-4
+
+
+@pytest.mark.parametrize(("caption", "tokens"), list(zip(CAPTIONS, RECORDED["tokenized"], strict=True)))
+def test_tokens(caption: str, tokens: str) -> None:
+    assert " ".join(tokenize_caption(caption)) == tokens
+
+
+@pytest.mark.parametrize("name", ["bleu", "cider"])
+def test_bad_input(name: str) -> None:
+    with pytest.raises(ValueError, match="Caption 1 has no reference"):
+        load_metric(name).compute(predictions=["a", "b"], references=[["a"], []])
+    with pytest.raises(ValueError, match="no caption"):
+        load_metric(name).compute(predictions=[], references=[])
+    with pytest.raises(ValueError, match="expected a list"):
+        load_metric(name).compute(predictions=["a cat"], references=["a cat"])

@@ -1,0 +1,60 @@
+"""What is right and wrong about a scene."""
+
+from lavit_hf.data.scenes import Facts, ObjectFacts, Scene, SceneObject, captions_of, facts_of
+from lavit_hf.evaluation.scenes.facts import compare_facts, measure_facts, read_facts, wrong_parts
+
+RED, BLUE = SceneObject("square", "red", "large", 16, 32), SceneObject("ring", "blue", "small", 48, 32)
+SCENE = Scene("white", (RED, BLUE))
+
+
+def test_every_caption_of_a_scene_is_fully_right():
+    for caption in captions_of(SCENE):
+        comparison = compare_facts(read_facts(caption), SCENE)
+        assert wrong_parts(comparison) == []
+        assert comparison == {
+            "fully_right": (1, 1),
+            "background": (1, 1),
+            "object_count": (1, 1),
+            "color": (2, 2),
+            "shape": (2, 2),
+            "size": (2, 2),
+            "relation": (1, 1),
+        }
+
+
+def test_one_wrong_word_is_one_wrong_part():
+    comparison = compare_facts(read_facts("a large red square left of a small blue ring on a gray background"), SCENE)
+    assert wrong_parts(comparison) == ["background"] and comparison["fully_right"] == (0, 1)
+    comparison = compare_facts(read_facts("a large red square left of a large blue ring on a white background"), SCENE)
+    assert comparison["size"] == (1, 2) and comparison["relation"] == (0, 1)
+    comparison = compare_facts(read_facts("a large red square above a small blue ring on a white background"), SCENE)
+    assert wrong_parts(comparison) == ["relation"]
+
+
+def test_right_parts_that_belong_to_other_objects():
+    single = Scene("white", (RED, SceneObject("ring", "blue", "small", 48, 60)))  # not facing each other
+    swapped = Facts("white", (ObjectFacts("large", "blue", "square"), ObjectFacts("small", "red", "ring")), ())
+    comparison = compare_facts(swapped, single)
+    assert comparison["color"] == (2, 2) and comparison["fully_right"] == (0, 1)
+    assert wrong_parts(comparison) == ["combination"]
+
+
+def test_objects_too_many_are_wrong_too():
+    comparison = compare_facts(facts_of(Scene("white", (RED, BLUE, RED))), SCENE)
+    assert comparison["object_count"] == (0, 1) and comparison["color"] == (2, 3)
+    comparison = compare_facts(facts_of(Scene("white", ())), SCENE)
+    assert comparison["background"] == (1, 1) and comparison["shape"] == (0, 2)
+
+
+def test_a_text_that_is_no_caption_is_all_wrong():
+    comparison = compare_facts(read_facts("a nice picture"), SCENE)
+    assert all(right == 0 < total for right, total in comparison.values())
+
+
+def test_shares_are_of_scenes_objects_and_relations():
+    right = compare_facts(facts_of(SCENE), SCENE)
+    wrong = compare_facts(None, Scene("white", (RED,)))
+    found = measure_facts([right, wrong], "prefix/")
+    assert (found["prefix/fully_right"].value, found["prefix/fully_right"].n) == (0.5, 2)
+    assert (found["prefix/color"].value, found["prefix/color"].n) == (2 / 3, 3)
+    assert (found["prefix/relation"].value, found["prefix/relation"].n) == (1.0, 1)

@@ -1,0 +1,220 @@
+"""What tasks ask, and how they score: with the checkpoint in the repository, which knows nothing."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from lavit_hf.data.scenes import Scene, captions_of, render
+from lavit_hf.evaluation.data.sample import EvaluationData, EvaluationSample
+from lavit_hf.evaluation.data.scenes import read_scenes
+from lavit_hf.evaluation.tasks import TASKS, CaptionTask, ReconstructionTask, TextToImageTask, VqaTask
+from lavit_hf.pipelines.image_to_text import ANSWER, CAPTION
+
+SHORT = {"max_new_tokens": 6}
+FAST = {"num_inference_steps": 2}
+
+
+def record(sample: EvaluationSample, **values) -> dict:
+    return {
+        "id": sample.id,
+        "question": sample.question,
+        "references": list(sample.references),
+        "meta": dict(sample.meta),
+        **values,
+    }
+
+
+def other_data(samples, **values) -> EvaluationData:
+    """The same samples as if nothing were known about them."""
+    plain = [EvaluationSample(s.id, s.image, s.references, s.question) for s in samples]
+    return EvaluationData("other", None, plain, **values)
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("caption", SHORT), ("vqa", {}), ("text-to-image", FAST), ("reconstruction", FAST)],
+)
+def test_a_sample_does_not_depend_on_the_others(evaluated, name, options):
+    data = read_scenes(name, None, 5 if name != "vqa" else 1)
+    task = TASKS[name](data, options)
+    together = task.predict(evaluated, data.samples)
+    assert len(together) == len(data.samples) >= 4
+    for sample, predicted in zip(data.samples, together, strict=True):
+        (alone,) = TASKS[name](data, options).predict(evaluated, [sample])
+        assert alone.values == predicted.values
+        if task.draws:
+            difference = np.asarray(alone.picture, dtype=int) - np.asarray(predicted.picture, dtype=int)
+            assert abs(difference).max() <= 1  # rounding
+    if task.draws:  # another seed draws something else
+        (other,) = TASKS[name](data, options, seed=1).predict(evaluated, data.samples[:1])
+        assert other.picture.tobytes() != together[0].picture.tobytes()
+
+
+def test_defaults_are_those_of_the_release_or_of_scenes(folder):
+    scenes, other = read_scenes("caption", None, 1), other_data([])
+    assert CaptionTask(other).options == CAPTION and VqaTask(other).options == ANSWER
+    assert VqaTask(scenes).options == {**ANSWER, "num_beams": 1, "min_new_tokens": 1}
+    assert CaptionTask(scenes, {"num_beams": 4, "length_penalty": None}).options["num_beams"] == 4
+    paper = TextToImageTask(other, {"clip": str(folder)}).options
+    assert (paper["decoder"], paper["num_candidates"], paper["top_k"]) == ("lowres", 4, 300)
+    assert (paper["guidance_scale"], paper["decoder_guidance_scale"], paper["num_inference_steps"]) == (1.5, 1.5, 50)
+    assert TextToImageTask(scenes).options["num_candidates"] == 1
+
+
+def test_wrong_options_are_refused(tmp_path):
+    other = other_data([])
+    with pytest.raises(ValueError, match="no option 'beams'; it has num_beams"):
+        CaptionTask(other, {"beams": 2})
+    with pytest.raises(ValueError, match="best of 4 drawings is chosen by CLIP: --clip takes"):
+        TextToImageTask(other)
+    with pytest.raises(ValueError, match="--fid-weights takes"):
+        TextToImageTask(other, {"num_candidates": 1, "fid_weights": str(tmp_path / "nowhere.pt")})
+
+
+def test_captions_of_scenes_are_scored_by_facts(evaluated, tmp_path):
+    data = read_scenes("caption", None, 8)
+    task = CaptionTask(data)
+    tokens = {"codes": [1, 2], "num_tokens": {"discrete": 2, "continuous": 3}}
+    scenes = [Scene.from_dict(sample.meta["scene"]) for sample in data.samples]
+    right = [
+        record(sample, prediction=captions_of(scene)[-1], **tokens)
+        for sample, scene in zip(data.samples, scenes, strict=True)
+    ]
+    found = task.score(evaluated, right, tmp_path)
+    assert found["fully_right"].value == found["relation"].value == 1.0
+    assert found["live_codes"].value == 2 / 64 and found["tokens/continuous/mean"].value == 3
+    assert task.show(data.samples[0], right[0], tmp_path).is_right
+    half = right[:4] + [{**row, "prediction": "no idea"} for row in right[4:]]
+    assert task.score(evaluated, half, tmp_path)["fully_right"].value == 0.5
+    shown = task.show(data.samples[4], half[4], tmp_path)
+    assert shown.is_right is False and ("caption", "no idea") in shown.lines
+    assert shown.lines[-1][0] == "wrong" and "background" in shown.lines[-1][1]
+
+
+def test_other_captions_are_scored_by_their_metrics(evaluated, tmp_path):
+    data = other_data(read_scenes("caption", None, 5).samples)
+    tokens = {"codes": [1], "num_tokens": {"discrete": 1, "continuous": 1}}
+    right = [record(sample, prediction=sample.references[0], **tokens) for sample in data.samples]
+    found = CaptionTask(data).score(evaluated, right, tmp_path)
+    assert found["bleu_4"].value == pytest.approx(1) and found["bleu_4"].interval is None
+    assert found["cider"].value > 5 and found["cider"].interval[0] <= found["cider"].value
+    assert "fully_right" not in found
+    assert CaptionTask(data).show(data.samples[0], right[0], tmp_path).is_right is None
+
+
+def test_answers_are_scored_by_kind(evaluated, tmp_path):
+    data = read_scenes("vqa", None, 6)
+    task = VqaTask(data)
+    records = [
+        record(sample, prediction="?" if sample.meta["kind"] == "color" else sample.references[0].title() + ".")
+        for sample in data.samples
+    ]
+    found = task.score(evaluated, records, tmp_path)
+    assert found["exact_match/color"].value == 0.0 and found["exact_match/yes_no"].value == 1.0
+    assert found["exact_match/yes_no"].n == 6 and found["exact_match"].n == len(data.samples)
+    colors = sum(sample.meta["kind"] == "color" for sample in data.samples)
+    assert found["exact_match"].value == pytest.approx(1 - colors / len(data.samples))
+    shown = task.show(data.samples[0], records[0], tmp_path)
+    assert shown.is_right is False and ("right answer", data.samples[0].references[0]) in shown.lines
+
+
+def test_answers_of_several_people_count_by_how_many_agree(evaluated, tmp_path):
+    sample = EvaluationSample("1", None, ("red",) * 2 + ("blue",) * 8, question="What color?")
+    data = EvaluationData("vqa", None, [sample], answer_metric="vqa_accuracy")
+    found = VqaTask(data).score(evaluated, [record(sample, prediction="red")], tmp_path)
+    assert found["vqa_accuracy"].value == pytest.approx(0.6)  # of leaving each of the ten out
+
+
+@pytest.mark.parametrize("task_class", [TextToImageTask, ReconstructionTask])
+def test_drawings_of_scenes_are_judged(evaluated, tmp_path, task_class):
+    data = read_scenes("caption", None, 6)
+    values = {"codes": [1, 2], "num_tokens": {"discrete": 2, "continuous": 3}}
+    records = []
+    for index, sample in enumerate(data.samples):
+        drawn = Scene.from_dict(sample.meta["scene"]) if index < 4 else Scene("black", ())
+        render(drawn, 128).save(tmp_path / f"{index}.png")
+        records.append(record(sample, picture=f"{index}.png", **values))
+    task = task_class(data)
+    found = task.score(evaluated, records, tmp_path)
+    assert found["fully_right"].value == found["object_count"].value == 4 / 6
+    assert found["judge_on_truth/fully_right"].value == 1.0
+    shown = [task.show(sample, row, tmp_path) for sample, row in zip(data.samples, records, strict=True)]
+    assert [one.is_right for one in shown] == [True] * 4 + [False] * 2
+    assert shown[0].pictures[1][1].size == (128, 128)
+
+
+def test_reconstructions_are_those_of_the_pipeline(evaluated):
+    data = read_scenes("reconstruction", None, 2)
+    task = ReconstructionTask(data, FAST)
+    predictions = task.predict(evaluated, data.samples)
+    generators = [task.generator(sample, "reconstruction") for sample in data.samples]
+    images = [sample.open_image() for sample in data.samples]
+    output = evaluated.pipeline(None).reconstruct(images, num_inference_steps=2, generator=generators)
+    for predicted, picture, codes in zip(predictions, output.images, output.codes, strict=True):
+        assert predicted.picture.tobytes() == picture.tobytes()
+        assert predicted.values["codes"] == codes.tolist()
+        assert predicted.values["num_tokens"]["discrete"] == len(codes)
+
+
+def test_the_best_of_several_drawings_is_kept(evaluated, tmp_path):
+    from evaluation.metrics.tiny_networks import save_tiny_clip
+    from lavit_hf.evaluation.metrics.clip_similarity import ClipSimilarity
+
+    clip = str(save_tiny_clip(tmp_path / "clip"))
+    data = other_data(read_scenes("text-to-image", None, 3).samples)
+    options = {**FAST, "decoder": None, "guidance_scale": 3.0, "decoder_guidance_scale": 3.0}
+    best = TextToImageTask(data, {**options, "num_candidates": 3, "clip": clip}).predict(evaluated, data.samples)
+    task = TextToImageTask(data, {**options, "num_candidates": 1, "clip": clip})
+    similarity = ClipSimilarity(clip)
+    chosen = []
+    for sample, predicted in zip(data.samples, best, strict=True):
+        candidates = evaluated.pipeline("lowres")(
+            sample.references[0],
+            num_images_per_prompt=3,
+            generator=[task.generator(sample, "drawing", number) for number in range(3)],
+            top_k=300,
+            num_inference_steps=2,
+            guidance_scale=3.0,
+            decoder_guidance_scale=3.0,
+        ).images
+        chosen.append(similarity.choose_best(candidates, sample.references[0]))
+        difference = np.asarray(candidates[chosen[-1]], dtype=int) - np.asarray(predicted.picture, dtype=int)
+        assert abs(difference).max() <= 1
+    assert chosen != [0, 0, 0]
+    for sample, predicted in zip(data.samples, best, strict=True):
+        predicted.picture.save(tmp_path / f"{sample.id}.png")
+    records = [
+        record(sample, picture=f"{sample.id}.png", **predicted.values)
+        for sample, predicted in zip(data.samples, best, strict=True)
+    ]
+    found = task.score(evaluated, records, tmp_path)
+    assert found["clip_score"].n == 3 and found["clip_score"].interval is not None
+    assert "fully_right" not in found
+
+
+def test_fid_compares_with_the_samples_pictures(evaluated, tmp_path):
+    from evaluation.metrics.tiny_networks import save_mean_color
+
+    data = other_data(read_scenes("text-to-image", None, 4).samples)
+    options = {"num_candidates": 1, "fid_weights": str(save_mean_color(tmp_path / "inception.pt"))}
+    task = TextToImageTask(data, options)
+    values = []
+    for shift in (0, 40):
+        records = []
+        for sample in data.samples:
+            pixels = np.clip(np.asarray(sample.open_image(), dtype=int) + shift, 0, 255)
+            Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / f"{sample.id}.png")
+            records.append(record(sample, picture=f"{sample.id}.png", codes=[]))
+        values.append(task.score(evaluated, records, tmp_path)["fid"].value)
+    assert values[0] == pytest.approx(0, abs=1e-2) and values[1] > 100
+
+
+def test_what_only_scores_depend_on_may_change_later(tmp_path):
+    data = other_data([])
+    weights = tmp_path / "weights.pt"
+    weights.touch()
+    without = TextToImageTask(data, {"num_candidates": 1})
+    with_fid = TextToImageTask(data, {"num_candidates": 1, "fid_weights": str(weights), "clip": "clip"})
+    assert without.settings() == with_fid.settings()
+    chosen = [TextToImageTask(data, {"num_candidates": 2, "clip": clip}).settings() for clip in ("a", "b")]
+    assert chosen[0] != chosen[1]
