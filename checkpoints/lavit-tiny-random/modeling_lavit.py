@@ -548,8 +548,9 @@ class VisualSampler:
             if self.is_interleaved:
                 next_logits = next_logits.masked_fill(self._forbidden(inside, image_lengths, model), -torch.inf)
             next_scores = logits_processor(rows[:batch_size], next_logits)
-            next_ids = self._pick(next_scores, generation_config.do_sample)
-            if generation_config._pad_token_tensor is not None:
+            may_end = generation_config._pad_token_tensor is not None
+            next_ids = self._pick(next_scores, generation_config.do_sample, unfinished if may_end else None)
+            if may_end:
                 next_ids = torch.where(unfinished, next_ids, generation_config._pad_token_tensor.to(rows.device))
             if generation_config.return_dict_in_generate:
                 scores += (next_scores,) if generation_config.output_scores else ()
@@ -616,16 +617,19 @@ class VisualSampler:
             positions = model_kwargs["position_ids"]
             positions[:, -1] = positions[:, -1].masked_fill(outside, 0)
 
-    def _pick(self, scores: torch.Tensor, do_sample: bool) -> torch.Tensor:
-        """Chooses the next id of every row, `[batch, vocabulary]` -> `[batch]`."""
+    def _pick(self, scores: torch.Tensor, do_sample: bool, unfinished: torch.Tensor | None) -> torch.Tensor:
+        """Chooses the next id of every row, `[batch, vocabulary]` -> `[batch]`; of finished rows it means nothing."""
         if not do_sample:
             return scores.argmax(dim=-1)
         probabilities = scores.softmax(dim=-1)
         if not isinstance(self.generator, list):
             return _draw(probabilities, self.generator)
-        return torch.cat(
-            [_draw(row[None], generator) for row, generator in zip(probabilities, self.generator, strict=True)]
-        )
+        # The generator of a finished row stays where it is: what is drawn from it later must not depend on how long
+        # the others are.
+        picked = scores.new_zeros(len(scores), dtype=torch.long)
+        for row in range(len(scores)) if unfinished is None else unfinished.nonzero().flatten().tolist():
+            picked[row] = _draw(probabilities[row, None], self.generator[row])[0]
+        return picked
 
     def _check_generators(self, batch_size: int) -> None:
         if isinstance(self.generator, list) and len(self.generator) != batch_size:
