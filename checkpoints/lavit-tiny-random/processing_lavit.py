@@ -33,7 +33,7 @@ from transformers.processing_utils import ImagesKwargs, MultiModalData, Processi
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 from transformers.utils import logging, requires_backends
 from typing import Any, Literal, NamedTuple, TypeVar, overload
-from .configuration_lavit import LavitConfig, RemoteCodeMixin
+from .configuration_lavit import IS_PACKAGE, LavitConfig, RemoteCodeDictMixin, RemoteCodeMixin
 from .modeling_lavit import GENERATION_MODES, _HUB_KWARGS
 
 
@@ -571,7 +571,7 @@ def flatten(images: Any) -> list[Any]:
     return [images]
 
 
-class LavitImageDefaults(RemoteCodeMixin):
+class LavitImageDefaults(RemoteCodeDictMixin):
     """What the two backends share: the release's preprocessing, and which inputs are taken."""
 
     resample = PILImageResampling.BICUBIC
@@ -908,8 +908,11 @@ def _check_untypable(tokenizer: Tokenizer, vocab: dict[str, int], names: Iterabl
                 raise ValueError(f"The text tokenizer would turn {name!r}, typed by a user, into a control token.")
 
 
-# How a tokenizer was loaded, which the base class keeps among its settings.
-_LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder")
+# How a tokenizer was loaded, which the base class keeps among its settings; remote code needs the last one there.
+_REMOTE_CODE_KWARGS = ("auto_map",) if IS_PACKAGE else ()
+
+
+_LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder", *_REMOTE_CODE_KWARGS)
 
 
 _Codes = TypeVar("_Codes", int, list[int], tuple[int, ...], np.ndarray, torch.Tensor)
@@ -1580,7 +1583,7 @@ class ImageTextProcessor(RemoteCodeMixin, ProcessorMixin):
             kwargs: `visual_tokenizer`, `pixel_decoder`, `visual_mode` and `image_seq_length` as for the class, and
                 those of `ProcessorMixin.from_pretrained`.
         """
-        if __name__.startswith("lavit_hf."):
+        if IS_PACKAGE:
             kwargs.pop("trust_remote_code", None)  # no remote code where the package is: the tokenizer's would run
         # Everything left in `kwargs` reaches the tokenizer, which would keep it and save it with its own settings.
         names = ("image_seq_length", "visual_mode", "visual_tokenizer", "pixel_decoder")

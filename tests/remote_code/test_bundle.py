@@ -86,3 +86,11 @@ def test_imports_that_rename(tmp_path, line):
     paths = write(tmp_path, {"main.py": f"{line}\n", "base.py": "thing = 1\n"})
     with pytest.raises(ValueError, match=line):
         bundle(paths[0])
+
+
+def test_statements_that_would_be_lost(tmp_path):
+    (tmp_path / "main.py").write_text("import os\nif os.name:\n    value = 1\n")
+    with pytest.raises(ValueError, match=r"main.py:2: only imports and definitions"):
+        bundle(tmp_path / "main.py")
+    (tmp_path / "main.py").write_text("from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import os\nx = 1\n")
+    assert "TYPE_CHECKING" not in bundle(tmp_path / "main.py")

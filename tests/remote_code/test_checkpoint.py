@@ -84,6 +84,19 @@ def test_parts_are_saved_with_their_code(checkpoint: Path, tmp_path: Path) -> No
     assert type(found) is lavit_hf.LavitVisualTokenizer
 
 
+def test_what_is_loaded_equals_what_was_saved(checkpoint: Path, tmp_path: Path) -> None:
+    """transformers' own tests compare the dictionaries of both."""
+    processor = lavit_hf.ImageTextProcessor.from_pretrained(checkpoint)
+    config = lavit_hf.LavitConfig.from_pretrained(checkpoint)
+    new = lavit_hf.LavitImageProcessorPil(size={"height": 56, "width": 56})
+    assert processor.image_processor.to_dict() == new.to_dict()
+    config.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
+    assert "auto_map" not in config.to_dict() and "auto_map" not in processor.tokenizer.init_kwargs
+    assert lavit_hf.LavitConfig.from_pretrained(tmp_path).to_dict() == config.to_dict()
+    assert lavit_hf.ImageTextProcessor.from_pretrained(tmp_path).to_dict() == processor.to_dict()
+
+
 def test_directories_of_others_are_left_alone(tmp_path: Path) -> None:
     transformers.LlamaConfig().save_pretrained(tmp_path)
     before = (tmp_path / "config.json").read_text()

@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
-from .saving import RemoteCodeMixin
+from .saving import RemoteCodeDictMixin
 
 # EVA-CLIP ViT-g/14 as published: 40 layers, none of them skipped as BLIP-2 does.
 _PUBLISHED_VISION = {
@@ -31,7 +31,7 @@ def _as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 @strict
-class LavitVisualTokenizerConfig(RemoteCodeMixin, PreTrainedConfig):
+class LavitVisualTokenizerConfig(RemoteCodeDictMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitVisualTokenizer`]. The defaults are those of the published 7B checkpoints.
 
     Args:
@@ -109,7 +109,7 @@ class LavitVisualTokenizerConfig(RemoteCodeMixin, PreTrainedConfig):
 
 
 @strict
-class LavitConfig(RemoteCodeMixin, PreTrainedConfig):
+class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitForConditionalGeneration`]. The defaults are those of the published 7B checkpoints.
 
     The vocabulary is that of the text tokenizer followed by image start, image end and one row per visual code.

@@ -7,6 +7,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+# Where this is remote code, everything is left to transformers.
+IS_PACKAGE = __name__.startswith("lavit_hf.")
+
 
 class RemoteCodeMixin:
     """Saves the code that the Auto classes need along with a configuration, a processor or a part of one.
@@ -28,7 +31,7 @@ class RemoteCodeMixin:
                 of the directory by default.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]
-        if not __name__.startswith("lavit_hf."):  # loaded as remote code, whose files transformers does copy
+        if not IS_PACKAGE:  # transformers copies the files of remote code by itself
             return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
         saved = save(save_directory, *args, **({} if push_to_hub else kwargs))
         # Named by a string: transformers takes every package that remote code imports for one that it needs.
@@ -37,3 +40,14 @@ class RemoteCodeMixin:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]
         return saved
+
+
+class RemoteCodeDictMixin(RemoteCodeMixin):
+    """The same for classes that are saved as a dictionary, which is then equal to that of what was saved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without what only the files say: which classes there are in the files of code."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if IS_PACKAGE:
+            values.pop("auto_map", None)
+        return values

@@ -18,7 +18,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
 from ..modeling.checkpoint_part import _HUB_KWARGS
-from ..modeling.saving import RemoteCodeMixin
+from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
 from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
 from .chat_template import DEFAULT_CHAT_TEMPLATE, hidden_bracket, hide_brackets, show_brackets
 from .generated_ids import as_rows, draw_images, join_runs, last_image
@@ -432,7 +432,7 @@ class ImageTextProcessor(RemoteCodeMixin, ProcessorMixin):
             kwargs: `visual_tokenizer`, `pixel_decoder`, `visual_mode` and `image_seq_length` as for the class, and
                 those of `ProcessorMixin.from_pretrained`.
         """
-        if __name__.startswith("lavit_hf."):
+        if IS_PACKAGE:
             kwargs.pop("trust_remote_code", None)  # no remote code where the package is: the tokenizer's would run
         # Everything left in `kwargs` reaches the tokenizer, which would keep it and save it with its own settings.
         names = ("image_seq_length", "visual_mode", "visual_tokenizer", "pixel_decoder")

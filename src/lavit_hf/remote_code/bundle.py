@@ -99,7 +99,11 @@ class _Module:
                 bound = alias.asname or (alias.name if source else alias.name.partition(".")[0])
                 renamed = f"{alias.name} as {alias.asname}" if alias.asname else alias.name
                 self.imports[bound] = (source, renamed)
-        elif not isinstance(statement, ast.Expr) and "__all__" not in _defined(statement):
+        elif isinstance(statement, ast.Expr) or _is_for_types(statement):
+            return
+        elif not _defined(statement):
+            raise ValueError(f"{self.path.name}:{statement.lineno}: only imports and definitions can be taken along.")
+        elif "__all__" not in _defined(statement):
             self.statements.append(statement)
             for inner in _inner_imports(statement):
                 self._add_siblings(inner)
@@ -199,6 +203,10 @@ def _inner_imports(statement: ast.stmt) -> list[ast.ImportFrom]:
 
 def _used(statement: ast.stmt) -> set[str]:
     return {node.id for node in ast.walk(statement) if isinstance(node, ast.Name)}
+
+
+def _is_for_types(statement: ast.stmt) -> bool:
+    return isinstance(statement, ast.If) and _used(statement) >= {"TYPE_CHECKING"}
 
 
 def _defined(statement: ast.stmt) -> set[str]:
