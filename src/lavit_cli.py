@@ -607,6 +607,79 @@ def convert(
         commands.convert_checkpoint(source, destination, dtype.value if dtype else None, max_shard_size, heads)
 
 
+@app.command()
+@_in_one_line
+def publish(
+    checkpoint: Annotated[
+        Path, typer.Argument(metavar="CHECKPOINT", help="Directory to publish.", show_default=False)
+    ],
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list files and sizes.")] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME", help="License as the Hub names it, such as apache-2.0.", show_default="as the card says"
+        ),
+    ] = None,
+    base_model: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER/NAME", help="Model the weights were made of; may be given several times."),
+    ] = None,
+    dataset: Annotated[
+        list[str] | None,
+        typer.Option(metavar="USER/NAME", help="Dataset they were trained on; may be given several times."),
+    ] = None,
+    revision: Annotated[
+        str | None, typer.Option(metavar="BRANCH", help="Branch to publish to.", show_default="main")
+    ] = None,
+) -> None:
+    """Publish a checkpoint on the Hugging Face Hub.
+
+    Everything in one commit: weights, processor, pixel decoders, the code that loads them where lavit-hf is not
+    installed, and a model card. Of an interrupted run, the same command uploads the rest.
+
+    \b
+    Examples:
+      lavit publish lavit-7b-v2 me/lavit-7b --dry-run
+      lavit publish lavit-7b-v2 me/lavit-7b --private --base-model rain1011/LaVIT-7B-v2
+      lavit publish out/my-lavit me/my-lavit --license apache-2.0 --dataset me/pictures
+    """
+    from lavit_hf.cli.publish import run
+
+    run(
+        checkpoint,
+        repository,
+        private=True if private else None,
+        dry_run=dry_run,
+        license=license,
+        base_models=base_model or [],
+        datasets=dataset or [],
+        revision=revision,
+    )
+
+
+@app.command(name="export-llama")
+@_in_one_line
+def export_llama(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory to read.", show_default=False)],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.", show_default=False)],
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")] = "5GB",
+) -> None:
+    """Write the language model as a plain Llama, for servers.
+
+    It reads and writes images as visual codes, and needs no code of its own: vLLM, SGLang and llama.cpp take it as any
+    other Llama.
+
+    \b
+    Example:
+      lavit export-llama lavit-7b-v2 lavit-7b-llama
+    """
+    from lavit_hf.cli.export_llama import run
+
+    run(checkpoint, output, max_shard_size)
+
+
 def _checkpoint(model: str | None) -> str:
     from lavit_hf import default_checkpoint
 

@@ -21,6 +21,7 @@ DOCUMENTS = (
     "docs/training.md",
     "docs/metrics.md",
     "docs/evaluation.md",
+    "docs/publishing.md",
 )
 NOT_RUN = ("make ", "pip ", "git ")
 NOT_CODE = {"text", "bibtex"}

@@ -34,29 +34,6 @@ def test_converted_directories_hold_it(checkpoint):
         assert decoder.read_text() == remote_code.token_decoder_code()
 
 
-def test_order_and_comments(tmp_path):
-    (tmp_path / "base.py").write_text("import os\n\n# why\nBASE = 1\n\ndef unused():\n    os.abort()\n")
-    (tmp_path / "middle.py").write_text("from .base import BASE\n\nclass Middle:\n    value = BASE\n")
-    main = tmp_path / "main.py"
-    main.write_text(
-        '"""Main."""\nimport sys as system\nfrom .middle import Middle\nfrom .base import BASE\n'
-        "A, B = 1, 2\nclass Main(Middle):\n    here = (BASE, A, system.path)\n__all__ = ['Main']\n"
-    )
-    code = remote_code.bundle(main)
-    assert "import sys as system" in code and "import os" not in code and "unused" not in code
-    assert code.index("# why\nBASE") < code.index("class Middle") < code.index("class Main")
-    namespace: dict = {}
-    exec(code, namespace)
-    assert namespace["Main"].value == 1 and namespace["Main"].here[1] == 1
-
-
-def test_missing_definition(tmp_path):
-    (tmp_path / "base.py").write_text("")
-    (tmp_path / "main.py").write_text("from .base import gone\nx = gone\n")
-    with pytest.raises(ValueError, match="base.py does not define gone"):
-        remote_code.bundle(tmp_path / "main.py")
-
-
 def test_package_imports_no_diffusers():
     code = "import sys, lavit_hf.pipelines, lavit_hf.pipelines.remote_code; print('diffusers' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -54,7 +54,7 @@ def load_checkpoint_part(
         ValueError: If the checkpoint lacks a tensor of the part.
     """
     hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
-    config = _load_config(model_class, checkpoint, hub_kwargs, kwargs)
+    config = _load_part_config(model_class, checkpoint, hub_kwargs, kwargs)
     state_dict = _read_part(checkpoint, model_class.base_model_prefix, kwargs.pop("variant", None), hub_kwargs)
     wants_info = kwargs.pop("output_loading_info", False)
     for name in _HUB_KWARGS:
@@ -68,7 +68,7 @@ def load_checkpoint_part(
     return (model, info) if wants_info else model
 
 
-def _load_config(
+def _load_part_config(
     model_class: type[PreTrainedModel],
     checkpoint: str | os.PathLike,
     hub_kwargs: dict[str, Any],

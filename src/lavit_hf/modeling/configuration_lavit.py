@@ -6,6 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
+from .saving import RemoteCodeDictMixin
+
 # EVA-CLIP ViT-g/14 as published: 40 layers, none of them skipped as BLIP-2 does.
 _PUBLISHED_VISION = {
     "hidden_size": 1408,
@@ -29,7 +31,7 @@ def _as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
 
 
 @strict
-class LavitVisualTokenizerConfig(PreTrainedConfig):
+class LavitVisualTokenizerConfig(RemoteCodeDictMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitVisualTokenizer`]. The defaults are those of the published 7B checkpoints.
 
     Args:
@@ -107,7 +109,7 @@ class LavitVisualTokenizerConfig(PreTrainedConfig):
 
 
 @strict
-class LavitConfig(PreTrainedConfig):
+class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitForConditionalGeneration`]. The defaults are those of the published 7B checkpoints.
 
     The vocabulary is that of the text tokenizer followed by image start, image end and one row per visual code.

@@ -389,16 +389,16 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             TypeError: If an argument is unknown or no model.
             ValueError: If the models cannot become a LaVIT.
         """
-        from . import vision_text_init as build
+        from .vision_text_init import build_lavit, load_language_model, load_visual_part, take_prefixed
 
-        vision_kwargs, text_kwargs = build.take_prefixed(kwargs, "vision_"), build.take_prefixed(kwargs, "text_")
+        vision_kwargs, text_kwargs = take_prefixed(kwargs, "vision_"), take_prefixed(kwargs, "text_")
         if "dtype" in kwargs:
             text_kwargs.setdefault("dtype", kwargs.pop("dtype"))
-        language_model = build.load_language_model(text_model_name_or_path, **text_kwargs)
+        language_model = load_language_model(text_model_name_or_path, **text_kwargs)
         vision_kwargs.setdefault("dtype", language_model.dtype)
-        visual_part = build.load_visual_part(vision_model_name_or_path, visual_tokenizer, **vision_kwargs)
+        visual_part = load_visual_part(vision_model_name_or_path, visual_tokenizer, **vision_kwargs)
         config = LavitConfig.from_vision_text_configs(visual_part.config, language_model.config, **kwargs)
-        return build.build_lavit(cls, config, visual_part, language_model, mean_resizing)
+        return build_lavit(cls, config, visual_part, language_model, mean_resizing)
 
     @property
     def visual_tokenizer(self) -> LavitVisualTokenizer:

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
+from ..modeling.saving import RemoteCodeDictMixin
 from .image_conversion import load_image
 
 _ACCEPTED = "a PIL image, a NumPy array, a tensor, a path, a URL or the bytes of an image file"
@@ -48,7 +49,7 @@ def flatten(images: Any) -> list[Any]:
     return [images]
 
 
-class LavitImageDefaults:
+class LavitImageDefaults(RemoteCodeDictMixin):
     """What the two backends share: the release's preprocessing, and which inputs are taken."""
 
     resample = PILImageResampling.BICUBIC

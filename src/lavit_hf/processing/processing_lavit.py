@@ -18,6 +18,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
 from ..modeling.checkpoint_part import _HUB_KWARGS
+from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
 from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
 from .chat_template import DEFAULT_CHAT_TEMPLATE, hidden_bracket, hide_brackets, show_brackets
 from .generated_ids import as_rows, draw_images, join_runs, last_image
@@ -76,7 +77,7 @@ class _ModalityKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
     _defaults = {}  # type: ignore[misc, var-annotated]
 
 
-class ImageTextProcessor(ProcessorMixin):
+class ImageTextProcessor(RemoteCodeMixin, ProcessorMixin):
     """Joins image processor and tokenizer; `<image>` in a prompt is where an image goes, all else is text.
 
     Args:
@@ -108,7 +109,8 @@ class ImageTextProcessor(ProcessorMixin):
         pixel_decoder: Callable[..., Any] | None = None,
         **kwargs: Any,
     ) -> None:
-        if not isinstance(tokenizer, LavitTokenizer):
+        # By its name: remote code has a class of its own.
+        if LavitTokenizer.__name__ not in {base.__name__ for base in type(tokenizer).__mro__}:
             raise TypeError(f"{type(self).__name__} needs a LavitTokenizer, got {type(tokenizer).__name__}.")
         self.image_seq_length = image_seq_length
         self.visual_mode = check_visual_mode(visual_mode)
@@ -430,6 +432,8 @@ class ImageTextProcessor(ProcessorMixin):
             kwargs: `visual_tokenizer`, `pixel_decoder`, `visual_mode` and `image_seq_length` as for the class, and
                 those of `ProcessorMixin.from_pretrained`.
         """
+        if IS_PACKAGE:
+            kwargs.pop("trust_remote_code", None)  # no remote code where the package is: the tokenizer's would run
         # Everything left in `kwargs` reaches the tokenizer, which would keep it and save it with its own settings.
         names = ("image_seq_length", "visual_mode", "visual_tokenizer", "pixel_decoder")
         own = {name: kwargs.pop(name) for name in names if name in kwargs}

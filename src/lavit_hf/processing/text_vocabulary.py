@@ -42,7 +42,10 @@ def read_sentencepiece(model_file: str | Path) -> tuple[Tokenizer, dict[str, str
     Returns:
         The tokenizer, and its special tokens by name (`bos_token`, ...).
     """
-    from sentencepiece import SentencePieceProcessor
+    try:  # so that transformers does not ask everyone for it who loads this file as remote code
+        from sentencepiece import SentencePieceProcessor
+    except ImportError as error:
+        raise ImportError("Reading a sentencepiece model needs sentencepiece: pip install sentencepiece") from error
 
     try:
         model = SentencePieceProcessor(model_file=str(model_file))

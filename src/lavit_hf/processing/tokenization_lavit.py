@@ -13,6 +13,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
+from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
 from .generated_ids import IdRun, VisualIds, as_rows, split_ids
 from .text_vocabulary import (
     BOI_TOKEN,
@@ -22,12 +23,13 @@ from .text_vocabulary import (
     read_sentencepiece,
 )
 
-# How a tokenizer was loaded, which the base class keeps among its settings.
-_LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder")
+# How a tokenizer was loaded, which the base class keeps among its settings; remote code needs the last one there.
+_REMOTE_CODE_KWARGS = ("auto_map",) if IS_PACKAGE else ()
+_LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder", *_REMOTE_CODE_KWARGS)
 _Codes = TypeVar("_Codes", int, list[int], tuple[int, ...], np.ndarray, torch.Tensor)
 
 
-class LavitTokenizer(TokenizersBackend):
+class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
     """Text and visual vocabulary in one.
 
     It never adds a BOS or EOS, and pads on the left. Text is only ever text: `"</s>"`, `"<visual_7>"` or `"<image>"`

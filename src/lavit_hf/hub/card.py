@@ -1,0 +1,235 @@
+"""The model card of a published checkpoint: what its owner wrote, and a block of facts that is made anew each time."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from yaml import YAMLError  # type: ignore[import-untyped]
+
+from .errors import PublishError
+from .facts import Facts
+
+
+@dataclass
+class Origin:
+    """Where weights come from, as far as their owner says; the card keeps what it said before of the rest.
+
+    Attributes:
+        license: Their license, as the Hub names it.
+        base_models: What they were made of.
+        datasets: What they were trained on.
+        inherited_license: The license file of the weights they derive from, if there is one.
+    """
+
+    license: str | None = None
+    base_models: list[str] = field(default_factory=list)
+    datasets: list[str] = field(default_factory=list)
+    inherited_license: str | None = None
+
+
+_BEGIN, _END = "<!-- facts: made by lavit publish -->", "<!-- end of facts -->"
+_BLOCK = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
+# Tasks of `lavit evaluate` as the Hub calls them.
+_TASKS = {
+    "caption": "image-to-text",
+    "vqa": "visual-question-answering",
+    "text-to-image": "text-to-image",
+    "reconstruction": "image-to-image",
+}
+_INTRODUCTION = """# {name}
+
+[LaVIT](https://arxiv.org/abs/2309.04669) reads images and text as one sequence: a visual tokenizer turns an image
+into a variable number of tokens, and one language model reads and writes both kinds.
+"""
+_USE = """## Use
+
+With [transformers](https://huggingface.co/docs/transformers), and nothing else of LaVIT:
+
+```python
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+repository = "{repository}"
+model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
+
+inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
+output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
+print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+"""
+_USE_PIXELS = """
+Images are written as tokens; a pixel decoder, a pipeline of [diffusers](https://huggingface.co/docs/diffusers), draws
+them:
+
+```python
+from diffusers import DiffusionPipeline
+
+inputs = processor(text="a cat on a red chair", generation_mode="image", return_tensors="pt")
+ids = model.generate(**inputs, generation_mode="image", guidance_scale=4.0, do_sample=True, top_k=50)
+pixel_decoder = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
+pixel_decoder(input_ids=ids[:, inputs["input_ids"].shape[1] :]).images[0].save("chair.png")
+```
+"""
+_USE_TOKENIZER = """## Use
+
+```python
+from transformers import AutoModel
+
+visual_tokenizer = AutoModel.from_pretrained("{repository}", trust_remote_code=True)
+```
+"""
+_PACKAGE_FIRST = """
+Where the package lavit-hf is installed, `import lavit_hf` registers the classes, and no remote code is run.
+"""
+
+
+def read_card(root: Path) -> tuple[ModelCardData, str]:
+    """Metadata and text of the card that a checkpoint has; nothing of either if it has none.
+
+    Raises:
+        PublishError: If the metadata cannot be read.
+    """
+    path = root / "README.md"
+    if not path.is_file():
+        return ModelCardData(), ""
+    try:
+        card = ModelCard.load(path)
+    except (ValueError, YAMLError) as error:
+        raise PublishError(f"{path}: the metadata at its top cannot be read: {error}") from error
+    return cast(ModelCardData, card.data), card.text
+
+
+def write_card(data: ModelCardData, text: str, facts: Facts, repository: str, origin: Origin) -> str:
+    """The text of a card: metadata, what its owner wrote, and the facts.
+
+    Args:
+        data: The metadata there is; it is changed.
+        text: What its owner wrote, perhaps with facts of an earlier version.
+        facts: What the checkpoint's files say.
+        repository: Where it is published to.
+        origin: What no file says.
+    """
+    name = repository.split("/")[-1]
+    _set_metadata(data, facts, origin)
+    if facts.results:
+        data.model_name, data.eval_results = name, _eval_results(facts)
+    own_text = _BLOCK.sub("\n\n", text).strip() or _INTRODUCTION.format(name=name).strip()
+    block = "\n".join([_BEGIN, _facts_text(facts, repository, data).strip(), _END])
+    return f"---\n{data.to_yaml()}\n---\n\n{own_text}\n\n{block}\n"
+
+
+def _set_metadata(data: ModelCardData, facts: Facts, origin: Origin) -> None:
+    data.library_name = "transformers"
+    data.pipeline_tag = "image-text-to-text" if facts.is_whole else "image-feature-extraction"
+    tags = {"lavit", "visual-tokenizer", *(data.tags or [])}
+    data.tags = sorted(tags | ({"any-to-any"} if facts.is_whole else set()))
+    data.license = origin.license or data.license
+    if origin.inherited_license:
+        data.license = "other"
+        data.license_name = "lavit-community-license"
+        data.license_link = origin.inherited_license
+    if origin.base_models:
+        data.base_model = origin.base_models[0] if len(origin.base_models) == 1 else origin.base_models
+    if origin.datasets:
+        data.datasets = origin.datasets
+
+
+def _eval_results(facts: Facts) -> list[EvalResult]:
+    found = []
+    for result in facts.results:
+        for name, measurement in result["metrics"].items():
+            if measurement["value"] is not None:
+                found.append(
+                    EvalResult(
+                        task_type=_TASKS.get(result["task"], result["task"]),
+                        dataset_type=result["data"],
+                        dataset_name=result["data"],
+                        dataset_split=result.get("split"),
+                        metric_type=name,
+                        metric_name=name,
+                        metric_value=measurement["value"],
+                    )
+                )
+    return found
+
+
+def _facts_text(facts: Facts, repository: str, data: ModelCardData) -> str:
+    if facts.is_whole:
+        use = _USE + (_USE_PIXELS if "high-resolution" in facts.pixel_decoders else "")
+    else:
+        use = _USE_TOKENIZER
+    parts = [
+        use.format(repository=repository) + _PACKAGE_FIRST,
+        "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
+        "## Training data\n\n" + _training_data(data),
+        _metrics_text(facts),
+    ]
+    return "\n\n".join(part.strip() for part in parts if part)
+
+
+def _architecture(facts: Facts) -> list[list[str]]:
+    config: Any = facts.config
+    visual = config.visual_tokenizer_config if facts.is_whole else config
+    height, width = visual.image_size
+    vision = visual.vision_config
+    rows = [
+        ["Image", f"{height} x {width} pixels, {visual.num_patches} patches: at most as many tokens"],
+        ["Vision encoder", f"{vision.model_type}, {vision.num_hidden_layers} layers of width {vision.hidden_size}"],
+        ["Token merger", f"{visual.merger_num_layers} layers"],
+        ["Visual vocabulary", f"{visual.codebook_size} codes of width {visual.codebook_dim}"],
+    ]
+    if facts.is_whole:
+        text = config.text_config
+        rows += [
+            ["Language model", f"{text.model_type}, {text.num_hidden_layers} layers of width {text.hidden_size}"],
+            ["Vocabulary", f"{text.vocab_size} ids: {config.boi_token_id} of text, start, end, codes"],
+            ["Pixel decoders", ", ".join(facts.pixel_decoders) or "none"],
+        ]
+    rows += [[f"Parameters, {part}", f"{count:,}"] for part, count in facts.parameters.items()]
+    return [*rows, ["Precision", ", ".join(facts.dtypes)]]
+
+
+def _training_data(data: ModelCardData) -> str:
+    datasets = data.datasets or []
+    if not datasets:
+        return "Not stated."
+    return "\n".join(f"- {name}" for name in ([datasets] if isinstance(datasets, str) else datasets))
+
+
+def _metrics_text(facts: Facts) -> str:
+    if not facts.results:
+        return ""
+    rows = [
+        [
+            result["task"],
+            " ".join(filter(None, [result["data"], result.get("split")])),
+            name,
+            _readable(measurement),
+            f"{measurement['n']} {measurement['unit']}",
+        ]
+        for result in facts.results
+        for name, measurement in result["metrics"].items()
+    ]
+    header = ["Task", "Data", "Metric", "Value (95 % interval)", "Measured on"]
+    return "## Evaluation\n\nBy `lavit evaluate`.\n\n" + _table(header, rows)
+
+
+def _readable(measurement: dict[str, Any]) -> str:
+    def write(value: float) -> str:
+        return f"{100 * value:.1f}" if measurement.get("is_share") else f"{value:.3f}"
+
+    value, interval = measurement["value"], measurement.get("interval")
+    if value is None:
+        return "-"
+    unit = " %" if measurement.get("is_share") else ""
+    between = f" ({write(interval[0])} to {write(interval[1])})" if interval else ""
+    return f"{write(value)}{unit}{between}"
+
+
+def _table(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)

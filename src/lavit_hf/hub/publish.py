@@ -1,0 +1,130 @@
+"""Publishing of a checkpoint on the Hugging Face Hub."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+from huggingface_hub.utils import validate_repo_id
+
+from .card import Origin
+from .errors import PublishError
+from .files import WEIGHTS
+from .publication import Publication, prepare
+
+_OF_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json")
+
+
+@dataclass(frozen=True)
+class PublishReport:
+    """What was published, or would be.
+
+    Attributes:
+        repository: Name of the repository.
+        sizes: Sizes of its files in bytes.
+        removed: Weights of an earlier version that were removed.
+        left_out: Files of the checkpoint that are not published.
+        hints: What the card does not say.
+        url: Where it is; `None` if nothing was uploaded.
+        commit: The commit that holds all of it.
+    """
+
+    repository: str
+    sizes: dict[str, int]
+    removed: list[str]
+    left_out: list[str]
+    hints: list[str]
+    url: str | None = None
+    commit: str | None = None
+
+
+def publish(
+    checkpoint: str | os.PathLike[str],
+    repository: str,
+    *,
+    private: bool | None = None,
+    dry_run: bool = False,
+    license: str | None = None,
+    base_models: Sequence[str] = (),
+    datasets: Sequence[str] = (),
+    revision: str | None = None,
+    commit_message: str = "Upload LaVIT",
+    token: str | bool | None = None,
+) -> PublishReport:
+    """Publishes a checkpoint with everything that is needed to use it.
+
+    The repository gets all of it in one commit or nothing. What was uploaded by an interrupted run is not uploaded
+    again. Files of the repository that the checkpoint does not have stay, but for weights.
+
+    Args:
+        checkpoint: Directory of a LaVIT or of a visual tokenizer.
+        repository: Name of the repository, `user/name`; created if needed.
+        private: Whether a new repository is private; by default what is usual for its owner. `True` refuses one that
+            is public already.
+        dry_run: Only says what would be published; asks nothing of the Hub.
+        license: License of the weights, as the Hub names it; by default what the card says.
+        base_models: Models that the weights were made of; by default what the card says.
+        datasets: Datasets that they were trained on; by default what the card says.
+        revision: Branch to publish to; created if needed.
+        commit_message: First line of the commit.
+        token: Token of the Hub; by default the stored one.
+
+    Returns:
+        What was published.
+
+    Raises:
+        PublishError: If the checkpoint is incomplete or lacks a license, or the Hub refuses it.
+    """
+    _check_name(repository)
+    origin = Origin(license, list(base_models), list(datasets))
+    with prepare(Path(checkpoint), repository, origin) as publication:
+        report = PublishReport(repository, publication.sizes, [], publication.left_out, publication.hints)
+        if dry_run:
+            return report
+        try:
+            return _upload(publication, report, HfApi(token=token), private, revision, commit_message)
+        except (HfHubHTTPError, RuntimeError, ConnectionError) as error:  # the second: a file could not be uploaded
+            raise PublishError(_reason(repository, error)) from error
+
+
+def _check_name(repository: str) -> None:
+    try:
+        validate_repo_id(repository)
+    except HFValidationError as error:
+        raise PublishError(str(error)) from error
+    if repository.count("/") != 1:
+        raise PublishError(f"{repository} is not the name of a repository: it looks like user/name.")
+
+
+def _upload(
+    publication: Publication,
+    report: PublishReport,
+    api: HfApi,
+    private: bool | None,
+    revision: str | None,
+    message: str,
+) -> PublishReport:
+    api.create_repo(report.repository, private=private, exist_ok=True)
+    if private and not api.model_info(report.repository).private:
+        raise PublishError(f"{report.repository} exists and is public; make it private in its settings first.")
+    if revision is not None:
+        api.create_branch(report.repository, branch=revision, exist_ok=True)
+    stored = api.list_repo_files(report.repository, revision=revision)
+    removed = sorted(file for file in set(stored) - publication.files.keys() if file.endswith(_OF_WEIGHTS))
+    operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
+        *(CommitOperationAdd(name, path) for name, path in publication.files.items()),
+        *(CommitOperationDelete(name) for name in removed),
+    ]
+    commit = api.create_commit(report.repository, operations, commit_message=message, revision=revision)
+    url = f"{api.endpoint}/{report.repository}"
+    return replace(report, removed=removed, url=url, commit=commit.oid)
+
+
+def _reason(repository: str, error: Exception) -> str:
+    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+        return f"The Hub does not let you write to {repository}: log in with `hf auth login`. ({error})"
+    return f"{repository} was not changed: {error} The same command goes on with what is missing."

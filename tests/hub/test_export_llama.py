@@ -1,0 +1,119 @@
+"""The language model as a plain Llama."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.conversion.errors import ConversionError
+from lavit_hf.hub import PublishError, export_llama
+from tiny_models import build_model
+
+PICTURE = Path(__file__).parents[2] / "examples" / "images" / "chelsea.jpg"
+
+
+@pytest.fixture(scope="module")
+def llama_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("export") / "llama"
+    checkpoint = Path(__file__).parents[2] / "checkpoints" / "lavit-tiny-random"
+    return export_llama(checkpoint, folder, max_shard_size="50KB", progress=False)
+
+
+@pytest.fixture(scope="module")
+def llama(llama_dir: Path):
+    model, info = AutoModelForCausalLM.from_pretrained(llama_dir, output_loading_info=True)
+    assert type(model) is LlamaForCausalLM
+    assert not any(info[kind] for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    return model
+
+
+@torch.no_grad()
+def test_logits_are_equal(llama, tiny_checkpoint: Path) -> None:
+    model = LavitForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    processor = ImageTextProcessor.from_pretrained(tiny_checkpoint)
+    for text in ("<image> It is", "Two: <image> and <image>", "no picture"):
+        images = [PICTURE] * text.count("<image>") or None
+        inputs = processor(images=images, text=text, visual_mode="discrete", return_tensors="pt")
+        assert torch.equal(llama(**inputs).logits, model(**inputs).logits)
+
+
+def test_generation_is_equal(llama, tiny_checkpoint: Path) -> None:
+    """What the documentation says of requests: visual ids are banned from text, and text from images."""
+    model = LavitForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    processor = ImageTextProcessor.from_pretrained(tiny_checkpoint)
+    inputs = processor(text=["a cat", "what is this"], padding=True, return_tensors="pt")
+    text = model.generate(**inputs, max_new_tokens=8)
+    assert torch.equal(llama.generate(**inputs, max_new_tokens=8, suppress_tokens=model.config.visual_token_ids), text)
+    inputs = processor(text="a cat", generation_mode="image", return_tensors="pt")
+    image = model.generate(**inputs, generation_mode="image", guidance_scale=1.0, max_new_tokens=8)
+    end = model.config.eoi_token_id
+    options = {"suppress_tokens": list(range(end)), "eos_token_id": end}
+    assert torch.equal(llama.generate(**inputs, max_new_tokens=8, **options), image)
+
+
+def test_tokenizer_is_the_same(llama_dir: Path, llama, tiny_checkpoint: Path) -> None:
+    processor = ImageTextProcessor.from_pretrained(tiny_checkpoint)
+    own, plain = processor.tokenizer, AutoTokenizer.from_pretrained(llama_dir)
+    assert len(plain) == llama.config.vocab_size == len(own) - 1
+    for text in ("a cat", "  two  spaces", "</s><s> <unk>", "<img><visual_3></img><image>", "caf\u00e9 \u4f60\n"):
+        assert plain(text)["input_ids"] == own(text)["input_ids"], text
+    (ids,) = processor.tokenize_images(PICTURE)
+    assert plain.decode(ids) == own.decode(ids)
+    assert plain.convert_ids_to_tokens(ids.tolist())[1].startswith("<visual_")
+    chat = [{"role": "user", "content": "What is it?"}]
+    assert (
+        plain.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == "Question: What is it? Answer:"
+    )
+
+
+def test_files(llama_dir: Path, tiny_checkpoint: Path) -> None:
+    names = {path.name for path in llama_dir.iterdir()}
+    assert not any(name.endswith(".py") for name in names) and "NOTICE" in names
+    assert len(list(llama_dir.glob("model-*.safetensors"))) > 1
+    config = json.loads((llama_dir / "config.json").read_text())
+    assert config["architectures"] == ["LlamaForCausalLM"] and "auto_map" not in config
+    assert (
+        json.loads((llama_dir / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+    )
+    generation = json.loads((llama_dir / "generation_config.json").read_text())
+    assert (generation["bos_token_id"], generation["eos_token_id"], generation["pad_token_id"]) == (1, 2, 2)
+
+
+def test_published_size_has_48386_ids() -> None:
+    from lavit_hf import LavitConfig
+
+    assert LavitConfig().text_config.vocab_size == 48386
+
+
+@torch.no_grad()
+def test_tied_embeddings(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = LavitForConditionalGeneration.from_pretrained(tiny_checkpoint, tie_word_embeddings=True)
+    model.lm_head.weight = model.get_input_embeddings().weight
+    model.save_pretrained(tmp_path / "tied")
+    ImageTextProcessor.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path / "tied")
+    llama = AutoModelForCausalLM.from_pretrained(export_llama(tmp_path / "tied", tmp_path / "llama", progress=False))
+    ids = torch.tensor([[5, 6, 310]])
+    assert llama.lm_head.weight is llama.get_input_embeddings().weight
+    assert torch.equal(llama(ids).logits, model(ids).logits)
+
+
+def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    full = tmp_path / "full"
+    shutil.copytree(tiny_checkpoint, full)
+    with pytest.raises(ConversionError, match="not empty"):
+        export_llama(tiny_checkpoint, full, progress=False)
+    with pytest.raises(PublishError, match="nowhere is not a directory"):
+        export_llama(tmp_path / "nowhere", tmp_path / "new", progress=False)
+    with pytest.raises(ConversionError, match="much"):
+        export_llama(tiny_checkpoint, tmp_path / "new", max_shard_size="much", progress=False)
+    build_model(model_type="qwen2").save_pretrained(tmp_path / "qwen")
+    with pytest.raises(PublishError, match="'qwen2'"):
+        export_llama(tmp_path / "qwen", tmp_path / "new", progress=False)
+    (full / "tokenizer.json").unlink()
+    with pytest.raises((OSError, ValueError)):
+        export_llama(full, tmp_path / "new", progress=False)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "qwen"]
