@@ -1,9 +1,16 @@
+"""Puts transformers' own tests on the path, and holds what they say against `expectations.py`."""
+
+import os
 import sys
 
 import pytest
 
-from conformance.sources import CACHE, PACKAGE, VERSION
+os.environ["RUN_SLOW"] = "1"  # some tests are marked slow, which with tiny models they are not
+
 from conformance import stand_ins
+from conformance.expectations import EXPECTED_FAILURES
+from conformance.outcomes import Outcomes
+from conformance.sources import CACHE, PACKAGE, VERSION
 
 if not (CACHE / PACKAGE).is_dir():
     raise pytest.UsageError(
@@ -12,16 +19,18 @@ if not (CACHE / PACKAGE).is_dir():
 sys.path.insert(0, str(CACHE))
 stand_ins.install()
 
-from transformers.models.auto import modeling_auto
-
-modeling_auto.MODEL_MAPPING_NAMES["lavit"] = "LavitModel"
-modeling_auto.MODEL_MAPPING_NAMES["lavit_visual_tokenizer"] = "LavitVisualTokenizer"
-modeling_auto.MODEL_MAPPING_NAMES["lavit_token_decoder"] = "LavitTokenDecoder"
-modeling_auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES["lavit"] = "LavitForConditionalGeneration"
-
-MARKERS = ("accelerate_tests", "flash_attn_test", "flash_attn_3_test", "flash_attn_4_test", "torch_compile_test")
+_MARKERS = "slow is_training_test accelerate_tests flash_attn_test flash_attn_3_test flash_attn_4_test"
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    for marker in (*MARKERS, "is_training_test", "slow"):
+    for marker in (*_MARKERS.split(), "torch_compile_test"):
         config.addinivalue_line("markers", f"{marker}: of transformers' own tests")
+    config.pluginmanager.register(Outcomes())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        reason = EXPECTED_FAILURES.get((item.cls.__name__, item.name))
+        if reason is not None:
+            # Not strict: each subtest would have to fail. `Outcomes` sees to it that one does.
+            item.add_marker(pytest.mark.xfail(reason=reason, strict=False))

@@ -3,11 +3,12 @@
 import tempfile
 import unittest
 
+from transformers_tests.generation.test_utils import GenerationTesterMixin
+from transformers_tests.test_modeling_common import ModelTesterMixin
+
 from conformance.model_testers import AttachedTester, DiscreteTester, LightTester
 from lavit_hf import LavitForConditionalGeneration, LavitModel
 from tiny_models import random_pixels
-from transformers_tests.generation.test_utils import GenerationTesterMixin
-from transformers_tests.test_modeling_common import ModelTesterMixin
 
 
 class LanguageModelTests(ModelTesterMixin, GenerationTesterMixin):
@@ -32,7 +33,7 @@ class LanguageModelTests(ModelTesterMixin, GenerationTesterMixin):
                 for implementation in ("sdpa", "eager"):
                     model = model_class.from_pretrained(folder, attn_implementation=implementation).base_model
                     for part in (model.language_model, model.visual_tokenizer, model.visual_tokenizer.vision_model):
-                        self.assertEqual(part.config._attn_implementation, implementation)
+                        assert part.config._attn_implementation == implementation
 
 
 class LavitLightTest(LanguageModelTests, unittest.TestCase):

@@ -1,8 +1,9 @@
 import unittest
 
+from transformers_tests.test_modeling_common import ModelTesterMixin
+
 from conformance.model_testers import TokenDecoderTester
 from lavit_hf import LavitTokenDecoder
-from transformers_tests.test_modeling_common import ModelTesterMixin
 
 
 class LavitTokenDecoderTest(ModelTesterMixin, unittest.TestCase):

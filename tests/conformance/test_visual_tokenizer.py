@@ -1,10 +1,10 @@
 import unittest
 
 from torch import nn
+from transformers_tests.test_modeling_common import ModelTesterMixin
 
 from conformance.model_testers import VisualTokenizerTester
 from lavit_hf import LavitVisualTokenizer
-from transformers_tests.test_modeling_common import ModelTesterMixin
 
 
 class LavitVisualTokenizerTest(ModelTesterMixin, unittest.TestCase):
@@ -19,5 +19,4 @@ class LavitVisualTokenizerTest(ModelTesterMixin, unittest.TestCase):
     def test_model_get_set_embeddings(self):
         """As transformers' vision models have it: what embeds patches is no table."""
         model = LavitVisualTokenizer(self.model_tester.get_config())
-        self.assertIsInstance(model.get_input_embeddings(), nn.Module)
-        self.assertIsNone(model.get_output_embeddings())
+        assert isinstance(model.get_input_embeddings(), nn.Module) and model.get_output_embeddings() is None

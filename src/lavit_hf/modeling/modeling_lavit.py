@@ -120,7 +120,7 @@ class LavitModel(LavitPreTrainedModel):
         """See [`PreTrainedModel.get_encoder`]; images are encoded by the visual tokenizer."""
         return self.visual_tokenizer if modality == "image" else super().get_encoder(modality)
 
-    def set_encoder(self, encoder: nn.Module, modality: str | None = None) -> None:
+    def set_encoder(self, encoder: Any, modality: str | None = None) -> None:
         """See [`PreTrainedModel.set_encoder`]."""
         if modality == "image":
             self.visual_tokenizer = encoder

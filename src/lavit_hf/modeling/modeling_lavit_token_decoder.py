@@ -143,7 +143,7 @@ class LavitTokenDecoder(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.codebook
 
-    def set_input_embeddings(self, value: nn.Module) -> None:
+    def set_input_embeddings(self, value: Any) -> None:
         self.codebook = value
 
     @capture_outputs(tie_last_hidden_states=False)
