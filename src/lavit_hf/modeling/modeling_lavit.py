@@ -160,7 +160,8 @@ class LavitModel(LavitPreTrainedModel):
             output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
             output.hidden_states, output.attentions = tokens.hidden_states, tokens.attentions
         assert image_features is not None
-        projected = self.multi_modal_projector(image_features.to(self.multi_modal_projector.weight.dtype))
+        dtype = self.multi_modal_projector.weight.dtype  # that of integers if it is quantized
+        projected = self.multi_modal_projector(image_features.to(dtype if dtype.is_floating_point else self.dtype))
         output.pooler_output = list(projected.split(num_image_tokens or [len(projected)]))
         return output
 
@@ -498,7 +499,8 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         if vocab_slice is None:
             return self.lm_head(hidden)
         # Only a plain head has rows to pick: quantized, adapted or offloaded ones compute all logits.
-        if type(self.lm_head) is nn.Linear and not hasattr(self.lm_head, "_hf_hook"):
+        is_plain = type(self.lm_head) is nn.Linear and type(self.lm_head.weight) is nn.Parameter
+        if is_plain and not hasattr(self.lm_head, "_hf_hook"):
             bias = None if self.lm_head.bias is None else self.lm_head.bias[slice(*vocab_slice)]
             return split_linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
         return self.lm_head(hidden)[..., slice(*vocab_slice)]

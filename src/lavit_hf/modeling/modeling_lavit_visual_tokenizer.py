@@ -108,6 +108,9 @@ class LavitVisualTokenizer(PreTrainedModel):
     _no_split_modules = ["Blip2EncoderLayer", "LavitSelector", "LavitMergerLayer", "LavitQuantizer"]
     # Rounding them changes which patches are kept and which codes are nearest.
     _keep_in_fp32_modules_strict = ["selector", "codebook"]
+    # Whoever quantizes a model skips what is named here: by a regular expression, as some ask for modules and some for
+    # parameters.
+    _keep_in_fp32_modules = [".*selector"]
 
     def __init__(self, config: LavitVisualTokenizerConfig):
         super().__init__(config)
