@@ -1,4 +1,4 @@
-"""`generate` with prompts whose images are codes, or codes here and features there. See also `test_generation_lavit`."""
+"""`generate` with prompts whose images are codes, or codes and features; see also `test_generation_lavit`."""
 
 import pytest
 import torch
