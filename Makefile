@@ -5,19 +5,27 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-learning lint types format clean
+.PHONY: help install demo test test-learning conformance conformance-peers lint types format clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-13s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
 
 demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which patches became tokens
 	$(BIN)/lavit demo --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/pytest -n 2 --ignore tests/learning
+	$(BIN)/pytest -n 2 --ignore tests/learning --ignore tests/conformance
 
 test-learning: $(INSTALLED) ## Train small models for some minutes: does every stage learn?
 	$(BIN)/pytest -n 2 tests/learning
+
+conformance: $(INSTALLED) ## Run transformers' own tests on the classes here; downloads the tests
+	$(BIN)/python tests/conformance/sources.py
+	$(BIN)/pytest -q -n 2 tests/conformance --ignore tests/conformance/peers
+
+conformance-peers: $(INSTALLED) ## Run the same tests on Emu3, Janus and Chameleon, for comparison
+	$(BIN)/python tests/conformance/sources.py
+	-$(BIN)/pytest -q -n 2 tests/conformance/peers --tb=no
 
 lint: $(INSTALLED) ## Check style
 	$(BIN)/ruff check .
@@ -33,7 +41,7 @@ format: $(INSTALLED) ## Reformat the code
 install: $(INSTALLED) ## Install into .venv (the other commands do it by themselves)
 
 clean: ## Remove .venv and everything made by tools
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis out
+	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
 
 # The stamp makes a second run start at once; a change of the requirements installs again.
 $(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(BIN)/python

@@ -22,6 +22,7 @@ DOCUMENTS = (
     "docs/metrics.md",
     "docs/evaluation.md",
     "docs/publishing.md",
+    "docs/conformance.md",
 )
 NOT_RUN = ("make ", "pip ", "git ")
 NOT_CODE = {"text", "bibtex"}

@@ -353,3 +353,19 @@ def test_other_rows_cannot_go_on_from_a_cache_with_empty_placeholders(tiny, pixe
 
 def cache_mask_of(cache):
     return apply_remembered_mask(None, cache, 1, 0)
+
+
+def test_single_hidden_states_can_be_asked_for(tiny, pixels):
+    """Regression: in the light form, the layers left out were taken for states."""
+    inputs = light_inputs(tiny, pixels)
+    first, *left_out, last = tiny(**inputs, output_hidden_states=[0, -1]).hidden_states
+    assert left_out == [None]
+    everything = tiny(**inputs, output_hidden_states=True).hidden_states
+    torch.testing.assert_close((first, last), (everything[0], everything[-1]))
+
+
+def test_the_visual_tokenizer_is_the_encoder_of_images(tiny):
+    """Regression: generic code that asks for it, to freeze it for instance, got the whole model."""
+    assert tiny.get_encoder("image") is tiny.visual_tokenizer
+    assert tiny.config.vision_config is tiny.visual_tokenizer.config.vision_config
+    assert "vision_config" not in tiny.config.to_dict()

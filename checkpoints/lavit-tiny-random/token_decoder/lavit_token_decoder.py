@@ -15,6 +15,7 @@ from transformers.activations import ACT2FN
 from transformers.configuration_utils import PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 from typing import Any
 
 
@@ -42,6 +43,7 @@ class LavitTokenDecoderConfig(PreTrainedConfig):
     """
 
     model_type = "lavit_token_decoder"
+    attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
 
     codebook_size: int = 16384
     codebook_dim: int = 32
@@ -136,6 +138,8 @@ class LavitTokenDecoderOutput(ModelOutput):
         negative_condition: What guidance contrasts the condition with, of the same shape: the stored rows, then
             zeros. A negative pooled condition is all zeros.
         negative_attention_mask: True at the stored rows, `[batch, num_queries]`; `None` if there are none.
+        hidden_states: States of the queries before the first layer and after each, `[batch, num_queries, hidden]`, if
+            asked for by `output_hidden_states=True`.
     """
 
     features: torch.Tensor | None = None
@@ -143,6 +147,7 @@ class LavitTokenDecoderOutput(ModelOutput):
     pooled_condition: torch.Tensor | None = None
     negative_condition: torch.Tensor | None = None
     negative_attention_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class LavitTokenDecoderLayer(GradientCheckpointingLayer):
@@ -207,6 +212,7 @@ class LavitTokenDecoder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["LavitTokenDecoderLayer", "LavitAttentionPooler"]
+    _can_record_outputs = {"hidden_states": LavitTokenDecoderLayer}
 
     def __init__(self, config: LavitTokenDecoderConfig):
         super().__init__(config)
@@ -243,6 +249,10 @@ class LavitTokenDecoder(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.codebook
 
+    def set_input_embeddings(self, value: Any) -> None:
+        self.codebook = value
+
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self, codes: torch.Tensor, num_tokens: torch.Tensor | list[int], **kwargs: Any
     ) -> LavitTokenDecoderOutput:

@@ -1,7 +1,5 @@
 """LaVIT: a language model that reads images as continuous features or as words of its vocabulary."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +9,8 @@ from torch import nn
 from transformers import AutoModel, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import can_return_tuple, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .cache_mask import apply_remembered_mask, remember_mask
 from .checkpoint_part import name_corrupt_weights
@@ -117,13 +116,24 @@ class LavitModel(LavitPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """See [`PreTrainedModel.get_encoder`]; images are encoded by the visual tokenizer."""
+        return self.visual_tokenizer if modality == "image" else super().get_encoder(modality)
+
+    def set_encoder(self, encoder: Any, modality: str | None = None) -> None:
+        """See [`PreTrainedModel.set_encoder`]."""
+        if modality == "image":
+            self.visual_tokenizer = encoder
+        else:
+            super().set_encoder(encoder, modality)
+
     @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         num_image_tokens: list[int] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitImageFeatures:
         """Encodes images for the language model, by the visual tokenizer's continuous branch.
 
@@ -150,7 +160,8 @@ class LavitModel(LavitPreTrainedModel):
             output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
             output.hidden_states, output.attentions = tokens.hidden_states, tokens.attentions
         assert image_features is not None
-        projected = self.multi_modal_projector(image_features.to(self.multi_modal_projector.weight.dtype))
+        dtype = self.multi_modal_projector.weight.dtype  # that of integers if it is quantized
+        projected = self.multi_modal_projector(image_features.to(dtype if dtype.is_floating_point else self.dtype))
         output.pooler_output = list(projected.split(num_image_tokens or [len(projected)]))
         return output
 
@@ -165,7 +176,7 @@ class LavitModel(LavitPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitModelOutputWithPast:
         """
         Args:
@@ -318,9 +329,12 @@ def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
     return logits
 
 
-def _unpack(hidden: torch.Tensor, source: torch.Tensor | None) -> torch.Tensor:
-    """Puts states `[batch, sequence, hidden]` of packed rows back where the ids were given."""
-    return hidden if source is None else gather_positions(hidden, source)
+def _unpack(hidden: torch.Tensor | None, source: torch.Tensor | None) -> Any:
+    """Puts states `[batch, sequence, hidden]` of packed rows back where the ids were given.
+
+    States are `None` in layers that were not asked for (`output_hidden_states=[0, -1]`).
+    """
+    return hidden if hidden is None or source is None else gather_positions(hidden, source)
 
 
 class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
@@ -366,7 +380,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         visual_tokenizer: str | os.PathLike | PreTrainedModel | None = None,
         mean_resizing: bool = True,
         **kwargs: Any,
-    ) -> LavitForConditionalGeneration:
+    ) -> "LavitForConditionalGeneration":
         """A new LaVIT out of a vision encoder, or better a trained visual tokenizer, and a language model.
 
         The language model's vocabulary is extended by image start, image end and one row per code. Text stays as it
@@ -432,7 +446,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         vocab_slice: tuple[int, int] | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitCausalLMOutputWithPast:
         """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
 
@@ -485,7 +499,8 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         if vocab_slice is None:
             return self.lm_head(hidden)
         # Only a plain head has rows to pick: quantized, adapted or offloaded ones compute all logits.
-        if type(self.lm_head) is nn.Linear and not hasattr(self.lm_head, "_hf_hook"):
+        is_plain = type(self.lm_head) is nn.Linear and type(self.lm_head.weight) is nn.Parameter
+        if is_plain and not hasattr(self.lm_head, "_hf_hook"):
             bias = None if self.lm_head.bias is None else self.lm_head.bias[slice(*vocab_slice)]
             return split_linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
         return self.lm_head(hidden)[..., slice(*vocab_slice)]

@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
+from transformers.utils.output_capturing import capture_outputs
 
 from .configuration_lavit import LavitTokenDecoderConfig
 from .merger import LavitCrossAttention, LavitMLP, LavitSelfAttention, merge_heads, split_heads
@@ -31,6 +32,8 @@ class LavitTokenDecoderOutput(ModelOutput):
         negative_condition: What guidance contrasts the condition with, of the same shape: the stored rows, then
             zeros. A negative pooled condition is all zeros.
         negative_attention_mask: True at the stored rows, `[batch, num_queries]`; `None` if there are none.
+        hidden_states: States of the queries before the first layer and after each, `[batch, num_queries, hidden]`, if
+            asked for by `output_hidden_states=True`.
     """
 
     features: torch.Tensor | None = None
@@ -38,6 +41,7 @@ class LavitTokenDecoderOutput(ModelOutput):
     pooled_condition: torch.Tensor | None = None
     negative_condition: torch.Tensor | None = None
     negative_attention_mask: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
 
 
 class LavitTokenDecoderLayer(GradientCheckpointingLayer):
@@ -102,6 +106,7 @@ class LavitTokenDecoder(PreTrainedModel):
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _no_split_modules = ["LavitTokenDecoderLayer", "LavitAttentionPooler"]
+    _can_record_outputs = {"hidden_states": LavitTokenDecoderLayer}
 
     def __init__(self, config: LavitTokenDecoderConfig):
         super().__init__(config)
@@ -138,6 +143,10 @@ class LavitTokenDecoder(PreTrainedModel):
     def get_input_embeddings(self) -> nn.Module:
         return self.codebook
 
+    def set_input_embeddings(self, value: Any) -> None:
+        self.codebook = value
+
+    @capture_outputs(tie_last_hidden_states=False)
     def forward(
         self, codes: torch.Tensor, num_tokens: torch.Tensor | list[int], **kwargs: Any
     ) -> LavitTokenDecoderOutput:

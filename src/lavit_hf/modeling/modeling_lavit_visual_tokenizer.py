@@ -1,7 +1,5 @@
 """Visual tokenizer: turns an image into a variable number of tokens (LaVIT paper, section 3.1)."""
 
-from __future__ import annotations
-
 import inspect
 import os
 from dataclasses import dataclass
@@ -12,7 +10,8 @@ from torch import nn
 from transformers import MODEL_MAPPING, AutoModel, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
-from transformers.utils import ModelOutput
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, TransformersKwargs
 
 from .checkpoint_part import load_checkpoint_part
 from .configuration_lavit import LavitVisualTokenizerConfig
@@ -109,6 +108,9 @@ class LavitVisualTokenizer(PreTrainedModel):
     _no_split_modules = ["Blip2EncoderLayer", "LavitSelector", "LavitMergerLayer", "LavitQuantizer"]
     # Rounding them changes which patches are kept and which codes are nearest.
     _keep_in_fp32_modules_strict = ["selector", "codebook"]
+    # Whoever quantizes a model skips what is named here: by a regular expression, as some ask for modules and some for
+    # parameters.
+    _keep_in_fp32_modules = [".*selector"]
 
     def __init__(self, config: LavitVisualTokenizerConfig):
         super().__init__(config)
@@ -133,7 +135,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput | tuple:
         """Same as [`~LavitVisualTokenizer.encode`]."""
         output = self.encode(pixel_values, generator=generator, keep_mask=keep_mask, **kwargs)
@@ -144,7 +146,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as discrete codes.
 
@@ -171,7 +173,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as continuous features; arguments as for [`~LavitVisualTokenizer.encode`].
 
@@ -209,7 +211,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None,
         keep_mask: torch.Tensor | None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         outputs = self._run_vision_model(pixel_values, **kwargs)
         patch_features = self._patch_features(outputs)
@@ -240,7 +242,7 @@ class LavitVisualTokenizer(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> LavitVisualTokenizer:
+    ) -> "LavitVisualTokenizer":
         """Loads a visual tokenizer from its own checkpoint, or its part of a whole LaVIT's.
 
         Of a sharded checkpoint only the shards that hold the visual tokenizer are read (or downloaded). Arguments are

@@ -1,0 +1,66 @@
+"""Quantizers that run on a CPU. They are no part of the `test` extra, as importing torchao slows every command:
+
+pip install -c constraints.txt '.[quantization]'
+"""
+
+import pytest
+import torch
+from transformers import TorchAoConfig
+
+from lavit_hf import LavitForConditionalGeneration
+from tiny_models import attached_inputs, build_model, light_inputs, random_pixels
+
+NEW = {"max_new_tokens": 6, "min_new_tokens": 6}
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return build_model()
+
+
+@pytest.fixture(scope="module")
+def int8(tiny, tmp_path_factory):
+    """Weights in int8."""
+    torchao = pytest.importorskip("torchao.quantization")
+    folder = tmp_path_factory.mktemp("model")
+    tiny.save_pretrained(folder)
+    config = TorchAoConfig(torchao.Int8WeightOnlyConfig(version=2))
+    return LavitForConditionalGeneration.from_pretrained(folder, quantization_config=config, device_map="cpu")
+
+
+def is_quantized(parameter: torch.Tensor) -> bool:
+    return type(parameter) is not torch.nn.Parameter
+
+
+def test_int8_covers_everything_but_selectors_and_head(int8):
+    names = {name for name, value in int8.named_parameters() if is_quantized(value)}
+    assert "model.language_model.layers.0.self_attn.q_proj.weight" in names
+    assert "model.visual_tokenizer.discrete.merger.layers.0.mlp.fc1.weight" in names
+    assert not any("selector" in name or "lm_head" in name for name in names)
+
+
+@pytest.mark.parametrize("make_inputs", [attached_inputs, light_inputs])
+def test_int8_logits_are_close(tiny, int8, make_inputs):
+    inputs = make_inputs(tiny, random_pixels(3))
+    if make_inputs is light_inputs:  # the same patches, although the encoder is quantized, too
+        keep_masks = [model.visual_tokenizer.embed(inputs["pixel_values"]).keep_mask for model in (tiny, int8)]
+        assert torch.equal(*keep_masks)
+    with torch.no_grad():
+        expected, actual = (model(**inputs).logits for model in (tiny, int8))
+    assert 0 < (actual - expected).abs().max() < 0.1 * expected.abs().max()
+
+
+def test_int8_generates_and_draws(int8):
+    inputs = light_inputs(int8, random_pixels(3))
+    assert torch.equal(int8.generate(**inputs, **NEW)[:, :-6], inputs["input_ids"])
+    prompt = torch.tensor([[5, 6, int8.config.boi_token_id]])
+    drawn = int8.generate(prompt, generation_mode="image", guidance_scale=2.0, **NEW)[0, 3:]
+    assert ((drawn > int8.config.eoi_token_id) & (drawn < int8.config.image_token_id)).all()
+
+
+def test_quantized_cache(tiny):
+    pytest.importorskip("hqq")
+    inputs = attached_inputs(tiny, random_pixels(3))
+    options = {"backend": "hqq", "nbits": 8, "q_group_size": 8, "residual_length": 4}
+    output = tiny.generate(**inputs, **NEW, cache_implementation="quantized", cache_config=options)
+    assert torch.equal(output, tiny.generate(**inputs, **NEW))
