@@ -262,6 +262,11 @@ class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
         return cls(**join_configs(vision_config, text_config, **kwargs))
 
     @property
+    def vision_config(self) -> PreTrainedConfig:
+        """The vision encoder's, under the name that other models give it."""
+        return self.visual_tokenizer_config.vision_config
+
+    @property
     def visual_token_ids(self) -> list[int]:
         """Every id that belongs to images: start, end and the codes."""
         codes = range(self.visual_token_offset, self.visual_token_offset + self.visual_tokenizer_config.codebook_size)
@@ -292,6 +297,7 @@ class LavitTokenDecoderConfig(PreTrainedConfig):
     """
 
     model_type = "lavit_token_decoder"
+    attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
 
     codebook_size: int = 16384
     codebook_dim: int = 32

@@ -25,7 +25,8 @@ from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutput, BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
-from transformers.utils import ModelOutput, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, can_return_tuple, logging
+from transformers.processing_utils import Unpack
+from transformers.utils import ModelOutput, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, TransformersKwargs, can_return_tuple, logging
 from transformers.utils.hub import cached_file
 from types import TracebackType
 from typing import Any
@@ -1412,6 +1413,9 @@ class LavitVisualTokenizer(PreTrainedModel):
     _no_split_modules = ["Blip2EncoderLayer", "LavitSelector", "LavitMergerLayer", "LavitQuantizer"]
     # Rounding them changes which patches are kept and which codes are nearest.
     _keep_in_fp32_modules_strict = ["selector", "codebook"]
+    # Whoever quantizes a model skips what is named here: by a regular expression, as some ask for modules and some for
+    # parameters.
+    _keep_in_fp32_modules = [".*selector"]
 
     def __init__(self, config: LavitVisualTokenizerConfig):
         super().__init__(config)
@@ -1436,7 +1440,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput | tuple:
         """Same as [`~LavitVisualTokenizer.encode`]."""
         output = self.encode(pixel_values, generator=generator, keep_mask=keep_mask, **kwargs)
@@ -1447,7 +1451,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as discrete codes.
 
@@ -1474,7 +1478,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as continuous features; arguments as for [`~LavitVisualTokenizer.encode`].
 
@@ -1512,7 +1516,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None,
         keep_mask: torch.Tensor | None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         outputs = self._run_vision_model(pixel_values, **kwargs)
         patch_features = self._patch_features(outputs)
@@ -1543,7 +1547,7 @@ class LavitVisualTokenizer(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> LavitVisualTokenizer:
+    ) -> "LavitVisualTokenizer":
         """Loads a visual tokenizer from its own checkpoint, or its part of a whole LaVIT's.
 
         Of a sharded checkpoint only the shards that hold the visual tokenizer are read (or downloaded). Arguments are
@@ -1647,13 +1651,24 @@ class LavitModel(LavitPreTrainedModel):
     def set_input_embeddings(self, value: nn.Module) -> None:
         self.language_model.set_input_embeddings(value)
 
+    def get_encoder(self, modality: str | None = None) -> nn.Module:
+        """See [`PreTrainedModel.get_encoder`]; images are encoded by the visual tokenizer."""
+        return self.visual_tokenizer if modality == "image" else super().get_encoder(modality)
+
+    def set_encoder(self, encoder: Any, modality: str | None = None) -> None:
+        """See [`PreTrainedModel.set_encoder`]."""
+        if modality == "image":
+            self.visual_tokenizer = encoder
+        else:
+            super().set_encoder(encoder, modality)
+
     @can_return_tuple
     def get_image_features(
         self,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         num_image_tokens: list[int] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitImageFeatures:
         """Encodes images for the language model, by the visual tokenizer's continuous branch.
 
@@ -1680,7 +1695,8 @@ class LavitModel(LavitPreTrainedModel):
             output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
             output.hidden_states, output.attentions = tokens.hidden_states, tokens.attentions
         assert image_features is not None
-        projected = self.multi_modal_projector(image_features.to(self.multi_modal_projector.weight.dtype))
+        dtype = self.multi_modal_projector.weight.dtype  # that of integers if it is quantized
+        projected = self.multi_modal_projector(image_features.to(dtype if dtype.is_floating_point else self.dtype))
         output.pooler_output = list(projected.split(num_image_tokens or [len(projected)]))
         return output
 
@@ -1695,7 +1711,7 @@ class LavitModel(LavitPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitModelOutputWithPast:
         """
         Args:
@@ -1848,9 +1864,12 @@ def scale_logits(logits: torch.Tensor, text_config: Any) -> torch.Tensor:
     return logits
 
 
-def _unpack(hidden: torch.Tensor, source: torch.Tensor | None) -> torch.Tensor:
-    """Puts states `[batch, sequence, hidden]` of packed rows back where the ids were given."""
-    return hidden if source is None else gather_positions(hidden, source)
+def _unpack(hidden: torch.Tensor | None, source: torch.Tensor | None) -> Any:
+    """Puts states `[batch, sequence, hidden]` of packed rows back where the ids were given.
+
+    States are `None` in layers that were not asked for (`output_hidden_states=[0, -1]`).
+    """
+    return hidden if hidden is None or source is None else gather_positions(hidden, source)
 
 
 class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
@@ -1896,7 +1915,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         visual_tokenizer: str | os.PathLike | PreTrainedModel | None = None,
         mean_resizing: bool = True,
         **kwargs: Any,
-    ) -> LavitForConditionalGeneration:
+    ) -> "LavitForConditionalGeneration":
         """A new LaVIT out of a vision encoder, or better a trained visual tokenizer, and a language model.
 
         The language model's vocabulary is extended by image start, image end and one row per code. Text stays as it
@@ -1962,7 +1981,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         vocab_slice: tuple[int, int] | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-        **kwargs: Any,
+        **kwargs: Unpack[TransformersKwargs],
     ) -> LavitCausalLMOutputWithPast:
         """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
 
@@ -2015,7 +2034,8 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         if vocab_slice is None:
             return self.lm_head(hidden)
         # Only a plain head has rows to pick: quantized, adapted or offloaded ones compute all logits.
-        if type(self.lm_head) is nn.Linear and not hasattr(self.lm_head, "_hf_hook"):
+        is_plain = type(self.lm_head) is nn.Linear and type(self.lm_head.weight) is nn.Parameter
+        if is_plain and not hasattr(self.lm_head, "_hf_hook"):
             bias = None if self.lm_head.bias is None else self.lm_head.bias[slice(*vocab_slice)]
             return split_linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
         return self.lm_head(hidden)[..., slice(*vocab_slice)]
