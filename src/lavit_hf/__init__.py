@@ -7,7 +7,7 @@ import importlib
 from typing import Any
 
 from .auto import register_auto_classes
-from .default_checkpoint import default_checkpoint
+from .bundled_checkpoint import default_checkpoint
 from .modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
 from .modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
 from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel, LavitPreTrainedModel

@@ -1,0 +1,97 @@
+"""The recipe of lavit-scenes, with a few steps per stage: every script runs, and together they make a checkpoint."""
+
+import importlib
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from PIL import Image
+
+from lavit_hf import LavitTextToImagePipeline
+
+HERE = Path(__file__).resolve().parents[2] / "examples" / "lavit_scenes"
+VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
+TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+UNET = {"block_out_channels": [16, 16, 16], "attention_head_dim": 8, "norm_num_groups": 4, "cross_attention_dim": 16}
+# What makes a stage small, beside the sizes of its networks.
+FEW: dict[str, dict[str, Any]] = {
+    "vision_encoder": {"max_steps": 2, "num_scenes": 8, "num_eval_scenes": 4, "per_device_train_batch_size": 4},
+    "autoencoder": {"max_train_steps": 2, "num_scenes": 8, "train_batch_size": 4, "num_validation_rows": 4},
+    "tokenizer": {
+        "max_steps": 6,
+        "num_scenes": 8,
+        "num_eval_rows": 4,
+        "per_device_train_batch_size": 4,
+        "codebook_size": 16,
+        "num_layers": 1,
+        "cross_attention_dims": 16,
+        "kmeans_tokens_per_code": 1,
+        "bypass_merger_steps": 1,
+        "selector_steps": 1,
+        "quantize_after_steps": 2,
+    },
+    "dataset": {"num_rows": 24},
+    "lavit": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
+    "pixel_decoder": {
+        "max_train_steps": 2,
+        "num_scenes": 8,
+        "train_batch_size": 4,
+        "num_validation_rows": 4,
+        "num_validation_images": 1,
+        "validation_inference_steps": 2,
+    },
+}
+
+
+@pytest.fixture
+def small_recipe(tmp_path: Path) -> Path:
+    """The real recipe with other sizes."""
+    sizes = {"vision_encoder": VISION, "language_model": TEXT, "unet": UNET}
+    for name, changes in sizes.items():
+        config = json.loads((HERE / f"{name}.json").read_text())
+        (tmp_path / f"{name}.json").write_text(json.dumps({**config, **changes}))
+    recipe = yaml.safe_load((HERE / "recipe.yaml").read_text())
+    for stage, few in FEW.items():
+        recipe[stage]["options"].update(few)
+    recipe["vision_encoder"]["options"]["config"] = str(tmp_path / "vision_encoder.json")
+    recipe["language_model"]["options"]["config"] = str(tmp_path / "language_model.json")
+    recipe["pixel_decoder"]["options"]["unet_config"] = str(tmp_path / "unet.json")
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe, sort_keys=False))
+    return path
+
+
+def run(name: str, *arguments: Any) -> None:
+    importlib.import_module(f"lavit_scenes.{name}").main([str(argument) for argument in arguments])
+
+
+def test_the_recipe_makes_a_checkpoint(
+    small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.syspath_prepend(HERE.parent)
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    trained, checkpoint = tmp_path / "trained", tmp_path / "checkpoint"
+    run("train", "--output_dir", trained, "--recipe", small_recipe)
+    logs = "\n".join(path.read_text() for path in trained.glob("*.log"))
+    assert (trained / "pixel_decoder" / "finished.txt").is_file(), logs
+
+    capsys.readouterr()
+    run("train", "--output_dir", trained, "--recipe", small_recipe)
+    assert capsys.readouterr().out.count("finished before") == 7
+
+    run("assemble", "--trained", trained, "--output_dir", checkpoint)
+    pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint)
+    pipeline.set_progress_bar_config(disable=True)
+    (drawing,) = pipeline("a small red square on a white background", num_inference_steps=2).images
+    assert isinstance(drawing, Image.Image) and drawing.size == (64, 64)
+
+
+def test_a_stage_that_fails_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE.parent)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(yaml.safe_dump({"dataset": {"script": "lavit_scenes/make_dataset.py", "options": {"what": 1}}}))
+    with pytest.raises(SystemExit, match=r"dataset failed with exit status .*dataset\.log"):
+        run("train", "--output_dir", tmp_path / "out", "--recipe", recipe)
+    assert "--what" in (tmp_path / "out" / "dataset.log").read_text()

@@ -1,0 +1,97 @@
+"""The checkpoint that comes with the package: it is complete, current, small, and it sees and draws."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from lavit_hf import LavitTextToImagePipeline, default_checkpoint
+from lavit_hf.data.scenes import facts_of, judge, parse_caption, render, sample_scene
+from lavit_hf.data.scenes.language import CaptionError, captions_of
+from lavit_hf.pipelines.remote_code import pipeline_code, token_decoder_code
+from lavit_hf.remote_code.checkpoint import code_files
+
+CHECKPOINT = Path(default_checkpoint())
+NUM_SCENES = 24
+
+
+@pytest.fixture(scope="module")
+def model():
+    return AutoModelForImageTextToText.from_pretrained(CHECKPOINT).eval()
+
+
+@pytest.fixture(scope="module")
+def processor(model):
+    return AutoProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model.visual_tokenizer)
+
+
+def says_all(caption: str, scene) -> bool:
+    try:
+        return parse_caption(caption) == facts_of(scene)
+    except CaptionError:
+        return False
+
+
+def test_it_is_small_and_holds_no_pickle() -> None:
+    files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
+    assert sum(path.stat().st_size for path in files) < 40e6
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".py", ".jinja", ".md"}
+
+
+def test_weights_are_half_but_load_as_float32(model) -> None:
+    with safe_open(CHECKPOINT / "model.safetensors", "pt") as file:
+        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    assert dtypes == {"F16"}
+    assert model.dtype == torch.float32
+
+
+def test_code_beside_the_weights_is_current() -> None:
+    """After a change of it: python checkpoints/refresh_code.py"""
+    code = {
+        **code_files(),
+        "pipeline_lavit_pixel_decoder.py": pipeline_code(),
+        "token_decoder/lavit_token_decoder.py": token_decoder_code(),
+    }
+    assert [name for name, text in code.items() if (CHECKPOINT / name).read_text(encoding="utf-8") != text] == []
+
+
+def test_the_card_has_the_numbers_that_were_measured() -> None:
+    card = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
+    for result in json.loads((CHECKPOINT / "metrics.json").read_text(encoding="utf-8"))["results"]:
+        assert f"| {result['task']} | scenes {result['split']} |" in card
+
+
+def test_captions_of_new_scenes_are_right(model, processor) -> None:
+    scenes = [sample_scene("validation", 7, index) for index in range(NUM_SCENES)]
+    inputs = processor(
+        images=[render(scene) for scene in scenes], text=["<image>"] * NUM_SCENES, padding=True, return_tensors="pt"
+    )
+    output = model.generate(**inputs, max_new_tokens=64)
+    captions = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+    right = sum(says_all(caption, scene) for caption, scene in zip(captions, scenes, strict=True))
+    assert right > 0.7 * NUM_SCENES, captions
+
+
+def test_drawings_of_new_scenes_are_recognized(model, processor) -> None:
+    pipeline = LavitTextToImagePipeline.from_pretrained(CHECKPOINT, model=model, processor=processor)
+    pipeline.set_progress_bar_config(disable=True)
+    scenes = [sample_scene("validation", 7, index) for index in range(8)]
+    generators = [torch.Generator().manual_seed(index) for index in range(len(scenes))]
+    prompts = [captions_of(scene)[0] for scene in scenes]
+    drawings = pipeline(prompts, num_inference_steps=20, generator=generators).images
+    found = [judge(drawing) for drawing in drawings]
+    assert sum(one.background == scene.background for one, scene in zip(found, scenes, strict=True)) >= 6
+    colors = [
+        sorted(item.color for item in one.objects) == sorted(item.color for item in scene.objects)
+        for one, scene in zip(found, scenes, strict=True)
+    ]
+    assert sum(colors) >= 4
+
+
+def test_a_missing_checkpoint_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(default_checkpoint.__globals__, "_FOLDER", tmp_path)
+    with pytest.raises(FileNotFoundError, match="Install lavit-hf again"):
+        default_checkpoint()
