@@ -36,7 +36,10 @@ def main(arguments: list[str] | None = None) -> None:
         visual_token_offset=model.config.visual_token_offset, eoi_token_id=model.config.eoi_token_id
     )
     end = processor.tokenizer.eos_token_id
-    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end)
+    # Captions and answers are short and certain: no beams, and answers of one word.
+    model.generation_config = GenerationConfig(
+        eos_token_id=end, pad_token_id=end, num_beams=1, min_new_tokens=1, max_new_tokens=64
+    )
     model.half().save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     pipeline.to(torch.float16)
