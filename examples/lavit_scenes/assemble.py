@@ -37,9 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
     )
     end = processor.tokenizer.eos_token_id
     # Captions and answers are short and certain: no beams, and answers of one word.
-    model.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=end, num_beams=1, min_new_tokens=1, max_new_tokens=64
-    )
+    model.generation_config = GenerationConfig(eos_token_id=end, pad_token_id=end, num_beams=1, min_new_tokens=1)
     model.half().save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)
     pipeline.to(torch.float16)

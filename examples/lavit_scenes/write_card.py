@@ -1,5 +1,7 @@
 """Writes the model card of lavit-scenes: its text, the facts that its files tell, and what was measured.
 
+Run it after `lavit evaluate`:
+
     python examples/lavit_scenes/write_card.py --checkpoint out/lavit-scenes/checkpoint \
         --metrics out/lavit-scenes/evaluation/metrics.json
 """

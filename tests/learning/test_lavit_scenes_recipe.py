@@ -13,7 +13,13 @@ from lavit_hf import LavitTextToImagePipeline
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "lavit_scenes"
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1}
-TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
+TEXT = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+}
 UNET = {"block_out_channels": [16, 16, 16], "attention_head_dim": 8, "norm_num_groups": 4, "cross_attention_dim": 16}
 # What makes a stage small, beside the sizes of its networks.
 FEW: dict[str, dict[str, Any]] = {
