@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 from transformers import (
+    CompileConfig,
     DynamicCache,
     LogitsProcessorList,
     StaticCache,
@@ -157,6 +158,15 @@ def test_static_caches_are_returned_without_twins(tiny, prompts, scale):
         output = tiny.generate(**prompts, **DRAW, **options)
         assert torch.equal(output.sequences[:, prompts["input_ids"].shape[1] :], expected)
         assert len(output.past_key_values.layers[0].keys) == 4
+
+
+def test_compiled_steps_draw_the_same(tiny, prompts):
+    """Steps are compiled as a whole; transformers does so on a CPU only if it is told to."""
+    options = {"guidance_scale": 3.0, "max_new_tokens": 4}
+    compile_config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compile_config._compile_all_devices = True
+    compiled = new_ids(tiny, prompts, cache_implementation="static", compile_config=compile_config, **options)
+    assert torch.equal(compiled, new_ids(tiny, prompts, **options))
 
 
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
