@@ -300,3 +300,14 @@ def test_any_to_any_pipeline(checkpoint, model, images, monkeypatch):
     for text in ("a red bird", ["a red bird", "cat"], chat):
         for drawn in pipe(text=text, **options):
             assert isinstance(drawn["generated_image"], Image.Image)
+
+
+def test_image_text_to_text_pipeline(processor, model, images):
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    inputs = processor(images=images[0], text="<image>Question: who? Answer:", return_tensors="pt")
+    new_ids = model.generate(**inputs, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
+    expected = processor.batch_decode(new_ids, skip_special_tokens=True)[0]
+    chat = [{"role": "user", "content": [{"type": "image", "image": images[0]}, {"type": "text", "text": "who?"}]}]
+    for arguments in ({"images": images[0], "text": "<image>Question: who? Answer:"}, {"text": chat}):
+        (answer,) = pipe(**arguments, max_new_tokens=4, return_full_text=False)
+        assert expected.strip() and answer["generated_text"].strip() == expected.strip()
