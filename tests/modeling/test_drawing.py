@@ -5,7 +5,14 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import LogitsProcessorList, TextStreamer, UnbatchedClassifierFreeGuidanceLogitsProcessor
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    LogitsProcessorList,
+    StaticCache,
+    TextStreamer,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+)
 
 from tiny_models import CODEBOOK_SIZE, NUM_PATCHES, build_model, light_inputs, make_prompts, random_pixels
 
@@ -142,6 +149,45 @@ def test_scores_span_the_vocabulary(tiny, prompts):
     assert len(output.past_key_values.layers[0].keys) == 4
 
 
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_static_caches_are_returned_without_twins(tiny, prompts, scale):
+    """Regression: these caches cannot select rows as dynamic ones do."""
+    expected = new_ids(tiny, prompts, guidance_scale=scale)
+    options = {"guidance_scale": scale, "cache_implementation": "static", "return_dict_in_generate": True}
+    for _ in range(2):
+        output = tiny.generate(**prompts, **DRAW, **options)
+        assert torch.equal(output.sequences[:, prompts["input_ids"].shape[1] :], expected)
+        assert len(output.past_key_values.layers[0].keys) == 4
+
+
+def test_compiled_steps_draw_the_same(tiny, prompts):
+    """Steps are compiled as a whole; transformers does so on a CPU only if it is told to."""
+    options = {"guidance_scale": 3.0, "max_new_tokens": 4}
+    compile_config = CompileConfig(backend="eager", mode=None, fullgraph=True)
+    compile_config._compile_all_devices = True
+    compiled = new_ids(tiny, prompts, cache_implementation="static", compile_config=compile_config, **options)
+    assert torch.equal(compiled, new_ids(tiny, prompts, **options))
+
+
+@pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
+def test_guidance_fills_an_empty_cache_and_leaves_the_prompts_in_it(tiny, prompts, kind):
+    cache = kind(config=tiny.config, **({"max_cache_len": 64} if kind is StaticCache else {}))
+    drawn = new_ids(tiny, prompts, guidance_scale=3.0, past_key_values=cache)
+    assert torch.equal(drawn, new_ids(tiny, prompts, guidance_scale=3.0))
+    assert len(cache.layers[0].keys) == 4
+    with pytest.raises(ValueError, match="filled past_key_values"):
+        new_ids(tiny, prompts, guidance_scale=3.0, past_key_values=cache)
+
+
+def test_a_repetition_penalty_goes_with_guidance(tiny, prompts):
+    """Regression: transformers sizes it by the rows it sees, twins included."""
+    penalized = new_ids(tiny, prompts, guidance_scale=3.0, repetition_penalty=5.0)
+    assert not torch.equal(penalized, new_ids(tiny, prompts, guidance_scale=3.0))
+    for index in range(4):
+        alone = new_ids(tiny, row(prompts, index), guidance_scale=3.0, repetition_penalty=5.0)
+        assert torch.equal(penalized[index, : alone.shape[1]], alone[0])
+
+
 @CACHES
 def test_a_batch_draws_what_its_rows_draw_alone(tiny, prompts, cache):
     generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
@@ -266,6 +312,7 @@ def test_interleaved_text_and_images(tiny, cache, scale):
     ("options", "message"),
     [
         ({"num_beams": 2}, "num_beams"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"generator": [torch.Generator()]}, "generators for 4"),
         ({"negative_prompt_ids": torch.tensor([[5]])}, "guidance_scale"),
         ({"negative_prompt_ids": torch.tensor([[5]] * 3), "guidance_scale": 2.0}, "3 negative prompts"),

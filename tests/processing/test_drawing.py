@@ -10,7 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
-from transformers import AutoProcessor, pipeline
+from transformers import (
+    AutoProcessor,
+    LogitsProcessorList,
+    UnbatchedClassifierFreeGuidanceLogitsProcessor,
+    pipeline,
+)
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.processing.generated_ids import VisualIds, split_ids
@@ -131,19 +136,31 @@ def test_rendered_chats_for_drawing(processor):
 # The release's numbers, through processor and model
 
 
+def guidance(model, scale: float, way: str) -> dict:
+    """Options of `generate`: guidance in one batch, or transformers' own, with a second pass per token."""
+    if way == "batched":
+        return {"guidance_scale": scale}
+    return {"logits_processor": LogitsProcessorList([UnbatchedClassifierFreeGuidanceLogitsProcessor(scale, model)])}
+
+
+WAYS = pytest.mark.parametrize("way", ["batched", "unbatched"])
+
+
+@WAYS
 @pytest.mark.parametrize(("recorded", "scale"), [("t2i_cfg3_ids", 3.0), ("t2i_cfg1_ids", 1.0)])
-def test_golden_ids_from_prompts(processor, model, golden, golden_meta, recorded, scale):
+def test_golden_ids_from_prompts(processor, model, golden, golden_meta, recorded, scale, way):
     prompts = golden_meta["t2i_prompts"]
     inputs = processor(text=prompts, generation_mode="image", padding=True, return_tensors="pt")
-    options = {**AS_RELEASED, "max_new_tokens": 12, "guidance_scale": scale, "do_sample": False}
+    options = {**AS_RELEASED, "max_new_tokens": 12, "do_sample": False, **guidance(model, scale, way)}
     output = model.generate(**inputs, generation_mode="image", **options)
     assert torch.equal(output[:, inputs["input_ids"].shape[1] :], golden[recorded])
     check_codes(processor.post_process_multimodal_output(output, generation_mode="image"), golden[recorded])
 
 
-def test_golden_ids_from_a_picture_and_text(processor, model, images, golden):
+@WAYS
+def test_golden_ids_from_a_picture_and_text(processor, model, images, golden, way):
     inputs = processor(images[0], "<image>it is running", generation_mode="image", return_tensors="pt")
-    options = {**AS_RELEASED, "max_new_tokens": 17, "guidance_scale": 3.0, "do_sample": False}
+    options = {**AS_RELEASED, "max_new_tokens": 17, "do_sample": False, **guidance(model, 3.0, way)}
     output = model.generate(**inputs, generation_mode="image", **options)
     assert torch.equal(output[:, inputs["input_ids"].shape[1] :], golden["mm_cfg3_ids"])
     check_codes(processor.post_process_multimodal_output(output, generation_mode="image"), golden["mm_cfg3_ids"])
@@ -283,3 +300,14 @@ def test_any_to_any_pipeline(checkpoint, model, images, monkeypatch):
     for text in ("a red bird", ["a red bird", "cat"], chat):
         for drawn in pipe(text=text, **options):
             assert isinstance(drawn["generated_image"], Image.Image)
+
+
+def test_image_text_to_text_pipeline(processor, model, images):
+    pipe = pipeline("image-text-to-text", model=model, processor=processor)
+    inputs = processor(images=images[0], text="<image>Question: who? Answer:", return_tensors="pt")
+    new_ids = model.generate(**inputs, max_new_tokens=4)[:, inputs["input_ids"].shape[1] :]
+    expected = processor.batch_decode(new_ids, skip_special_tokens=True)[0]
+    chat = [{"role": "user", "content": [{"type": "image", "image": images[0]}, {"type": "text", "text": "who?"}]}]
+    for arguments in ({"images": images[0], "text": "<image>Question: who? Answer:"}, {"text": chat}):
+        (answer,) = pipe(**arguments, max_new_tokens=4, return_full_text=False)
+        assert expected.strip() and answer["generated_text"].strip() == expected.strip()

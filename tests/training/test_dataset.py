@@ -139,6 +139,13 @@ def test_a_missing_caption_is_bad(text):
         ({"messages": [{"role": "user", "content": "hi"}]}, "nothing to learn"),
         ({"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}, r"messages have 1 part\(s\)"),
         ({"messages": [{"role": "assistant", "content": "a"}], "image": picture()}, r"messages have 0 part\(s\)"),
+        ({"messages": [{"role": "assistant", "content": " "}]}, "messages of the assistant are empty"),
+        ({"messages": [{"role": "assistant", "content": [{"type": "text", "text": ""}]}]}, "assistant are empty"),
+        ({"messages": [{"content": "hi"}, {"role": "assistant", "content": "a"}]}, "lacks a role"),
+        ({"messages": [{"role": "assistant", "content": None}]}, "or a content"),
+        ({"messages": [{"role": "assistant", "content": [{"text": "a"}]}]}, "parts with a type"),
+        ({"text": ["a", "b"]}, "the text is of type list"),
+        ({"text": "a", "prompt": 3}, "the prompt is of type int"),
     ],
 )
 def test_text_and_images_that_do_not_fit_are_bad(fields, message):
@@ -151,6 +158,26 @@ def test_images_in_messages_count_themselves():
     image = {"type": "image", "image": picture(), "path": None}
     chat = [{"role": "assistant", "content": [image, {"type": "image", "image": None}]}]
     assert len(TrainingDataset([{"image": picture(), "messages": chat}], on_bad_sample="raise")[0]["images"]) == 1
+
+
+@pytest.mark.parametrize(
+    "source", [{"image": encoded(picture())[:40]}, {"image": {"bytes": b"no", "path": None}}, {"path": "missing.png"}]
+)
+def test_a_corrupt_image_in_messages_is_replaced(source):
+    """Regression: these were decoded by the collator only, where a whole run ended with them."""
+
+    def chat(source: dict) -> list[dict]:
+        question = [{"type": "image", "path": None, **source}, {"type": "text", "text": "What is it?"}]
+        return [{"role": "user", "content": question}, {"role": "assistant", "content": "a cat"}]
+
+    dataset = TrainingDataset([{"messages": chat(source)}, {"messages": chat({"image": encoded(picture())})}])
+    sample = dataset[0]
+    assert sample["sample_id"] == 1 and dataset.bad_samples == [0]
+    assert sample["messages"][0]["content"][0]["image"].size == (8, 6)
+
+
+def test_an_empty_sample_id_is_the_index():
+    assert TrainingDataset([{"image": picture(), "text": "a", "sample_id": None}])[0]["sample_id"] == 0
 
 
 def test_the_last_sample_is_replaced_by_the_first():

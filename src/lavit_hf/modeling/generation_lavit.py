@@ -161,7 +161,7 @@ class LavitGenerationMixin(GenerationMixin):
             )
         if options.kwargs.get("eos_token_id") is None:
             options.set("eos_token_id", self.config.eoi_token_id)
-        if not options.get("max_new_tokens") and not options.get("max_length"):
+        if options.get("max_new_tokens") is None and not options.get("max_length"):
             options.set("max_new_tokens", self.config.visual_tokenizer_config.num_patches + 1)
         drawable = self._drawable_ids()
         is_contiguous = drawable == list(range(drawable[0], drawable[-1] + 1))
@@ -171,9 +171,12 @@ class LavitGenerationMixin(GenerationMixin):
     def _add_twins(self, mode: str, options: _Options) -> None:
         kwargs = options.kwargs
         input_ids = kwargs.get("input_ids")
-        if input_ids is None or kwargs.get("past_key_values") is not None or kwargs.get("position_ids") is not None:
+        cache = kwargs.get("past_key_values")
+        is_filled = cache is not None and int(cache.get_seq_length()) > 0
+        if input_ids is None or is_filled or kwargs.get("position_ids") is not None:
             raise ValueError(
-                "Guidance needs input_ids, and can go on neither from past_key_values nor with given position_ids."
+                "Guidance needs input_ids, and can go on neither from filled past_key_values nor with given "
+                "position_ids."
             )
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask

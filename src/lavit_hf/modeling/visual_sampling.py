@@ -142,6 +142,7 @@ class VisualSampler:
         """
         rows, batch_size = input_ids, len(input_ids) // (2 if self.is_guided else 1)
         self._check_generators(batch_size)
+        _forget_twins(logits_processor, batch_size)
         inside = is_inside_image(rows[:batch_size], model.config)
         image_lengths = torch.zeros_like(inside, dtype=torch.long)
         unfinished = torch.ones_like(inside)
@@ -186,13 +187,14 @@ class VisualSampler:
                 outputs = forward(**model_inputs, return_dict=True)
         if self.streamer is not None:
             self.streamer.end()
+        cache = self._without_twins(model_kwargs.get("past_key_values"), batch_size)
         if not generation_config.return_dict_in_generate:
             return rows[:batch_size]
         return GenerateDecoderOnlyOutput(
             sequences=rows[:batch_size],
             scores=scores or None,
             logits=logits or None,
-            past_key_values=self._without_twins(model_kwargs.get("past_key_values"), batch_size),
+            past_key_values=cache,
         )
 
     def _combine(self, logits: torch.Tensor, inside: torch.Tensor, config: LavitConfig) -> torch.Tensor:
@@ -253,8 +255,15 @@ class VisualSampler:
 
     def _without_twins(self, cache: Any, batch_size: int) -> Any:
         if self.is_guided and cache is not None:
-            cache.batch_select_indices(torch.arange(batch_size))
+            cache.reorder_cache(torch.arange(batch_size))  # `batch_select_indices` is for dynamic caches only
         return cache
+
+
+def _forget_twins(logits_processor: LogitsProcessorList, batch_size: int) -> None:
+    """Fits processors to prompts without twins: a repetition penalty measures the padding of all rows it is given."""
+    for processor in logits_processor:
+        if isinstance(padding := getattr(processor, "prompt_ignore_length", None), torch.Tensor):
+            processor.prompt_ignore_length = padding[:batch_size]
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

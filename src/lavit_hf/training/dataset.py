@@ -12,7 +12,7 @@ from transformers.utils import logging
 from ..processing.processing_lavit import ImageTextProcessor
 from .lengths import measure_lengths
 from .sample_checks import check_sample
-from .sample_images import read_images
+from .sample_images import read_images, read_message_images
 
 logger = logging.get_logger(__name__)
 
@@ -26,9 +26,10 @@ class TrainingDataset(Dataset):
     tokenized before have `"codes"` (a list of codes per image) instead of `"images"`; `"prompt"` and `"messages"` are
     handed on if the dataset has such columns. `sample_id` is the row's index, or its column of this name.
 
-    A sample is bad if its image cannot be decoded, if its text is missing or blank, or if the `<image>` placeholders
-    in its text are not as many as its images. With `on_bad_sample="skip"` it is logged with its index, counted, and
-    replaced by the next good one, the same in every run.
+    A sample is bad if an image cannot be decoded (of the column or of a message), if its text, or all that the
+    assistant says, is missing or blank, or if the `<image>` placeholders in its text are not as many as its images.
+    With `on_bad_sample="skip"` it is logged with its index, counted, and replaced by the next good one, the same in
+    every run.
 
     With plain `Trainer`, add [`EpochCallback`] to the callbacks: accelerate calls `set_epoch` of a dataset in some
     situations only (not with several processes, nor in the epoch in which a run is resumed). A training loop of your
@@ -144,7 +145,9 @@ class TrainingDataset(Dataset):
             if row.get(name) is not None:
                 sample[name] = row[name]
         check_sample(sample, needs_text=self.text_column is not None)
-        sample["sample_id"] = int(row.get("sample_id", index))
+        if "messages" in sample:
+            sample["messages"] = read_message_images(sample["messages"])
+        sample["sample_id"] = index if row.get("sample_id") is None else int(row["sample_id"])
         sample["epoch"] = self.epoch
         if self._lengths is not None:
             sample["input_ids"] = range(self._lengths[index])

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..processing.text_vocabulary import IMAGE_TOKEN
-
-_SOURCES = ("image", "path", "url", "base64")
+from .sample_images import SOURCES
 
 
 def check_sample(sample: Mapping[str, Any], needs_text: bool) -> None:
@@ -25,14 +24,19 @@ def check_sample(sample: Mapping[str, Any], needs_text: bool) -> None:
         _check_messages(sample["messages"], len(pictures))
     elif needs_text:
         _check_text(sample["text"])
-        _check_placeholders((sample.get("prompt") or "") + sample["text"], len(pictures))
+        prompt = sample.get("prompt") or ""
+        if not isinstance(prompt, str):
+            raise ValueError(f"the prompt is of type {type(prompt).__name__}")
+        _check_placeholders(prompt + sample["text"], len(pictures))
     elif not pictures:
         raise ValueError("the image is missing")
 
 
 def _check_text(text: Any) -> None:
-    if not isinstance(text, str) or not text.strip():
-        raise ValueError(f"the text is {'missing' if text is None else 'empty'}")
+    if not isinstance(text, str):
+        raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
+    if not text.strip():
+        raise ValueError("the text is empty")
 
 
 def _check_placeholders(text: str, num_images: int) -> None:
@@ -42,14 +46,32 @@ def _check_placeholders(text: str, num_images: int) -> None:
 
 
 def _check_messages(messages: Any, num_images: int) -> None:
-    if not any(message["role"] == "assistant" for message in messages):
+    if not all(map(_is_message, messages)):
+        raise ValueError(
+            "one of its messages lacks a role, or a content that is a text or a list of parts with a type"
+        )
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
         raise ValueError("there is nothing to learn: no message is the assistant's")
-    contents = [message["content"] for message in messages]
-    parts = [part for content in contents if not isinstance(content, str) for part in content]
+    if not any(map(_says_something, answers)):
+        raise ValueError("there is nothing to learn: all messages of the assistant are empty")
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     images = [part for part in parts if part["type"] == "image"]
-    count = sum(all(part.get(name) is None for name in _SOURCES) for part in images)
+    count = sum(all(part.get(name) is None for name in SOURCES) for part in images)
     if count != num_images:
         raise ValueError(f"it has {num_images} image(s), but its messages have {count} part(s) that want one")
+
+
+def _is_message(message: Mapping[str, Any]) -> bool:
+    content = message.get("content")
+    has_parts = isinstance(content, (list, tuple)) and all(part.get("type") for part in content)
+    return isinstance(message.get("role"), str) and (isinstance(content, str) or has_parts)
+
+
+def _says_something(content: Any) -> bool:
+    if isinstance(content, str):
+        return bool(content.strip())
+    return any(part["type"] == "image" or (part.get("text") or "").strip() for part in content)
 
 
 __all__ = ["check_sample"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,6 +10,9 @@ import torch
 from PIL import Image
 
 from ..processing.image_conversion import check_array, load_image, to_rgb
+
+SOURCES = ("image", "path", "url", "base64")
+"""Where a part of a message may have its image, in the chats of transformers."""
 
 
 def read_images(value: Any) -> list[Image.Image]:
@@ -29,6 +32,35 @@ def read_images(value: Any) -> list[Image.Image]:
         return []
     values = value if isinstance(value, (list, tuple)) else [value]
     return [_read_image(image) for image in values]
+
+
+def read_message_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Decodes the images that the messages of a chat hold themselves, so that a corrupt one is found.
+
+    Args:
+        messages: Messages whose content is a text, or a list of parts. A part of type `image` may have its image under
+            one of the names of `SOURCES`.
+
+    Returns:
+        A copy with RGB images under `image`.
+
+    Raises:
+        ValueError: If one of them is corrupt, empty, or no image.
+    """
+    return [{**message, "content": _read_content(message["content"])} for message in messages]
+
+
+def _read_content(content: Any) -> Any:
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content:
+        source = next((part[name] for name in SOURCES if part.get(name) is not None), None)
+        if part["type"] == "image" and source is not None:
+            rest = {name: value for name, value in part.items() if name not in SOURCES}
+            part = {**rest, "image": _read_image(source)}
+        parts.append(part)
+    return parts
 
 
 def _read_image(value: Any) -> Image.Image:
@@ -52,4 +84,4 @@ def _from_array(value: np.ndarray | torch.Tensor) -> Image.Image:
     return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
 
 
-__all__ = ["read_images"]
+__all__ = ["SOURCES", "read_images", "read_message_images"]

@@ -324,6 +324,10 @@ def test_images_that_do_not_fit(processor):
         ([row("<image><image>")], r"has 1 image\(s\), but its text has 2 <image>"),
         ([row("a", 0, prompt="<image>")], r"has 0 image\(s\), but its text has 1 <image>"),
         ([row(None, 0, messages=[{"role": "user", "content": "hi"}])], "nothing to learn"),
+        (
+            [row(None, 0, messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}])],
+            "messages are empty",
+        ),
         ([row(None, 1, messages=[{"role": "assistant", "content": "hi"}])], "more images than its messages"),
         ([row(None, 0, messages=[{"role": "assistant", "content": [{"type": "image"}]}])], "fewer images"),
         ([{"codes": [[64]], "text": "a", "sample_id": 0}], "64 is not a code: expected 0 to 63"),

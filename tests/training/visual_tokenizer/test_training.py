@@ -59,8 +59,8 @@ def test_evaluation_has_metrics_of_its_own(plain):
     assert metrics["eval_loss"] > 0 and 0 < metrics["eval_cosine"] < 1
     assert metrics["eval_live_codes"] > 0
     assert plain.state.log_history[-1]["eval_argmax_keep_rate"] == metrics["eval_argmax_keep_rate"]
-    assert plain.evaluate() == pytest.approx(metrics, rel=2, abs=1e9) and plain.model.train_metrics.is_empty
     again = plain.evaluate()
+    assert plain.model.train_metrics.is_empty
     assert {name: again[name] for name in ("eval_loss", "eval_live_codes", "eval_cosine")} == {
         name: metrics[name] for name in ("eval_loss", "eval_live_codes", "eval_cosine")
     }

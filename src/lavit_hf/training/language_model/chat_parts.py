@@ -8,10 +8,8 @@ from typing import Any
 from PIL import Image
 
 from ...processing.processing_lavit import ImageTextProcessor
-from ..sample_images import read_images
+from ..sample_images import SOURCES, read_images
 from .sample_parts import Part, Picture, Sample, Tokens
-
-_SOURCES = ("image", "path", "url", "base64")
 
 
 def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
@@ -23,7 +21,7 @@ def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
             order of appearance.
 
     Raises:
-        ValueError: If there are not as many images as parts of type `image`.
+        ValueError: If there are not as many images as parts of type `image`, or nothing to learn.
     """
     assert sample.messages is not None
     given = iter(sample.pictures)
@@ -47,11 +45,14 @@ def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
+    if not any(is_learned) and not any(picture.is_learned for picture in pictures):
+        # The loss of a batch of nothing else would be NaN.
+        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: the assistant's messages are empty.")
     return _split(ids, is_learned, pictures, processor)
 
 
 def _content(part: dict[str, Any], given: Any, sample: Sample) -> Any:
-    source = next((part[name] for name in _SOURCES if name in part), None)
+    source = next((part[name] for name in SOURCES if name in part), None)
     if source is not None:
         return read_images(source)[0]
     content = next(given, None)
