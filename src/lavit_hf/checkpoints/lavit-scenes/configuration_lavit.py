@@ -1,0 +1,323 @@
+"""Configurations of the LaVIT models (Jin et al., ICLR 2024, https://arxiv.org/abs/2309.04669).
+
+Made by lavit-hf from its own modules: change it there. License: Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from huggingface_hub.dataclasses import strict
+from pathlib import Path
+from transformers import AutoConfig
+from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from typing import Any
+
+
+# Where this is remote code, everything is left to transformers.
+IS_PACKAGE = __name__.startswith("lavit_hf.")
+
+
+class RemoteCodeMixin:
+    """Saves the code that the Auto classes need along with a configuration, a processor or a part of one.
+
+    transformers does this for classes that were registered with `register_for_auto_class`, but copies the modules of
+    one folder only.
+    """
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> Any:
+        """Saves as in transformers, and writes the files of code beside it.
+
+        Args:
+            save_directory: Where to; created if needed.
+            args: As in transformers.
+            push_to_hub: Whether to upload it as well, as `push_to_hub` does.
+            kwargs: As in transformers; with `push_to_hub=True` those of `push_to_hub`, of which `repo_id` is the name
+                of the directory by default.
+        """
+        save: Any = super().save_pretrained  # type: ignore[misc]
+        if not IS_PACKAGE:  # transformers copies the files of remote code by itself
+            return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        saved = save(save_directory, *args, **({} if push_to_hub else kwargs))
+        # Named by a string: transformers takes every package that remote code imports for one that it needs.
+        importlib.import_module("lavit_hf.remote_code.checkpoint").save_remote_code(Path(save_directory))
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]
+        return saved
+
+
+class RemoteCodeDictMixin(RemoteCodeMixin):
+    """The same for classes that are saved as a dictionary, which is then equal to that of what was saved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without what only the files say: which classes there are in the files of code."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if IS_PACKAGE:
+            values.pop("auto_map", None)
+        return values
+
+
+# EVA-CLIP ViT-g/14 as published: 40 layers, none of them skipped as BLIP-2 does.
+_PUBLISHED_VISION = {
+    "hidden_size": 1408,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 40,
+    "num_attention_heads": 16,
+    "image_size": 224,
+    "patch_size": 14,
+    "layer_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+}
+
+
+def _check_heads(width: int, num_heads: int, name: str) -> None:
+    if num_heads < 1 or width % num_heads:
+        raise ValueError(f"{name} must be positive and divide the width {width}, got {num_heads}.")
+
+
+def _as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+@strict
+class LavitVisualTokenizerConfig(RemoteCodeDictMixin, PreTrainedConfig):
+    r"""Configuration of a [`LavitVisualTokenizer`]. The defaults are those of the published 7B checkpoints.
+
+    Args:
+        vision_config: The vision encoder, any transformers vision model; EVA-CLIP ViT-g/14 as a
+            [`Blip2VisionConfig`] by default.
+        merger_num_layers: Blocks of the token merger.
+        merger_num_heads: Attention heads of every merger block.
+        merger_intermediate_size: Hidden width of the merger's MLPs.
+        hidden_act: Activation of the merger's MLPs.
+        layer_norm_eps: Epsilon of the LayerNorms of selector and merger.
+        attention_smoothing: Epsilon that smooths the merger's attention weights. The published weights need `1e-6`.
+            With `0` attention is an exact masked softmax and dropped patches are not computed at all, which is faster.
+        codebook_size: Number of visual codes.
+        codebook_dim: Width of a codebook row.
+        share_branches: Whether the continuous branch (understanding) uses the selector and merger of the discrete
+            one. The published checkpoints hold two sets.
+        initializer_range: Standard deviation of the weight initialization.
+
+    Example:
+
+    ```python
+    >>> from lavit_hf import LavitVisualTokenizer, LavitVisualTokenizerConfig
+
+    >>> config = LavitVisualTokenizerConfig(
+    ...     vision_config={"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+    ...                    "num_attention_heads": 2, "image_size": 56},
+    ...     merger_num_layers=1, merger_num_heads=2, merger_intermediate_size=64, codebook_size=64, codebook_dim=8,
+    ... )
+    >>> LavitVisualTokenizer(config).config.num_patches
+    16
+    ```
+    """
+
+    model_type = "lavit_visual_tokenizer"
+    base_config_key = "visual_tokenizer_config"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="blip_2_vision_model", init_kwargs=_PUBLISHED_VISION
+        )
+    }
+
+    vision_config: Any = None
+    merger_num_layers: int = 12
+    merger_num_heads: int = 16
+    merger_intermediate_size: int = 6144
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    attention_smoothing: float | int = 1e-6
+    codebook_size: int = 16384
+    codebook_dim: int = 32
+    share_branches: bool = False
+    initializer_range: float = 0.02
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict` validation: checks that the sizes fit together."""
+        _check_heads(self.hidden_size, self.merger_num_heads, "merger_num_heads")
+        if self.attention_smoothing < 0:
+            raise ValueError(f"attention_smoothing must be 0 or positive, got {self.attention_smoothing}.")
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the visual features."""
+        return self.vision_config.hidden_size
+
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """Height and width of the images the encoder takes, in pixels."""
+        return _as_pair(self.vision_config.image_size)
+
+    @property
+    def num_patches(self) -> int:
+        """Patches per image, which is also the largest number of tokens an image can become."""
+        (height, width), (patch_height, patch_width) = self.image_size, _as_pair(self.vision_config.patch_size)
+        return (height // patch_height) * (width // patch_width)
+
+
+@strict
+class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
+    r"""Configuration of a [`LavitForConditionalGeneration`]. The defaults are those of the published 7B checkpoints.
+
+    The vocabulary is that of the text tokenizer followed by image start, image end and one row per visual code.
+
+    Args:
+        text_config: The language model, any transformers decoder; Llama by default. Its `vocab_size` counts the visual
+            ids.
+        visual_tokenizer_config: The visual tokenizer.
+        boi_token_id: Id of the image start. By default the visual ids are taken to be the last ones of the vocabulary.
+        eoi_token_id: Id of the image end.
+        visual_token_offset: Id of visual code 0; code `c` has the id `visual_token_offset + c`.
+        image_token_id: Id of the placeholder that stands for one continuous feature in `input_ids`. It lies outside
+            the embedding table.
+        lm_head_bias: Whether the head has a bias, as that of Phi.
+
+    Example:
+
+    ```python
+    >>> from lavit_hf import LavitConfig
+
+    >>> config = LavitConfig()
+    >>> config.text_config.vocab_size, config.boi_token_id, config.image_token_id
+    (48386, 32000, 48386)
+    ```
+    """
+
+    model_type = "lavit"
+    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "attention_mask"]
+    sub_configs_defaults = {
+        "text_config": SubConfigSpec(
+            config_class=AutoConfig, model_type="llama", init_kwargs={"vocab_size": 48386, "rms_norm_eps": 1e-5}
+        ),
+        "visual_tokenizer_config": SubConfigSpec(config_class=LavitVisualTokenizerConfig),
+    }
+
+    text_config: Any = None
+    visual_tokenizer_config: Any = None
+    boi_token_id: int | None = None
+    eoi_token_id: int | None = None
+    visual_token_offset: int | None = None
+    image_token_id: int | None = None
+    lm_head_bias: bool = False
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        codebook_size = self.visual_tokenizer_config.codebook_size
+        if self.boi_token_id is None:
+            self.boi_token_id = self.text_config.vocab_size - codebook_size - 2
+        if self.eoi_token_id is None:
+            self.eoi_token_id = self.boi_token_id + 1
+        if self.visual_token_offset is None:
+            self.visual_token_offset = self.eoi_token_id + 1
+        if self.image_token_id is None:
+            self.image_token_id = self.visual_token_offset + codebook_size
+        self.tie_word_embeddings = self.tie_word_embeddings or bool(
+            getattr(self.text_config, "tie_word_embeddings", False)
+        )
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict` validation: checks that the vocabulary has room for the visual ids."""
+        codebook_size = self.visual_tokenizer_config.codebook_size
+        vocab_size, last_code = self.text_config.vocab_size, self.visual_token_offset + codebook_size - 1
+        if self.boi_token_id < 0 or max(self.boi_token_id, self.eoi_token_id, last_code) >= vocab_size:
+            raise ValueError(
+                f"text_config.vocab_size ({vocab_size}) has no room for image start ({self.boi_token_id}), image end "
+                f"({self.eoi_token_id}) and {codebook_size} visual codes from {self.visual_token_offset} on. Resize "
+                "the language model's embeddings to text vocabulary + 2 + codebook_size."
+            )
+        if self.image_token_id <= last_code:
+            raise ValueError(
+                f"image_token_id ({self.image_token_id}) must come after all ids of the vocabulary, the last of which "
+                f"is {last_code}: it stands for no row of the embeddings."
+            )
+
+    @classmethod
+    def from_vision_text_configs(
+        cls, vision_config: PreTrainedConfig, text_config: PreTrainedConfig, **kwargs: Any
+    ) -> "LavitConfig":
+        """The configuration of a new LaVIT around a vision encoder and a language model.
+
+        The visual ids follow the rows of the language model's embedding table, which may be more than its tokenizer
+        has ids.
+
+        Args:
+            vision_config: That of any plain vision transformer; of a model that has one (CLIP, SigLIP, BLIP-2, ...);
+                or of a trained visual tokenizer.
+            text_config: That of any decoder. Its `vocab_size` does not count the visual ids yet.
+            kwargs: Fields of [`LavitVisualTokenizerConfig`] (such as `codebook_size`) and `tie_word_embeddings`. A new
+                visual tokenizer has by default merger heads and MLPs like the encoder's, and `attention_smoothing=0`.
+
+        Raises:
+            TypeError: If a keyword argument is unknown.
+            ValueError: If the vision encoder gives no features per patch, or the language model is no decoder.
+        """
+        from .modeling_lavit import join_configs
+
+        return cls(**join_configs(vision_config, text_config, **kwargs))
+
+    @property
+    def vision_config(self) -> PreTrainedConfig:
+        """The vision encoder's, under the name that other models give it."""
+        return self.visual_tokenizer_config.vision_config
+
+    @property
+    def visual_token_ids(self) -> list[int]:
+        """Every id that belongs to images: start, end and the codes."""
+        codes = range(self.visual_token_offset, self.visual_token_offset + self.visual_tokenizer_config.codebook_size)
+        return sorted({self.boi_token_id, self.eoi_token_id, *codes})
+
+
+@strict
+class LavitTokenDecoderConfig(PreTrainedConfig):
+    r"""Configuration of a [`LavitTokenDecoder`]. The defaults are those of the published high-resolution decoder.
+
+    Args:
+        codebook_size: Number of visual codes.
+        codebook_dim: Width of a codebook row.
+        hidden_size: Width of the decoder, equal to that of the vision features.
+        num_layers: Decoder blocks.
+        num_heads: Attention heads of every block.
+        intermediate_size: Hidden width of the MLPs.
+        num_queries: Learned queries, which is also the number of positions a code sequence can have.
+        output_size: Width of the decoded features.
+        cross_attention_dims: Widths of the condition heads, concatenated to the U-Net's `cross_attention_dim`:
+            `[768, 1280]` for the SDXL decoder, `[768]` for the Stable Diffusion 1.5 one.
+        pooled_size: Width of the pooled condition; `None` if the U-Net takes none.
+        num_negative_tokens: Rows of the stored negative condition, which stands in for the condition where guidance
+            wants none. Zeros fill it up to `num_queries`; with 0 it is all zeros, as in the high-resolution decoder.
+        hidden_act: Activation of the MLPs.
+        layer_norm_eps: Epsilon of the LayerNorms.
+        initializer_range: Standard deviation of the weight initialization.
+    """
+
+    model_type = "lavit_token_decoder"
+    attribute_map = {"num_hidden_layers": "num_layers", "num_attention_heads": "num_heads"}
+
+    codebook_size: int = 16384
+    codebook_dim: int = 32
+    hidden_size: int = 1408
+    num_layers: int = 12
+    num_heads: int = 16
+    intermediate_size: int = 6144
+    num_queries: int = 256
+    output_size: int = 1408
+    cross_attention_dims: list[int] | tuple[int, ...] = (768, 1280)
+    pooled_size: int | None = 1280
+    num_negative_tokens: int = 0
+    hidden_act: str = "gelu"
+    layer_norm_eps: float = 1e-5
+    initializer_range: float = 0.02
+
+    def validate_architecture(self) -> None:
+        """Part of `@strict` validation: checks that the negative condition fits into the condition."""
+        if not 0 <= self.num_negative_tokens <= self.num_queries:
+            raise ValueError(
+                f"num_negative_tokens must be between 0 and num_queries ({self.num_queries}), got "
+                f"{self.num_negative_tokens}."
+            )

@@ -1,0 +1,855 @@
+"""Pixel decoder: a latent diffusion model that draws what visual codes stand for (LaVIT paper, section 3.3).
+
+Made by lavit-hf from its own modules: change it there. License: Apache-2.0.
+"""
+
+from __future__ import annotations
+
+import PIL.Image
+import importlib
+import inspect
+import json
+import math
+import numpy as np
+import os
+import torch
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.image_processor import VaeImageProcessor
+from diffusers.schedulers import KarrasDiffusionSchedulers
+from diffusers.utils import BaseOutput, logging
+from diffusers.utils.torch_utils import randn_tensor
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from pathlib import Path
+from transformers import PreTrainedModel
+from transformers.image_processing_base import ImageProcessingMixin
+from typing import Any
+
+
+# The sizes (height, width) that the high-resolution decoder was published with.
+ASPECT_RATIOS = {
+    "1:1": (1024, 1024),
+    "4:3": (896, 1152),
+    "3:2": (832, 1216),
+    "16:9": (768, 1344),
+    "2:3": (1216, 832),
+    "3:4": (1152, 896),
+}
+
+
+_PUBLISHED_SIZE = 1024
+
+
+def resolve_size(
+    height: int | None, width: int | None, aspect_ratio: str | None, native_size: int, multiple: int
+) -> tuple[int, int]:
+    """Returns the height and width to draw, in pixels.
+
+    Args:
+        height: Requested height; `native_size` by default.
+        width: Requested width; `native_size` by default.
+        aspect_ratio: A key of `ASPECT_RATIOS` instead of both. At a native size of 1024 it stands for the published
+            size, at another one for the same shape with as many pixels as a native square.
+        native_size: Side of the square that the U-Net was made for.
+        multiple: What a side has to be a multiple of.
+
+    Raises:
+        ValueError: If the size is none, or no multiple.
+    """
+    if aspect_ratio is not None:
+        if height is not None or width is not None:
+            raise ValueError("Give either `aspect_ratio` or `height` and `width`, not both.")
+        if aspect_ratio not in ASPECT_RATIOS:
+            raise ValueError(f"`aspect_ratio` must be one of {', '.join(ASPECT_RATIOS)}; got {aspect_ratio!r}.")
+        published = ASPECT_RATIOS[aspect_ratio]
+        height, width = (_nearest(side * native_size / _PUBLISHED_SIZE, multiple) for side in published)
+    for name, side in (("height", height), ("width", width)):
+        if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1 or side % multiple):
+            raise ValueError(f"`{name}` must be a positive multiple of {multiple}; got {side!r}.")
+    return height or native_size, width or native_size
+
+
+def _nearest(side: float, multiple: int) -> int:
+    return max(round(side / multiple), 1) * multiple
+
+
+def split_images(values: Any, name: str) -> list[torch.Tensor]:
+    """Brings codes or ids to one 1-D tensor per image, on the CPU.
+
+    Args:
+        values: A sequence of 1-D integer tensors or lists of integers, one per image; a 2-D tensor; or, for one image,
+            a 1-D tensor or a flat list.
+        name: What to call the argument in errors.
+
+    Returns:
+        Tensors of dtype `torch.long`.
+
+    Raises:
+        TypeError: If something is no sequence of integers.
+        ValueError: If there are no images.
+    """
+    if isinstance(values, torch.Tensor) and values.ndim == 2:
+        values = list(values)
+    elif isinstance(values, torch.Tensor) or (_is_sequence(values) and values and not any(map(_has_length, values))):
+        values = [values]
+    if not _is_sequence(values):
+        raise TypeError(f"`{name}` must be a list of 1-D integer tensors, one per image; got {type(values).__name__}.")
+    if len(values) == 0:
+        raise ValueError(f"`{name}` is empty: give one tensor of codes per image.")
+    return [_as_integers(image, f"{name}[{index}]") for index, image in enumerate(values)]
+
+
+def _is_sequence(values: Any) -> bool:
+    return isinstance(values, Sequence) and not isinstance(values, (str, bytes))
+
+
+def _has_length(value: Any) -> bool:
+    return value.ndim > 0 if isinstance(value, torch.Tensor) else hasattr(value, "__len__")
+
+
+def _as_integers(image: Any, name: str) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(image)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"`{name}` must hold integers; got {image!r:.80}.") from error
+    if not isinstance(image, torch.Tensor) and tensor.numel() == 0:
+        tensor = tensor.long()
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"`{name}` must hold integers; got {tensor.dtype}.")
+    if tensor.ndim != 1:
+        raise TypeError(f"`{name}` must be 1-D; got the shape {list(tensor.shape)}.")
+    return tensor.detach().cpu().long()
+
+
+def codes_of_ids(
+    input_ids: list[torch.Tensor], offset: int, codebook_size: int, eoi_token_id: int | None
+) -> list[torch.Tensor]:
+    """Takes the visual codes out of ids of the language model's vocabulary.
+
+    Every id that is no code is dropped wherever it stands, as the original does: the prompt, image start and end,
+    padding, and strays between codes.
+
+    Args:
+        input_ids: Ids of one image each, `[length]`.
+        offset: Id of code 0.
+        codebook_size: Number of codes.
+        eoi_token_id: Id of image end. Codes that go on after it belong to another image, which is an error.
+
+    Returns:
+        Codes of every image.
+
+    Raises:
+        ValueError: If there are ids outside the vocabulary, or several images in a row.
+    """
+    return [
+        _codes_of_row(ids, f"input_ids[{index}]", offset, codebook_size, eoi_token_id)
+        for index, ids in enumerate(input_ids)
+    ]
+
+
+def _codes_of_row(
+    ids: torch.Tensor, name: str, offset: int, codebook_size: int, eoi_token_id: int | None
+) -> torch.Tensor:
+    # The id after the last code is the tokenizer's placeholder of continuous features: it may stand in a prompt.
+    outside = ids[(ids < 0) | (ids > offset + codebook_size)]
+    if len(outside):
+        raise ValueError(
+            f"`{name}` holds the id {outside[0].item()}; ids go from 0 to {offset + codebook_size} in this vocabulary."
+        )
+    positions = ((ids >= offset) & (ids < offset + codebook_size)).nonzero()[:, 0]
+    if len(positions) and eoi_token_id is not None:
+        inner = ids[positions[0] : positions[-1]]
+        if (inner == eoi_token_id).any():
+            raise ValueError(
+                f"`{name}` holds several images: codes go on after the image end ({eoi_token_id}). Pass one row per "
+                "image, without the images of the prompt."
+            )
+    return ids[positions] - offset
+
+
+def check_codes(codes: list[torch.Tensor], codebook_size: int, max_codes: int) -> None:
+    """Refuses codes that the token decoder has no row or no position for."""
+    for index, image in enumerate(codes):
+        if len(image) > max_codes:
+            raise ValueError(f"Image {index} has {len(image)} codes; an image has at most {max_codes}.")
+        outside = image[(image < 0) | (image >= codebook_size)]
+        if len(outside):
+            raise ValueError(
+                f"Image {index} has the code {outside[0].item()}; codes go from 0 to {codebook_size - 1}. (Ids of the "
+                "language model's vocabulary are passed as `input_ids`.)"
+            )
+
+
+HIGHRES, LOWRES = "highres", "lowres"
+
+
+_COMPONENTS = ("token_decoder", "unet", "vae", "scheduler", "safety_checker", "feature_extractor")
+
+
+_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+
+
+# `model_index.json` names files beside it, so that diffusers can load the classes without this package ...
+_PIPELINE = ("pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline")
+
+
+_TOKEN_DECODER = ("lavit_token_decoder", "LavitTokenDecoder")
+
+
+# ... which loads its own classes instead, for which nobody has to trust remote code.
+_PACKAGE = "lavit_hf"
+
+
+_TOKEN_DECODER_HERE = (f"{_PACKAGE}.modeling.modeling_lavit_token_decoder", "LavitTokenDecoder")
+
+
+_CODE_HERE = f"{_PACKAGE}.pipelines.remote_code"
+
+
+class PixelDecoderStorage(DiffusionPipeline):
+    """What [`LavitPixelDecoderPipeline`] does differently from other pipelines when it is saved and loaded.
+
+    `model_index.json` stands at the root of a LaVIT directory for the high-resolution decoder and in `lowres/` for the
+    other one. It names classes by files of code beside it, which `DiffusionPipeline.from_pretrained(...,
+    trust_remote_code=True)` runs. Loading by [`LavitPixelDecoderPipeline`] runs none of them.
+    """
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, decoder: str | None = None, **kwargs: Any
+    ) -> Any:
+        """Loads a pixel decoder from a directory or from the Hub.
+
+        Args:
+            pretrained_model_name_or_path: A LaVIT directory, one written by `save_pretrained`, or the id of a
+                repository with the files of one.
+            decoder: `"highres"` or `"lowres"`. By default what stands at the root, which in a LaVIT directory is the
+                high-resolution decoder.
+            **kwargs: As for any pipeline of diffusers: `dtype`, components, `revision`, ...
+
+        Returns:
+            The pipeline.
+
+        Raises:
+            OSError: If there is no such decoder.
+            ValueError: If `decoder` is anything else.
+        """
+        if decoder not in (None, HIGHRES, LOWRES):
+            raise ValueError(f"`decoder` must be {HIGHRES!r} or {LOWRES!r}; got {decoder!r}.")
+        source = os.fspath(pretrained_model_name_or_path)
+        if os.path.isdir(source):
+            folder = _find_decoder(Path(source), decoder)
+        else:
+            hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            folder = _find_decoder(Path(cls.download(source, decoder=decoder, **hub_options)), decoder)
+        if not (folder / cls.config_name).is_file():
+            hint = f" Its other one: decoder={LOWRES!r}." if (folder / LOWRES / cls.config_name).is_file() else ""
+            raise OSError(f"{source} holds no {decoder or HIGHRES} pixel decoder (no {cls.config_name}).{hint}")
+        kind = _kind(folder)
+        if decoder and kind and decoder != kind:
+            raise OSError(f"{source} holds no {decoder} pixel decoder, only a {kind} one.")
+        pipeline = super().from_pretrained(str(folder), **kwargs)
+        pipeline.register_to_config(_name_or_path=source)
+        return pipeline
+
+    @classmethod
+    def download(cls, pretrained_model_name: str, *, decoder: str | None = None, **kwargs: Any) -> str:
+        """Downloads what one pixel decoder needs, and not the language model beside it.
+
+        Args:
+            pretrained_model_name: Id of a repository.
+            decoder: As in [`~LavitPixelDecoderPipeline.from_pretrained`].
+            **kwargs: `cache_dir`, `revision`, `token`, `force_download`, `local_files_only`.
+
+        Returns:
+            The local copy of the repository's root.
+        """
+        if pretrained_model_name.count("/") > 1 or os.path.isabs(pretrained_model_name):
+            raise OSError(f"{pretrained_model_name} is neither a directory nor the id of a repository.")
+        options = {name: value for name, value in kwargs.items() if name in _HUB_OPTIONS}
+        folder = _snapshot(cls, pretrained_model_name, "lowres/" if decoder == LOWRES else "", options)
+        if decoder == LOWRES and not (Path(folder) / LOWRES / cls.config_name).is_file():
+            return _snapshot(cls, pretrained_model_name, "", options)
+        return folder
+
+    @classmethod
+    def load_config(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Reads `model_index.json`, naming this class and this package's token decoder instead of remote code."""
+        config = super().load_config(pretrained_model_name_or_path, *args, **kwargs)
+        if isinstance(config, dict):
+            config["_class_name"] = cls.__name__
+            is_remote = list(config.get("token_decoder") or ()) == list(_TOKEN_DECODER)
+            if is_remote and _module_here(_TOKEN_DECODER_HERE[0]):
+                config["token_decoder"] = list(_TOKEN_DECODER_HERE)
+        return config
+
+    def to_json_string(self) -> str:
+        """The content of `model_index.json`."""
+        config = json.loads(super().to_json_string())
+        config["_class_name"] = list(_PIPELINE)
+        config.pop("_name_or_path", None)  # a path of whoever saved it
+        if self.token_decoder is not None:
+            config["token_decoder"] = list(_TOKEN_DECODER)
+        return json.dumps(config, indent=2, sort_keys=True) + "\n"
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        """Saves the pipeline, with the code that `DiffusionPipeline` needs to load it.
+
+        Args:
+            save_directory: Where to; created if needed.
+            *args: As for any pipeline of diffusers.
+            **kwargs: As for any pipeline of diffusers.
+        """
+        folder = Path(save_directory)
+        codes = {folder / f"{_PIPELINE[0]}.py": _code(PixelDecoderStorage, "pipeline_code")}
+        if self.token_decoder is not None:
+            file = folder / "token_decoder" / f"{_TOKEN_DECODER[0]}.py"
+            codes[file] = _code(type(self.token_decoder), "token_decoder_code")
+        for file, code in codes.items():
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(code, encoding="utf-8")
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def _find_decoder(root: Path, decoder: str | None) -> Path:
+    """The directory of a decoder: `lowres/` has one if the root is a LaVIT directory."""
+    return root / LOWRES if decoder == LOWRES and (root / LOWRES).is_dir() else root
+
+
+def _kind(folder: Path) -> str | None:
+    """Which decoder a directory holds, by the token decoder's configuration."""
+    try:
+        config = json.loads((folder / "token_decoder" / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # whoever loads it has more to say about what is wrong
+        return None
+    return LOWRES if config.get("pooled_size", 0) is None else HIGHRES
+
+
+def _snapshot(cls: type[DiffusionPipeline], repository: str, prefix: str, options: dict[str, Any]) -> str:
+    folders = [f"{prefix}{name}/*" for name in _COMPONENTS]
+    try:
+        return snapshot_download(
+            repository, allow_patterns=[f"{prefix}{cls.config_name}", *folders], ignore_patterns=["*.py"], **options
+        )
+    except LocalEntryNotFoundError as error:
+        raise OSError(f"{repository} is neither a directory nor a repository that can be reached: {error}") from error
+
+
+def _module_here(name: str) -> Any:
+    """A module of this package, or `None` where this file stands alone, as remote code."""
+    try:
+        return importlib.import_module(name)
+    except ImportError:
+        return None
+
+
+def _code(of_class: type, bundle: str) -> str:
+    """The source of a class as one file: as it is where the class was loaded as remote code, else made for it."""
+    if of_class.__module__.partition(".")[0] == _PACKAGE:
+        return getattr(importlib.import_module(_CODE_HERE), bundle)()
+    return Path(inspect.getfile(of_class)).read_text(encoding="utf-8")
+
+
+logger = logging.get_logger(__name__)
+
+
+_OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+
+
+@dataclass
+class LavitPixelDecoderPipelineOutput(BaseOutput):
+    """Output of a pixel decoder.
+
+    Args:
+        images: A list of PIL images; for `output_type="np"` an array `[images, height, width, 3]` and for `"pt"` a
+            tensor `[images, 3, height, width]`, both in [0, 1]; for `"latent"` the latents `[images, 4, height / 8,
+            width / 8]`.
+        nsfw_content_detected: Per image, whether the safety checker blackened it; `None` without a safety checker.
+    """
+
+    images: list[PIL.Image.Image] | np.ndarray | torch.Tensor
+    nsfw_content_detected: list[bool] | None
+
+
+class LavitPixelDecoderPipeline(PixelDecoderStorage):
+    r"""Draws images from visual codes, as LaVIT writes them.
+
+    Both decoders of the release are this class. The high-resolution one is an SDXL U-Net with a pooled condition
+    (1024 x 1024 and five other shapes), the low-resolution one a Stable Diffusion 1.5 U-Net (512 x 512).
+
+    Args:
+        token_decoder: A [`LavitTokenDecoder`], which turns codes into conditions of the U-Net.
+        unet: Denoises latents under these conditions.
+        vae: Turns latents into pixels.
+        scheduler: Any scheduler of diffusers; the release uses [`~diffusers.DDIMScheduler`].
+        safety_checker: Blackens images it takes offense at.
+        feature_extractor: Prepares images for the safety checker.
+        visual_token_offset: Id of code 0 in the language model's vocabulary, needed for `input_ids`.
+        eoi_token_id: Id of image end there.
+
+    Example:
+
+    ```python
+    >>> import torch
+    >>> from lavit_hf.pipelines import LavitPixelDecoderPipeline
+
+    >>> pipeline = LavitPixelDecoderPipeline.from_pretrained("checkpoints/lavit-tiny-random")
+    >>> codes = torch.tensor([3, 14, 15, 9, 26])
+    >>> image = pipeline([codes], num_inference_steps=4, generator=torch.Generator().manual_seed(0)).images[0]
+    >>> image.size
+    (64, 64)
+    ```
+    """
+
+    model_cpu_offload_seq = "token_decoder->unet->vae"
+    _optional_components = ["safety_checker", "feature_extractor"]
+    _exclude_from_cpu_offload = ["safety_checker"]
+    # Called as in the pipelines of Stable Diffusion, so that diffusers' own callbacks work.
+    _callback_tensor_inputs = ["latents", "prompt_embeds", "add_text_embeds", "add_time_ids"]
+
+    def __init__(
+        self,
+        token_decoder: PreTrainedModel,
+        unet: UNet2DConditionModel,
+        vae: AutoencoderKL,
+        scheduler: KarrasDiffusionSchedulers,
+        safety_checker: PreTrainedModel | None = None,
+        feature_extractor: ImageProcessingMixin | None = None,
+        visual_token_offset: int | None = None,
+        eoi_token_id: int | None = None,
+    ):
+        super().__init__()
+        if safety_checker is not None and feature_extractor is None:
+            raise ValueError("A safety checker needs a feature extractor.")
+        self.register_modules(
+            token_decoder=token_decoder,
+            unet=unet,
+            vae=vae,
+            scheduler=scheduler,
+            safety_checker=safety_checker,
+            feature_extractor=feature_extractor,
+        )
+        self.register_to_config(visual_token_offset=visual_token_offset, eoi_token_id=eoi_token_id)
+        _check_fit(token_decoder, unet)
+        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
+        self._guidance_scale = 1.0
+        self._num_timesteps = 0
+        self._interrupt = False
+
+    @property
+    def is_highres(self) -> bool:
+        """Whether this is the high-resolution decoder, whose U-Net takes a pooled condition and sizes."""
+        return self.unet.config.addition_embed_type == "text_time"
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def do_classifier_free_guidance(self) -> bool:
+        return self._guidance_scale > 1
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def interrupt(self) -> bool:
+        return self._interrupt
+
+    def enable_vae_tiling(self) -> None:
+        """Decodes large images tile by tile, with less memory."""
+        self.vae.enable_tiling()
+
+    def disable_vae_tiling(self) -> None:
+        """Decodes images whole again."""
+        self.vae.disable_tiling()
+
+    def enable_vae_slicing(self) -> None:
+        """Decodes the images of a batch one by one, with less memory."""
+        self.vae.enable_slicing()
+
+    def disable_vae_slicing(self) -> None:
+        """Decodes batches at once again."""
+        self.vae.disable_slicing()
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        codes: Any = None,
+        *,
+        input_ids: Any = None,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        num_images_per_prompt: int = 1,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> LavitPixelDecoderPipelineOutput | tuple:
+        r"""Draws images.
+
+        Args:
+            codes: One 1-D integer tensor of codes in `[0, codebook_size)` per image. An image without codes is drawn
+                from what the token decoder makes of padding.
+            input_ids: Instead of `codes`: ids of the language model's vocabulary, `[batch, length]` or one 1-D tensor
+                per image, as `generate` returns them. Every id that is no code is dropped, as the original does: the
+                prompt, image start and end, padding, and strays between codes. Codes after an image end are an error.
+            height: Height in pixels, a multiple of 8; by default that of the U-Net (1024, low resolution 512).
+            width: Width in pixels.
+            aspect_ratio: Instead of both: `"1:1"`, `"4:3"`, `"3:2"`, `"16:9"`, `"2:3"` or `"3:4"`, the published sizes
+                of the high-resolution decoder.
+            num_inference_steps: Denoising steps; by default 25, low resolution 50.
+            guidance_scale: How much the condition is stressed; by default 7, low resolution 5. Up to 1, guidance is
+                off and every step costs half.
+            num_images_per_prompt: Images to draw per image in `codes`.
+            generator: One source of noise for all images, or a list with one per image to draw. With a list, an image
+                does not depend on what is drawn along with it.
+            latents: Initial noise instead, `[images, 4, height / 8, width / 8]`.
+            output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
+            return_dict: Whether to return an output object instead of a tuple.
+            callback_on_step_end: Called as `callback(pipeline, step, timestep, tensors)` after every step; the tensors
+                it returns replace the pipeline's.
+            callback_on_step_end_tensor_inputs: Which tensors it gets: `latents`, `prompt_embeds` (the condition),
+                `add_text_embeds` (the pooled one), `add_time_ids`.
+
+        Returns:
+            [`LavitPixelDecoderPipelineOutput`], or a tuple of the images and what the safety checker detected.
+
+        Raises:
+            TypeError: If codes are no integers.
+            ValueError: If an argument is out of range.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+
+        # 1. Check inputs, and set what is not given
+        images = self._resolve_codes(codes, input_ids)
+        height, width = self._resolve_size(height, width, aspect_ratio)
+        if num_inference_steps is None:
+            num_inference_steps = self._default_steps
+        if guidance_scale is None:
+            guidance_scale = 7.0 if self.is_highres else 5.0
+        self.check_inputs(
+            num_inference_steps,
+            guidance_scale,
+            num_images_per_prompt,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        self._guidance_scale = guidance_scale
+        self._interrupt = False
+        device = self._execution_device
+        batch_size = len(images) * num_images_per_prompt
+
+        # 2. Draw the initial noise: nothing is computed yet when it does not fit
+        latents = self.prepare_latents(batch_size, height, width, device, generator, latents)
+
+        # 3. Decode the codes to conditions
+        prompt_embeds, add_text_embeds, negative_mask = self.encode_codes(images, num_images_per_prompt, device)
+        add_time_ids = self._time_ids(height, width, len(prompt_embeds), device) if self.is_highres else None
+
+        # 4. Prepare timesteps
+        self.scheduler.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.scheduler.timesteps
+        if hasattr(self.scheduler, "set_begin_index"):  # spares the scheduler a search that waits for the GPU
+            self.scheduler.set_begin_index(0)
+        latents = latents * self.scheduler.init_noise_sigma
+        self._num_timesteps = len(timesteps)
+
+        # 5. Denoise
+        with self.progress_bar(total=len(timesteps)) as progress_bar:
+            for step, timestep in enumerate(timesteps):
+                if self.interrupt:
+                    continue
+                noise = self._predict_noise(
+                    latents, timestep, prompt_embeds, add_text_embeds, add_time_ids, negative_mask
+                )
+                latents = self._step(noise, timestep, latents, generator)
+                if callback_on_step_end is not None:
+                    tensors = {
+                        "latents": latents,
+                        "prompt_embeds": prompt_embeds,
+                        "add_text_embeds": add_text_embeds,
+                        "add_time_ids": add_time_ids,
+                    }
+                    wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    tensors.update(callback_on_step_end(self, step, timestep, wanted) or {})
+                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
+                    add_text_embeds, add_time_ids = tensors["add_text_embeds"], tensors["add_time_ids"]
+                progress_bar.update()
+
+        # 6. Decode the latents to pixels
+        flagged = None
+        result: Any = latents
+        if output_type != "latent":
+            pixels, flagged = self.run_safety_checker(self.decode_latents(latents))
+            denormalize = None if flagged is None else [not is_flagged for is_flagged in flagged]  # black is 0 already
+            result = self.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=denormalize)
+
+        # 7. Offload all models
+        self.maybe_free_model_hooks()
+        if not return_dict:
+            return result, flagged
+        return LavitPixelDecoderPipelineOutput(images=result, nsfw_content_detected=flagged)
+
+    def check_inputs(
+        self,
+        num_inference_steps: int,
+        guidance_scale: float,
+        num_images_per_prompt: int,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        """Checks what is neither codes, nor a size, nor noise; arguments as in `__call__`."""
+        for name, value in (
+            ("num_inference_steps", num_inference_steps),
+            ("num_images_per_prompt", num_images_per_prompt),
+        ):
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
+        most = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > most:
+            raise ValueError(f"`num_inference_steps` is at most {most}; got {num_inference_steps}.")
+        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number; got {guidance_scale!r}.")
+        if output_type not in _OUTPUT_TYPES:
+            raise ValueError(f"`output_type` must be one of {', '.join(_OUTPUT_TYPES)}; got {output_type!r}.")
+        if unknown := [n for n in callback_on_step_end_tensor_inputs if n not in self._callback_tensor_inputs]:
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` must be among {', '.join(self._callback_tensor_inputs)}; got "
+                f"{', '.join(map(repr, unknown))}."
+            )
+
+    def check_call(
+        self,
+        num_images: int,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        *,
+        height: int | None = None,
+        width: int | None = None,
+        aspect_ratio: str | None = None,
+        num_inference_steps: int | None = None,
+        guidance_scale: float | None = None,
+        latents: torch.Tensor | None = None,
+        output_type: str = "pil",
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> None:
+        """Checks the arguments of a call before there are codes to draw, which may take long to make.
+
+        Args:
+            num_images: Images to draw; the other arguments are those of `__call__`.
+            generator: See there.
+            height: See there.
+            width: See there.
+            aspect_ratio: See there.
+            num_inference_steps: See there.
+            guidance_scale: See there.
+            latents: See there.
+            output_type: See there.
+            callback_on_step_end: See there.
+            callback_on_step_end_tensor_inputs: See there.
+
+        Raises:
+            TypeError: If the latents are no floats.
+            ValueError: If an argument is out of range.
+        """
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+        height, width = self._resolve_size(height, width, aspect_ratio)
+        steps = self._default_steps if num_inference_steps is None else num_inference_steps
+        scale = 1.0 if guidance_scale is None else guidance_scale
+        self.check_inputs(steps, scale, num_images, output_type, callback_on_step_end_tensor_inputs)
+        self._check_latents(latents, self._latents_shape(num_images, height, width), generator)
+
+    @property
+    def _default_steps(self) -> int:
+        return 25 if self.is_highres else 50
+
+    def _resolve_size(self, height: int | None, width: int | None, aspect_ratio: str | None) -> tuple[int, int]:
+        native_size = _side(self.unet.config.sample_size) * self.vae_scale_factor
+        return resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)
+
+    def _resolve_codes(self, codes: Any, input_ids: Any) -> list[torch.Tensor]:
+        """The codes of every image, checked."""
+        config = self.token_decoder.config
+        if (codes is None) == (input_ids is None):
+            raise ValueError("Give either `codes` or `input_ids`.")
+        if codes is not None:
+            images = split_images(codes, "codes")
+        elif self.config.visual_token_offset is None:
+            raise ValueError(
+                "This pipeline does not know the ids of visual codes (`visual_token_offset`): pass `codes`."
+            )
+        else:
+            images = codes_of_ids(
+                split_images(input_ids, "input_ids"),
+                self.config.visual_token_offset,
+                config.codebook_size,
+                self.config.eoi_token_id,
+            )
+        check_codes(images, config.codebook_size, config.num_queries)
+        if empty := [str(index) for index, image in enumerate(images) if len(image) == 0]:
+            logger.warning(f"There are no codes to draw image {', '.join(empty)} from.")
+        return images
+
+    def prepare_latents(
+        self,
+        batch_size: int,
+        height: int,
+        width: int,
+        device: torch.device,
+        generator: torch.Generator | list[torch.Generator] | None,
+        latents: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Draws the initial noise, or checks the given one: `[batch, channels, height / 8, width / 8]`, fp32.
+
+        Noise and latents are fp32 whatever the U-Net's dtype, so that half precision starts from the same noise.
+        """
+        shape = self._latents_shape(batch_size, height, width)
+        self._check_latents(latents, shape, generator)
+        if latents is None:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        return latents.to(device=device, dtype=torch.float32)
+
+    def _latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
+        factor = self.vae_scale_factor
+        return (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+
+    @staticmethod
+    def _check_latents(latents: Any, shape: tuple[int, ...], generator: Any) -> None:
+        if isinstance(generator, list) and len(generator) != shape[0]:
+            raise ValueError(f"Got {len(generator)} generators for {shape[0]} images.")
+        if latents is None:
+            return
+        if not isinstance(latents, torch.Tensor) or not latents.is_floating_point():
+            raise TypeError(f"`latents` must be a tensor of floats; got {getattr(latents, 'dtype', type(latents))}.")
+        if tuple(latents.shape) != shape:
+            raise ValueError(f"`latents` must have the shape {list(shape)}; got {list(latents.shape)}.")
+        if not latents.isfinite().all():
+            raise ValueError("`latents` must be finite; they hold NaN or infinity.")
+
+    def encode_codes(
+        self, images: list[torch.Tensor], num_images_per_prompt: int, device: torch.device
+    ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+        """Decodes codes to the conditions of the U-Net.
+
+        Args:
+            images: Codes of every image, `[codes]`.
+            num_images_per_prompt: How often to repeat each.
+            device: Where to.
+
+        Returns:
+            Conditions `[rows, tokens, width]`, pooled conditions `[rows, pooled width]` or `None`, and the mask of the
+            negative condition's tokens, `[batch, tokens]` or `None`. With guidance the rows are the negative half
+            followed by the other one, else only the latter.
+        """
+        output = self.token_decoder(torch.cat(images).to(device), [len(image) for image in images])
+        parts = {name: value.repeat_interleave(num_images_per_prompt, dim=0) for name, value in output.items()}
+        condition, pooled = parts["condition"], parts.get("pooled_condition")
+        if self.do_classifier_free_guidance:
+            condition = torch.cat([parts["negative_condition"], condition])
+            pooled = torch.cat([torch.zeros_like(pooled), pooled]) if pooled is not None else None
+        dtype = self.unet.dtype
+        pooled = pooled.to(dtype) if pooled is not None else None
+        return condition.to(dtype), pooled, parts.get("negative_attention_mask")
+
+    def _time_ids(self, height: int, width: int, rows: int, device: torch.device) -> torch.Tensor:
+        """What SDXL is told about sizes: that of the picture, no crop, and that to draw. `[rows, 6]`, fp32."""
+        ids = torch.tensor([height, width, 0, 0, height, width], dtype=torch.float32, device=device)
+        return ids.expand(rows, -1)
+
+    def _predict_noise(
+        self,
+        latents: torch.Tensor,
+        timestep: torch.Tensor,
+        prompt_embeds: torch.Tensor,
+        add_text_embeds: torch.Tensor | None,
+        add_time_ids: torch.Tensor | None,
+        negative_mask: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Predicts the noise in the latents, `[batch, channels, height / 8, width / 8]`, guided."""
+        is_guided = self.do_classifier_free_guidance
+        inputs = self.scheduler.scale_model_input(torch.cat([latents] * 2) if is_guided else latents, timestep)
+        options: dict[str, Any] = {}
+        if is_guided and negative_mask is not None:
+            options["encoder_attention_mask"] = torch.cat([negative_mask, torch.ones_like(negative_mask)])
+        if self.is_highres:
+            options["added_cond_kwargs"] = {"text_embeds": add_text_embeds, "time_ids": add_time_ids}
+        (noise,) = self.unet(
+            inputs.to(self.unet.dtype), timestep, encoder_hidden_states=prompt_embeds, return_dict=False, **options
+        )
+        noise = noise.float()
+        if is_guided:
+            negative, positive = noise.chunk(2)
+            noise = negative + self.guidance_scale * (positive - negative)
+        return noise
+
+    def _step(
+        self,
+        noise: torch.Tensor,
+        timestep: torch.Tensor,
+        latents: torch.Tensor,
+        generator: torch.Generator | list[torch.Generator] | None,
+    ) -> torch.Tensor:
+        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        options = {"generator": generator} if takes_generator else {}
+        return self.scheduler.step(noise, timestep, latents, return_dict=False, **options)[0]
+
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decodes latents to pixels in about [-1, 1], `[batch, 3, height, width]`.
+
+        A VAE that would overflow in fp16 decodes in fp32.
+        """
+        needs_upcasting = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        if needs_upcasting:
+            self.vae.to(dtype=torch.float32)
+        try:
+            latents = latents / self.vae.config.scaling_factor
+            return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
+        finally:
+            if needs_upcasting:
+                self.vae.to(dtype=torch.float16)
+
+    def run_safety_checker(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
+        """Blackens what the safety checker detects, `[batch, 3, height, width]`, and says where it did."""
+        if self.safety_checker is None:
+            return pixels, None
+        pictures = self.image_processor.postprocess(pixels, output_type="pil")
+        inputs = self.feature_extractor(pictures, return_tensors="pt").to(pixels.device)
+        clip_input = inputs.pixel_values.to(self.safety_checker.dtype)
+        pixels, flagged = self.safety_checker(images=pixels, clip_input=clip_input)
+        return pixels, [bool(is_flagged) for is_flagged in flagged]
+
+
+def _check_fit(token_decoder: Any, unet: Any) -> None:
+    """Refuses a token decoder and a U-Net of different decoders."""
+    if token_decoder is None or unet is None:
+        return
+    decoder, widths = token_decoder.config, unet.config.cross_attention_dim  # one, or one per block
+    width = widths if isinstance(widths, int) else max(widths)
+    if sum(decoder.cross_attention_dims) != width:
+        raise ValueError(
+            f"The token decoder makes conditions of width {sum(decoder.cross_attention_dims)}, but the U-Net takes "
+            f"{width}: they belong to different pixel decoders."
+        )
+    takes_pooled = unet.config.addition_embed_type == "text_time"
+    if takes_pooled != (decoder.pooled_size is not None):
+        raise ValueError(
+            f"The U-Net takes {'a' if takes_pooled else 'no'} pooled condition, but the token decoder makes "
+            f"{'none' if takes_pooled else 'one'}: they belong to different pixel decoders."
+        )
+
+
+def _side(sample_size: int | Sequence[int]) -> int:
+    return sample_size if isinstance(sample_size, int) else max(sample_size)
