@@ -7,22 +7,58 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit_hf.cli.pictures import grey_out_dropped, save_png, side_by_side
+from lavit_hf.cli.demo_subjects import is_caption_right, is_drawing_right
+from lavit_hf.cli.pictures import Panel, contact_sheet, grey_out_dropped, save_png
+from lavit_hf.data.scenes import facts_of, render, sample_scene
+from lavit_hf.data.scenes.language import captions_of
 
 
-def test_demo(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
+def test_demo_of_a_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
     output = tmp_path / "new" / "demo.png"
     result = lavit("demo", "--image", photo, "--model", random_checkpoint, "--output", output)
     assert result.exit_code == 0, result.output
     assert "random numbers" in result.stdout
     assert "5 of 16 patches became tokens for understanding" in result.stdout
     assert "7 of 16 patches became tokens for drawing" in result.stdout
-    for label in ("Caption", "Question", "Answer", str(output)):
+    for label in ("Caption", "Question", "Answer", "Again", "Changed", "Drawing", str(output)):
         assert label in result.stdout
+    assert "(right)" not in result.stdout and "(wrong)" not in result.stdout  # nobody knows
     with Image.open(output) as sheet:
         assert sheet.format == "PNG"
-        assert sheet.width > 3 * 300
+        assert sheet.width > 5 * 300
     assert list(output.parent.iterdir()) == [output]
+
+
+def test_demo_without_pictures_shows_scenes(lavit, tmp_path: Path) -> None:
+    output = tmp_path / "demo.png"
+    result = lavit("demo", "--output", output)
+    assert result.exit_code == 0, result.output
+    lines = result.stdout.splitlines()
+    assert sum(line.startswith("Picture ") for line in lines) == 3
+    assert sum(line.startswith("Drawing ") for line in lines) == 4
+    for label in ("Caption", "Answer", "Again", "Changed", "Drawing"):
+        assert all(line.endswith(("(right)", "(wrong)")) for line in lines if line.startswith(label))
+    assert output.is_file()
+
+
+def test_verdicts() -> None:
+    scene = sample_scene("validation", 0, 0)
+    caption, facts = captions_of(scene)[0], facts_of(scene)
+    assert is_caption_right(caption, facts) is True
+    assert is_caption_right(captions_of(sample_scene("validation", 0, 1))[0], facts) is False
+    assert is_caption_right("a cat", facts) is False
+    assert is_drawing_right(render(scene), facts) is True
+    assert is_drawing_right(render(sample_scene("validation", 0, 1)), facts) is False
+    assert is_caption_right(caption, None) is None and is_drawing_right(render(scene), None) is None
+
+
+def test_long_titles_are_wrapped() -> None:
+    pictures = [Image.new("RGB", (100, 50), color) for color in ("red", "blue")]
+    short = contact_sheet([[Panel("a", pictures[0])]])
+    long = contact_sheet([[Panel("a title that does not fit into one line", pictures[0]), Panel("b", pictures[1])]])
+    assert long.height > short.height and long.width > 200
+    pixels = np.asarray(long)
+    assert (pixels == (255, 0, 0)).all(-1).sum() == (pixels == (0, 0, 255)).all(-1).sum() == 100 * 50
 
 
 def test_only_a_card_that_says_so_makes_weights_random(lavit, photo: Path, checkpoint: Path, tmp_path: Path) -> None:
@@ -64,7 +100,7 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", fail)
-    sheet = side_by_side([("a", Image.new("RGB", (20, 10)))])
+    sheet = contact_sheet([[Panel("a", Image.new("RGB", (20, 10)))]])
     with pytest.raises(OSError, match="No space left"):
         save_png(sheet, tmp_path / "demo.png")
     assert list(tmp_path.iterdir()) == []
