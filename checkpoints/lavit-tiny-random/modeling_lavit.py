@@ -529,6 +529,7 @@ class VisualSampler:
         """
         rows, batch_size = input_ids, len(input_ids) // (2 if self.is_guided else 1)
         self._check_generators(batch_size)
+        _forget_twins(logits_processor, batch_size)
         inside = is_inside_image(rows[:batch_size], model.config)
         image_lengths = torch.zeros_like(inside, dtype=torch.long)
         unfinished = torch.ones_like(inside)
@@ -573,13 +574,14 @@ class VisualSampler:
                 outputs = forward(**model_inputs, return_dict=True)
         if self.streamer is not None:
             self.streamer.end()
+        cache = self._without_twins(model_kwargs.get("past_key_values"), batch_size)
         if not generation_config.return_dict_in_generate:
             return rows[:batch_size]
         return GenerateDecoderOnlyOutput(
             sequences=rows[:batch_size],
             scores=scores or None,
             logits=logits or None,
-            past_key_values=self._without_twins(model_kwargs.get("past_key_values"), batch_size),
+            past_key_values=cache,
         )
 
     def _combine(self, logits: torch.Tensor, inside: torch.Tensor, config: LavitConfig) -> torch.Tensor:
@@ -640,8 +642,15 @@ class VisualSampler:
 
     def _without_twins(self, cache: Any, batch_size: int) -> Any:
         if self.is_guided and cache is not None:
-            cache.batch_select_indices(torch.arange(batch_size))
+            cache.reorder_cache(torch.arange(batch_size))  # `batch_select_indices` is for dynamic caches only
         return cache
+
+
+def _forget_twins(logits_processor: LogitsProcessorList, batch_size: int) -> None:
+    """Fits processors to prompts without twins: a repetition penalty measures the padding of all rows it is given."""
+    for processor in logits_processor:
+        if isinstance(padding := getattr(processor, "prompt_ignore_length", None), torch.Tensor):
+            processor.prompt_ignore_length = padding[:batch_size]
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -790,7 +799,7 @@ class LavitGenerationMixin(GenerationMixin):
             )
         if options.kwargs.get("eos_token_id") is None:
             options.set("eos_token_id", self.config.eoi_token_id)
-        if not options.get("max_new_tokens") and not options.get("max_length"):
+        if options.get("max_new_tokens") is None and not options.get("max_length"):
             options.set("max_new_tokens", self.config.visual_tokenizer_config.num_patches + 1)
         drawable = self._drawable_ids()
         is_contiguous = drawable == list(range(drawable[0], drawable[-1] + 1))
@@ -800,9 +809,12 @@ class LavitGenerationMixin(GenerationMixin):
     def _add_twins(self, mode: str, options: _Options) -> None:
         kwargs = options.kwargs
         input_ids = kwargs.get("input_ids")
-        if input_ids is None or kwargs.get("past_key_values") is not None or kwargs.get("position_ids") is not None:
+        cache = kwargs.get("past_key_values")
+        is_filled = cache is not None and int(cache.get_seq_length()) > 0
+        if input_ids is None or is_filled or kwargs.get("position_ids") is not None:
             raise ValueError(
-                "Guidance needs input_ids, and can go on neither from past_key_values nor with given position_ids."
+                "Guidance needs input_ids, and can go on neither from filled past_key_values nor with given "
+                "position_ids."
             )
         mask = kwargs.get("attention_mask")
         mask = torch.ones_like(input_ids) if mask is None else mask
