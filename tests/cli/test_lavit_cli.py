@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 import lavit_cli
 
+ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = ["caption", "ask", "draw", "reconstruct", "demo", "tokenize", "convert", "publish", "export-llama"]
 
 
@@ -135,14 +136,20 @@ def test_unusable_device(lavit, photo: Path, random_checkpoint: Path) -> None:
 def test_usage_errors_exit_with_2(lavit, photo: Path) -> None:
     for arguments in (
         ["caption"],
-        ["caption", photo],
         ["ask", photo, "-m", "x"],
+        ["draw", "a cat"],
         ["nothing"],
         ["convert", "--dtype", "int8"],
     ):
         result = lavit(*arguments)
         assert result.exit_code == 2
         assert "Usage" in result.stderr
+
+
+def test_without_a_model_the_checkpoint_that_comes_along_is_used(lavit) -> None:
+    result = lavit("caption", ROOT / "examples" / "images" / "scene.png")
+    assert result.exit_code == 0, result.output
+    assert "background" in result.stdout
 
 
 def test_debug_shows_the_traceback(lavit, random_checkpoint: Path) -> None:
