@@ -102,7 +102,10 @@ MinNewTokens = Annotated[
 MaxNewTokens = Annotated[
     int | None, typer.Option(min=1, help="Longest text, in tokens.", show_default="36, answers 10")
 ]
-PixelDecoder = Annotated[Decoder, typer.Option(help="Pixel decoder of the checkpoint.")]
+PixelDecoder = Annotated[
+    Decoder | None,
+    typer.Option(help="Pixel decoder of the checkpoint.", show_default="highres, if there is more than one"),
+]
 AspectRatio = Annotated[
     str | None, typer.Option(metavar="W:H", help="1:1, 4:3, 3:2, 16:9, 2:3 or 3:4.", show_default="square")
 ]
@@ -256,7 +259,7 @@ def draw(
         typer.Option("--image", "-i", metavar="IMAGE", help="Picture before the text; may be given several times."),
     ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.", show_default=False)] = None,
-    decoder: PixelDecoder = Decoder.highres,
+    decoder: PixelDecoder = None,
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres 50")] = None,
     guidance_scale: Annotated[
@@ -278,7 +281,7 @@ def draw(
 
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     options["negative_prompt"] = negative_prompt
-    where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
+    where = {"decoder": None if decoder is None else decoder.value, "device": device, "dtype": dtype.value}
     run(prompt, image or [], _checkpoint(model), output=output, seed=seed, options=options, **where)
 
 
@@ -288,7 +291,7 @@ def reconstruct(
     image: Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)],
     output: Output,
     model: Model = None,
-    decoder: PixelDecoder = Decoder.highres,
+    decoder: PixelDecoder = None,
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(help="How much to stress the tokens.")] = 5.0,
@@ -305,7 +308,7 @@ def reconstruct(
     from lavit_hf.cli.draw import reconstruct as run
 
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
-    where = {"decoder": decoder.value, "device": device, "dtype": dtype.value}
+    where = {"decoder": None if decoder is None else decoder.value, "device": device, "dtype": dtype.value}
     run(image, _checkpoint(model), output=output, seed=seed, options=options, **where)
 
 

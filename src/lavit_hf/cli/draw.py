@@ -24,7 +24,7 @@ def draw(
     output: Path,
     seed: int | None,
     options: dict[str, Any],
-    decoder: str,
+    decoder: str | None,
     device: str,
     dtype: str,
 ) -> None:
@@ -45,7 +45,7 @@ def reconstruct(
     output: Path,
     seed: int | None,
     options: dict[str, Any],
-    decoder: str,
+    decoder: str | None,
     device: str,
     dtype: str,
 ) -> None:
