@@ -9,7 +9,7 @@ from safetensors import safe_open
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from lavit_hf import LavitTextToImagePipeline, default_checkpoint
-from lavit_hf.data.scenes import facts_of, judge, parse_caption, render, sample_scene
+from lavit_hf.data.scenes import Facts, judge, parse_caption, render, sample_scene
 from lavit_hf.data.scenes.language import CaptionError, captions_of
 from lavit_hf.pipelines.remote_code import pipeline_code, token_decoder_code
 from lavit_hf.remote_code.checkpoint import code_files
@@ -28,11 +28,11 @@ def processor(model):
     return AutoProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model.visual_tokenizer)
 
 
-def says_all(caption: str, scene) -> bool:
+def facts_in(caption: str) -> Facts | None:
     try:
-        return parse_caption(caption) == facts_of(scene)
+        return parse_caption(caption)
     except CaptionError:
-        return False
+        return None
 
 
 def test_it_is_small_and_holds_no_pickle() -> None:
@@ -64,15 +64,19 @@ def test_the_card_has_the_numbers_that_were_measured() -> None:
         assert f"| {result['task']} | scenes {result['split']} |" in card
 
 
-def test_captions_of_new_scenes_are_right(model, processor) -> None:
+def test_captions_of_new_scenes_tell_background_and_number(model, processor) -> None:
     scenes = [sample_scene("validation", 7, index) for index in range(NUM_SCENES)]
     inputs = processor(
         images=[render(scene) for scene in scenes], text=["<image>"] * NUM_SCENES, padding=True, return_tensors="pt"
     )
     output = model.generate(**inputs, max_new_tokens=64)
     captions = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-    right = sum(says_all(caption, scene) for caption, scene in zip(captions, scenes, strict=True))
-    assert right > 0.7 * NUM_SCENES, captions
+    found = [facts_in(caption) for caption in captions]
+    right = [
+        one is not None and (one.background, len(one.objects)) == (scene.background, len(scene.objects))
+        for one, scene in zip(found, scenes, strict=True)
+    ]
+    assert sum(right) > 0.8 * NUM_SCENES, captions
 
 
 def test_drawings_have_the_background_that_was_asked_for(model, processor) -> None:
