@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
@@ -75,3 +76,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    if dist.is_initialized():
+        dist.destroy_process_group()  # or a thread of gloo may outlive the interpreter, which then aborts

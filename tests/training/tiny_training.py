@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
@@ -88,3 +89,5 @@ def main() -> None:
 
 if __name__ == "__main__":
     main()
+    if dist.is_initialized():
+        dist.destroy_process_group()  # or a thread of gloo may outlive the interpreter, which then aborts
