@@ -1,11 +1,12 @@
 # `make demo` and `make test` need Python 3.10 or newer and nothing else; both install into .venv on their first run.
 PYTHON ?= python3
 VENV ?= .venv
+CONSTRAINTS ?= constraints.txt
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-learning conformance conformance-peers lint types format clean
+.PHONY: help install demo test test-lowest test-newest test-learning conformance conformance-peers lint types format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
@@ -15,6 +16,12 @@ demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which 
 
 test: $(INSTALLED) ## Run all tests
 	$(BIN)/pytest -n 2 --ignore tests/learning --ignore tests/conformance
+
+test-lowest: ## Run all tests with the lowest versions that setup.cfg allows
+	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
+
+test-newest: ## Run all tests with the newest versions there are, of all but PyTorch
+	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
 test-learning: $(INSTALLED) ## Train small models for some minutes: does every stage learn?
 	$(BIN)/pytest -n 2 tests/learning
@@ -41,11 +48,11 @@ format: $(INSTALLED) ## Reformat the code
 install: $(INSTALLED) ## Install into .venv (the other commands do it by themselves)
 
 clean: ## Remove .venv and everything made by tools
-	rm -rf $(VENV) build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
+	rm -rf $(VENV) .venv-lowest .venv-newest build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
 
 # The stamp makes a second run start at once; a change of the requirements installs again.
-$(INSTALLED): setup.cfg pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+$(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
+	$(BIN)/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test]'
 	@touch $@
 
 $(BIN)/python:

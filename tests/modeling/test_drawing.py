@@ -1,6 +1,7 @@
 """Visual tokens out of `generate`: guidance in one batch, generators, caches, interleaved text and images."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -312,6 +313,7 @@ def test_interleaved_text_and_images(tiny, cache, scale):
     ("options", "message"),
     [
         ({"num_beams": 2}, "num_beams"),
+        ({"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states are not returned"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"generator": [torch.Generator()]}, "generators for 4"),
         ({"negative_prompt_ids": torch.tensor([[5]])}, "guidance_scale"),
@@ -326,6 +328,18 @@ def test_interleaved_text_and_images(tiny, cache, scale):
 def test_options_that_exclude_each_other_are_refused(tiny, prompts, options, message):
     with pytest.raises(ValueError, match=message):
         new_ids(tiny, prompts, **options)
+
+
+@pytest.mark.parametrize("scale", [math.nan, math.inf])
+def test_guidance_has_to_be_finite(tiny, prompts, scale):
+    with pytest.raises(ValueError, match="guidance_scale must be a finite number"):
+        new_ids(tiny, prompts, guidance_scale=scale)
+
+
+@pytest.mark.parametrize("generator", [0, [torch.Generator(), 1]])
+def test_something_else_than_a_generator_is_refused(tiny, prompts, generator):
+    with pytest.raises(TypeError, match="generator must be a torch.Generator"):
+        new_ids(tiny, prompts, generator=generator)
 
 
 def test_prompts_without_an_image_start_are_refused(tiny):

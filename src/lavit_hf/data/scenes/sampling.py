@@ -20,10 +20,6 @@ _SEEN_PAIRS = [pair for pair in _ALL_PAIRS if pair not in HELD_OUT_PAIRS]
 _HELD_OUT_PAIRS = sorted(HELD_OUT_PAIRS)
 _VALIDATION_SHARE = 8  # one of so many scenes is for validation
 
-_BORDER = 1  # units between an object and the edge of the picture
-_GAP = 2  # units between an object and the middle of the picture, if another one may stand behind it
-_GRID = 4  # centers are multiples of so many units: fewer scenes, which a small model learns to draw in less time
-_MIDDLE = UNITS // 2
 _CELLS = ((0, 0), (0, 1), (1, 0), (1, 1))  # quarters of the picture: row and column
 _NEIGHBORS = [(a, b) for a in _CELLS for b in _CELLS if a < b and (a[0] == b[0]) != (a[1] == b[1])]
 
@@ -75,7 +71,7 @@ def _draw(dice: Dice, split: str) -> Scene:
             pairs.append(pair)
     pairs = dice.shuffled(pairs)
     sizes = [dice.choice(list(SIZES)) for _ in pairs]
-    places = _draw_places(dice, [SIZES[size] for size in sizes])
+    places = _draw_places(dice, count)
     used = {color for _, color in pairs}
     background = dice.choice([name for name in BACKGROUNDS if name not in used])
     objects = [
@@ -85,27 +81,21 @@ def _draw(dice: Dice, split: str) -> Scene:
     return Scene(background, tuple(sorted(objects, key=lambda item: (item.y, item.x))))
 
 
-def _draw_places(dice: Dice, sizes: list[int]) -> list[tuple[int, int]]:
-    """Centers (x, y) of objects of these sizes: one anywhere, several each in a quarter of its own."""
-    if len(sizes) == 1:
-        low, high = _BORDER + sizes[0] // 2, UNITS - _BORDER - sizes[0] // 2
-        return [(_between_on_grid(dice, low, high), _between_on_grid(dice, low, high))]
-    if len(sizes) == 2:
+def _draw_places(dice: Dice, count: int) -> list[tuple[int, int]]:
+    """Centers (x, y) of so many objects: each in the middle of a quarter of its own.
+
+    Few places, as what a small model learns to draw well in little time is a small world.
+    """
+    if count == 1:
+        cells = [dice.choice(_CELLS)]
+    elif count == 2:
         cells = list(dice.choice(_NEIGHBORS))
     else:
         empty = dice.below(len(_CELLS))
         cells = [cell for number, cell in enumerate(_CELLS) if number != empty]
-    return [
-        (_draw_coordinate(dice, column, size), _draw_coordinate(dice, row, size))
-        for (row, column), size in zip(cells, sizes, strict=True)
-    ]
+    return [(_center_of(column), _center_of(row)) for row, column in cells]
 
 
-def _draw_coordinate(dice: Dice, half: int, size: int) -> int:
-    """Center of an object that stays within the first (0) or second (1) half, and off the middle."""
-    place = _between_on_grid(dice, _BORDER + size // 2, _MIDDLE - _GAP - size // 2)
-    return UNITS - place if half else place
-
-
-def _between_on_grid(dice: Dice, low: int, high: int) -> int:
-    return _GRID * dice.between(-(-low // _GRID), high // _GRID)
+def _center_of(half: int) -> int:
+    """Of the first (0) or second (1) half of the picture's side."""
+    return UNITS * (2 * half + 1) // 4

@@ -1,0 +1,99 @@
+"""Tests the method's own claims on scenes: variants that each lack one part of it, all trained for the same time.
+
+    python examples/lavit_scenes/ablate.py --output_dir out/ablation
+
+From the vision encoder of lavit-scenes it trains small visual tokenizers (which patches are kept? are tokens
+quantized?), and on these small language models that write captions (from features or from codes?). The trained
+checkpoint then draws with several scales of guidance. `--output_dir` gets `ablation.json` and `ablation.md`; what is
+finished there is not done again. `--only` runs some of the three tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import make_language_model
+from ablation.captions import measure_captions, train_captioner
+from ablation.drawings import measure_drawings
+from ablation.results import CAPTIONS, GUIDANCE, TOKENIZERS, Results
+from ablation.selection import ALL, DYNAMIC, RANDOM
+from ablation.tokenizers import build_tokenizer, measure_tokenizer, train_tokenizer
+
+from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, default_checkpoint
+
+HERE = Path(__file__).resolve().parent
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Trains and measures what is not finished."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--output_dir", type=Path, default=Path("out/ablation"), help="where everything goes")
+    parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="whose encoder, and what draws")
+    parser.add_argument("--tokenizer_steps", type=int, default=600, help="updates of each tokenizer")
+    parser.add_argument("--caption_steps", type=int, default=600, help="updates of each language model")
+    parser.add_argument("--num_scenes", type=int, default=1000, help="new scenes to read tokens and captions of")
+    parser.add_argument("--num_drawings", type=int, default=200, help="drawings for each scale of guidance")
+    parser.add_argument("--only", nargs="+", choices=(TOKENIZERS, CAPTIONS, GUIDANCE), help="tables, by default all")
+    args = parser.parse_args(arguments)
+    args.output_dir.mkdir(parents=True, exist_ok=True)
+    results = Results(args.output_dir / "ablation.json")
+    tables = args.only or (TOKENIZERS, CAPTIONS, GUIDANCE)
+    if TOKENIZERS in tables:
+        compare_tokenizers(args, results)
+    if CAPTIONS in tables:
+        compare_captions(args, results)
+    if GUIDANCE in tables:
+        for scale in (1.0, 2.0, 4.0):
+            folder = args.output_dir / f"guidance-{scale:g}"
+            results.add(
+                GUIDANCE,
+                f"{scale:g}",
+                lambda: measure_drawings(args.checkpoint, scale, args.num_drawings, folder),  # noqa: B023
+            )
+    (args.output_dir / "ablation.md").write_text(results.to_markdown(), encoding="utf-8")
+    print(results.to_markdown())
+
+
+def compare_tokenizers(args: argparse.Namespace, results: Results) -> None:
+    """Which patches are kept, and whether tokens are quantized."""
+    for selection, is_quantized in ((DYNAMIC, True), (ALL, True), (RANDOM, True), (DYNAMIC, False)):
+        name = selection if is_quantized else f"{selection}, not quantized"
+        results.add(TOKENIZERS, name, lambda: run_tokenizer(args, selection, is_quantized))  # noqa: B023
+
+
+def run_tokenizer(args: argparse.Namespace, selection: str, is_quantized: bool) -> dict[str, Any]:
+    """Trains, measures and saves a tokenizer."""
+    image_processor = LavitImageProcessorPil.from_pretrained(args.checkpoint)
+    encoder = LavitVisualTokenizer.from_pretrained(args.checkpoint).vision_model
+    model = build_tokenizer(encoder, selection, is_quantized, args.tokenizer_steps)
+    folder = args.output_dir / "tokenizers" / selection.replace(" ", "-")
+    train_tokenizer(model, image_processor, args.tokenizer_steps, folder)
+    if is_quantized:
+        model.visual_tokenizer.save_pretrained(folder)
+        image_processor.save_pretrained(folder)
+    return measure_tokenizer(model, image_processor, args.num_scenes)
+
+
+def compare_captions(args: argparse.Namespace, results: Results) -> None:
+    """Which patches are kept, and whether a language model reads features or codes."""
+    text_model = args.output_dir / "language_model"
+    if not text_model.exists():
+        make_language_model.main(["--config", str(HERE / "language_model.json"), "--output_dir", str(text_model)])
+    for selection in (DYNAMIC, ALL, RANDOM):
+        for mode in ("continuous", "discrete"):
+            results.add(CAPTIONS, f"{selection}, {mode}", lambda: run_captions(args, selection, mode))  # noqa: B023
+
+
+def run_captions(args: argparse.Namespace, selection: str, mode: str) -> dict[str, Any]:
+    """Trains and measures a language model."""
+    folder = args.output_dir / "tokenizers" / selection.replace(" ", "-")
+    model, processor = train_captioner(
+        str(folder), str(args.output_dir / "language_model"), selection, mode, args.caption_steps, args.output_dir
+    )
+    return {"fully_right": measure_captions(model, processor, args.num_scenes).to_dict()}
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""Trains small language models to caption scenes from one kind of token each, and checks their captions."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from transformers import Trainer, TrainingArguments
+
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.data.scenes import make_scenes, render, sample_scene, scene_row
+from lavit_hf.evaluation.measurement import Measurement
+from lavit_hf.evaluation.scenes.facts import WHOLE, compare_facts, measure_facts, read_facts
+from lavit_hf.pipelines.image_to_text import first_sentence, generate_text
+from lavit_hf.training import TrainingDataset
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
+
+from .selection import blind
+
+_GREEDY = {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 48}
+
+
+def train_captioner(
+    visual_tokenizer: str, text_model: str, selection: str, mode: str, num_steps: int, output_dir: Path
+) -> tuple[LavitForConditionalGeneration, ImageTextProcessor]:
+    """A language model that reads pictures as `mode` says: as features (`continuous`) or as codes (`discrete`)."""
+    torch.manual_seed(0)
+    model = LavitForConditionalGeneration.from_vision_text_pretrained(
+        None, text_model, visual_tokenizer=visual_tokenizer, dtype="float32"
+    )
+    processor = ImageTextProcessor.from_vision_text_pretrained(visual_tokenizer, text_model, config=model)
+    processor.visual_tokenizer = model
+    processor.visual_mode = mode
+    freeze_for_language_modeling(model)
+    blind(model.visual_tokenizer, selection)
+    batch_size = 32
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=num_steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=1e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            weight_decay=0.05,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=_captions(processor, num_steps * batch_size),
+        data_collator=LavitDataCollator(processor, image_first_probability=1.0),
+    )
+    trainer.train()
+    return model.eval(), processor
+
+
+def _captions(processor: ImageTextProcessor, num_scenes: int) -> TrainingDataset:
+    """Pictures with captions; pictures that are read as codes are read once and for all."""
+    if processor.visual_mode == "continuous":
+        return TrainingDataset(make_scenes("train", num_scenes=num_scenes), "image", "text")
+    rows = []
+    for start in range(0, num_scenes, 200):
+        indices = range(start, min(start + 200, num_scenes))
+        images = [render(sample_scene("train", 0, index)) for index in indices]
+        for index, ids in zip(indices, processor.tokenize_images(images), strict=True):
+            codes = processor.tokenizer.convert_ids_to_codes(ids[1:-1]).tolist()
+            rows.append({"codes": [codes], "text": scene_row("train", 0, index)["text"]})
+    return TrainingDataset(rows, "codes", "text")
+
+
+def measure_captions(
+    model: LavitForConditionalGeneration, processor: ImageTextProcessor, num_scenes: int
+) -> Measurement:
+    """How many captions of new scenes are fully right."""
+    torch.manual_seed(0)  # for patches that are kept by chance
+    scenes = [sample_scene("validation", 0, index) for index in range(num_scenes)]
+    comparisons = []
+    for start in range(0, len(scenes), 100):
+        part = scenes[start : start + 100]
+        texts = generate_text(model, processor, [render(scene) for scene in part], [""] * len(part), _GREEDY)
+        found = [read_facts(first_sentence(text)) for text in texts]
+        comparisons += [compare_facts(facts, scene) for facts, scene in zip(found, part, strict=True)]
+    return measure_facts(comparisons)[WHOLE]

@@ -1,0 +1,54 @@
+"""Numbers of variants that are finished, in a file, and as tables."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+TOKENIZERS, CAPTIONS, GUIDANCE = "tokenizers", "captions", "guidance"
+
+
+class Results:
+    """What was measured, by table and variant.
+
+    Args:
+        path: The file. What is in it is not measured again.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.tables: dict[str, dict[str, dict[str, Any]]] = {TOKENIZERS: {}, CAPTIONS: {}, GUIDANCE: {}}
+        if path.exists():
+            self.tables.update(json.loads(path.read_text(encoding="utf-8")))
+
+    def add(self, table: str, variant: str, measure: Callable[[], dict[str, Any]]) -> None:
+        """Measures a variant unless that is done, and writes the file."""
+        if variant in self.tables[table]:
+            return
+        start = time.monotonic()
+        values = measure()
+        self.tables[table][variant] = values | {"seconds": round(time.monotonic() - start)}
+        self.path.write_text(json.dumps(self.tables, indent=2) + "\n", encoding="utf-8")
+        print(f"{table}: {variant}: {self.tables[table][variant]}", flush=True)
+
+    def to_markdown(self) -> str:
+        """All tables."""
+        lines = ["| Kept patches | Tokens | Cosine | Patches of objects read right |", "|---|--:|--:|--:|"]
+        for name, row in self.tables[TOKENIZERS].items():
+            share = f"{100 * row['patches_right']:.1f} %"
+            lines.append(f"| {name} | {row['tokens']:.1f} | {row['cosine']:.3f} | {share} |")
+        lines += ["", "| Captions from | All facts right |", "|---|--:|"]
+        lines += [f"| {name} | {_share(row['fully_right'])} |" for name, row in self.tables[CAPTIONS].items()]
+        lines += ["", "| Guidance | Background | Colors | Shapes | Whole scene |", "|---|--:|--:|--:|--:|"]
+        for name, row in self.tables[GUIDANCE].items():
+            shares = [_share(row[part]) for part in ("background", "color", "shape", "fully_right")]
+            lines.append(f"| {name} | {' | '.join(shares)} |")
+        return "\n".join(lines) + "\n"
+
+
+def _share(measured: dict[str, Any]) -> str:
+    low, high = (round(100 * end) for end in measured["interval"])
+    return f"{100 * measured['value']:.0f} % ({low} to {high})"

@@ -1,0 +1,29 @@
+"""Which patches become tokens: as the method selects them, or regardless of what they show."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import nn
+
+from lavit_hf.modeling.selector import KEEP
+
+DYNAMIC, ALL, RANDOM = "dynamic", "all patches", "random"
+KEEP_RATE = 0.33  # of `dynamic`, and of `random`
+
+
+def decide_blindly(keep_rate: float, patch_features: torch.Tensor) -> torch.Tensor:
+    """What a selector returns that keeps patches by chance: log-probabilities, `[batch, num_patches, 2]`."""
+    is_kept = torch.rand(patch_features.shape[:2], device=patch_features.device) < keep_rate
+    chosen = torch.where(is_kept, KEEP, 1 - KEEP)
+    return nn.functional.one_hot(chosen, 2).float().clamp_min(1e-6).log()
+
+
+def blind(visual_tokenizer: nn.Module, selection: str) -> None:
+    """Has the selectors of a visual tokenizer decide by chance, unless it is to select as the method does."""
+    if selection == DYNAMIC:
+        return
+    for branch in (visual_tokenizer.discrete, visual_tokenizer.continuous):
+        if branch is not None:
+            branch.selector.forward = functools.partial(decide_blindly, 1.0 if selection == ALL else KEEP_RATE)

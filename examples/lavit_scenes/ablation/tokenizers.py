@@ -1,0 +1,125 @@
+"""Trains small visual tokenizers that differ in one thing, and measures what their tokens still tell."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from transformers import Trainer, TrainingArguments
+
+from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizerForPreTraining
+from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, make_scenes, render, sample_scene
+from lavit_hf.data.scenes.patches import label_patches
+from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
+
+from .selection import DYNAMIC, KEEP_RATE, blind
+
+CODEBOOK_SIZE = 1024
+_CLASSES = {"shape": len(SHAPES) + 1, "color": len(COLORS) + len(BACKGROUNDS), "size": len(SIZES) + 1}
+_PROBE_STEPS = 300
+
+
+def build_tokenizer(vision_model: Any, selection: str, is_quantized: bool, num_steps: int) -> Any:
+    """A new visual tokenizer with its token decoder, as `recipe.yaml` has them; phases are shares of all steps."""
+    torch.manual_seed(0)
+    learned = round(0.15 * num_steps) if selection == DYNAMIC else 0
+    model = LavitVisualTokenizerForPreTraining.from_vision_pretrained(
+        vision_model=vision_model,
+        visual_tokenizer_config={
+            "codebook_size": CODEBOOK_SIZE,
+            "codebook_dim": 32,
+            "initializer_range": 0.1,
+            "merger_num_layers": 3,
+        },
+        token_decoder_config={"initializer_range": 0.1, "cross_attention_dims": [128], "pooled_size": None},
+        keep_rate=KEEP_RATE,
+        # Without a selector that learns, the rate is nothing to be learned either.
+        keep_rate_weight=10.0 if selection == DYNAMIC else 0.0,
+        bypass_merger_steps=round(0.2 * num_steps),
+        selector_steps=learned,
+        quantize_after_steps=round(0.5 * num_steps) if is_quantized else num_steps + 1,
+    )
+    blind(model.visual_tokenizer, selection)
+    return model
+
+
+def train_tokenizer(model: Any, image_processor: Any, num_steps: int, output_dir: Path) -> None:
+    """Trains it on scenes."""
+    batch_size = 64
+    trainer = Trainer(
+        model=model,
+        args=TrainingArguments(
+            output_dir=str(output_dir),
+            max_steps=num_steps,
+            per_device_train_batch_size=batch_size,
+            learning_rate=3e-3,
+            lr_scheduler_type="cosine",
+            warmup_steps=0.05,
+            weight_decay=0.01,
+            logging_steps=50,
+            save_strategy="no",
+            report_to="none",
+            remove_unused_columns=False,
+            disable_tqdm=True,
+        ),
+        train_dataset=TrainingDataset(make_scenes("train", num_scenes=num_steps * batch_size), "image", None),
+        data_collator=VisualTokenizerDataCollator(image_processor),
+    )
+    trainer.train()
+    model.eval()
+
+
+@torch.no_grad()
+def decode_features(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features of the encoder and those decoded from tokens, `[batch, num_patches, hidden]`, and numbers of tokens."""
+    parts = [model(pixel_values=part) for part in pixel_values.split(100)]
+    features, decoded, num_tokens = (
+        torch.cat([part[name] for part in parts]) for name in ("patch_features", "features", "num_tokens")
+    )
+    return features, decoded, num_tokens
+
+
+def measure_tokenizer(model: Any, image_processor: LavitImageProcessorPil, num_scenes: int) -> dict[str, float]:
+    """What a linear layer that learned to read the encoder's features reads from decoded ones, on new scenes.
+
+    Returns:
+        `tokens` per picture, `cosine` of decoded features with the encoder's, and `patches_right`: the share of
+        patches with an object whose shape, color and size are all read right.
+    """
+    labels, features, _, _ = _read(model, image_processor, "train", num_scenes)
+    torch.manual_seed(0)
+    probe = torch.nn.Linear(features.shape[-1], sum(_CLASSES.values()))
+    optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
+    for _ in range(_PROBE_STEPS):
+        rows = torch.randint(len(features), (100,))
+        scores = probe(_normalize(features[rows])).split(list(_CLASSES.values()), dim=-1)
+        loss = sum(F.cross_entropy(one.flatten(0, 1), labels[rows, :, i].flatten()) for i, one in enumerate(scores))
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[union-attr]
+        optimizer.step()
+    labels, features, decoded, num_tokens = _read(model, image_processor, "validation", num_scenes)
+    scores = probe(_normalize(decoded)).split(list(_CLASSES.values()), dim=-1)
+    is_right = torch.stack([one.argmax(dim=-1) for one in scores], dim=-1).eq(labels).all(dim=-1)
+    is_object = labels[..., 0] != len(SHAPES)
+    return {
+        "tokens": num_tokens.float().mean().item(),
+        "cosine": F.cosine_similarity(features, decoded, dim=-1).mean().item(),
+        "patches_right": is_right[is_object].float().mean().item(),
+    }
+
+
+def _read(model: Any, image_processor: Any, split: str, num_scenes: int) -> tuple[torch.Tensor, ...]:
+    """Labels `[scenes, num_patches, 3]`, and what `decode_features` gives, of scenes of a split."""
+    scenes = [sample_scene(split, 0, index) for index in range(num_scenes)]
+    side = round(model.config.visual_tokenizer_config.num_patches**0.5)
+    found = [label_patches(scene, side) for scene in scenes]
+    labels = np.stack([np.stack([getattr(one, name) for name in _CLASSES], axis=-1) for one in found])
+    pixel_values = image_processor([render(scene) for scene in scenes], return_tensors="pt")["pixel_values"]
+    return torch.tensor(labels), *decode_features(model, pixel_values)
+
+
+def _normalize(features: torch.Tensor) -> torch.Tensor:
+    return F.layer_norm(features, features.shape[-1:])
