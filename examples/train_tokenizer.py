@@ -46,6 +46,9 @@ class ModelArguments:
         default=None, metadata={"help": "Instead: a JSON file with `model_type` and sizes of an encoder, at random."}
     )
     from_scratch: bool = field(default=False, metadata={"help": "Of a LaVIT, take the vision encoder only."})
+    new_codes: bool = field(
+        default=False, metadata={"help": "Of a visual tokenizer, keep encoder and selector, learn the rest anew."}
+    )
     token_decoder: str | None = field(default=None, metadata={"help": "Token decoder of the tokenizer that goes on."})
     codebook_size: int = field(default=16384, metadata={"help": "Number of visual codes."})
     codebook_dim: int = field(default=32, metadata={"help": "Width of a code."})
@@ -159,15 +162,20 @@ def load_model(
     values = {name: getattr(method_args, name) for name in (*names, "kmeans_tokens_per_code", "center_targets")}
     values["seed"] = args.seed
     part = load_vision_part(model_args)
-    if part.config.model_type == "lavit_visual_tokenizer":
+    is_trained = part.config.model_type == "lavit_visual_tokenizer"
+    if model_args.new_codes and not is_trained:
+        raise SystemExit("--new_codes is for a --vision_model that is a visual tokenizer.")
+    selector = part.discrete.selector if model_args.new_codes else None
+    if is_trained and selector is None:
         decoder = model_args.token_decoder and LavitTokenDecoder.from_pretrained(model_args.token_decoder)
         return LavitVisualTokenizerForPreTraining.from_vision_pretrained(
             vision_model=part, token_decoder=decoder or None, **values
         )
     new = {"codebook_size": model_args.codebook_size, "codebook_dim": model_args.codebook_dim}
     common = {"initializer_range": model_args.initializer_range}
-    return LavitVisualTokenizerForPreTraining.from_vision_pretrained(
-        vision_model=part,
+    selector_steps = 0 if selector is not None else method_args.selector_steps
+    model = LavitVisualTokenizerForPreTraining.from_vision_pretrained(
+        vision_model=part if selector is None else part.vision_model,
         visual_tokenizer_config={**new, **common, "merger_num_layers": model_args.num_layers},
         token_decoder_config={
             **common,
@@ -175,11 +183,14 @@ def load_model(
             "pooled_size": model_args.pooled_size or None,
         },
         bypass_merger_steps=forwards(method_args.bypass_merger_steps),
-        selector_steps=None if method_args.selector_steps < 0 else forwards(method_args.selector_steps),
+        selector_steps=None if selector_steps < 0 else forwards(selector_steps),
         calibration_steps=max(1, min(20, updates // 20)) * args.gradient_accumulation_steps,
         quantize_after_steps=forwards(method_args.quantize_after_steps),
         **values,
     )
+    if selector is not None:
+        model.visual_tokenizer.discrete.selector.load_state_dict(selector.state_dict())
+    return model
 
 
 def load_vision_part(model_args: ModelArguments) -> Any:

@@ -2,7 +2,7 @@
 
     python examples/lavit_scenes/ablate.py --output_dir out/ablation
 
-From the vision encoder of lavit-scenes it trains small visual tokenizers (which patches are kept? are tokens
+Around the encoder and the selector of lavit-scenes it trains new visual tokenizers (which patches are kept? are tokens
 quantized?), and on these small language models that write captions (from features or from codes?). The trained
 checkpoint then draws with several scales of guidance. `--output_dir` gets `ablation.json` and `ablation.md`; what is
 finished there is not done again. `--only` runs some of the three tables.
@@ -31,8 +31,8 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("out/ablation"), help="where everything goes")
     parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="whose encoder, and what draws")
-    parser.add_argument("--tokenizer_steps", type=int, default=600, help="updates of each tokenizer")
-    parser.add_argument("--caption_steps", type=int, default=600, help="updates of each language model")
+    parser.add_argument("--tokenizer_steps", type=int, default=400, help="updates of each tokenizer")
+    parser.add_argument("--caption_steps", type=int, default=500, help="updates of each language model")
     parser.add_argument("--num_scenes", type=int, default=1000, help="new scenes to read tokens and captions of")
     parser.add_argument("--num_drawings", type=int, default=200, help="drawings for each scale of guidance")
     parser.add_argument("--only", nargs="+", choices=(TOKENIZERS, CAPTIONS, GUIDANCE), help="tables, by default all")
@@ -66,8 +66,8 @@ def compare_tokenizers(args: argparse.Namespace, results: Results) -> None:
 def run_tokenizer(args: argparse.Namespace, selection: str, is_quantized: bool) -> dict[str, Any]:
     """Trains, measures and saves a tokenizer."""
     image_processor = LavitImageProcessorPil.from_pretrained(args.checkpoint)
-    encoder = LavitVisualTokenizer.from_pretrained(args.checkpoint).vision_model
-    model = build_tokenizer(encoder, selection, is_quantized, args.tokenizer_steps)
+    trained = LavitVisualTokenizer.from_pretrained(args.checkpoint)
+    model = build_tokenizer(trained, selection, is_quantized, args.tokenizer_steps)
     folder = args.output_dir / "tokenizers" / selection.replace(" ", "-")
     train_tokenizer(model, image_processor, args.tokenizer_steps, folder)
     if is_quantized:

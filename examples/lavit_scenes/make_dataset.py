@@ -2,8 +2,8 @@
 
     python examples/lavit_scenes/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
 
-Rows are captions (`images`, `text`), a question about a picture with its answer (`images`, `messages`), and drawings
-after a picture (`images`, `prompt`, `text`): the same objects on another background.
+Rows are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
+`messages`), and drawings after a picture (`images`, `prompt`, `text`): the same objects on another background.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from lavit_hf.data.scenes.questions import ask_questions
 
 _PURPOSE = 1000  # of the dice; those of scenes are far below
 _ROWS_AT_A_TIME = 2000
+_QUESTIONS = 3  # in a conversation
 
 
 @dataclass
@@ -32,7 +33,7 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Where the dataset goes."})
     num_rows: int = field(default=60_000, metadata={"help": "How many rows."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes."})
-    question_share: float = field(default=0.4, metadata={"help": "Share of rows with a question."})
+    question_share: float = field(default=0.4, metadata={"help": "Share of rows with questions."})
     change_share: float = field(default=0.05, metadata={"help": "Share of rows with another background to draw."})
 
 
@@ -42,7 +43,7 @@ def make_row(args: Arguments, index: int) -> dict[str, Any]:
     row: dict[str, Any] = {"images": [scene], "text": None, "prompt": None, "messages": None, "sample_id": index}
     kind = dice.below(1_000_000) / 1_000_000
     if kind < args.question_share:
-        row["messages"] = ask(scene, dice)
+        row["messages"] = converse(scene, dice)
     elif kind < args.question_share + args.change_share:
         used = {scene.background, *(item.color for item in scene.objects)}
         background = dice.choice([name for name in BACKGROUNDS if name not in used])
@@ -53,15 +54,15 @@ def make_row(args: Arguments, index: int) -> dict[str, Any]:
     return row | {"images": [to_png(one) for one in row["images"]]}
 
 
-def ask(scene: Scene, dice: Dice) -> list[dict[str, Any]]:
-    """A question with its answer; those of yes and no, of which there are the most sorts, come twice as often."""
-    questions = ask_questions(scene, dice)
-    question, answer, _ = dice.choice([*questions, questions[-1]])
-    picture = {"type": "image", "text": None}
-    return [
-        {"role": "user", "content": [picture, {"type": "text", "text": question}]},
-        {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-    ]
+def converse(scene: Scene, dice: Dice) -> list[dict[str, Any]]:
+    """Some questions of all kinds; those of yes and no, of which there are the most sorts, come twice as often."""
+    questions = dice.shuffled(ask_questions(scene, dice) + ask_questions(scene, dice)[-1:])[:_QUESTIONS]
+    messages: list[dict[str, Any]] = []
+    for question, answer, _ in questions:
+        messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
+    messages[0]["content"].insert(0, {"type": "image", "text": None})
+    return messages
 
 
 def to_png(scene: Scene) -> dict[str, Any]:

@@ -4,7 +4,8 @@
         --output_dir out/lavit-scenes/vision_encoder --max_steps 2000
 
 From the features of every patch, linear layers (thrown away afterwards) have to tell the shape, color, size and place
-of the object there, and to paint the patch again. Half of the pictures are shown in colors that no scene has, so that
+of the object there, the place of the patch, and to paint it again. Of the patches that become tokens nothing but their
+features tells a language model where they were. Half of the pictures are shown in colors that no scene has, so that
 shapes are learned apart from colors: pairs of both that are held out, and are never shown here, need that.
 `--output_dir` gets the encoder, for `train_tokenizer.py --vision_model`.
 """
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
@@ -31,6 +33,7 @@ from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 from lavit_hf.training.sample_seeds import sample_seed, sample_uniform
 
 _IGNORED = -100
+_TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its features
 _OTHER = 60.0  # distance in RGB from which on a color is another one
 
 
@@ -42,6 +45,8 @@ class EncoderArguments:
     num_scenes: int = field(default=40_000, metadata={"help": "How many scenes to train on."})
     num_eval_scenes: int = field(default=500, metadata={"help": "How many scenes to evaluate on, of either split."})
     repaint_probability: float = field(default=0.5, metadata={"help": "How often a picture gets other colors."})
+    position_weight: float = field(default=0.0, metadata={"help": "Weight of telling where a patch is."})
+    init_from: str | None = field(default=None, metadata={"help": "A directory of this script, to go on from."})
 
 
 @dataclass
@@ -129,15 +134,18 @@ class VisionEncoderForScenes(nn.Module):
 
     Args:
         vision_model: A vision transformer that returns its raw residual stream.
+        position_weight: Weight of telling the row and the column of a patch.
     """
 
-    def __init__(self, vision_model: Any) -> None:
+    def __init__(self, vision_model: Any, position_weight: float) -> None:
         super().__init__()
+        self.position_weight = position_weight
         self.vision_model = vision_model
         config = vision_model.config
         self.patch_size = config.patch_size
         self.classes = {"shape": len(SHAPES) + 1, "color": len(COLORS) + len(BACKGROUNDS), "size": len(SIZES) + 1}
-        self.num_outputs = [*self.classes.values(), 2, 3 * self.patch_size**2]
+        self.side = config.image_size // config.patch_size
+        self.num_outputs = [*self.classes.values(), 2, 3 * self.patch_size**2, self.side, self.side]
         self.head = nn.Linear(config.hidden_size, sum(self.num_outputs))
 
     def forward(
@@ -160,9 +168,11 @@ class VisionEncoderForScenes(nn.Module):
             The loss, and which of the patches' classes were found, `[batch, num_patches]` each.
         """
         features = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 1:]
-        *logits, place, pixels = self.head(F.layer_norm(features, features.shape[-1:])).split(self.num_outputs, dim=-1)
+        outputs = self.head(F.layer_norm(features, features.shape[-1:])).split(self.num_outputs, dim=-1)
+        *logits, place, pixels, row, column = outputs
         targets = dict(zip(self.classes, (shape, color, size), strict=True))
         loss = F.mse_loss(pixels, self.patches(pixel_values))
+        loss = loss + self.position_weight * self.position_loss(row, column)
         is_object = (shape != len(SHAPES))[..., None]
         loss = loss + 4 * (F.smooth_l1_loss(place, offset, reduction="none", beta=0.1) * is_object).mean()
         found = {}
@@ -170,6 +180,15 @@ class VisionEncoderForScenes(nn.Module):
             loss = loss + F.cross_entropy(values.transpose(1, 2), target, ignore_index=_IGNORED)
             found[name] = values.argmax(dim=-1)
         return {"loss": loss, **found}
+
+    def position_loss(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
+        """How well scores of rows and columns, `[batch, num_patches, side]` each, tell where patches are."""
+        number = torch.arange(self.side**2, device=row.device).expand(len(row), -1)
+        losses = [
+            F.cross_entropy(scores.transpose(1, 2), target)
+            for scores, target in ((row, number // self.side), (column, number % self.side))
+        ]
+        return losses[0] + losses[1]
 
     def patches(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Pixels of every patch, `[batch, num_patches, 3 * patch_size ** 2]`."""
@@ -206,8 +225,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
         split: LabeledScenes(split, encoder_args.num_eval_scenes, config.image_size, side)
         for split in ("validation", "held_out")
     }
+    model = VisionEncoderForScenes(build_vision_model(config), encoder_args.position_weight)
+    if encoder_args.init_from is not None:
+        model.load_state_dict(load_file(Path(encoder_args.init_from) / _TRAINED))
     trainer = Trainer(
-        model=VisionEncoderForScenes(build_vision_model(config)),
+        model=model,
         args=args,
         train_dataset=LabeledScenes(
             "train", encoder_args.num_scenes, config.image_size, side, encoder_args.repaint_probability
@@ -221,6 +243,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.save_state()
     if trainer.is_world_process_zero():
         complete_model(trainer.model.vision_model).save_pretrained(args.output_dir)
+        save_file(trainer.model.state_dict(), Path(args.output_dir) / _TRAINED)
         image_processor.save_pretrained(args.output_dir)
     return trainer
 

@@ -22,22 +22,23 @@ TEXT = {
 }
 UNET = {"block_out_channels": [16, 16, 16], "attention_head_dim": 8, "norm_num_groups": 4, "cross_attention_dim": 16}
 # What makes a stage small, beside the sizes of its networks.
+_ENCODER = {"max_steps": 2, "num_scenes": 8, "num_eval_scenes": 4, "per_device_train_batch_size": 4}
+_TOKENIZER = {
+    "max_steps": 6,
+    "num_scenes": 8,
+    "per_device_train_batch_size": 4,
+    "codebook_size": 16,
+    "num_layers": 1,
+    "cross_attention_dims": 16,
+    "bypass_merger_steps": 1,
+}
 FEW: dict[str, dict[str, Any]] = {
-    "vision_encoder": {"max_steps": 2, "num_scenes": 8, "num_eval_scenes": 4, "per_device_train_batch_size": 4},
+    "shape_encoder": _ENCODER,
+    "selector": {**_TOKENIZER, "selector_steps": 1, "warmup_steps": 1},
+    "vision_encoder": _ENCODER,
+    "carried": {"max_steps": 2, "batch_size": 4},
     "autoencoder": {"max_train_steps": 2, "num_scenes": 8, "train_batch_size": 4, "num_validation_rows": 4},
-    "tokenizer": {
-        "max_steps": 6,
-        "num_scenes": 8,
-        "num_eval_rows": 4,
-        "per_device_train_batch_size": 4,
-        "codebook_size": 16,
-        "num_layers": 1,
-        "cross_attention_dims": 16,
-        "kmeans_tokens_per_code": 1,
-        "bypass_merger_steps": 1,
-        "selector_steps": 1,
-        "quantize_after_steps": 2,
-    },
+    "tokenizer": {**_TOKENIZER, "num_eval_rows": 4, "kmeans_tokens_per_code": 1, "quantize_after_steps": 2},
     "dataset": {"num_rows": 24},
     "lavit": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
     "pixel_decoder": {
@@ -61,7 +62,8 @@ def small_recipe(tmp_path: Path) -> Path:
     recipe = yaml.safe_load((HERE / "recipe.yaml").read_text())
     for stage, few in FEW.items():
         recipe[stage]["options"].update(few)
-    recipe["vision_encoder"]["options"]["config"] = str(tmp_path / "vision_encoder.json")
+    for stage in ("shape_encoder", "vision_encoder"):
+        recipe[stage]["options"]["config"] = str(tmp_path / "vision_encoder.json")
     recipe["language_model"]["options"]["config"] = str(tmp_path / "language_model.json")
     recipe["pixel_decoder"]["options"]["unet_config"] = str(tmp_path / "unet.json")
     path = tmp_path / "recipe.yaml"
@@ -85,7 +87,7 @@ def test_the_recipe_makes_a_checkpoint(
 
     capsys.readouterr()
     run("train", "--output_dir", trained, "--recipe", small_recipe)
-    assert capsys.readouterr().out.count("finished before") == 7
+    assert capsys.readouterr().out.count("finished before") == 10
 
     run("assemble", "--trained", trained, "--output_dir", checkpoint)
     pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint)

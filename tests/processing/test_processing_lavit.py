@@ -432,7 +432,7 @@ PICTURE = {"type": "image", "image": IMAGES[0]}
                 user(text_part("where?")),
             ],
             True,
-            "Be brief. Question: who? Answer: a cat</s>Question: where? Answer:",
+            "Be brief. Question: who? Answer: a cat Question: where? Answer:",
         ),
         ([user(text_part("a"), text_part("b"))], True, "Question: a b Answer:"),
         ([user(text_part("  spaces kept ")), user(PICTURE)], True, "Question:   spaces kept <image>"),

@@ -10,7 +10,7 @@ from torch import nn
 from lavit_hf.modeling.selector import KEEP
 
 DYNAMIC, ALL, RANDOM = "dynamic", "all patches", "random"
-KEEP_RATE = 0.33  # of `dynamic`, and of `random`
+KEEP_RATE = 0.33  # of `random`; about that of `dynamic`
 
 
 def decide_blindly(keep_rate: float, patch_features: torch.Tensor) -> torch.Tensor:

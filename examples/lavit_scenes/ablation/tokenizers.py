@@ -10,24 +10,23 @@ import torch
 from torch.nn import functional as F
 from transformers import Trainer, TrainingArguments
 
-from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizerForPreTraining
+from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, LavitVisualTokenizerForPreTraining
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, make_scenes, render, sample_scene
 from lavit_hf.data.scenes.patches import label_patches
 from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
 
-from .selection import DYNAMIC, KEEP_RATE, blind
+from .selection import blind
 
 CODEBOOK_SIZE = 1024
 _CLASSES = {"shape": len(SHAPES) + 1, "color": len(COLORS) + len(BACKGROUNDS), "size": len(SIZES) + 1}
 _PROBE_STEPS = 300
 
 
-def build_tokenizer(vision_model: Any, selection: str, is_quantized: bool, num_steps: int) -> Any:
-    """A new visual tokenizer with its token decoder, as `recipe.yaml` has them; phases are shares of all steps."""
+def build_tokenizer(trained: LavitVisualTokenizer, selection: str, is_quantized: bool, num_steps: int) -> Any:
+    """A new visual tokenizer with its token decoder, around the encoder and the selector of a trained one."""
     torch.manual_seed(0)
-    learned = round(0.15 * num_steps) if selection == DYNAMIC else 0
     model = LavitVisualTokenizerForPreTraining.from_vision_pretrained(
-        vision_model=vision_model,
+        vision_model=trained.vision_model,
         visual_tokenizer_config={
             "codebook_size": CODEBOOK_SIZE,
             "codebook_dim": 32,
@@ -35,13 +34,12 @@ def build_tokenizer(vision_model: Any, selection: str, is_quantized: bool, num_s
             "merger_num_layers": 3,
         },
         token_decoder_config={"initializer_range": 0.1, "cross_attention_dims": [128], "pooled_size": None},
-        keep_rate=KEEP_RATE,
-        # Without a selector that learns, the rate is nothing to be learned either.
-        keep_rate_weight=10.0 if selection == DYNAMIC else 0.0,
-        bypass_merger_steps=round(0.2 * num_steps),
-        selector_steps=learned,
-        quantize_after_steps=round(0.5 * num_steps) if is_quantized else num_steps + 1,
+        keep_rate_weight=0.0,
+        selector_steps=0,
+        bypass_merger_steps=round(0.15 * num_steps),
+        quantize_after_steps=round(0.4 * num_steps) if is_quantized else num_steps + 1,
     )
+    model.visual_tokenizer.discrete.selector.load_state_dict(trained.discrete.selector.state_dict())
     blind(model.visual_tokenizer, selection)
     return model
 

@@ -6,8 +6,7 @@ from typing import Any
 
 # Renders [image, "what is it?"] as the release's VQA prompt, "<image>Question: what is it? Answer:"; an image alone is
 # its caption prompt. Only the answer to a text question starts with " Answer:", so [image] -> "a cat" is a caption.
-# With generation_mode="image" a user's text describes what to draw and stays as it is. An answer before another turn
-# ends as it does where it is generated: from chats of several turns a model would else learn to end the last one only.
+# With generation_mode="image" a user's text describes what to draw and stays as it is.
 DEFAULT_CHAT_TEMPLATE = """\
 {%- set drawing = generation_mode is defined and generation_mode == "image" -%}
 {%- set ns = namespace(after_text=false, question=false, opened=false) -%}
@@ -44,10 +43,6 @@ DEFAULT_CHAT_TEMPLATE = """\
             {{- raise_exception("LaVIT's chat template takes text and images, not " ~ part.type) -}}
         {%- endif -%}
     {%- endfor -%}
-    {%- if message.role == "assistant" and ns.after_text and not loop.last -%}
-        {%- generation -%}{{- eos_token -}}{%- endgeneration -%}
-        {%- set ns.after_text = false -%}
-    {%- endif -%}
 {%- endfor -%}
 {{- " Answer:" if add_generation_prompt and ns.question else "" -}}
 """

@@ -187,7 +187,7 @@ def test_a_chat_learns_what_the_assistant_says_and_draws(processor):
     ]
     batch = LavitDataCollator(processor)([row(None, messages=messages)])
     drawn = f"[{codes_of(processor, picture(7))}]"
-    text = f"{READ}_Question:_x?_Answer:_red$Question:_draw{drawn}$"
+    text = f"{READ}_Question:_x?_Answer:_red$_Question:_draw{drawn}$"
     assert describe(batch, processor) == (text, f"_red${drawn}$")  # the end of every answer is learned
     assert len(batch["pixel_values"]) == 1
 

@@ -15,6 +15,9 @@ from .sample_parts import Part, Picture, Sample, Tokens
 def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
     """Renders a chat with the processor's own template.
 
+    Every answer before another turn ends with the end of text, learned as well: if only that of the last answer were
+    learned, the model would go on after any other one. A template cannot say so, as text never becomes that token.
+
     Args:
         processor: Its template has to mark what the assistant says by `{% generation %}`.
         sample: A sample with `messages`; parts of type `image` are taken from them, or from the sample's images in
@@ -72,18 +75,35 @@ def _light(processor: ImageTextProcessor) -> ImageTextProcessor:
 def _split(
     ids: list[int], is_learned: list[bool], pictures: list[Picture], processor: ImageTextProcessor
 ) -> list[Part]:
-    """Cuts ids at the images in them."""
+    """Cuts ids at the images in them, and ends the answers."""
+    tokenizer = processor.tokenizer
     parts: list[Part] = []
     start = 0
     for picture in pictures:
-        first = ids.index(processor.tokenizer.boi_token_id, start)
+        first = ids.index(tokenizer.boi_token_id, start)
         if first > start:
-            parts.append(Tokens(ids[start:first], is_learned[start:first]))
+            text = Tokens(ids[start:first], is_learned[start:first])
+            parts.append(_end_answers(text, tokenizer.eos_token_id, is_last_complete=not picture.is_learned))
         parts.append(picture)
-        start = ids.index(processor.tokenizer.eoi_token_id, first) + 1
+        start = ids.index(tokenizer.eoi_token_id, first) + 1
     if start < len(ids):
-        parts.append(Tokens(ids[start:], is_learned[start:]))
+        # The end of the row is none of ours.
+        parts.append(_end_answers(Tokens(ids[start:], is_learned[start:]), tokenizer.eos_token_id, False))
     return parts
+
+
+def _end_answers(text: Tokens, eos_token_id: int, is_last_complete: bool) -> Tokens:
+    """Puts the end of text after what is learned and followed by what is not, or by another's turn."""
+    ids: list[int] = []
+    is_learned: list[bool] = []
+    followers = [*text.is_learned[1:], not is_last_complete]
+    for index, mark, next_mark in zip(text.ids, text.is_learned, followers, strict=True):
+        ids.append(index)
+        is_learned.append(mark)
+        if mark and not next_mark and index != eos_token_id:
+            ids.append(eos_token_id)
+            is_learned.append(True)
+    return Tokens(ids, is_learned)
 
 
 def _first(rows: Any) -> list[int]:

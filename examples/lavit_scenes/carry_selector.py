@@ -1,0 +1,87 @@
+"""Carries a selector over to an encoder that was trained further.
+
+    python examples/lavit_scenes/carry_selector.py --visual_tokenizer out/lavit-scenes/selector/visual_tokenizer \
+        --vision_model out/lavit-scenes/vision_encoder --output_dir out/lavit-scenes/carried
+
+Once features tell where patches are, those of the background help to rebuild a picture about as much as those of
+objects, and stage 1 keeps either. So the selector learns before, and then learns to decide the same from the features
+of the encoder that was trained further. `--output_dir` gets a visual tokenizer with both, whose other parts are
+random, for `train_tokenizer.py --new_codes`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+from transformers import HfArgumentParser
+
+from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
+from lavit_hf.data.scenes import render, sample_scene
+from lavit_hf.modeling.selector import KEEP, select_patches
+from lavit_hf.modeling.vision_text_init import load_visual_part
+
+
+@dataclass
+class Arguments:
+    """What to carry where."""
+
+    visual_tokenizer: str = field(metadata={"help": "Whose selector to carry over."})
+    vision_model: str = field(metadata={"help": "The encoder that was trained further."})
+    output_dir: str = field(metadata={"help": "Where the new visual tokenizer goes."})
+    max_steps: int = field(default=350, metadata={"help": "Updates."})
+    batch_size: int = field(default=64, metadata={"help": "Pictures per update."})
+    learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate."})
+
+
+def pictures(args: Arguments, image_processor: Any) -> Iterator[torch.Tensor]:
+    """Batches of pictures, `[batch, 3, height, width]`."""
+    for step in range(args.max_steps):
+        indices = range(step * args.batch_size, (step + 1) * args.batch_size)
+        images = [render(sample_scene("train", 0, index)) for index in indices]
+        yield image_processor(images, return_tensors="pt")["pixel_values"]
+
+
+def teach(
+    teacher: LavitVisualTokenizer, student: LavitVisualTokenizer, args: Arguments, image_processor: Any
+) -> float:
+    """Trains the student's selector; returns how often both decide the same in the end."""
+    selector = student.discrete.selector
+    selector.requires_grad_(True)
+    optimizer = torch.optim.AdamW(selector.parameters(), lr=args.learning_rate)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, args.learning_rate, args.max_steps, pct_start=0.05)
+    agreement = 0.0
+    for pixel_values in pictures(args, image_processor):
+        with torch.no_grad():
+            is_kept = select_patches(teacher.discrete.selector(teacher.get_patch_features(pixel_values)))
+            features = student.get_patch_features(pixel_values)
+        log_probs = selector(features)
+        log_odds = log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
+        optimizer.zero_grad()
+        F.binary_cross_entropy_with_logits(log_odds, is_kept.float()).backward()
+        optimizer.step()
+        schedule.step()
+        agreement = ((log_odds > 0) == is_kept).float().mean().item()
+    return agreement
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Carries the selector over."""
+    (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    torch.manual_seed(0)
+    teacher = LavitVisualTokenizer.from_pretrained(args.visual_tokenizer).eval()
+    image_processor = LavitImageProcessorPil.from_pretrained(args.visual_tokenizer)
+    student = LavitVisualTokenizer(teacher.config).eval()
+    student.vision_model.load_state_dict(load_visual_part(args.vision_model, None).state_dict(), strict=False)
+    student.discrete.selector.load_state_dict(teacher.discrete.selector.state_dict())
+    agreement = teach(teacher, student, args, image_processor)
+    print(f"Of the patches, {100 * agreement:.1f} % are kept or dropped as before.")
+    student.save_pretrained(args.output_dir)
+    image_processor.save_pretrained(args.output_dir)
+
+
+if __name__ == "__main__":
+    main()
