@@ -9,6 +9,7 @@ import copy
 import functools
 import inspect
 import json
+import math
 import os
 import torch
 from collections.abc import Callable, Iterator
@@ -496,6 +497,10 @@ class VisualSampler:
         is_interleaved: Whether rows switch between text and images. Inside an image only codes and its end are
             allowed, and guidance applies; outside only text and the image start.
         streamer: Receives the prompt, then every new id.
+
+    Raises:
+        TypeError: A generator is something else.
+        ValueError: `guidance_scale` is not finite.
     """
 
     guidance_scale: float = 1.0
@@ -503,6 +508,14 @@ class VisualSampler:
     vocab_slice: tuple[int, int] | None = None
     is_interleaved: bool = False
     streamer: BaseStreamer | None = None
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"guidance_scale must be a finite number, got {self.guidance_scale}.")
+        given = self.generator if isinstance(self.generator, list) else [self.generator]
+        for one in given:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise TypeError(f"generator must be a torch.Generator, or a list of them, got {type(one).__name__}.")
 
     @property
     def is_guided(self) -> bool:
@@ -529,6 +542,10 @@ class VisualSampler:
         """
         rows, batch_size = input_ids, len(input_ids) // (2 if self.is_guided else 1)
         self._check_generators(batch_size)
+        if generation_config.output_attentions or generation_config.output_hidden_states:
+            raise ValueError(
+                "Attentions and hidden states are not returned here: call the model itself on the ids that were drawn."
+            )
         _forget_twins(logits_processor, batch_size)
         inside = is_inside_image(rows[:batch_size], model.config)
         image_lengths = torch.zeros_like(inside, dtype=torch.long)
