@@ -50,6 +50,8 @@ def test_codes_change_the_condition(decoder):
 def test_samples_without_codes(decoder, counts):
     output = decoder(CODES[: sum(counts)], counts)
     assert output.condition.isfinite().all() and len(output.condition) == len(counts)
+    # Regression: beside others it attended to all of its padding, and alone to the first position.
+    torch.testing.assert_close(output.condition[:1], decoder(CODES[:0], [0]).condition, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("counts", [[3], [3, 3], [7]])

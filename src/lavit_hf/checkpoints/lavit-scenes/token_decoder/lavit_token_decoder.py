@@ -123,7 +123,7 @@ class LavitMLP(nn.Module):
         return self.fc2(self.act(self.fc1(hidden)))
 
 
-# Added to attention logits at padding, as the original does: a sample without codes then attends to its padding.
+# Added to attention logits at padding, as the original does.
 _PADDING_BIAS = -10000.0
 
 
@@ -323,9 +323,10 @@ class LavitTokenDecoder(PreTrainedModel):
         """
         embedded = self.proj_in(rows).split(sizes)
         sequence = nn.utils.rnn.pad_sequence(list(embedded), batch_first=True)
-        if sequence.shape[1] == 0:  # No image has a code: let them attend to the first position.
+        if sequence.shape[1] == 0:  # no image has a code
             sequence = F.pad(sequence, (0, 0, 0, 1))
         longest = sequence.shape[1]
-        counts = torch.tensor(sizes, device=sequence.device)
+        # An image without codes attends to the first position, in whatever company.
+        counts = torch.tensor(sizes, device=sequence.device).clamp_min(1)
         is_padding = torch.arange(longest, device=sequence.device) >= counts[:, None]
         return sequence + self.position_embedding[:longest], is_padding[:, None, None, :] * _PADDING_BIAS
