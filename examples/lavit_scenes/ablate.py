@@ -47,11 +47,7 @@ def main(arguments: list[str] | None = None) -> None:
     if GUIDANCE in tables:
         for scale in (1.0, 2.0, 4.0):
             folder = args.output_dir / f"guidance-{scale:g}"
-            results.add(
-                GUIDANCE,
-                f"{scale:g}",
-                lambda: measure_drawings(args.checkpoint, scale, args.num_drawings, folder),  # noqa: B023
-            )
+            results.add(GUIDANCE, f"{scale:g}", measure_drawings, args.checkpoint, scale, args.num_drawings, folder)
     (args.output_dir / "ablation.md").write_text(results.to_markdown(), encoding="utf-8")
     print(results.to_markdown())
 
@@ -60,7 +56,7 @@ def compare_tokenizers(args: argparse.Namespace, results: Results) -> None:
     """Which patches are kept, and whether tokens are quantized."""
     for selection, is_quantized in ((DYNAMIC, True), (ALL, True), (RANDOM, True), (DYNAMIC, False)):
         name = selection if is_quantized else f"{selection}, not quantized"
-        results.add(TOKENIZERS, name, lambda: run_tokenizer(args, selection, is_quantized))  # noqa: B023
+        results.add(TOKENIZERS, name, run_tokenizer, args, selection, is_quantized)
 
 
 def run_tokenizer(args: argparse.Namespace, selection: str, is_quantized: bool) -> dict[str, Any]:
@@ -68,12 +64,17 @@ def run_tokenizer(args: argparse.Namespace, selection: str, is_quantized: bool) 
     image_processor = LavitImageProcessorPil.from_pretrained(args.checkpoint)
     trained = LavitVisualTokenizer.from_pretrained(args.checkpoint)
     model = build_tokenizer(trained, selection, is_quantized, args.tokenizer_steps)
-    folder = args.output_dir / "tokenizers" / selection.replace(" ", "-")
+    folder = tokenizer_folder(args, selection)
     train_tokenizer(model, image_processor, args.tokenizer_steps, folder)
     if is_quantized:
         model.visual_tokenizer.save_pretrained(folder)
         image_processor.save_pretrained(folder)
     return measure_tokenizer(model, image_processor, args.num_scenes)
+
+
+def tokenizer_folder(args: argparse.Namespace, selection: str) -> Path:
+    """Where the quantized tokenizer with this selection is."""
+    return args.output_dir / "tokenizers" / selection.replace(" ", "-")
 
 
 def compare_captions(args: argparse.Namespace, results: Results) -> None:
@@ -83,12 +84,12 @@ def compare_captions(args: argparse.Namespace, results: Results) -> None:
         make_language_model.main(["--config", str(HERE / "language_model.json"), "--output_dir", str(text_model)])
     for selection in (DYNAMIC, ALL, RANDOM):
         for mode in ("continuous", "discrete"):
-            results.add(CAPTIONS, f"{selection}, {mode}", lambda: run_captions(args, selection, mode))  # noqa: B023
+            results.add(CAPTIONS, f"{selection}, {mode}", run_captions, args, selection, mode)
 
 
 def run_captions(args: argparse.Namespace, selection: str, mode: str) -> dict[str, Any]:
     """Trains and measures a language model."""
-    folder = args.output_dir / "tokenizers" / selection.replace(" ", "-")
+    folder = tokenizer_folder(args, selection)
     model, processor = train_captioner(
         str(folder), str(args.output_dir / "language_model"), selection, mode, args.caption_steps, args.output_dir
     )

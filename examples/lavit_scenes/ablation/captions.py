@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.scenes import make_scenes, render, sample_scene, scene_row
@@ -17,6 +17,7 @@ from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
 
 from .selection import blind
+from .training import training_arguments
 
 _GREEDY = {"num_beams": 1, "min_new_tokens": 1, "max_new_tokens": 48}
 
@@ -37,20 +38,7 @@ def train_captioner(
     batch_size = 32
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(output_dir),
-            max_steps=num_steps,
-            per_device_train_batch_size=batch_size,
-            learning_rate=1e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            weight_decay=0.05,
-            logging_steps=50,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-        ),
+        args=training_arguments(output_dir, num_steps, batch_size, learning_rate=1e-3, weight_decay=0.05),
         train_dataset=_captions(processor, num_steps * batch_size),
         data_collator=LavitDataCollator(processor, image_first_probability=1.0),
     )

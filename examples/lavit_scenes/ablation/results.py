@@ -24,12 +24,12 @@ class Results:
         if path.exists():
             self.tables.update(json.loads(path.read_text(encoding="utf-8")))
 
-    def add(self, table: str, variant: str, measure: Callable[[], dict[str, Any]]) -> None:
+    def add(self, table: str, variant: str, measure: Callable[..., dict[str, Any]], *arguments: Any) -> None:
         """Measures a variant unless that is done, and writes the file."""
         if variant in self.tables[table]:
             return
         start = time.monotonic()
-        values = measure()
+        values = measure(*arguments)
         self.tables[table][variant] = values | {"seconds": round(time.monotonic() - start)}
         self.path.write_text(json.dumps(self.tables, indent=2) + "\n", encoding="utf-8")
         print(f"{table}: {variant}: {self.tables[table][variant]}", flush=True)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch.nn import functional as F
-from transformers import Trainer, TrainingArguments
+from transformers import Trainer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, LavitVisualTokenizerForPreTraining
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, make_scenes, render, sample_scene
@@ -16,6 +16,7 @@ from lavit_hf.data.scenes.patches import label_patches
 from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
 
 from .selection import blind
+from .training import training_arguments
 
 CODEBOOK_SIZE = 1024
 _CLASSES = {"shape": len(SHAPES) + 1, "color": len(COLORS) + len(BACKGROUNDS), "size": len(SIZES) + 1}
@@ -49,20 +50,7 @@ def train_tokenizer(model: Any, image_processor: Any, num_steps: int, output_dir
     batch_size = 64
     trainer = Trainer(
         model=model,
-        args=TrainingArguments(
-            output_dir=str(output_dir),
-            max_steps=num_steps,
-            per_device_train_batch_size=batch_size,
-            learning_rate=3e-3,
-            lr_scheduler_type="cosine",
-            warmup_steps=0.05,
-            weight_decay=0.01,
-            logging_steps=50,
-            save_strategy="no",
-            report_to="none",
-            remove_unused_columns=False,
-            disable_tqdm=True,
-        ),
+        args=training_arguments(output_dir, num_steps, batch_size, learning_rate=3e-3, weight_decay=0.01),
         train_dataset=TrainingDataset(make_scenes("train", num_scenes=num_steps * batch_size), "image", None),
         data_collator=VisualTokenizerDataCollator(image_processor),
     )
