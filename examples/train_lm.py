@@ -31,7 +31,10 @@ from lavit_hf.training.epoch_callback import EpochCallback
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
 from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
+from lavit_hf.training.language_model.initialization import init_code_embeddings, init_projector
 from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset
+
+_NUM_FIRST_IMAGES = 500  # to center and scale features
 
 
 @dataclass
@@ -43,6 +46,15 @@ class ModelArguments:
     visual_tokenizer: str | None = field(default=None, metadata={"help": "Its visual tokenizer, trained in stage 1."})
     vision_model: str | None = field(
         default=None, metadata={"help": "Its vision encoder, if there is no visual tokenizer: it will not draw then."}
+    )
+    init_code_embeddings: bool = field(
+        default=False, metadata={"help": "Start the embeddings of visual ids from the codebook, not at random."}
+    )
+    init_projector: bool = field(
+        default=False, metadata={"help": "Start with a projector that centers, scales and rotates features."}
+    )
+    freeze_image_features: bool = field(
+        default=False, metadata={"help": "Leave projector and merger as they are, whatever the language model learns."}
     )
     dtype: str = field(
         default="float32", metadata={"help": "dtype of the weights; with --bf16 keep float32, which learns better."}
@@ -94,7 +106,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     train_dataset = load_split(data_args, data_args.train_split, model)
     reads_features = train_dataset.image_column != "codes" and not data_args.packing
     freeze_for_language_modeling(model)
-    if not reads_features:  # no image reaches these
+    if model_args.init_code_embeddings:
+        init_code_embeddings(model, args.seed)
+    if model_args.init_projector:
+        init_projector(model, first_images(train_dataset, processor), seed=args.seed)
+    if model_args.freeze_image_features or not reads_features:  # without features, no image reaches these
         model.visual_tokenizer.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(False)
     attach_visual_tokenizer(processor, model, model_args)
@@ -145,6 +161,16 @@ def load_model(model_args: ModelArguments) -> tuple[LavitForConditionalGeneratio
     )
     source = vision or model_args.visual_tokenizer
     return model, ImageTextProcessor.from_vision_text_pretrained(source, text, config=model)
+
+
+def first_images(dataset: TrainingDataset, processor: ImageTextProcessor) -> torch.Tensor:
+    """Pixels of the first image of the first rows that have one."""
+    images: list[Any] = []
+    for index in range(len(dataset)):
+        images += dataset[index]["images"][:1]
+        if len(images) == _NUM_FIRST_IMAGES:
+            break
+    return processor.image_processor(images, return_tensors="pt")["pixel_values"]
 
 
 def attach_visual_tokenizer(

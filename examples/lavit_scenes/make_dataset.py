@@ -1,9 +1,11 @@
-"""Makes the dataset of stage 2: pictures of scenes with captions, with questions, and with changes to draw.
+"""Makes the dataset of stage 2: pictures of scenes with captions, questions, layouts, and changes to draw.
 
     python examples/lavit_scenes/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
 
 Rows are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
-`messages`), and drawings after a picture (`images`, `prompt`, `text`): the same objects on another background.
+`messages`), and drawings from a prompt (`images`, `prompt`, `text`): from a layout, which lists all objects and their
+places, or after a picture, the same objects on another background. Layouts are asked for in conversations, too. No
+other text says as much in as few words about what belongs together, so that binding is learned from them first.
 """
 
 from __future__ import annotations
@@ -20,10 +22,12 @@ from lavit_hf.data.scenes import BACKGROUNDS, Scene, render, sample_scene
 from lavit_hf.data.scenes.dice import Dice
 from lavit_hf.data.scenes.language import write_caption
 from lavit_hf.data.scenes.questions import ask_questions
+from lavit_hf.data.scenes.world import place_of
 
 _PURPOSE = 1000  # of the dice; those of scenes are far below
 _ROWS_AT_A_TIME = 2000
-_QUESTIONS = 3  # in a conversation
+_QUESTIONS = 4  # in a conversation
+_LAYOUT_QUESTION = "What is where?"
 
 
 @dataclass
@@ -33,7 +37,8 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Where the dataset goes."})
     num_rows: int = field(default=60_000, metadata={"help": "How many rows."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes."})
-    question_share: float = field(default=0.4, metadata={"help": "Share of rows with questions."})
+    question_share: float = field(default=0.3, metadata={"help": "Share of rows with questions."})
+    layout_share: float = field(default=0.2, metadata={"help": "Share of rows with a layout to draw."})
     change_share: float = field(default=0.05, metadata={"help": "Share of rows with another background to draw."})
 
 
@@ -44,7 +49,9 @@ def make_row(args: Arguments, index: int) -> dict[str, Any]:
     kind = dice.below(1_000_000) / 1_000_000
     if kind < args.question_share:
         row["messages"] = converse(scene, dice)
-    elif kind < args.question_share + args.change_share:
+    elif kind < args.question_share + args.layout_share:
+        row |= {"prompt": describe_layout(scene), "text": "<image>"}
+    elif kind < args.question_share + args.layout_share + args.change_share:
         used = {scene.background, *(item.color for item in scene.objects)}
         background = dice.choice([name for name in BACKGROUNDS if name not in used])
         row["images"].append(replace(scene, background=background))
@@ -54,11 +61,23 @@ def make_row(args: Arguments, index: int) -> dict[str, Any]:
     return row | {"images": [to_png(one) for one in row["images"]]}
 
 
+def describe_layout(scene: Scene) -> str:
+    """All objects in reading order, each with its place, then the background."""
+    objects = [f"{item.size} {item.color} {item.shape} {place_of(item)}" for item in scene.objects]
+    return ", ".join([*objects, f"{scene.background} background"])
+
+
 def converse(scene: Scene, dice: Dice) -> list[dict[str, Any]]:
-    """Some questions of all kinds; those of yes and no, of which there are the most sorts, come twice as often."""
+    """Some questions of all kinds; those of yes and no, of which there are the most sorts, come twice as often.
+
+    One conversation in two begins with the layout.
+    """
     questions = dice.shuffled(ask_questions(scene, dice) + ask_questions(scene, dice)[-1:])[:_QUESTIONS]
+    asked = [(question, answer) for question, answer, _ in questions]
+    if dice.below(2):
+        asked = [(_LAYOUT_QUESTION, describe_layout(scene)), *asked[1:]]
     messages: list[dict[str, Any]] = []
-    for question, answer, _ in questions:
+    for question, answer in asked:
         messages.append({"role": "user", "content": [{"type": "text", "text": question}]})
         messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
     messages[0]["content"].insert(0, {"type": "image", "text": None})

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training.tokenization.tokenize_dataset import tokenize_dataset
 from tiny_parts import CHECKPOINT, picture_rows, save_text, save_vision
 
@@ -97,3 +98,32 @@ def test_a_new_lavit(train, tmp_path):
     assert len(losses(trainer)) == 2
     saved = LavitForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert saved.config.text_config.vocab_size == trainer.model.config.text_config.vocab_size
+
+
+def test_a_new_lavit_starts_at_what_its_tokenizer_knows(train, tmp_path):
+    trainer = train(
+        text_model=save_text(tmp_path / "text"),
+        visual_tokenizer=CHECKPOINT,
+        dataset="scenes",
+        num_scenes=40,
+        max_steps=1,
+        init_code_embeddings=True,
+        init_projector=True,
+        freeze_image_features=True,
+    )
+    model = trainer.model
+    learned = {name for name, value in model.named_parameters() if value.requires_grad}
+    assert learned and all(name.startswith(("lm_head", "model.language_model")) for name in learned)
+    images = [row["image"] for row in make_scenes("train", 40)]
+    pixels = trainer.processing_class.image_processor(images, return_tensors="pt")["pixel_values"]
+    with torch.no_grad():
+        projected = torch.cat(model.get_image_features(pixels).pooler_output)
+    assert projected.square().mean().sqrt() == pytest.approx(1, abs=1e-3)
+    codebook = model.visual_tokenizer.discrete.quantizer.codebook.weight
+    offset = model.config.visual_token_offset
+    rows = model.lm_head.weight[offset : offset + len(codebook)]
+    cosines = [
+        torch.nn.functional.cosine_similarity(part[:1] - part.mean(0), part[1:] - part.mean(0))
+        for part in (rows, torch.nn.functional.normalize(codebook, dim=-1))
+    ]
+    assert torch.corrcoef(torch.stack(cosines))[0, 1] > 0.9  # one small step away from equal

@@ -21,6 +21,8 @@ _MODULES = {
     "build_pixel_decoder": "pixel_decoder.building",
     "freeze_for_language_modeling": "language_model.freezing",
     "get_lora_config": "language_model.lora",
+    "init_code_embeddings": "language_model.initialization",
+    "init_projector": "language_model.initialization",
     "load_tokenized_dataset": "tokenization.tokenize_dataset",
     "tokenize_dataset": "tokenization.tokenize_dataset",
     "train_autoencoder": "pixel_decoder.autoencoder",

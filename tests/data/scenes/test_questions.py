@@ -57,6 +57,16 @@ def answer(scene: Scene, question: str) -> str:
         other = one(color=found[2], shape=found[3])
         (item,) = [item for item in scene.objects if item != other and relation_between(item, other) == found[1]]
         return f"{item.color} {item.shape}"
+    if found := re.fullmatch(r"Where is the (\w+) (\w+)\?", question):
+        item = one(color=found[1], shape=found[2])
+        return f"{'bottom' if item.y > 32 else 'top'} {'right' if item.x > 32 else 'left'}"
+    if found := re.fullmatch(r"What is in the (top|bottom) (left|right)\?", question):
+        (item,) = [
+            item
+            for item in scene.objects
+            if (item.y > 32) == (found[1] == "bottom") and (item.x > 32) == (found[2] == "right")
+        ]
+        return f"{item.color} {item.shape}"
     if found := re.fullmatch(r"Is there a (\w+) (\w+)\?", question):
         return yes_no[bool(find(color=found[1], shape=found[2]))]
     if found := re.fullmatch(r"Is the background (\w+)\?", question):
@@ -76,7 +86,7 @@ def test_answers_are_right(questions) -> None:
 def test_all_kinds_are_asked_once_per_scene(questions) -> None:
     kinds = Counter(question.kind for _, question in questions)
     assert set(kinds) == set(KINDS)
-    assert kinds["yes_no"] == kinds["count"] == kinds["background"] == kinds["size"] == 1500
+    assert kinds["yes_no"] == kinds["count"] == kinds["background"] == kinds["size"] == kinds["place"] == 1500
     assert kinds["relation"] == sum(len(scene.objects) > 1 for scene, q in questions if q.kind == "yes_no")
     assert min(kinds["color"], kinds["shape"]) > 1300
 
@@ -105,6 +115,7 @@ def test_no_answer_can_be_guessed(questions) -> None:
         "size": 0.6,
         "count": 0.63,
         "background": 0.4,
+        "place": 0.2,
         "relation": 0.1,
         "yes_no": 0.55,
     }

@@ -15,10 +15,11 @@ from .world import (
     SHAPES,
     Scene,
     SceneObject,
+    place_of,
     relation_between,
 )
 
-KINDS = ("color", "shape", "size", "count", "background", "relation", "yes_no")
+KINDS = ("color", "shape", "size", "count", "background", "place", "relation", "yes_no")
 NUMBERS = ("zero", "one", "two", "three")
 _PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
 
@@ -42,7 +43,7 @@ def ask_questions(scene: Scene, dice: Dice) -> list[Question]:
         dice: Chooses among the questions.
 
     Returns:
-        Between four and seven questions, in the order of `KINDS`.
+        Between five and eight questions, in the order of `KINDS`.
     """
     found = [
         _ask_color(scene, dice),
@@ -50,6 +51,7 @@ def ask_questions(scene: Scene, dice: Dice) -> list[Question]:
         _ask_size(scene, dice),
         _ask_count(scene, dice),
         Question("What color is the background?", scene.background, "background"),
+        _ask_place(scene, dice),
         _ask_relation(scene, dice),
         _ask_yes_no(scene, dice),
     ]
@@ -86,6 +88,13 @@ def _ask_count(scene: Scene, dice: Dice) -> Question:
     asked = dice.choice(values if dice.below(4) else list(COLORS) if what == "color" else SHAPES)
     things = f"{asked} objects" if what == "color" else _PLURALS[asked]
     return Question(f"How many {things} are there?", NUMBERS[values.count(asked)], "count")
+
+
+def _ask_place(scene: Scene, dice: Dice) -> Question:
+    item = dice.choice(scene.objects)
+    if dice.below(2):
+        return Question(f"Where is the {_name(item)}?", place_of(item), "place")
+    return Question(f"What is in the {place_of(item)}?", _name(item), "place")
 
 
 def _ask_relation(scene: Scene, dice: Dice) -> Question | None:

@@ -124,6 +124,11 @@ def _check_value(name: str, value: Any, known: Any) -> None:
         raise ValueError(f"{value!r} is no {name} of a scene; expected one of {', '.join(known)}.")
 
 
+def place_of(item: SceneObject) -> str:
+    """The quarter of the picture that an object's center is in, such as `"top left"`."""
+    return f"{'top' if 2 * item.y < UNITS else 'bottom'} {'left' if 2 * item.x < UNITS else 'right'}"
+
+
 def relation_between(first: SceneObject, second: SceneObject) -> str | None:
     """How `first` stands to `second`: one of `RELATIONS`, or `None` if they do not face each other.
 

@@ -1,0 +1,79 @@
+"""Where new parts of a LaVIT start in stage 2: at what its visual tokenizer knows, instead of at random."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+
+@torch.no_grad()
+def init_code_embeddings(model: Any, seed: int = 0) -> None:
+    """Starts embeddings and head of the visual ids from the codebook, so that similar codes start with similar rows.
+
+    The rows of a codebook are a map of what its codes mean. Embeddings that start from random rows have to learn that
+    map from scratch, code by code. New rows are codebook rows in a random rotation, with the mean and the spread that
+    the rows of text have.
+
+    Args:
+        model: A `LavitForConditionalGeneration` with a trained visual tokenizer, and visual ids not yet trained.
+        seed: Of the rotation.
+
+    Raises:
+        ValueError: If the model has no codebook, or embeddings narrower than the codebook.
+    """
+    discrete = model.visual_tokenizer.discrete
+    if discrete is None:
+        raise ValueError("This LaVIT has no discrete branch, so there is no codebook to start from.")
+    codebook = F.normalize(discrete.quantizer.codebook.weight.float(), dim=-1)
+    codebook = codebook - codebook.mean(dim=0)
+    offset = model.config.visual_token_offset
+    generator = torch.Generator().manual_seed(seed)
+    tables = {id(part.weight): part.weight for part in (model.get_input_embeddings(), model.get_output_embeddings())}
+    for rows in tables.values():  # one, if they are tied
+        if rows.shape[1] < codebook.shape[1]:
+            raise ValueError(f"Embeddings of width {rows.shape[1]} cannot hold a codebook of {codebook.shape[1]}.")
+        rotation = nn.init.orthogonal_(torch.empty(rows.shape[1], codebook.shape[1]), generator=generator)
+        text, new = rows[:offset].float(), codebook @ rotation.to(codebook.device).T
+        new = new * (_spread(text) / _spread(new)) + text.mean(dim=0)
+        rows[offset : offset + len(new)] = new.to(rows)
+
+
+@torch.no_grad()
+def init_projector(model: Any, pixel_values: torch.Tensor, scale: float = 1.0, seed: int = 0) -> None:
+    """Starts the projector as a random rotation of the image features, centered and scaled.
+
+    A rotation keeps the proportions of what features tell: where a token is, for example, stays as loud beside its
+    color as the visual tokenizer made it. Scale and center are known from the start, so that the projector can stay
+    as it is; one that learns with a small language model favors what that learns first, and can lose the rest.
+
+    Args:
+        model: A `LavitForConditionalGeneration` with a trained visual tokenizer.
+        pixel_values: Some hundred images, `[images, channels, height, width]`.
+        scale: Root mean square of the projected features.
+        seed: Of the rotation.
+
+    Raises:
+        ValueError: If these images have fewer than two tokens.
+    """
+    features = model.visual_tokenizer.embed(pixel_values.to(model.device, model.dtype)).features.double()
+    if len(features) < 2:
+        raise ValueError(f"These {len(pixel_values)} images have {len(features)} tokens: pass more images.")
+    projector = model.model.multi_modal_projector
+    generator = torch.Generator().manual_seed(seed)
+    weight = nn.init.orthogonal_(torch.empty(projector.weight.shape, dtype=torch.double), generator=generator)
+    weight = weight.to(features.device)
+    mean = features.mean(dim=0)
+    weight *= scale / ((features - mean) @ weight.T).square().mean().sqrt()
+    projector.weight.copy_(weight)
+    projector.bias.copy_(-weight @ mean)
+
+
+def _spread(rows: torch.Tensor) -> torch.Tensor:
+    """Root mean square distance of rows from their mean."""
+    return (rows - rows.mean(dim=0)).square().sum(dim=-1).mean().sqrt()
+
+
+__all__ = ["init_code_embeddings", "init_projector"]
