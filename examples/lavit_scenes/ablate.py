@@ -93,7 +93,8 @@ def run_captions(args: argparse.Namespace, selection: str, mode: str) -> dict[st
     model, processor = train_captioner(
         str(folder), str(args.output_dir / "language_model"), selection, mode, args.caption_steps, args.output_dir
     )
-    return {"fully_right": measure_captions(model, processor, args.num_scenes).to_dict()}
+    measured = measure_captions(model, processor, args.num_scenes)
+    return {name: share.to_dict() for name, share in measured.items()}
 
 
 if __name__ == "__main__":

@@ -40,8 +40,10 @@ class Results:
         for name, row in self.tables[TOKENIZERS].items():
             share = f"{100 * row['patches_right']:.1f} %"
             lines.append(f"| {name} | {row['tokens']:.1f} | {row['cosine']:.3f} | {share} |")
-        lines += ["", "| Captions from | All facts right |", "|---|--:|"]
-        lines += [f"| {name} | {_share(row['fully_right'])} |" for name, row in self.tables[CAPTIONS].items()]
+        lines += ["", "| Captions from | All facts right | Colors | Shapes |", "|---|--:|--:|--:|"]
+        for name, row in self.tables[CAPTIONS].items():
+            shares = [_share(row[part]) for part in ("fully_right", "color", "shape")]
+            lines.append(f"| {name} | {' | '.join(shares)} |")
         lines += ["", "| Guidance | Background | Colors | Shapes | Whole scene |", "|---|--:|--:|--:|--:|"]
         for name, row in self.tables[GUIDANCE].items():
             shares = [_share(row[part]) for part in ("background", "color", "shape", "fully_right")]

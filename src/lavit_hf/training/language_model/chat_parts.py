@@ -42,16 +42,22 @@ def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
         messages.append({"role": message["role"], "content": content})
     if next(given, None) is not None:
         raise ValueError(f"Sample {sample.sample_id} has more images than its messages have parts of type image.")
-    if not any(message["role"] == "assistant" for message in messages):
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
         raise ValueError(f"Sample {sample.sample_id} has nothing to learn: no message is the assistant's.")
+    if not any(_says_something(answer) for answer in answers):
+        # The loss of a batch of nothing else would be NaN.
+        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: the assistant's messages are empty.")
     encoded = _light(processor).apply_chat_template(
         messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
     )
     ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
-    if not any(is_learned) and not any(picture.is_learned for picture in pictures):
-        # The loss of a batch of nothing else would be NaN.
-        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: the assistant's messages are empty.")
     return _split(ids, is_learned, pictures, processor)
+
+
+def _says_something(content: str | list[dict[str, Any]]) -> bool:
+    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+    return any(part["type"] == "image" or part["text"].strip() for part in parts)
 
 
 def _content(part: dict[str, Any], given: Any, sample: Sample) -> Any:
