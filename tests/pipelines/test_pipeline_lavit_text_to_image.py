@@ -8,6 +8,7 @@ import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
+from transformers import GenerationConfig
 
 from lavit_hf import LavitForConditionalGeneration
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
@@ -124,6 +125,20 @@ def test_negative_prompts_and_guidance_change_the_codes(pipeline):
     assert not torch.equal(plain, unguided)
     # Without guidance there is nothing to lead away from.
     assert torch.equal(codes(guidance_scale=1.0, negative_prompt="blurry"), unguided)
+
+
+def test_a_checkpoint_says_how_much_guidance_it_needs(pipeline, tmp_path, monkeypatch):
+    def codes(**options):
+        return pipeline("a red bird", do_sample=False, generator=seeded(0), **FAST, **options).codes[0]
+
+    expected = {scale: codes(guidance_scale=scale) for scale in (1.0, 4.0)}
+    assert torch.equal(codes(), expected[4.0])
+    GenerationConfig(**pipeline.model.generation_config.to_dict(), drawing_guidance_scale=1.0).save_pretrained(
+        tmp_path
+    )
+    monkeypatch.setattr(pipeline.model, "generation_config", GenerationConfig.from_pretrained(tmp_path))
+    assert torch.equal(codes(), expected[1.0])
+    assert torch.equal(codes(guidance_scale=4.0), expected[4.0])
 
 
 def test_reconstruction_is_the_recorded_one(pipeline, golden):

@@ -193,8 +193,9 @@ class LavitTextToImagePipeline(DiffusionPipeline):
             width: Width in pixels.
             aspect_ratio: Instead of both, such as `"16:9"`.
             num_inference_steps: Denoising steps.
-            guidance_scale: How much the prompt is stressed when the codes are written; by default 4, and 5 if there
-                are images in a prompt. 1 turns guidance off.
+            guidance_scale: How much the prompt is stressed when the codes are written; 1 turns guidance off. The
+                default is the model's `generation_config.drawing_guidance_scale`; if it has none, 4, and 5 if there are
+                images in a prompt.
             decoder_guidance_scale: How much the codes are stressed when pixels are drawn; by default the pixel
                 decoder's own.
             do_sample: Whether to draw codes at random; the likeliest ones otherwise.
@@ -222,7 +223,7 @@ class LavitTextToImagePipeline(DiffusionPipeline):
         # 1. Check inputs, and set what is not given
         texts, images = split_prompts(prompt, self.processor.image_token)
         if guidance_scale is None:
-            guidance_scale = _IMAGE_GUIDANCE if any(images) else _TEXT_GUIDANCE
+            guidance_scale = self._default_guidance(bool(any(images)))
         least, most = self._default_lengths()
         max_new_tokens = most if max_new_tokens is None else max_new_tokens
         min_new_tokens = min(least, max_new_tokens) if min_new_tokens is None else min_new_tokens
@@ -315,6 +316,11 @@ class LavitTextToImagePipeline(DiffusionPipeline):
         output = pixel_decoder(codes, generator=generator, **drawing)
         self.maybe_free_model_hooks()
         return _output(output, codes, return_dict)
+
+    def _default_guidance(self, has_images: bool) -> float:
+        default = _IMAGE_GUIDANCE if has_images else _TEXT_GUIDANCE
+        stored = getattr(self.model.generation_config, "drawing_guidance_scale", None)
+        return default if stored is None else stored
 
     def check_inputs(
         self,
