@@ -194,8 +194,8 @@ class LavitTextToImagePipeline(DiffusionPipeline):
             aspect_ratio: Instead of both, such as `"16:9"`.
             num_inference_steps: Denoising steps.
             guidance_scale: How much the prompt is stressed when the codes are written; 1 turns guidance off. The
-                default is the model's `generation_config.drawing_guidance_scale`; if it has none, 4, and 5 if there are
-                images in a prompt.
+                default is the model's `generation_config.drawing_guidance_scale`; if it has none, 4, and 5 if there
+                are images in a prompt.
             decoder_guidance_scale: How much the codes are stressed when pixels are drawn; by default the pixel
                 decoder's own.
             do_sample: Whether to draw codes at random; the likeliest ones otherwise.
