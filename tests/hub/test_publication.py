@@ -118,6 +118,13 @@ def test_card_holds_the_facts(folder: Path) -> None:
     assert 'repository = "owner/name"' in text
 
 
+def test_card_draws_as_the_checkpoint_says(folder: Path) -> None:
+    assert "guidance_scale=4.0," in read_card(folder)[1]
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "drawing_guidance_scale": 1.5}))
+    assert "guidance_scale=1.5," in read_card(folder)[1]
+
+
 def test_what_the_owner_wrote_stays(folder: Path) -> None:
     (folder / "README.md").write_text(
         "---\nlanguage: en\ndatasets:\n- my/data\ntags:\n- mine\n---\n# Mine\n\nMy words.\n"

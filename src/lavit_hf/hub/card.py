@@ -69,7 +69,7 @@ them:
 from diffusers import DiffusionPipeline
 
 inputs = processor(text="a cat on a red chair", generation_mode="image", return_tensors="pt")
-ids = model.generate(**inputs, generation_mode="image", guidance_scale=4.0, do_sample=True, top_k=50)
+ids = model.generate(**inputs, generation_mode="image", guidance_scale={guidance_scale}, do_sample=True, top_k=50)
 pixel_decoder = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
 pixel_decoder(input_ids=ids[:, inputs["input_ids"].shape[1] :]).images[0].save("chair.png")
 ```
@@ -163,7 +163,7 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData) -> str:
     else:
         use = _USE_TOKENIZER
     parts = [
-        use.format(repository=repository) + _PACKAGE_FIRST,
+        use.format(repository=repository, guidance_scale=facts.guidance_scale) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
         "## Training data\n\n" + _training_data(data),
         _metrics_text(facts),

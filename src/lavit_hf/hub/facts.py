@@ -18,6 +18,7 @@ from .files import WEIGHTS
 
 _METRICS = ("metrics.json", "evaluation/metrics.json")
 _MODEL_TYPES = ("lavit", "lavit_visual_tokenizer")
+_GUIDANCE = 4.0  # of checkpoints that do not say
 _DECODERS = {"high-resolution": "", "low-resolution": "lowres/"}
 
 
@@ -31,6 +32,7 @@ class Facts:
         dtypes: The precisions of the weights, most frequent first.
         pixel_decoders: Which pixel decoders there are.
         results: The results of an evaluation, as `lavit evaluate` writes them.
+        guidance_scale: What it draws with.
     """
 
     config: Any
@@ -38,6 +40,7 @@ class Facts:
     dtypes: list[str]
     pixel_decoders: list[str]
     results: list[dict[str, Any]] = field(default_factory=list)
+    guidance_scale: float = _GUIDANCE
 
     @property
     def is_whole(self) -> bool:
@@ -63,7 +66,7 @@ def read_facts(root: Path, files: list[str], config: Any) -> Facts:
             _count(root, file, config.model_type == "lavit", parameters, dtypes)
     decoders = [name for name, folder in _DECODERS.items() if f"{folder}model_index.json" in files]
     names = [name for name, _ in dtypes.most_common()]
-    return Facts(config, dict(parameters), names, decoders, _read_results(root))
+    return Facts(config, dict(parameters), names, decoders, _read_results(root), _read_guidance(root))
 
 
 def read_config(root: Path) -> Any:
@@ -80,6 +83,12 @@ def read_config(root: Path) -> Any:
     if model_type not in _MODEL_TYPES:
         raise PublishError(f"{root} is not a LaVIT checkpoint: its config.json is of a {model_type!r} model.")
     return AutoConfig.from_pretrained(root)
+
+
+def _read_guidance(root: Path) -> float:
+    path = root / "generation_config.json"
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return values.get("drawing_guidance_scale", _GUIDANCE)
 
 
 def _count(root: Path, file: str, is_whole: bool, parameters: Counter[str], dtypes: Counter[str]) -> None:
