@@ -22,6 +22,7 @@ from lavit_hf.data.scenes import BACKGROUNDS, Scene, render, sample_scene
 from lavit_hf.data.scenes.dice import Dice
 from lavit_hf.data.scenes.language import write_caption
 from lavit_hf.data.scenes.questions import ask_questions
+from lavit_hf.data.scenes.sampling import MAX_OBJECTS
 from lavit_hf.data.scenes.world import place_of
 
 _PURPOSE = 1000  # of the dice; those of scenes are far below
@@ -37,6 +38,9 @@ class Arguments:
     output_dir: str = field(metadata={"help": "Where the dataset goes."})
     num_rows: int = field(default=60_000, metadata={"help": "How many rows."})
     seed: int = field(default=0, metadata={"help": "Seed of the scenes."})
+    many_share: float = field(
+        default=0.0, metadata={"help": "Share of rows that are about a scene with as many objects as there can be."}
+    )
     question_share: float = field(default=0.3, metadata={"help": "Share of rows with questions."})
     layout_share: float = field(default=0.2, metadata={"help": "Share of rows with a layout to draw."})
     change_share: float = field(default=0.05, metadata={"help": "Share of rows with another background to draw."})
@@ -44,7 +48,7 @@ class Arguments:
 
 def make_row(args: Arguments, index: int) -> dict[str, Any]:
     """Row `index`: what it is follows from seed and index alone."""
-    scene, dice = sample_scene("train", args.seed, index), Dice(args.seed, index, _PURPOSE)
+    scene, dice = choose_scene(args, index), Dice(args.seed, index, _PURPOSE)
     row: dict[str, Any] = {"images": [scene], "text": None, "prompt": None, "messages": None, "sample_id": index}
     kind = dice.below(1_000_000) / 1_000_000
     if kind < args.question_share:
@@ -59,6 +63,16 @@ def make_row(args: Arguments, index: int) -> dict[str, Any]:
     else:
         row["text"] = write_caption(scene, dice)
     return row | {"images": [to_png(one) for one in row["images"]]}
+
+
+def choose_scene(args: Arguments, index: int) -> Scene:
+    """The scene of this index, or the next one that has many objects; no two rows have one in common."""
+    wants_many = Dice(args.seed, index, _PURPOSE + 1).below(1_000_000) < args.many_share * 1_000_000
+    scene = sample_scene("train", args.seed, index)
+    while wants_many and len(scene.objects) < MAX_OBJECTS:
+        index += args.num_rows
+        scene = sample_scene("train", args.seed, index)
+    return scene
 
 
 def describe_layout(scene: Scene) -> str:
