@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import GenerationConfig, HfArgumentParser
@@ -48,6 +49,8 @@ def main(arguments: list[str] | None = None) -> None:
     pipeline.save_pretrained(args.output_dir)
     for path in (args.output_dir / "config.json", args.output_dir / "token_decoder" / "config.json"):
         load_as_float32(path)
+    for path in args.output_dir.rglob("config.json"):
+        forget_sources(path)
 
 
 def load_as_float32(path: Path) -> None:
@@ -55,6 +58,16 @@ def load_as_float32(path: Path) -> None:
     values = json.loads(path.read_text(encoding="utf-8"))
     values["dtype"] = "float32"
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def forget_sources(path: Path) -> None:
+    """Removes where parts were loaded from: folders of this machine, which mean nothing elsewhere."""
+    values = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_source)
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _without_source(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "_name_or_path"}
 
 
 if __name__ == "__main__":

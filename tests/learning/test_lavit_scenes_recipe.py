@@ -90,6 +90,7 @@ def test_the_recipe_makes_a_checkpoint(
     assert capsys.readouterr().out.count("finished before") == 10
 
     run("assemble", "--trained", trained, "--output_dir", checkpoint)
+    assert not any(str(tmp_path) in path.read_text() for path in checkpoint.rglob("config.json"))
     pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint)
     pipeline.set_progress_bar_config(disable=True)
     (drawing,) = pipeline("a small red square on a white background", num_inference_steps=2).images
