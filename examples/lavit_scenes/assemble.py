@@ -18,7 +18,7 @@ from transformers import GenerationConfig, HfArgumentParser
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 
-_GUIDANCE = 1.5  # of 1.5, 2 and 4 the one that draws most scenes right
+_GUIDANCE = 1.5  # of 1, 1.5 and 4 the one that draws most scenes right
 
 
 @dataclass
