@@ -478,7 +478,8 @@ def evaluate(
         int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres and reconstruction 50")
     ] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How much to stress the prompt.", show_default="4; benchmarks 1.5")
+        float | None,
+        typer.Option(help="How much to stress the prompt.", show_default="the checkpoint's, or 4; benchmarks 1.5"),
     ] = None,
     decoder_guidance_scale: Annotated[
         float | None,

@@ -223,7 +223,7 @@ class LavitTextToImagePipeline(DiffusionPipeline):
         # 1. Check inputs, and set what is not given
         texts, images = split_prompts(prompt, self.processor.image_token)
         if guidance_scale is None:
-            guidance_scale = self._default_guidance(bool(any(images)))
+            guidance_scale = self._default_guidance(any(images))
         least, most = self._default_lengths()
         max_new_tokens = most if max_new_tokens is None else max_new_tokens
         min_new_tokens = min(least, max_new_tokens) if min_new_tokens is None else min_new_tokens

@@ -22,12 +22,9 @@ def init_code_embeddings(model: Any, seed: int = 0) -> None:
         seed: Of the rotation.
 
     Raises:
-        ValueError: If the model has no codebook, or embeddings narrower than the codebook.
+        ValueError: If the embeddings are narrower than the codebook.
     """
-    discrete = model.visual_tokenizer.discrete
-    if discrete is None:
-        raise ValueError("This LaVIT has no discrete branch, so there is no codebook to start from.")
-    codebook = F.normalize(discrete.quantizer.codebook.weight.float(), dim=-1)
+    codebook = F.normalize(model.visual_tokenizer.discrete.quantizer.codebook.weight.float(), dim=-1)
     codebook = codebook - codebook.mean(dim=0)
     offset = model.config.visual_token_offset
     generator = torch.Generator().manual_seed(seed)
