@@ -31,7 +31,7 @@ from lavit_hf.training.epoch_callback import EpochCallback
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
 from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
-from lavit_hf.training.language_model.initialization import init_code_embeddings, init_projector
+from lavit_hf.training.language_model.initialization import init_code_embeddings, init_merger, init_projector
 from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
@@ -49,6 +49,9 @@ class ModelArguments:
     )
     init_code_embeddings: bool = field(
         default=False, metadata={"help": "Start the embeddings of visual ids from the codebook, not at random."}
+    )
+    init_merger: bool = field(
+        default=False, metadata={"help": "Start with a merger that passes on the features of the encoder."}
     )
     init_projector: bool = field(
         default=False, metadata={"help": "Start with a projector that centers, scales and rotates features."}
@@ -81,6 +84,10 @@ class DataArguments:
         default=0.5, metadata={"help": "How often an image is read and its text learned; otherwise it is drawn."}
     )
     condition_dropout: float = field(default=0.1, metadata={"help": "How often an image is drawn without its text."})
+    text_noise: float = field(
+        default=0.0,
+        metadata={"help": "Share of words after an image that are read wrong, while the right ones are learned."},
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})
     packing: bool = field(default=False, metadata={"help": "Several rows per sequence; for tokenized datasets."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about bad samples: skip or raise."})
@@ -108,6 +115,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     freeze_for_language_modeling(model)
     if model_args.init_code_embeddings:
         init_code_embeddings(model, args.seed)
+    if model_args.init_merger:
+        init_merger(model)
     if model_args.init_projector:
         if not reads_features:
             raise ValueError("--init_projector looks at images, of which this dataset has only the codes.")
@@ -134,6 +143,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             max_length=data_args.max_length,
             packing=data_args.packing,
             blank_image=blank_image,
+            text_noise=data_args.text_noise,
         ),
         processing_class=processor,
         callbacks=[EpochCallback()],

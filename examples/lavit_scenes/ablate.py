@@ -31,7 +31,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--output_dir", type=Path, default=Path("out/ablation"), help="where everything goes")
     parser.add_argument("--checkpoint", default=str(default_checkpoint()), help="whose encoder, and what draws")
-    parser.add_argument("--tokenizer_steps", type=int, default=400, help="updates of each tokenizer")
+    parser.add_argument("--tokenizer_steps", type=int, default=800, help="updates of each tokenizer")
     parser.add_argument("--caption_steps", type=int, default=500, help="updates of each language model")
     parser.add_argument("--num_scenes", type=int, default=1000, help="new scenes to read tokens and captions of")
     parser.add_argument("--num_drawings", type=int, default=200, help="drawings for each scale of guidance")

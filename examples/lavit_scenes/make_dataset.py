@@ -27,7 +27,7 @@ from lavit_hf.data.scenes.world import place_of
 
 _PURPOSE = 1000  # of the dice; those of scenes are far below
 _ROWS_AT_A_TIME = 2000
-_QUESTIONS = 4  # in a conversation
+_QUESTIONS = 4  # in a conversation of yes or no, and as many others
 _LAYOUT_QUESTION = "What is where?"
 
 
@@ -82,14 +82,15 @@ def describe_layout(scene: Scene) -> str:
 
 
 def converse(scene: Scene, dice: Dice) -> list[dict[str, Any]]:
-    """Some questions of all kinds; those of yes and no, of which there are the most sorts, come twice as often.
+    """Questions of all kinds; as many as one in two are for yes or no, of which there are the most sorts.
 
-    One conversation in two begins with the layout.
+    One conversation in two ends with the layout; before, it would answer the questions.
     """
-    questions = dice.shuffled(ask_questions(scene, dice) + ask_questions(scene, dice)[-1:])[:_QUESTIONS]
-    asked = [(question, answer) for question, answer, _ in questions]
+    claims = [ask_questions(scene, dice)[-1] for _ in range(_QUESTIONS)]
+    others = dice.shuffled(ask_questions(scene, dice)[:-1])[:_QUESTIONS]
+    asked = [(question, answer) for question, answer, _ in dice.shuffled(list(dict.fromkeys(claims + others)))]
     if dice.below(2):
-        asked = [(_LAYOUT_QUESTION, describe_layout(scene)), *asked[1:]]
+        asked.append((_LAYOUT_QUESTION, describe_layout(scene)))
     messages: list[dict[str, Any]] = []
     for question, answer in asked:
         messages.append({"role": "user", "content": [{"type": "text", "text": question}]})

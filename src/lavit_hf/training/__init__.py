@@ -22,6 +22,7 @@ _MODULES = {
     "freeze_for_language_modeling": "language_model.freezing",
     "get_lora_config": "language_model.lora",
     "init_code_embeddings": "language_model.initialization",
+    "init_merger": "language_model.initialization",
     "init_projector": "language_model.initialization",
     "load_tokenized_dataset": "tokenization.tokenize_dataset",
     "tokenize_dataset": "tokenization.tokenize_dataset",

@@ -11,10 +11,11 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from ...processing.processing_lavit import ImageTextProcessor
-from ..sample_seeds import sample_uniform
+from ..sample_seeds import sample_seed, sample_uniform
 from .batching import pack_rows, pad_rows
 from .chat_parts import chat_parts
 from .sample_parts import Part, Picture, Sample, Text, Tokens, arrange_parts, read_sample
+from .text_noise import add_text_noise
 from .token_rows import TrainingRow
 
 
@@ -43,6 +44,8 @@ class LavitDataCollator:
         seed: Of all decisions.
         image_first_probability: How often the image comes first.
         condition_dropout: How often an image is drawn without text.
+        text_noise: Share of the words of learned text after an image that the model reads wrong, so that it relies on
+            the image more than on what it wrote. They are replaced by others of the batch; what is learned stays.
         max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
             cut.
         packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Not for images that
@@ -64,10 +67,12 @@ class LavitDataCollator:
         packing: bool = False,
         pad_to_multiple_of: int | None = None,
         blank_image: bool = False,
+        text_noise: float = 0.0,
     ) -> None:
         for name, value in (
             ("image_first_probability", image_first_probability),
             ("condition_dropout", condition_dropout),
+            ("text_noise", text_noise),
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be from 0 to 1, got {value}.")
@@ -75,6 +80,8 @@ class LavitDataCollator:
             raise ValueError(f"`max_length` must be at least 2, got {max_length}.")
         if packing and blank_image:
             raise ValueError("`blank_image` is for batches with continuous images, which cannot be packed.")
+        if packing and text_noise:
+            raise ValueError("`text_noise` needs rows of their own: use it without packing.")
         if processor.tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no end-of-text token, which the model needs to learn where to stop.")
         self.processor = processor
@@ -85,6 +92,7 @@ class LavitDataCollator:
         self.packing = packing
         self.pad_to_multiple_of = pad_to_multiple_of
         self.blank_image = blank_image
+        self.text_noise = text_noise
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collates samples of a `TrainingDataset`, or rows with `sample_id` and the same columns.
@@ -112,6 +120,8 @@ class LavitDataCollator:
             training_rows.append(self._blank_row())
         side = self.processor.tokenizer.padding_side
         batch = pad_rows(training_rows, self._pad_token_id, side, self.pad_to_multiple_of)
+        if self.text_noise:
+            batch["input_ids"] = self._add_noise(batch, samples)
         pixel_values = [pixels for row in training_rows for pixels in row.pixel_values]
         if pixel_values:
             batch["pixel_values"] = torch.stack(pixel_values)
@@ -209,6 +219,15 @@ class LavitDataCollator:
         row.add(self._picture_ids(picture), False, is_image=True)
         row.pixel_values.append(self._preprocess([picture.image])[0])
         return row
+
+    def _add_noise(self, batch: Mapping[str, torch.Tensor], samples: list[Sample]) -> torch.Tensor:
+        tokenizer, input_ids = self.processor.tokenizer, batch["input_ids"]
+        is_image = (input_ids >= tokenizer.visual_token_offset) & (input_ids <= tokenizer.image_token_id)
+        seeds = [sample_seed(self.seed, sample.epoch, sample.sample_id, "noise") for sample in samples]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return add_text_noise(
+            input_ids, batch["labels"], is_image, tokenizer.all_special_ids, self.text_noise, generators
+        )
 
     @staticmethod
     def _check_packable(rows: list[TrainingRow]) -> None:

@@ -39,6 +39,34 @@ def init_code_embeddings(model: Any, seed: int = 0) -> None:
 
 
 @torch.no_grad()
+def init_merger(model: Any) -> None:
+    """Starts the merger of the continuous branch as one that passes the features of kept patches on, only normalized.
+
+    The merger of stage 1 has learned to rebuild pictures from codes, and what no code stands for is lost in it: of an
+    object in a combination of shape and color that training never showed, it can keep the shape and forget the color.
+    From this start the language model reads what the encoder sees. All output projections are zero, so the merger
+    learns in stage 2 as any residual network that starts as the identity.
+
+    Args:
+        model: A `LavitForConditionalGeneration` with a visual tokenizer.
+
+    Raises:
+        ValueError: If both branches share one merger, so that codes would change, too.
+    """
+    if model.config.visual_tokenizer_config.share_branches:
+        raise ValueError(
+            "Codes and features come from one merger (share_branches=True): to start it anew breaks codes."
+        )
+    merger = model.visual_tokenizer.continuous.merger
+    for layer in merger.layers:
+        for projection in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.mlp.fc2):
+            nn.init.zeros_(projection.weight)
+            nn.init.zeros_(projection.bias)
+    nn.init.ones_(merger.norm.weight)
+    nn.init.zeros_(merger.norm.bias)
+
+
+@torch.no_grad()
 def init_projector(model: Any, pixel_values: torch.Tensor, scale: float = 1.0, seed: int = 0) -> None:
     """Starts the projector as a random rotation of the image features, centered and scaled.
 
@@ -73,4 +101,4 @@ def _spread(rows: torch.Tensor) -> torch.Tensor:
     return (rows - rows.mean(dim=0)).square().sum(dim=-1).mean().sqrt()
 
 
-__all__ = ["init_code_embeddings", "init_projector"]
+__all__ = ["init_code_embeddings", "init_merger", "init_projector"]
