@@ -42,11 +42,21 @@ def test_layouts_say_everything_in_reading_order(example):
         assert text == f"{item.size} {item.color} {item.shape} {place_of(item)}"
 
 
-def test_layouts_are_asked_for_in_half_of_the_conversations(example):
+def test_half_of_the_conversations_end_with_the_layout(example):
     rows = make_rows(example, question_share=1.0, layout_share=0.0, change_share=0.0)
-    first = [row["messages"][0]["content"][-1]["text"] for row in rows]
-    assert 60 < first.count("What is where?") < 140
-    assert all(len(row["messages"]) == 8 for row in rows)
+    questions = [[turn["content"][-1]["text"] for turn in row["messages"][::2]] for row in rows]
+    assert 60 < sum(asked[-1] == "What is where?" for asked in questions) < 140
+    assert not any("What is where?" in asked[:-1] for asked in questions)
+    assert all(row["messages"][0]["content"][0]["type"] == "image" for row in rows)
+
+
+def test_claims_are_about_as_common_as_other_questions(example):
+    rows = make_rows(example, question_share=1.0, layout_share=0.0, change_share=0.0)
+    for row in rows:
+        questions = [turn["content"][-1]["text"] for turn in row["messages"][::2]]
+        assert len(set(questions)) == len(questions)
+        claims = sum(question.startswith("Is ") for question in questions)
+        assert 1 <= claims <= 4 == len(questions) - claims - (questions[-1] == "What is where?")
 
 
 def test_more_rows_about_many_objects(example):

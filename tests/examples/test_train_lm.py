@@ -110,7 +110,9 @@ def test_a_new_lavit_starts_at_what_its_tokenizer_knows(train, tmp_path):
         num_scenes=40,
         max_steps=1,
         init_code_embeddings=True,
+        init_merger=True,
         init_projector=True,
+        text_noise=0.1,
         freeze_image_features=True,
     )
     model = trainer.model

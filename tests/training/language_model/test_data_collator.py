@@ -163,6 +163,41 @@ def test_an_image_in_an_answer_is_drawn(processor):
     assert describe(batch, processor) == (f"_draw{drawn}$", f"{drawn}$")
 
 
+def test_noise_is_read_but_not_learned(processor):
+    rows = [row(text="a b c d e f g h", sample_id=index) for index in range(8)]
+    clean = LavitDataCollator(processor, image_first_probability=1)(rows)
+    noisy = LavitDataCollator(processor, image_first_probability=1, text_noise=0.5)(rows)
+    assert torch.equal(noisy["labels"], clean["labels"])
+    is_changed = noisy["input_ids"] != clean["input_ids"]
+    is_word = (clean["labels"] != -100) & (clean["input_ids"] != EOS)
+    assert not is_changed[~is_word].any()
+    assert 0.3 < is_changed[is_word].float().mean() < 0.6, "half, of which some by themselves"
+    assert set(noisy["input_ids"][is_changed].tolist()) <= set(clean["input_ids"][is_word].tolist())
+    assert torch.equal(
+        LavitDataCollator(processor, image_first_probability=1, text_noise=0.5)(rows)["input_ids"], noisy["input_ids"]
+    )
+
+
+def test_what_says_what_to_draw_has_no_noise(processor):
+    answer = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is it?"}]},
+        {"role": "assistant", "content": [{"type": "text", "text": "cats"}]},
+    ]
+    rows = [
+        row(sample_id=0),  # drawn
+        row(images=0, sample_id=1),
+        row(text="<image> of cats", prompt="what", sample_id=2),
+        row(text=None, messages=answer, sample_id=3),
+    ]
+    arguments = {"image_first_probability": 0, "condition_dropout": 0}
+    clean = LavitDataCollator(processor, **arguments)(rows)
+    noisy = LavitDataCollator(processor, text_noise=1, **arguments)(rows)
+    is_same = (noisy["input_ids"] == clean["input_ids"]).all(dim=1)
+    assert is_same[:3].all()
+    is_question = (clean["labels"] == -100)[3]
+    assert torch.equal(noisy["input_ids"][3][is_question], clean["input_ids"][3][is_question])
+
+
 def test_codes_need_no_images(processor):
     processor.visual_tokenizer = None
     tokenized = {"codes": [[5, 6, 7]], "text": "a", "sample_id": 0}

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 import tiny_models
-from lavit_hf.training.language_model.initialization import init_code_embeddings, init_projector
+from lavit_hf.training.language_model.initialization import init_code_embeddings, init_merger, init_projector
 
 
 def code_rows(model, weight) -> torch.Tensor:
@@ -39,6 +39,32 @@ def test_narrow_embeddings_cannot_hold_the_codebook():
     with pytest.raises(ValueError, match="width 32 cannot hold a codebook of 40"):
         init_code_embeddings(model)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+@torch.no_grad()
+def test_a_new_merger_passes_kept_patches_on():
+    model = tiny_models.build_model().eval()
+    pixels = tiny_models.random_pixels(5)
+    codes = model.visual_tokenizer.encode(pixels).codes
+    init_merger(model)
+    output = model.visual_tokenizer.embed(pixels)
+    kept = output.patch_features[output.keep_mask]
+    torch.testing.assert_close(output.features, F.layer_norm(kept, kept.shape[-1:], eps=1e-6), atol=1e-4, rtol=1e-4)
+    assert torch.equal(model.visual_tokenizer.encode(pixels).codes, codes), "what is drawn has a merger of its own"
+
+
+def test_a_new_merger_learns():
+    model = tiny_models.build_model()
+    init_merger(model)
+    model.visual_tokenizer.embed(tiny_models.random_pixels(5)).features.square().mul(torch.arange(32)).sum().backward()
+    merger = model.visual_tokenizer.continuous.merger
+    assert all(layer.mlp.fc2.weight.grad.abs().sum() > 0 for layer in merger.layers)
+
+
+def test_a_merger_that_codes_come_from_does_not_start_anew():
+    model = tiny_models.build_model(visual={"share_branches": True})
+    with pytest.raises(ValueError, match="share_branches=True"):
+        init_merger(model)
 
 
 @pytest.mark.parametrize("hidden_size", [48, 32])

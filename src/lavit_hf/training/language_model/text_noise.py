@@ -19,10 +19,10 @@ def add_text_noise(
 ) -> torch.Tensor:
     """Replaces words of learned text after an image by others of the batch; what is to be predicted stays.
 
-    A model that writes "a pink ..." guesses the next word from this one too, as far as pairs of words are common in the
-    training data. If the word it reads may be wrong, the image is the better source (word dropout: Bowman et al. 2016,
-    https://arxiv.org/abs/1511.06349; replacement: SwitchOut, https://arxiv.org/abs/1808.07512). Rows that draw are left
-    alone: their text says what to draw.
+    A model that writes "a pink ..." guesses the next word from this one, too, as far as training had words go
+    together. If the word that it reads may be wrong, the image tells more. (Word dropout: Bowman et al. 2016,
+    https://arxiv.org/abs/1511.06349; replaced words: SwitchOut, https://arxiv.org/abs/1808.07512.) Rows that draw are
+    left alone: their text says what to draw.
 
     Args:
         input_ids: `[rows, length]`.
