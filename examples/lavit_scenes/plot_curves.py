@@ -22,6 +22,7 @@ CURVES = {
     "vision_encoder": ["loss", "eval_validation_shape", "eval_held_out_shape", "eval_held_out_color"],
     "autoencoder": ["absolute_error", "validation_psnr"],
     "tokenizer": ["cosine", "argmax_keep_rate", "perplexity"],
+    "lavit_drawing": ["loss"],
     "lavit": ["loss"],
     "pixel_decoder": ["loss", "validation_loss"],
 }

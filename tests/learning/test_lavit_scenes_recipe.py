@@ -39,6 +39,8 @@ FEW: dict[str, dict[str, Any]] = {
     "carried": {"max_steps": 2, "batch_size": 4},
     "autoencoder": {"max_train_steps": 2, "num_scenes": 8, "train_batch_size": 4, "num_validation_rows": 4},
     "tokenizer": {**_TOKENIZER, "num_eval_rows": 4, "kmeans_tokens_per_code": 1, "quantize_after_steps": 2},
+    "dataset_drawing": {"num_rows": 24},
+    "lavit_drawing": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
     "dataset": {"num_rows": 24},
     "lavit": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
     "pixel_decoder": {
@@ -87,7 +89,7 @@ def test_the_recipe_makes_a_checkpoint(
 
     capsys.readouterr()
     run("train", "--output_dir", trained, "--recipe", small_recipe)
-    assert capsys.readouterr().out.count("finished before") == 10
+    assert capsys.readouterr().out.count("finished before") == 12
 
     run("assemble", "--trained", trained, "--output_dir", checkpoint)
     assert not any(str(tmp_path) in path.read_text() for path in checkpoint.rglob("config.json"))
