@@ -138,6 +138,12 @@ def test_what_the_owner_wrote_stays(folder: Path) -> None:
     assert "mine" in card.data.tags and "lavit" in card.data.tags
 
 
+def test_what_the_owner_wrote_of_the_training_data_replaces_the_section(folder: Path) -> None:
+    (folder / "README.md").write_text("# Mine\n\n## Training data\n\nMy pictures.\n")
+    _, text = read_card(folder, Origin(license="mit"))
+    assert text.count("## Training data") == 1 and "My pictures." in text and "Not stated." not in text
+
+
 def test_without_a_card(folder: Path) -> None:
     (folder / "README.md").unlink()
     card, text = read_card(folder, Origin(license="apache-2.0"))

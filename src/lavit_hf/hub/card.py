@@ -33,6 +33,7 @@ class Origin:
 
 _BEGIN, _END = "<!-- facts: made by lavit publish -->", "<!-- end of facts -->"
 _BLOCK = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
+_TRAINING_DATA = "## Training data"  # An owner who writes this section knows more than the metadata.
 # Tasks of `lavit evaluate` as the Hub calls them.
 _TASKS = {
     "caption": "image-to-text",
@@ -118,7 +119,7 @@ def write_card(data: ModelCardData, text: str, facts: Facts, repository: str, or
     if facts.results:
         data.model_name, data.eval_results = name, _eval_results(facts)
     own_text = _BLOCK.sub("\n\n", text).strip() or _INTRODUCTION.format(name=name).strip()
-    block = "\n".join([_BEGIN, _facts_text(facts, repository, data).strip(), _END])
+    block = "\n".join([_BEGIN, _facts_text(facts, repository, data, own_text).strip(), _END])
     return f"---\n{data.to_yaml()}\n---\n\n{own_text}\n\n{block}\n"
 
 
@@ -157,7 +158,7 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
     return found
 
 
-def _facts_text(facts: Facts, repository: str, data: ModelCardData) -> str:
+def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: str) -> str:
     if facts.is_whole:
         use = _USE + (_USE_PIXELS if "high-resolution" in facts.pixel_decoders else "")
     else:
@@ -165,7 +166,7 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData) -> str:
     parts = [
         use.format(repository=repository, guidance_scale=facts.guidance_scale) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
-        "## Training data\n\n" + _training_data(data),
+        "" if _TRAINING_DATA in own_text else f"{_TRAINING_DATA}\n\n{_training_data(data)}",
         _metrics_text(facts),
     ]
     return "\n\n".join(part.strip() for part in parts if part)

@@ -378,8 +378,10 @@ def test_rows_that_cannot_be_learned_from(processor, rows, message):
     [
         ({"image_first_probability": 1.5}, "from 0 to 1, got 1.5"),
         ({"condition_dropout": -1}, "from 0 to 1, got -1"),
+        ({"text_noise": 2}, "from 0 to 1, got 2"),
         ({"max_length": 1}, "at least 2"),
         ({"packing": True, "blank_image": True}, "cannot be packed"),
+        ({"packing": True, "text_noise": 0.1}, "without packing"),
     ],
 )
 def test_arguments_are_checked(processor, arguments, message):
