@@ -13,7 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    EncoderNoRepeatNGramLogitsProcessor,
+    GenerationConfig,
+    LogitsProcessor,
+    LogitsProcessorList,
+    StoppingCriteriaList,
+)
 from transformers.generation import GenerateDecoderOnlyOutput
 from transformers.generation.streamers import BaseStreamer
 
@@ -277,10 +283,13 @@ class VisualSampler:
 
 
 def _forget_twins(logits_processor: LogitsProcessorList, batch_size: int) -> None:
-    """Fits processors to prompts without twins: a repetition penalty measures the padding of all rows it is given."""
+    """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with."""
     for processor in logits_processor:
-        if isinstance(padding := getattr(processor, "prompt_ignore_length", None), torch.Tensor):
-            processor.prompt_ignore_length = padding[:batch_size]
+        for name in ("prompt_ignore_length", "encoder_input_ids"):
+            if isinstance(rows := getattr(processor, name, None), torch.Tensor):
+                setattr(processor, name, rows[:batch_size])
+        if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+            processor.batch_size = batch_size  # its n-grams are a list, of which it takes the first
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
