@@ -119,7 +119,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         init_merger(model)
     if model_args.init_projector:
         if not reads_features:
-            raise ValueError("--init_projector looks at images, of which this dataset has only the codes.")
+            raise ValueError("--init_projector looks at features, but images are codes here.")
         init_projector(model, first_images(train_dataset, processor), seed=args.seed)
     if model_args.freeze_image_features or not reads_features:  # without features, no image reaches these
         model.visual_tokenizer.requires_grad_(False)

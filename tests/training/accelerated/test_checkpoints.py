@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import math
 import os
 import signal
 import subprocess
@@ -150,6 +151,12 @@ def test_all_checkpoints_are_kept_by_default(trained, tmp_path):
 def test_an_explicit_checkpoint(trained, tmp_path):
     log = log_of(tmp_path)
     trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert log_of(tmp_path) == log
+
+
+def test_a_finished_run_has_nothing_left_to_do(trained, tmp_path):
+    log = log_of(tmp_path)
+    assert math.isnan(trained(resume_from_checkpoint="latest"))
     assert log_of(tmp_path) == log
 
 

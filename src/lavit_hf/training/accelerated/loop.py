@@ -95,7 +95,7 @@ class AcceleratedLoop:
         """Trains, and saves the result to `output_dir`.
 
         Returns:
-            The mean loss of the last update.
+            The mean loss of the last update; NaN if a run is resumed that had nothing left to do.
 
         Raises:
             FileExistsError: If `output_dir` has checkpoints and none is to be resumed from.

@@ -163,7 +163,7 @@ def train_autoencoder(
         validation_rows: Samples to validate with, and to measure the scale of the latents on.
 
     Returns:
-        The mean loss of the last update.
+        The mean loss of the last update; NaN if a run is resumed that had nothing left to do.
 
     Raises:
         FloatingPointError: If the loss is not finite.

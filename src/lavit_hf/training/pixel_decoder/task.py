@@ -212,7 +212,7 @@ def train_pixel_decoder(
         validation_rows: Samples to validate with.
 
     Returns:
-        The mean loss of the last update.
+        The mean loss of the last update; NaN if a run is resumed that had nothing left to do.
 
     Raises:
         FloatingPointError: If the loss is not finite.
