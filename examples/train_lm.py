@@ -115,11 +115,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     freeze_for_language_modeling(model)
     if model_args.init_code_embeddings:
         init_code_embeddings(model, args.seed)
+    if (model_args.init_merger or model_args.init_projector) and not reads_features:
+        raise ValueError("--init_merger and --init_projector are for features, but images are codes here.")
     if model_args.init_merger:
         init_merger(model)
     if model_args.init_projector:
-        if not reads_features:
-            raise ValueError("--init_projector looks at features, but images are codes here.")
         init_projector(model, first_images(train_dataset, processor), seed=args.seed)
     if model_args.freeze_image_features or not reads_features:  # without features, no image reaches these
         model.visual_tokenizer.requires_grad_(False)

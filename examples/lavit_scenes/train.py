@@ -18,7 +18,7 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-_DONE = "finished.txt"  # in the directory of a stage that is finished; how long it took
+_DONE = "finished.yaml"  # in the directory of a stage that is finished; what it was, and how long it took
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,10 +39,12 @@ def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
     """Runs a stage as a process of its own, with a log beside its directory.
 
     Raises:
-        SystemExit: If it fails.
+        SystemExit: If it fails, or was finished with other options.
     """
     folder = out / name
     if (folder / _DONE).exists():
+        if yaml.safe_load((folder / _DONE).read_text(encoding="utf-8"))["stage"] != stage:
+            raise SystemExit(f"{name} finished before with other options: remove {folder}, or use another directory.")
         print(f"{name}: finished before")
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -56,7 +58,8 @@ def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
         raise SystemExit(
             f"{name} failed with exit status {code}; {log} says why. The same command goes on from there."
         )
-    (folder / _DONE).write_text(f"{time.monotonic() - start:.0f} seconds in the last run\n", encoding="utf-8")
+    done = {"seconds_in_the_last_run": round(time.monotonic() - start), "stage": stage}
+    (folder / _DONE).write_text(yaml.safe_dump(done, sort_keys=False), encoding="utf-8")
 
 
 def options(stage: dict[str, Any], out: Path) -> list[str]:

@@ -81,8 +81,9 @@ def test_tokenized_images_and_packing(train, tmp_path):
     model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
     processor = ImageTextProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model)
     tokenize_dataset(datasets.Dataset.from_list(picture_rows(8)), tmp_path / "codes", processor, progress=False)
-    with pytest.raises(ValueError, match="but images are codes here"):
-        train(model=CHECKPOINT, dataset=tmp_path / "codes", init_projector=True)
+    for option in ("init_merger", "init_projector"):
+        with pytest.raises(ValueError, match="but images are codes here"):
+            train(model=CHECKPOINT, dataset=tmp_path / "codes", **{option: True})
     trainer = train(model=CHECKPOINT, dataset=tmp_path / "codes", packing=True, max_length=128)
     assert losses(trainer)[-1] < losses(trainer)[0]
     learned = {name for name, value in trainer.model.named_parameters() if value.requires_grad}
@@ -115,9 +116,11 @@ def test_a_new_lavit_starts_at_what_its_tokenizer_knows(train, tmp_path):
         text_noise=0.1,
         freeze_image_features=True,
     )
+    assert trainer.data_collator.text_noise == 0.1
     model = trainer.model
     learned = {name for name, value in model.named_parameters() if value.requires_grad}
     assert learned and all(name.startswith(("lm_head", "model.language_model")) for name in learned)
+    assert not any(part.weight.any() for part in model.visual_tokenizer.continuous.merger.output_projections())
     images = [row["image"] for row in make_scenes("train", 40)]
     pixels = trainer.processing_class.image_processor(images, return_tensors="pt")["pixel_values"]
     with torch.no_grad():

@@ -138,10 +138,16 @@ def test_what_the_owner_wrote_stays(folder: Path) -> None:
     assert "mine" in card.data.tags and "lavit" in card.data.tags
 
 
-def test_what_the_owner_wrote_of_the_training_data_replaces_the_section(folder: Path) -> None:
-    (folder / "README.md").write_text("# Mine\n\n## Training data\n\nMy pictures.\n")
+@pytest.mark.parametrize("heading", ["## Training data", "### Training Data"])
+def test_what_the_owner_wrote_of_the_training_data_replaces_the_section(folder: Path, heading: str) -> None:
+    (folder / "README.md").write_text(f"# Mine\n\n{heading}\n\nMy pictures.\n")
     _, text = read_card(folder, Origin(license="mit"))
-    assert text.count("## Training data") == 1 and "My pictures." in text and "Not stated." not in text
+    assert text.lower().count("# training data") == 1 and "My pictures." in text and "Not stated." not in text
+
+
+def test_training_data_in_passing_is_no_section(folder: Path) -> None:
+    (folder / "README.md").write_text("# Mine\n\nSee ## Training data below.\n")
+    assert "## Training data\n\nNot stated." in read_card(folder, Origin(license="mit"))[1]
 
 
 def test_without_a_card(folder: Path) -> None:

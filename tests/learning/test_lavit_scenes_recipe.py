@@ -85,11 +85,17 @@ def test_the_recipe_makes_a_checkpoint(
     trained, checkpoint = tmp_path / "trained", tmp_path / "checkpoint"
     run("train", "--output_dir", trained, "--recipe", small_recipe)
     logs = "\n".join(path.read_text() for path in trained.glob("*.log"))
-    assert (trained / "pixel_decoder" / "finished.txt").is_file(), logs
+    assert (trained / "pixel_decoder" / "finished.yaml").is_file(), logs
 
     capsys.readouterr()
     run("train", "--output_dir", trained, "--recipe", small_recipe)
     assert capsys.readouterr().out.count("finished before") == 12
+
+    recipe = yaml.safe_load(small_recipe.read_text())
+    recipe["lavit"]["options"]["max_steps"] = 3
+    small_recipe.write_text(yaml.safe_dump(recipe))
+    with pytest.raises(SystemExit, match="lavit finished before with other options"):
+        run("train", "--output_dir", trained, "--recipe", small_recipe, "--only", "lavit")
 
     run("assemble", "--trained", trained, "--output_dir", checkpoint)
     assert not any(str(tmp_path) in path.read_text() for path in checkpoint.rglob("config.json"))

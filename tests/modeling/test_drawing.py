@@ -183,15 +183,17 @@ def test_guidance_fills_an_empty_cache_and_leaves_the_prompts_in_it(tiny, prompt
 @pytest.mark.parametrize(
     "penalty", [{"repetition_penalty": 5.0}, {"encoder_repetition_penalty": 0.2}, {"encoder_no_repeat_ngram_size": 1}]
 )
-def test_penalties_go_with_guidance(tiny, penalty):
-    """Regression: transformers sizes them by the rows it sees, twins included."""
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_penalties_go_with_guidance(tiny, penalty, scale):
+    """Regression: transformers makes some for every prompt, others for every sequence, twins included."""
     offset, boi = tiny.config.visual_token_offset, tiny.config.boi_token_id
     half = [list(range(offset + index % 2, offset + CODEBOOK_SIZE, 2)) for index in range(4)]
     prompts = make_prompts(tiny, [[[5] * index, half[index], [boi]] for index in range(4)])
-    penalized = new_ids(tiny, prompts, guidance_scale=3.0, **penalty)
-    assert not torch.equal(penalized, new_ids(tiny, prompts, guidance_scale=3.0))
-    for index in range(4):
-        alone = new_ids(tiny, row(prompts, index), guidance_scale=3.0, **penalty)
+    options = {"guidance_scale": scale, "do_sample": True, "top_k": 1}  # certain, but may return several sequences
+    penalized = new_ids(tiny, prompts, **options, **penalty, num_return_sequences=2)
+    assert not torch.equal(penalized[::2], new_ids(tiny, prompts, **options))
+    for index in range(8):
+        alone = new_ids(tiny, row(prompts, index // 2), **options, **penalty)
         assert torch.equal(penalized[index, : alone.shape[1]], alone[0])
 
 
@@ -321,6 +323,8 @@ def test_interleaved_text_and_images(tiny, cache, scale):
         ({"num_beams": 2}, "num_beams"),
         ({"assistant_model": build_model()}, "assistant_model: ids are generated one by one"),
         ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),
+        ({"assistant_early_exit": 1}, "assistant_early_exit"),
+        ({"use_mtp": True}, "use_mtp"),
         ({"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states are not returned"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"generator": [torch.Generator()]}, "generators for 4"),

@@ -164,7 +164,6 @@ def test_model_output_and_going_on_from_its_cache(tiny, pixels, make_inputs):
 @pytest.mark.parametrize("penalty", [{"encoder_repetition_penalty": 0.2}, {"encoder_no_repeat_ngram_size": 1}])
 def test_penalties_of_what_the_prompt_says(tiny, pixels, make_inputs, penalty):
     """Regression: placeholders of images are no ids of the vocabulary."""
-    inputs = make_inputs(tiny, pixels[:1], [ROWS[0]])
     said = set(range(3, 50))
     inputs = make_inputs(tiny, pixels[:1], [["image", sorted(said)]])
     start = inputs["input_ids"].shape[1]

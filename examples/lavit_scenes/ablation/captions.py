@@ -35,7 +35,7 @@ def train_captioner(
     processor.visual_tokenizer = model
     processor.visual_mode = mode
     blind(model.visual_tokenizer, selection)
-    start_like_lavit_scenes(model, processor)
+    start_from_visual_tokenizer(model, processor)
     batch_size = 32
     trainer = Trainer(
         model=model,
@@ -47,7 +47,7 @@ def train_captioner(
     return model.eval(), processor
 
 
-def start_like_lavit_scenes(model: LavitForConditionalGeneration, processor: ImageTextProcessor) -> None:
+def start_from_visual_tokenizer(model: LavitForConditionalGeneration, processor: ImageTextProcessor) -> None:
     """What reads images starts at what the visual tokenizer knows, and only the language model learns."""
     images = [render(sample_scene("train", 0, index)) for index in range(_NUM_FIRST_IMAGES)]
     init_code_embeddings(model)

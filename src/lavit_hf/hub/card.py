@@ -33,7 +33,8 @@ class Origin:
 
 _BEGIN, _END = "<!-- facts: made by lavit publish -->", "<!-- end of facts -->"
 _BLOCK = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
-_TRAINING_DATA = "## Training data"  # An owner who writes this section knows more than the metadata.
+# A section that its owner wrote; they know more than the metadata.
+_TRAINING_DATA = re.compile(r"^#+\s*training data\s*$", re.IGNORECASE | re.MULTILINE)
 # Tasks of `lavit evaluate` as the Hub calls them.
 _TASKS = {
     "caption": "image-to-text",
@@ -166,7 +167,7 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: st
     parts = [
         use.format(repository=repository, guidance_scale=facts.guidance_scale) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
-        "" if _TRAINING_DATA in own_text else f"{_TRAINING_DATA}\n\n{_training_data(data)}",
+        "" if _TRAINING_DATA.search(own_text) else "## Training data\n\n" + _training_data(data),
         _metrics_text(facts),
     ]
     return "\n\n".join(part.strip() for part in parts if part)

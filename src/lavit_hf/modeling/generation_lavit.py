@@ -201,8 +201,8 @@ class LavitGenerationMixin(GenerationMixin):
         num_beams = options.get("num_beams") or 1
         if num_beams > 1:
             raise ValueError(f"{what} cannot be combined with num_beams={num_beams}; sample or decode greedily.")
-        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-            if options.get(name) is not None:
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+            if options.get(name):
                 raise ValueError(f"{what} cannot be combined with {name}: ids are generated one by one.")
 
     def _get_logits_processor(

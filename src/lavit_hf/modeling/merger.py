@@ -7,6 +7,8 @@ Two ways to compute it give the same kept tokens when `attention_smoothing` is 0
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -189,6 +191,13 @@ class LavitMerger(nn.Module):
         self.norm_features = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList([LavitMergerLayer(config) for _ in range(config.merger_num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def output_projections(self) -> list[nn.Linear]:
+        """What adds to the hidden states; where these are zero, kept patches only pass through to the norm."""
+        layers: Any = self.layers
+        return [
+            part for layer in layers for part in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.mlp.fc2)
+        ]
 
     def forward(self, patch_features: torch.Tensor, keep_mask: torch.Tensor) -> torch.Tensor:
         """

@@ -94,11 +94,9 @@ class LavitVisualTokenizerForPreTraining(PreTrainedModel):
             module._zero_init_merger()
 
     def _zero_init_merger(self) -> None:
-        layers: Any = self.visual_tokenizer.discrete.merger.layers
-        for layer in layers:
-            for projection in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.mlp.fc2):
-                init.zeros_(projection.weight)
-                init.zeros_(projection.bias)
+        for projection in self.visual_tokenizer.discrete.merger.output_projections():
+            init.zeros_(projection.weight)
+            init.zeros_(projection.bias)
 
     def _choose_trainable(self) -> None:
         """Frozen are the vision encoder, the codebook (it follows averages), and what stages 2 and 3 train."""

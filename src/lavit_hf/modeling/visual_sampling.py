@@ -165,7 +165,8 @@ class VisualSampler:
             raise ValueError(
                 "Attentions and hidden states are not returned here: call the model itself on the ids that were drawn."
             )
-        _forget_twins(logits_processor, batch_size)
+        if self.is_guided:
+            _forget_twins(logits_processor)
         inside = is_inside_image(rows[:batch_size], model.config)
         image_lengths = torch.zeros_like(inside, dtype=torch.long)
         unfinished = torch.ones_like(inside)
@@ -282,14 +283,18 @@ class VisualSampler:
         return cache
 
 
-def _forget_twins(logits_processor: LogitsProcessorList, batch_size: int) -> None:
-    """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with."""
+def _forget_twins(logits_processor: LogitsProcessorList) -> None:
+    """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with.
+
+    A repetition penalty remembers one row per returned sequence, the others one per prompt; twins are the second half
+    of either.
+    """
     for processor in logits_processor:
         for name in ("prompt_ignore_length", "encoder_input_ids"):
             if isinstance(rows := getattr(processor, name, None), torch.Tensor):
-                setattr(processor, name, rows[:batch_size])
+                setattr(processor, name, rows[: len(rows) // 2])
         if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
-            processor.batch_size = batch_size  # its n-grams are a list, of which it takes the first
+            processor.batch_size //= 2  # of its n-grams, one entry per prompt, it takes the first then
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

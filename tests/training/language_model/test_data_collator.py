@@ -198,6 +198,15 @@ def test_what_says_what_to_draw_has_no_noise(processor):
     assert torch.equal(noisy["input_ids"][3][is_question], clean["input_ids"][3][is_question])
 
 
+def test_which_words_are_wrong_does_not_depend_on_the_batch(processor):
+    rows = [row(text="a b c d e f g h", sample_id=0), row(text="i j k l m n o p q r s t u v w", sample_id=1)]
+    collator = LavitDataCollator(processor, image_first_probability=1, text_noise=0.5)
+    clean = LavitDataCollator(processor, image_first_probability=1)(rows)["input_ids"][0]
+    together, alone = collator(rows)["input_ids"][0], collator(rows[:1])["input_ids"][0]
+    is_changed = alone != clean[-len(alone) :]  # a word may be replaced by itself here, but hardly beside others
+    assert is_changed.any() and (together != clean)[-len(alone) :][is_changed].all()
+
+
 def test_codes_need_no_images(processor):
     processor.visual_tokenizer = None
     tokenized = {"codes": [[5, 6, 7]], "text": "a", "sample_id": 0}

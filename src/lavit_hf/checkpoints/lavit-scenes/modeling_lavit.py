@@ -546,7 +546,8 @@ class VisualSampler:
             raise ValueError(
                 "Attentions and hidden states are not returned here: call the model itself on the ids that were drawn."
             )
-        _forget_twins(logits_processor, batch_size)
+        if self.is_guided:
+            _forget_twins(logits_processor)
         inside = is_inside_image(rows[:batch_size], model.config)
         image_lengths = torch.zeros_like(inside, dtype=torch.long)
         unfinished = torch.ones_like(inside)
@@ -663,14 +664,18 @@ class VisualSampler:
         return cache
 
 
-def _forget_twins(logits_processor: LogitsProcessorList, batch_size: int) -> None:
-    """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with."""
+def _forget_twins(logits_processor: LogitsProcessorList) -> None:
+    """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with.
+
+    A repetition penalty remembers one row per returned sequence, the others one per prompt; twins are the second half
+    of either.
+    """
     for processor in logits_processor:
         for name in ("prompt_ignore_length", "encoder_input_ids"):
             if isinstance(rows := getattr(processor, name, None), torch.Tensor):
-                setattr(processor, name, rows[:batch_size])
+                setattr(processor, name, rows[: len(rows) // 2])
         if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
-            processor.batch_size = batch_size  # its n-grams are a list, of which it takes the first
+            processor.batch_size //= 2  # of its n-grams, one entry per prompt, it takes the first then
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -859,8 +864,8 @@ class LavitGenerationMixin(GenerationMixin):
         num_beams = options.get("num_beams") or 1
         if num_beams > 1:
             raise ValueError(f"{what} cannot be combined with num_beams={num_beams}; sample or decode greedily.")
-        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit"):
-            if options.get(name) is not None:
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+            if options.get(name):
                 raise ValueError(f"{what} cannot be combined with {name}: ids are generated one by one.")
 
     def _get_logits_processor(
@@ -1179,6 +1184,13 @@ class LavitMerger(nn.Module):
         self.norm_features = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList([LavitMergerLayer(config) for _ in range(config.merger_num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def output_projections(self) -> list[nn.Linear]:
+        """What adds to the hidden states; where these are zero, kept patches only pass through to the norm."""
+        layers: Any = self.layers
+        return [
+            part for layer in layers for part in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.mlp.fc2)
+        ]
 
     def forward(self, patch_features: torch.Tensor, keep_mask: torch.Tensor) -> torch.Tensor:
         """

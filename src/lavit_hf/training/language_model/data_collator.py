@@ -35,7 +35,8 @@ class LavitDataCollator:
     - `messages`: what the assistant says or draws is learned;
     - `codes` instead of images: as above, with codes in either order, and without any image processing.
 
-    After what is learned comes the end of text, learned as well. Decisions depend on seed, epoch and `sample_id`.
+    After what is learned comes the end of text, learned as well. Decisions depend on seed, epoch and `sample_id` (and
+    the wrong words of `text_noise` on the rest of the batch).
 
     Args:
         processor: The model's processor. Its visual tokenizer gives the codes, without gradient; if none is attached,
@@ -46,6 +47,7 @@ class LavitDataCollator:
         condition_dropout: How often an image is drawn without text.
         text_noise: Share of the words of learned text after an image that the model reads wrong, so that it relies on
             the image more than on what it wrote. They are replaced by others of the batch; what is learned stays.
+            `Trainer` evaluates with the same collator, so that its `eval_loss` is of text with noise, too.
         max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
             cut.
         packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Not for images that

@@ -44,8 +44,9 @@ def init_merger(model: Any) -> None:
 
     The merger of stage 1 has learned to rebuild pictures from codes, and what no code stands for is lost in it: of an
     object in a combination of shape and color that training never showed, it can keep the shape and forget the color.
-    From this start the language model reads what the encoder sees. All output projections are zero, so the merger
-    learns in stage 2 as any residual network that starts as the identity.
+    From this start the language model reads what the encoder sees of kept patches, and nothing of the dropped ones.
+    As all output projections are zero, the merger learns in stage 2 to fold them in, as any residual network that
+    starts as the identity; one that is frozen never does.
 
     Args:
         model: A `LavitForConditionalGeneration` with a visual tokenizer.
@@ -58,10 +59,9 @@ def init_merger(model: Any) -> None:
             "Codes and features come from one merger (share_branches=True): to start it anew breaks codes."
         )
     merger = model.visual_tokenizer.continuous.merger
-    for layer in merger.layers:
-        for projection in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.mlp.fc2):
-            nn.init.zeros_(projection.weight)
-            nn.init.zeros_(projection.bias)
+    for projection in merger.output_projections():
+        nn.init.zeros_(projection.weight)
+        nn.init.zeros_(projection.bias)
     nn.init.ones_(merger.norm.weight)
     nn.init.zeros_(merger.norm.bias)
 

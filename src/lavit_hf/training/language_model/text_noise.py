@@ -30,7 +30,7 @@ def add_text_noise(
         is_image: Boolean `[rows, length]`, true at ids and placeholders of images.
         kept_ids: Ids that are neither replaced nor replacements, such as the end of text.
         probability: Share of words that are replaced.
-        generators: One for each row.
+        generators: One for each row. Which of its words are replaced depends on this alone, by what also on the batch.
 
     Returns:
         New input ids.
@@ -42,8 +42,8 @@ def add_text_noise(
     words = input_ids[is_word]
     noisy = input_ids.clone()
     for row, generator in enumerate(generators):
-        chances = torch.rand(input_ids.shape[1], generator=generator)
-        chosen = (is_word[row] & (chances < probability)).nonzero().squeeze(-1)
+        positions = is_word[row].nonzero().squeeze(-1)
+        chosen = positions[torch.rand(len(positions), generator=generator) < probability]
         if len(chosen):
             noisy[row, chosen] = words[torch.randint(len(words), (len(chosen),), generator=generator)]
     return noisy

@@ -1,0 +1,23 @@
+"""The card that comes with lavit-scenes is what its script writes."""
+
+import importlib
+import shutil
+from pathlib import Path
+
+import pytest
+
+from lavit_hf import default_checkpoint
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+
+
+def test_the_committed_card_is_written_by_the_script(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(EXAMPLES)
+    committed = Path(default_checkpoint())
+    checkpoint = shutil.copytree(committed, tmp_path / "lavit-scenes")
+    for name in ("README.md", "metrics.json"):
+        (checkpoint / name).unlink()
+    arguments = ["--checkpoint", str(checkpoint), "--metrics", str(committed / "metrics.json")]
+    importlib.import_module("lavit_scenes.write_card").main(arguments)
+    for name in ("README.md", "metrics.json"):
+        assert (checkpoint / name).read_text(encoding="utf-8") == (committed / name).read_text(encoding="utf-8")
