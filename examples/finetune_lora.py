@@ -3,9 +3,10 @@
     python examples/finetune_lora.py --model path/to/lavit --dataset path/to/data --output_dir out/lora \
         --num_train_epochs 3 --per_device_train_batch_size 8 --bf16
 
-A row of the dataset has an image (or a list of images) and a text; columns `prompt` (a question, say) and `messages`
-are used if there are any. On several devices: `accelerate launch examples/finetune_lora.py ...`, to shard the model
-`accelerate launch --config_file examples/accelerate/fsdp2.yaml ...`. `--help` lists all options.
+A row of the dataset has an image (or a list of images) and a text; columns `prompt` (such as "Question: What is this?
+Answer:", which is how `lavit ask` asks) and `messages` are used if there are any. On several devices: `accelerate
+launch examples/finetune_lora.py ...`, to shard the model `accelerate launch --config_file
+examples/accelerate/fsdp2.yaml ...`. `--help` lists all options.
 """
 
 from __future__ import annotations

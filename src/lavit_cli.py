@@ -20,6 +20,7 @@ import typer
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
+_DEFAULT = "lavit-scenes"  # the checkpoint that comes along
 _LISTED = 6  # lines of a longer message, such as a list of tensors, that still fit one line
 
 app = typer.Typer(
@@ -421,7 +422,7 @@ def tokenize(
 @_in_one_line
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Converted checkpoint, or its name on the Hub.", show_default=False)
+        str, typer.Argument(help="Checkpoint, its name on the Hub, or lavit-scenes.", show_default=False)
     ],
     task: Annotated[
         list[EvaluationTask], typer.Option("--task", "-t", help="May be given several times.", show_default=False)
@@ -519,7 +520,7 @@ def evaluate(
     from lavit_hf.cli.evaluate import run
 
     run(
-        checkpoint,
+        _checkpoint(checkpoint),
         tasks=[one.value for one in task],
         output=output,
         splits=split or [],
@@ -685,9 +686,11 @@ def export_llama(
 
 
 def _checkpoint(model: str | None) -> str:
+    """The checkpoint of this name; the one that comes along can be named from anywhere."""
     from lavit_hf import default_checkpoint
 
-    return default_checkpoint() if model is None else model
+    is_default = model is None or (model == _DEFAULT and not Path(model).exists())
+    return default_checkpoint() if is_default else model
 
 
 def _generation(

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from lavit_hf.data.scenes import make_scenes
 from lavit_hf.evaluation import format_metrics
 
 FAST = ["--max-new-tokens", 4, "--beams", 1, "--steps", 2]
@@ -44,6 +45,32 @@ def test_a_benchmark(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     assert "exact_match/other" in result.stdout
     lines = (tmp_path / "out" / "vqa" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["references"] for line in lines] == [["red"], ["blue"]]
+
+
+def test_own_data_is_asked_as_by_lavit_ask(lavit, tmp_path: Path) -> None:
+    """Regression: the paper's settings, which lavit-scenes is not for, made all answers wrong."""
+    rows = []
+    for index, scene in enumerate(make_scenes("validation", num_scenes=4)):
+        scene["image"].save(tmp_path / f"{index}.png")
+        rows += [
+            {"image": f"{index}.png", "question": one["question"], "answer": one["answer"]}
+            for one in scene["questions"][:2]
+        ]
+    (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [
+        "evaluate",
+        "lavit-scenes",
+        "--data",
+        tmp_path / "own.jsonl",
+        "--task",
+        "vqa",
+        "--output",
+        tmp_path / "out",
+    ]
+    result = lavit(*command)
+    assert result.exit_code == 0, result.output
+    (found,) = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    assert found["metrics"]["exact_match"]["value"] == 1 and found["metrics"]["exact_match"]["n"] == 8
 
 
 def test_clear_errors(lavit, random_checkpoint: Path, tmp_path: Path) -> None:

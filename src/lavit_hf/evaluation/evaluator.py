@@ -52,6 +52,8 @@ def evaluate(
     """
     output = Path(output)
     state = process_state(checkpoint.model.device)
+    for task in tasks:
+        task.follow(checkpoint.model.generation_config)
     folders = [_folder(output, task) for task in tasks]
     if len(set(folders)) < len(folders):
         raise ValueError("Every task can be evaluated once per split.")

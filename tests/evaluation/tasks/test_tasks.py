@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from PIL import Image
+from transformers import GenerationConfig
 
 from lavit_hf.data.scenes import Scene, captions_of, render
 from lavit_hf.evaluation.data.sample import EvaluationData, EvaluationSample
@@ -51,7 +52,7 @@ def test_a_sample_does_not_depend_on_the_others(evaluated, name, options):
 
 
 def test_defaults_are_those_of_the_release_or_of_scenes(folder):
-    scenes, other = read_scenes("caption", None, 1), other_data([])
+    scenes, other = read_scenes("caption", None, 1), other_data([], is_benchmark=True)
     assert CaptionTask(other).options == CAPTION and VqaTask(other).options == ANSWER
     assert VqaTask(scenes).options == {**ANSWER, "num_beams": 1, "min_new_tokens": 1}
     assert CaptionTask(scenes, {"num_beams": 4, "length_penalty": None}).options["num_beams"] == 4
@@ -59,10 +60,23 @@ def test_defaults_are_those_of_the_release_or_of_scenes(folder):
     assert (paper["decoder"], paper["num_candidates"], paper["top_k"]) == ("lowres", 4, 300)
     assert (paper["guidance_scale"], paper["decoder_guidance_scale"], paper["num_inference_steps"]) == (1.5, 1.5, 50)
     assert TextToImageTask(scenes).options["num_candidates"] == 1
+    assert TextToImageTask(other_data([])).options == TextToImageTask(scenes).options
+
+
+def test_own_data_is_asked_as_the_checkpoint_says():
+    config = GenerationConfig(num_beams=1, min_new_tokens=1)
+    task = VqaTask(other_data([]), {"min_new_tokens": 3})
+    task.follow(config)
+    assert task.options == {**ANSWER, "num_beams": 1, "min_new_tokens": 3}
+    for data in (other_data([], is_benchmark=True), read_scenes("vqa", None, 1)):
+        task = VqaTask(data, {"num_beams": 4})
+        expected = dict(task.options)
+        task.follow(config)
+        assert task.options == expected
 
 
 def test_wrong_options_are_refused(tmp_path):
-    other = other_data([])
+    other = other_data([], is_benchmark=True)
     with pytest.raises(ValueError, match="no option 'beams'; it has num_beams"):
         CaptionTask(other, {"beams": 2})
     with pytest.raises(ValueError, match="best of 4 drawings is chosen by CLIP: --clip takes"):
@@ -161,7 +175,7 @@ def test_the_best_of_several_drawings_is_kept(evaluated, tmp_path):
     from lavit_hf.evaluation.metrics.clip_similarity import ClipSimilarity
 
     clip = str(save_tiny_clip(tmp_path / "clip"))
-    data = other_data(read_scenes("text-to-image", None, 3).samples)
+    data = other_data(read_scenes("text-to-image", None, 3).samples, is_benchmark=True)
     options = {**FAST, "decoder": None, "guidance_scale": 3.0, "decoder_guidance_scale": 3.0}
     best = TextToImageTask(data, {**options, "num_candidates": 3, "clip": clip}).predict(evaluated, data.samples)
     task = TextToImageTask(data, {**options, "num_candidates": 1, "clip": clip})

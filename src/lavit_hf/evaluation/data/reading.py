@@ -92,7 +92,7 @@ def _read_benchmark(
 ) -> EvaluationData | None:
     if is_karpathy(content):
         split = split or "test"
-        return EvaluationData(str(path), split, read_karpathy(content, folder, split, num_samples))
+        return EvaluationData(str(path), split, read_karpathy(content, folder, split, num_samples), is_benchmark=True)
     samples: Sequence[EvaluationSample]
     metric = "exact_match"
     if is_coco(content):
@@ -110,7 +110,7 @@ def _read_benchmark(
         return None
     if split is not None:
         raise ValueError(f"{path} is of one split; leave --split out.")
-    return EvaluationData(str(path), None, samples, answer_metric=metric)
+    return EvaluationData(str(path), None, samples, answer_metric=metric, is_benchmark=True)
 
 
 def _check(data: EvaluationData, task: str) -> None:

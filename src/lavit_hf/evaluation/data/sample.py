@@ -57,6 +57,7 @@ class EvaluationData:
         caption_metrics: Which metrics score captions of them.
         answer_metric: Which metric scores answers.
         is_scenes: Whether a program can tell what is true about each image (`meta["scene"]`).
+        is_benchmark: Whether it is asked with the settings of the paper, whatever the checkpoint's own are.
     """
 
     name: str
@@ -65,6 +66,7 @@ class EvaluationData:
     caption_metrics: tuple[str, ...] = ("cider", "bleu")
     answer_metric: str = "exact_match"
     is_scenes: bool = False
+    is_benchmark: bool = False
 
     def digest(self) -> str:
         """Tells data apart: by all texts, and by some of the images."""

@@ -63,6 +63,8 @@ class Task(ABC):
     draws: ClassVar[bool] = False
     scoring_options: ClassVar[tuple[str, ...]] = ()
     """Options that predictions do not depend on."""
+    own_options: ClassVar[tuple[str, ...]] = ()
+    """Options for which checkpoints may have values of their own."""
 
     def __init__(
         self,
@@ -73,6 +75,7 @@ class Task(ABC):
         self.data = data
         self.seed = seed
         self.options = self.default_options(data)
+        self._given = {name for name, value in (options or {}).items() if value is not None}
         for name, value in (options or {}).items():
             if name not in self.options:
                 raise ValueError(f"The task {self.name} has no option {name!r}; it has {', '.join(self.options)}.")
@@ -83,6 +86,15 @@ class Task(ABC):
     @abstractmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
         """All options, as the release has them, or as the data needs them."""
+
+    def follow(self, generation_config: Any) -> None:
+        """Takes what the user did not say from a checkpoint's generation config; of own data, as `lavit ask` does."""
+        if self.data.is_scenes or self.data.is_benchmark:
+            return
+        for name in self.own_options:
+            value = getattr(generation_config, name, None)
+            if name not in self._given and value is not None:
+                self.options[name] = value
 
     @abstractmethod
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:

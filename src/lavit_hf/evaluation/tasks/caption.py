@@ -24,6 +24,7 @@ class CaptionTask(Task):
     """Describes images; of scenes, every fact is checked."""
 
     name = "caption"
+    own_options = tuple(CAPTION)
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:

@@ -68,7 +68,7 @@ class TextToImageTask(Task):
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
-        return dict(_PIPELINE) if data.is_scenes else {**_PIPELINE, **_PAPER}
+        return {**_PIPELINE, **_PAPER} if data.is_benchmark else dict(_PIPELINE)
 
     def metric_options(self) -> dict[str, dict[str, Any]]:
         if self.data.is_scenes or self.options["clip"] is None:

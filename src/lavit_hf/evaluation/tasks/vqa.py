@@ -22,6 +22,7 @@ class VqaTask(Task):
     """Answers questions; besides all of them, every kind of question is scored by itself."""
 
     name = "vqa"
+    own_options = tuple(ANSWER)
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
