@@ -20,8 +20,9 @@ from peft import PeftModel, get_peft_model
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.data.loading import load_data
+from lavit_hf.data.loading import NamedDataset, load_data
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
@@ -140,19 +141,21 @@ def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments
 
 def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
     """A split of the dataset."""
+    rows, root = read_split(data_args, split)
     return TrainingDataset(
-        read_split(data_args, split),
+        rows,
         image_column=data_args.image_column,
         text_column=data_args.text_column,
         on_bad_sample=data_args.on_bad_sample,
+        image_root=root,
     )
 
 
-def read_split(data_args: DataArguments, split: str) -> Any:
+def read_split(data_args: DataArguments, split: str) -> NamedDataset:
     """A split of a dataset on disk or on the Hub, or of scenes."""
     if data_args.dataset == "scenes":
-        return make_scenes(split, num_scenes=data_args.num_scenes)
-    return load_data(data_args.dataset, split).dataset
+        return NamedDataset(make_scenes(split, num_scenes=data_args.num_scenes), None)
+    return load_data(data_args.dataset, split)
 
 
 def merge(model_args: ModelArguments, adapter: str, processor: ImageTextProcessor) -> None:
@@ -163,6 +166,7 @@ def merge(model_args: ModelArguments, adapter: str, processor: ImageTextProcesso
         module.to(base.dtype)
     merged.save_pretrained(model_args.merge_to)
     processor.save_pretrained(model_args.merge_to)
+    copy_pixel_decoders(model_args.model, model_args.merge_to)
 
 
 if __name__ == "__main__":

@@ -41,6 +41,9 @@ def load_validation_rows(data: DataArguments) -> list[dict[str, Any]]:
 
 
 def _load_samples(data: DataArguments, split: str, num_scenes: int) -> PixelDecoderDataset:
-    is_made = data.dataset == "scenes"
-    rows = make_scenes(split, num_scenes=num_scenes) if is_made else load_data(data.dataset, split).dataset
-    return PixelDecoderDataset(rows, image_column=data.image_column, on_bad_sample=data.on_bad_sample)
+    root = None
+    if data.dataset == "scenes":
+        rows = make_scenes(split, num_scenes=num_scenes)
+    else:
+        rows, root = load_data(data.dataset, split)
+    return PixelDecoderDataset(rows, data.image_column, data.on_bad_sample, image_root=root)

@@ -26,6 +26,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
@@ -153,6 +154,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
+    if model_args.model is not None and trainer.is_world_process_zero():
+        copy_pixel_decoders(model_args.model, args.output_dir)
     if train_dataset.bad_samples:
         print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
     if data_args.eval_split is not None:
@@ -199,14 +202,16 @@ def attach_visual_tokenizer(
 
 def load_split(data_args: DataArguments, split: str, model: Any, num_rows: int | None = None) -> TrainingDataset:
     """A split of the dataset, or its first rows."""
+    root = None
     if (Path(data_args.dataset) / "tokenization.json").is_file():
         rows = load_tokenized_dataset(data_args.dataset, model)
     elif data_args.dataset == "scenes":
         rows = make_scenes(split, num_scenes=num_rows or data_args.num_scenes)
     else:
-        rows = load_data(data_args.dataset, split).dataset
+        rows, root = load_data(data_args.dataset, split)
     rows = rows.select(range(min(len(rows), num_rows or len(rows))))
-    return TrainingDataset(rows, data_args.image_column, data_args.text_column, data_args.on_bad_sample)
+    columns = (data_args.image_column, data_args.text_column)
+    return TrainingDataset(rows, *columns, data_args.on_bad_sample, image_root=root)
 
 
 def add_evaluation(trainer: Trainer, data_args: DataArguments, processor: ImageTextProcessor) -> None:

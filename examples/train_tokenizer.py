@@ -214,13 +214,14 @@ def load_image_processor(
 
 def load_split(data_args: DataArguments, split: str, num_rows: int) -> TrainingDataset:
     """A split of the dataset; of scenes, and for evaluation, its first rows."""
+    root = None
     if data_args.dataset == "scenes":
         rows = make_scenes(split, num_scenes=num_rows)
     else:
-        rows = load_data(data_args.dataset, split).dataset
+        rows, root = load_data(data_args.dataset, split)
         if split != data_args.train_split:
             rows = rows.select(range(min(len(rows), num_rows)))
-    return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample)
+    return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample, image_root=root)
 
 
 def save(trainer: Trainer, image_processor: LavitImageProcessorPil) -> None:

@@ -63,6 +63,7 @@ def test_scenes(finetune, tmp_path):
     inputs = processor(images=picture_rows(1)[0]["image"], text="<image>a", return_tensors="pt")
     torch.testing.assert_close(merged(**inputs).logits, adapted(**inputs).logits, atol=1e-4, rtol=1e-4)
     assert (tmp_path / "out" / "processor_config.json").exists()
+    assert (tmp_path / "merged" / "unet").is_dir(), "it draws with the pixel decoder of its base"
 
 
 def test_a_folder_of_images_with_questions_and_a_corrupt_file(finetune, tmp_path, capsys):
@@ -79,6 +80,17 @@ def test_a_folder_of_images_with_questions_and_a_corrupt_file(finetune, tmp_path
     assert trainer.train_dataset.bad_samples == [3] and "1 samples were bad" in capsys.readouterr().out
     config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert config["r"] == 4 and config["modules_to_save"] is None
+
+
+def test_a_file_of_rows_with_paths_relative_to_it(finetune, tmp_path):
+    (tmp_path / "data").mkdir()
+    lines = []
+    for index, row in enumerate(row for row in picture_rows(4) if row["image"] is not None):
+        row["image"].save(tmp_path / "data" / f"{index}.png")
+        lines.append(json.dumps({"image": f"{index}.png", "text": row["text"]}))
+    (tmp_path / "data" / "rows.jsonl").write_text("\n".join(lines))
+    trainer = finetune(dataset=tmp_path / "data" / "rows.jsonl", on_bad_sample="raise", max_steps=1)
+    assert len(losses(trainer)) == 1
 
 
 def test_half_precision_base_trains_fp32_copies(finetune, tmp_path):

@@ -86,6 +86,7 @@ def test_tokenized_images_and_packing(train, tmp_path):
             train(model=CHECKPOINT, dataset=tmp_path / "codes", **{option: True})
     trainer = train(model=CHECKPOINT, dataset=tmp_path / "codes", packing=True, max_length=128)
     assert losses(trainer)[-1] < losses(trainer)[0]
+    assert (tmp_path / "out" / "unet").is_dir(), "it draws with the pixel decoder of the model it started from"
     learned = {name for name, value in trainer.model.named_parameters() if value.requires_grad}
     assert learned and all(name.startswith(("lm_head", "model.language_model")) for name in learned)
 

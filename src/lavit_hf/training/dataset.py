@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -42,6 +43,7 @@ class TrainingDataset(Dataset):
         on_bad_sample: `"skip"`, or `"raise"` to stop at the first one.
         lengths: Length of every row in ids, for `train_sampling_strategy="group_by_length"`; by default those of the
             dataset's column `length`, if it has one. `measure_lengths` finds them out.
+        image_root: Where relative paths of images start; by default the working directory.
 
     Raises:
         TypeError: If the dataset has no length, as a streamed one.
@@ -55,6 +57,7 @@ class TrainingDataset(Dataset):
         text_column: str | None = "text",
         on_bad_sample: str = "skip",
         lengths: Sequence[int] | None = None,
+        image_root: str | os.PathLike[str] | None = None,
     ) -> None:
         if not hasattr(dataset, "__len__"):
             raise TypeError(
@@ -69,6 +72,7 @@ class TrainingDataset(Dataset):
         self.image_column = "codes" if "codes" in names else image_column
         self.text_column = text_column
         self.on_bad_sample = on_bad_sample
+        self.image_root = image_root
         self._check_columns(names)
         wanted = [self.image_column, text_column, "prompt", "messages", "sample_id", "length"]
         self.dataset = _undecoded(dataset, [name for name in wanted if name in names])
@@ -139,14 +143,14 @@ class TrainingDataset(Dataset):
         if self.image_column == "codes":
             sample["codes"] = [list(codes) for codes in row.get("codes") or []]
         else:
-            sample["images"] = read_images(row.get(self.image_column))
+            sample["images"] = read_images(row.get(self.image_column), self.image_root)
         sample["text"] = None if self.text_column is None else row.get(self.text_column)
         for name in ("prompt", "messages"):
             if row.get(name) is not None:
                 sample[name] = row[name]
         check_sample(sample, needs_text=self.text_column is not None)
         if "messages" in sample:
-            sample["messages"] = read_message_images(sample["messages"])
+            sample["messages"] = read_message_images(sample["messages"], self.image_root)
         sample["sample_id"] = index if row.get("sample_id") is None else int(row["sample_id"])
         sample["epoch"] = self.epoch
         if self._lengths is not None:

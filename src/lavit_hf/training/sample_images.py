@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,13 @@ SOURCES = ("image", "path", "url", "base64")
 """Where a part of a message may have its image, in the chats of transformers."""
 
 
-def read_images(value: Any) -> list[Image.Image]:
+def read_images(value: Any, root: str | os.PathLike[str] | None = None) -> list[Image.Image]:
     """Decodes the image, or the list of images, of one row.
 
     Args:
         value: `None` (no image), or one image or a list of them: PIL images, arrays or tensors of `uint8`, paths,
             URLs, file contents, or what `datasets.Image(decode=False)` gives, `{"bytes": ..., "path": ...}`.
+        root: Where relative paths start, if files are there.
 
     Returns:
         RGB images, upright and fully decoded.
@@ -31,15 +33,18 @@ def read_images(value: Any) -> list[Image.Image]:
     if value is None:
         return []
     values = value if isinstance(value, (list, tuple)) else [value]
-    return [_read_image(image) for image in values]
+    return [_read_image(image, root) for image in values]
 
 
-def read_message_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def read_message_images(
+    messages: Sequence[Mapping[str, Any]], root: str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
     """Decodes the images that the messages of a chat hold themselves, so that a corrupt one is found.
 
     Args:
         messages: Messages whose content is a text, or a list of parts. A part of type `image` may have its image under
             one of the names of `SOURCES`.
+        root: As in `read_images`.
 
     Returns:
         A copy with RGB images under `image`.
@@ -47,10 +52,10 @@ def read_message_images(messages: Sequence[Mapping[str, Any]]) -> list[dict[str,
     Raises:
         ValueError: If one of them is corrupt, empty, or no image.
     """
-    return [{**message, "content": _read_content(message["content"])} for message in messages]
+    return [{**message, "content": _read_content(message["content"], root)} for message in messages]
 
 
-def _read_content(content: Any) -> Any:
+def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
     if isinstance(content, str):
         return content
     parts = []
@@ -58,12 +63,12 @@ def _read_content(content: Any) -> Any:
         source = next((part[name] for name in SOURCES if part.get(name) is not None), None)
         if part["type"] == "image" and source is not None:
             rest = {name: value for name, value in part.items() if name not in SOURCES}
-            part = {**rest, "image": _read_image(source)}
+            part = {**rest, "image": _read_image(source, root)}
         parts.append(part)
     return parts
 
 
-def _read_image(value: Any) -> Image.Image:
+def _read_image(value: Any, root: str | os.PathLike[str] | None) -> Image.Image:
     if isinstance(value, Mapping):
         content, path = value.get("bytes"), value.get("path")
         value = path if content is None else content
@@ -73,6 +78,8 @@ def _read_image(value: Any) -> Image.Image:
         return _from_array(value)
     if value is None:
         raise ValueError("the image is missing")
+    if root is not None and isinstance(value, str) and os.path.isfile(path := os.path.join(root, value)):
+        value = path
     return to_rgb(load_image(value))
 
 

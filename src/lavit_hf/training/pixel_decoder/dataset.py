@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 from ..dataset import TrainingDataset
@@ -16,11 +17,18 @@ class PixelDecoderDataset(TrainingDataset):
         dataset: A `datasets.Dataset`, or a sequence of dictionaries. A column `codes` holds a list of codes per image.
         image_column: Where the images are.
         on_bad_sample: As in [`TrainingDataset`].
+        image_root: As in [`TrainingDataset`].
     """
 
-    def __init__(self, dataset: Any, image_column: str = "image", on_bad_sample: str = "skip") -> None:
+    def __init__(
+        self,
+        dataset: Any,
+        image_column: str = "image",
+        on_bad_sample: str = "skip",
+        image_root: str | os.PathLike[str] | None = None,
+    ) -> None:
         images, self._codes = _split_codes(dataset)
-        super().__init__(images, image_column=image_column, text_column=None, on_bad_sample=on_bad_sample)
+        super().__init__(images, image_column, text_column=None, on_bad_sample=on_bad_sample, image_root=image_root)
 
     def _read(self, index: int) -> dict[str, Any]:
         sample = super()._read(index)

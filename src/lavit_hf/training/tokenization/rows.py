@@ -116,7 +116,7 @@ class RowTokenizer:
         try:
             if self.text_column is not None:
                 values["text"] = _check_text(row[self.text_column], bool(row.get("messages")))
-            images = read_images(self._resolve(row[self.image_column]))
+            images = read_images(row[self.image_column], self.image_root)
             if images:
                 inputs = self.processor.image_processor(images, return_tensors="pt")
                 prepared.pixel_values = inputs["pixel_values"]
@@ -125,16 +125,6 @@ class RowTokenizer:
         except ValueError as error:
             prepared.error = error
         return prepared
-
-    def _resolve(self, value: Any) -> Any:
-        """Paths of images relative to `image_root`."""
-        if self.image_root is None:
-            return value
-        if isinstance(value, (list, tuple)):
-            return [self._resolve(item) for item in value]
-        if isinstance(value, str) and (path := self.image_root / value).is_file():
-            return str(path)
-        return value
 
     @torch.inference_mode()
     def _encode(self, waiting: list[tuple[PreparedRow, torch.Tensor]]) -> None:

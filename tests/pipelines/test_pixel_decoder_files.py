@@ -1,0 +1,57 @@
+"""Pixel decoders follow a checkpoint that was fine-tuned."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from lavit_hf import LavitPixelDecoderPipeline
+from lavit_hf.pipelines import pixel_decoder_files
+from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
+
+CHECKPOINT = Path(__file__).resolve().parents[2] / "checkpoints" / "lavit-tiny-random"
+
+
+def test_both_decoders_are_copied_and_nothing_else(tmp_path):
+    names = copy_pixel_decoders(CHECKPOINT, tmp_path)
+    assert sorted(names) == sorted(
+        path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()
+    )
+    assert {name.split("/")[0] for name in names} == {
+        "lowres", "model_index.json", "pipeline_lavit_pixel_decoder.py", "scheduler", "token_decoder", "unet", "vae"
+    }  # fmt: skip
+    assert names[-1] == "lowres/model_index.json"
+    for decoder in ("highres", "lowres"):
+        LavitPixelDecoderPipeline.from_pretrained(tmp_path, decoder=decoder)
+
+
+def test_of_a_repository(tmp_path, monkeypatch):
+    asked = []
+
+    def download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return str(CHECKPOINT)
+
+    monkeypatch.setattr(pixel_decoder_files, "snapshot_download", download)
+    assert "unet/config.json" in copy_pixel_decoders("user/lavit", tmp_path)
+    assert [repository for repository, _ in asked] == ["user/lavit"] * 2
+    assert asked[0][1] == ["model_index.json", "lowres/model_index.json"] and "unet/*" in asked[1][1]
+
+
+def test_checkpoints_without_one(tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "config.json").write_text("{}")
+    assert copy_pixel_decoders(tmp_path / "source", tmp_path / "target") == []
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_directory_into_itself(tmp_path):
+    copy_pixel_decoders(CHECKPOINT, tmp_path)
+    before = json.loads((tmp_path / "model_index.json").read_text())
+    assert copy_pixel_decoders(tmp_path, tmp_path) == []
+    assert json.loads((tmp_path / "model_index.json").read_text()) == before
+
+
+def test_without_any_decoder_the_error_names_none(tmp_path):
+    with pytest.raises(OSError, match=r"holds no pixel decoder \(no model_index.json\)"):
+        LavitPixelDecoderPipeline.from_pretrained(tmp_path)
