@@ -19,6 +19,7 @@ import typer
 
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
+_MAX_SEED = 2**63 - 1
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _DEFAULT = "lavit-scenes"  # the checkpoint that comes along
 _LISTED = 6  # lines of a longer message, such as a list of tensors, that still fit one line
@@ -110,7 +111,9 @@ PixelDecoder = Annotated[
 AspectRatio = Annotated[
     str | None, typer.Option(metavar="W:H", help="1:1, 4:3, 3:2, 16:9, 2:3 or 3:4.", show_default="square")
 ]
-Seed = Annotated[int | None, typer.Option(help="The same seed draws the same picture.", show_default="random")]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=_MAX_SEED, help="The same seed draws the same picture.", show_default="random")
+]
 Output = Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="File to write.", show_default=False)]
 LengthPenalty = Annotated[
     float | None,
@@ -264,7 +267,7 @@ def draw(
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres 50")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How much to stress the prompt.", show_default="4, with pictures 5")
+        float | None, typer.Option(min=0, help="How much to stress the prompt.", show_default="4, with pictures 5")
     ] = None,
     seed: Seed = None,
     device: Device = "auto",
@@ -295,7 +298,7 @@ def reconstruct(
     decoder: PixelDecoder = None,
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(help="How much to stress the tokens.")] = 5.0,
+    guidance_scale: Annotated[float, typer.Option(min=0, help="How much to stress the tokens.")] = 5.0,
     seed: Seed = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
@@ -461,7 +464,7 @@ def evaluate(
     question_column: Annotated[str, typer.Option(help="Column of the question.")] = "question",
     answer_column: Annotated[str, typer.Option(help="Column of the answer, or a list of them.")] = "answer",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
-    seed: Annotated[int, typer.Option(help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of everything random.")] = 0,
     beams: Annotated[
         int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5, scenes 1")
     ] = None,
@@ -480,12 +483,14 @@ def evaluate(
     ] = None,
     guidance_scale: Annotated[
         float | None,
-        typer.Option(help="How much to stress the prompt.", show_default="the checkpoint's, or 4; benchmarks 1.5"),
+        typer.Option(
+            min=0, help="How much to stress the prompt.", show_default="the checkpoint's, or 4; benchmarks 1.5"
+        ),
     ] = None,
     decoder_guidance_scale: Annotated[
         float | None,
         typer.Option(
-            help="How much to stress the tokens.", show_default="7, lowres and reconstruction 5; benchmarks 1.5"
+            min=0, help="How much to stress the tokens.", show_default="7, lowres and reconstruction 5; benchmarks 1.5"
         ),
     ] = None,
     top_k: Annotated[

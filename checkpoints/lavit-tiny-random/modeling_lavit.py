@@ -19,7 +19,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from torch.nn import functional as F
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel, StoppingCriteriaList, initialization as init
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, EncoderNoRepeatNGramLogitsProcessor, GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_MAPPING, PreTrainedConfig, PreTrainedModel, StoppingCriteriaList, initialization as init
 from transformers.activations import ACT2FN
 from transformers.cache_utils import Cache
 from transformers.generation import GenerateDecoderOnlyOutput
@@ -546,7 +546,8 @@ class VisualSampler:
             raise ValueError(
                 "Attentions and hidden states are not returned here: call the model itself on the ids that were drawn."
             )
-        _forget_twins(logits_processor, batch_size)
+        if self.is_guided:
+            _forget_twins(logits_processor)
         inside = is_inside_image(rows[:batch_size], model.config)
         image_lengths = torch.zeros_like(inside, dtype=torch.long)
         unfinished = torch.ones_like(inside)
@@ -663,11 +664,18 @@ class VisualSampler:
         return cache
 
 
-def _forget_twins(logits_processor: LogitsProcessorList, batch_size: int) -> None:
-    """Fits processors to prompts without twins: a repetition penalty measures the padding of all rows it is given."""
+def _forget_twins(logits_processor: LogitsProcessorList) -> None:
+    """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with.
+
+    A repetition penalty remembers one row per returned sequence, the others one per prompt; twins are the second half
+    of either.
+    """
     for processor in logits_processor:
-        if isinstance(padding := getattr(processor, "prompt_ignore_length", None), torch.Tensor):
-            processor.prompt_ignore_length = padding[:batch_size]
+        for name in ("prompt_ignore_length", "encoder_input_ids"):
+            if isinstance(rows := getattr(processor, name, None), torch.Tensor):
+                setattr(processor, name, rows[: len(rows) // 2])
+        if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+            processor.batch_size //= 2  # of its n-grams, one entry per prompt, it takes the first then
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:
@@ -789,9 +797,9 @@ class LavitGenerationMixin(GenerationMixin):
         if mode == "text":
             if generator is None:
                 return None
-            self._check_no_beams(options, "generator")
+            self._check_one_by_one(options, "generator")
             return VisualSampler(generator=generator, streamer=kwargs.pop("streamer", None))
-        self._check_no_beams(options, f"generation_mode={mode!r}")
+        self._check_one_by_one(options, f"generation_mode={mode!r}")
         guidance_scale = options.get("guidance_scale")
         sampler = VisualSampler(
             guidance_scale=1.0 if guidance_scale is None else float(guidance_scale),
@@ -852,10 +860,23 @@ class LavitGenerationMixin(GenerationMixin):
         return pad_token_id if isinstance(pad_token_id, int) else 0
 
     @staticmethod
-    def _check_no_beams(options: _Options, what: str) -> None:
+    def _check_one_by_one(options: _Options, what: str) -> None:
         num_beams = options.get("num_beams") or 1
         if num_beams > 1:
             raise ValueError(f"{what} cannot be combined with num_beams={num_beams}; sample or decode greedily.")
+        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+            if options.get(name):
+                raise ValueError(f"{what} cannot be combined with {name}: ids are generated one by one.")
+
+    def _get_logits_processor(
+        self, *args: Any, encoder_input_ids: torch.Tensor | None = None, **kwargs: Any
+    ) -> LogitsProcessorList:
+        # Penalties that compare with the prompt look its ids up in the scores, where placeholders are not. Images
+        # begin with their start, so that this one says nothing new.
+        if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():  # else: embeddings
+            is_placeholder = encoder_input_ids == self.config.image_token_id
+            encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.boi_token_id)
+        return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
 
     def prepare_inputs_for_generation(
         self,
@@ -1163,6 +1184,13 @@ class LavitMerger(nn.Module):
         self.norm_features = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.layers = nn.ModuleList([LavitMergerLayer(config) for _ in range(config.merger_num_layers)])
         self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+
+    def output_projections(self) -> list[nn.Linear]:
+        """What adds to the hidden states; where these are zero, kept patches only pass through to the norm."""
+        layers: Any = self.layers
+        return [
+            part for layer in layers for part in (layer.self_attn.out_proj, layer.cross_attn.out_proj, layer.mlp.fc2)
+        ]
 
     def forward(self, patch_features: torch.Tensor, keep_mask: torch.Tensor) -> torch.Tensor:
         """

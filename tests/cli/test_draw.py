@@ -29,8 +29,8 @@ def test_draw(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
 
 def test_a_printed_seed_draws_the_same_again(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     first, second = tmp_path / "a.png", tmp_path / "b.png"
-    seed = lavit("draw", "", "-m", random_checkpoint, "-o", first, *STEPS).stdout.split()[-1].rstrip(")")
-    assert lavit("draw", "", "-m", random_checkpoint, "-o", second, "--seed", seed, *STEPS).exit_code == 0
+    seed = lavit("draw", "a", "-m", random_checkpoint, "-o", first, *STEPS).stdout.split()[-1].rstrip(")")
+    assert lavit("draw", "a", "-m", random_checkpoint, "-o", second, "--seed", seed, *STEPS).exit_code == 0
     assert first.read_bytes() == second.read_bytes()
 
 
@@ -58,6 +58,8 @@ def test_reconstruct(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path
         (["draw", "a", "-o", "{folder}/folder.png"], "is a directory"),
         (["draw", "a", "-o", "{folder}/a.png", "--aspect-ratio", "5:1"], "`aspect_ratio` must be one of 1:1"),
         (["draw", "a", "-o", "{folder}/a.png", "-i", "missing.png"], "missing.png: no such image file"),
+        (["draw", " ", "-o", "{folder}/a.png"], "The prompt is empty"),
+        (["draw", "a", "-o", f"{__file__}/a.png"], "cannot be written"),
         (["draw", "an <image>", "-o", "{folder}/a.png"], "which stands for an image"),
         (["reconstruct", "missing.png", "-o", "{folder}/a.png"], "missing.png: no such image file"),
     ],

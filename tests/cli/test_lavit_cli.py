@@ -11,9 +11,21 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 import lavit_cli
+from lavit_hf import default_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
-COMMANDS = ["caption", "ask", "draw", "reconstruct", "demo", "tokenize", "convert", "publish", "export-llama"]
+COMMANDS = [
+    "caption",
+    "ask",
+    "draw",
+    "reconstruct",
+    "demo",
+    "tokenize",
+    "evaluate",
+    "convert",
+    "publish",
+    "export-llama",
+]
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], *([name, "--help"] for name in COMMANDS)])
@@ -78,6 +90,15 @@ def remove_tokenizer(folder: Path) -> None:
     (folder / "tokenizer.json").unlink()
 
 
+def remove_processor(folder: Path) -> None:
+    (folder / "processor_config.json").unlink()
+
+
+def turn_into_adapters(folder: Path) -> None:
+    (folder / "config.json").unlink()
+    (folder / "adapter_config.json").write_text("{}")
+
+
 def change_model_type(folder: Path) -> None:
     (folder / "config.json").write_text('{"model_type": "llama"}')
 
@@ -94,6 +115,8 @@ def break_config(folder: Path) -> None:
         (reshape_tensor, "do not fit"),
         (remove_weights, "model.safetensors"),
         (remove_tokenizer, "token"),
+        (remove_processor, "no processor_config.json: save the processor there, too"),
+        (turn_into_adapters, "adapters of LoRA, not a whole LaVIT"),
         (change_model_type, "'llama'"),
         (break_config, "config.json"),
     ],
@@ -109,6 +132,7 @@ def test_wrong_paths(lavit, photo: Path, random_checkpoint: Path, original_dir: 
     assert_one_line_error(lavit("caption", photo, "--model", tmp_path / "nowhere"), "does not exist")
     assert_one_line_error(lavit("caption", photo, "--model", tmp_path), "config.json")
     assert_one_line_error(lavit("caption", photo, "--model", photo), "not a directory")
+    assert_one_line_error(lavit("caption", photo.parent, "--model", random_checkpoint), "is a directory; name the")
     assert_one_line_error(lavit("caption", photo, "--model", original_dir), "lavit convert")
     assert_one_line_error(lavit("caption", photo, "--model", "nobody/nothing"), "nobody/nothing")
     for command in (["caption"], ["ask", "Why?"], ["demo"]):
@@ -144,6 +168,19 @@ def test_usage_errors_exit_with_2(lavit, photo: Path) -> None:
         result = lavit(*arguments)
         assert result.exit_code == 2
         assert "Usage" in result.stderr
+
+
+@pytest.mark.parametrize("options", [["--seed", "-1"], ["--seed", str(2**70)], ["--guidance-scale", "-1"]])
+def test_numbers_out_of_range_name_their_option(lavit, photo: Path, options: list[str]) -> None:
+    result = lavit("reconstruct", photo, "-o", "a.png", *options)
+    assert result.exit_code == 2 and options[0] in result.stderr
+
+
+def test_the_checkpoint_that_comes_along_has_a_name(lavit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert lavit_cli._checkpoint("lavit-scenes") == lavit_cli._checkpoint(None) == default_checkpoint()
+    monkeypatch.chdir(tmp_path)
+    Path("lavit-scenes").mkdir()
+    assert lavit_cli._checkpoint("lavit-scenes") == "lavit-scenes"
 
 
 def test_without_a_model_the_checkpoint_that_comes_along_is_used(lavit) -> None:

@@ -157,6 +157,13 @@ def test_without_a_card(folder: Path) -> None:
     assert card.data.license == "apache-2.0"
 
 
+def test_pixel_decoders_are_told_apart_by_what_they_are(folder: Path) -> None:
+    """Regression: the one at the root was called high-resolution, whatever it was."""
+    assert "| Pixel decoders | high-resolution, low-resolution |" in read_card(folder)[1]
+    shutil.copyfile(folder / "lowres" / "token_decoder" / "config.json", folder / "token_decoder" / "config.json")
+    assert "| Pixel decoders | low-resolution, low-resolution |" in read_card(folder)[1]
+
+
 def test_visual_tokenizers(tiny_checkpoint: Path, tmp_path: Path) -> None:
     LavitVisualTokenizer.from_pretrained(tiny_checkpoint).save_pretrained(tmp_path)
     card, text = read_card(tmp_path)
@@ -192,6 +199,7 @@ def lose_a_shard(folder: Path) -> None:
         (remove("processor_config.json"), "no processor_config.json"),
         (remove("tokenizer.json"), "no tokenizer.json"),
         (remove("config.json"), "no readable config.json"),
+        (write("adapter_config.json", "{}"), "adapters of LoRA, not a whole LaVIT"),
         (write("config.json", '{"model_type": "llama"}'), "'llama' model"),
         (write("README.md", "---\na: [\n---\n"), "README.md: the metadata"),
         (write("metrics.json", "{}"), "not what `lavit evaluate` writes"),

@@ -90,6 +90,16 @@ def test_tokenized_rows_keep_their_id_and_length():
     assert [len(row["input_ids"]) for row in dataset] == [9, 5]
 
 
+def test_relative_paths_start_at_the_root(tmp_path):
+    picture().save(tmp_path / "a.png")
+    message = {"role": "assistant", "content": [{"type": "text", "text": "red"}, {"type": "image", "path": "a.png"}]}
+    values = [{"image": "a.png", "text": "red"}, {"messages": [message]}]
+    dataset = TrainingDataset(values, image_root=tmp_path, on_bad_sample="raise")
+    assert dataset[0]["images"][0].size == dataset[1]["messages"][0]["content"][1]["image"].size == (8, 6)
+    with pytest.raises(ValueError, match="a.png"):
+        TrainingDataset(values, on_bad_sample="raise")[0]
+
+
 def test_prompts_and_messages_are_handed_on():
     chat = [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "ho"}]
     dataset = TrainingDataset([{"image": None, "text": "red", "prompt": "Which color?"}, {"messages": chat}])

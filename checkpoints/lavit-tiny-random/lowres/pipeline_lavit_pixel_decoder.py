@@ -247,7 +247,8 @@ class PixelDecoderStorage(DiffusionPipeline):
             folder = _find_decoder(Path(cls.download(source, decoder=decoder, **hub_options)), decoder)
         if not (folder / cls.config_name).is_file():
             hint = f" Its other one: decoder={LOWRES!r}." if (folder / LOWRES / cls.config_name).is_file() else ""
-            raise OSError(f"{source} holds no {decoder or HIGHRES} pixel decoder (no {cls.config_name}).{hint}")
+            name = f"{decoder} pixel decoder" if decoder else "pixel decoder"
+            raise OSError(f"{source} holds no {name} (no {cls.config_name}).{hint}")
         kind = _kind(folder)
         if decoder and kind and decoder != kind:
             raise OSError(f"{source} holds no {decoder} pixel decoder, only a {kind} one.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +30,8 @@ def draw(
     dtype: str,
 ) -> None:
     """Draws one picture of a prompt, the given pictures before its text."""
+    if not prompt.strip() and not sources:
+        raise ValueError("The prompt is empty: say what to draw.")
     check_files(sources)
     check_output(output)
     images = [open_image(source) for source in sources]
@@ -97,12 +100,15 @@ def check_output(path: Path) -> None:
     """Says before anything is drawn that it could not be written.
 
     Raises:
-        ValueError: The file is no PNG, or a directory is in its place.
+        ValueError: The file is no PNG, a directory is in its place, or its own directory cannot be written.
     """
     if path.suffix.lower() != ".png":
         raise ValueError(f"{path}: --output takes the name of a PNG file, such as {path.stem or 'picture'}.png.")
     if path.is_dir():
         raise ValueError(f"{path} is a directory; --output takes the name of a PNG file.")
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"{path} cannot be written: {folder} is no directory that you may write to.")
 
 
 def _save(drawing: Image.Image, output: Path, seed: int) -> None:

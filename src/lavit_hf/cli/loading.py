@@ -63,8 +63,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
         # transformers fills them with random numbers.
         raise ValueError(f"{model}: {len(missing)} tensors are missing, the first is {missing[0]}.")
     loaded = loaded.to(target).eval()
-    processor = AutoProcessor.from_pretrained(model, visual_tokenizer=loaded.visual_tokenizer)
-    return Lavit(loaded, processor, _has_random_weights(model))
+    return Lavit(loaded, _load_processor(model, loaded.visual_tokenizer), _has_random_weights(model))
 
 
 def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> ImageTextProcessor:
@@ -87,7 +86,13 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
         visual_tokenizer = LavitVisualTokenizer.from_pretrained(model, dtype=dtype)
     except RuntimeError as error:
         raise ValueError(f"{model}: the weights do not fit the configuration ({error}).") from error
-    return AutoProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer.to(target).eval())
+    return _load_processor(model, visual_tokenizer.to(target).eval())
+
+
+def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> ImageTextProcessor:
+    if Path(model).is_dir() and not (Path(model) / "processor_config.json").is_file():
+        raise ValueError(f"{model} has no processor_config.json: save the processor there, too.")
+    return AutoProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer)
 
 
 def _prepare(model: str, device: str, dtype: str) -> tuple[torch.device, str]:
@@ -108,6 +113,11 @@ def _check_checkpoint(model: str) -> None:
         raise ValueError(f"{model} is not a directory; --model takes the directory of a converted checkpoint.")
     if (path / "visual_tokenizer").is_dir() and (path / "language_model").is_dir():
         raise ValueError(f"{model} is in LaVIT's original layout; convert it first: lavit convert {model} DST")
+    if (path / "adapter_config.json").is_file():
+        raise ValueError(
+            f"{model} holds adapters of LoRA, not a whole LaVIT: merge them into their base first "
+            "(--merge_to of examples/finetune_lora.py, or merge_and_unload of PEFT)."
+        )
     try:
         model_type = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:

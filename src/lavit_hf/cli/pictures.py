@@ -27,8 +27,11 @@ def check_files(sources: list[str]) -> None:
         ValueError: A file does not exist.
     """
     for source in sources:
-        if not source.startswith(("http://", "https://", "data:")) and not Path(source).is_file():
-            raise ValueError(f"{source}: no such image file.")
+        if source.startswith(("http://", "https://", "data:")) or Path(source).is_file():
+            continue
+        if Path(source).is_dir():
+            raise ValueError(f"{source} is a directory; name the images in it.")
+        raise ValueError(f"{source}: no such image file.")
 
 
 def open_image(source: str) -> Image.Image:

@@ -47,13 +47,28 @@ def load_data(
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: There is no such file, or no such split.
+        ValueError: There is no such file, or no such split, or it cannot be read.
     """
     try:
         import datasets  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("Datasets need the package `datasets`: pip install 'lavit-hf[training]'") from error
     path = Path(name)
+    if path.is_file() and path.stat().st_size == 0:
+        raise ValueError(f"{name} is empty.")
+    try:
+        return _load(datasets, name, path, split, config, revision, streaming)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
+    except ValueError as error:
+        if "Unknown split" not in str(error):
+            raise
+        raise ValueError(f"{name}: {error} `split` (on the command line --split) says which one.") from error
+
+
+def _load(
+    datasets: Any, name: str, path: Path, split: str, config: str | None, revision: str | None, streaming: bool
+) -> NamedDataset:
     if path.is_dir() and any((path / marker).is_file() for marker in _SAVED):
         return NamedDataset(_load_saved(datasets, path, split, streaming), None)
     if path.is_dir():

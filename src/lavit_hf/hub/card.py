@@ -161,7 +161,7 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: str) -> str:
     if facts.is_whole:
-        use = _USE + (_USE_PIXELS if "high-resolution" in facts.pixel_decoders else "")
+        use = _USE + (_USE_PIXELS if "" in facts.pixel_decoders else "")
     else:
         use = _USE_TOKENIZER
     parts = [
@@ -189,7 +189,7 @@ def _architecture(facts: Facts) -> list[list[str]]:
         rows += [
             ["Language model", f"{text.model_type}, {text.num_hidden_layers} layers of width {text.hidden_size}"],
             ["Vocabulary", f"{text.vocab_size} ids: {config.boi_token_id} of text, start, end, codes"],
-            ["Pixel decoders", ", ".join(facts.pixel_decoders) or "none"],
+            ["Pixel decoders", ", ".join(facts.pixel_decoders.values()) or "none"],
         ]
     rows += [[f"Parameters, {part}", f"{count:,}"] for part, count in facts.parameters.items()]
     return [*rows, ["Precision", ", ".join(facts.dtypes)]]

@@ -19,7 +19,7 @@ from .files import WEIGHTS
 _METRICS = ("metrics.json", "evaluation/metrics.json")
 _MODEL_TYPES = ("lavit", "lavit_visual_tokenizer")
 _GUIDANCE = 4.0  # of checkpoints that do not say
-_DECODERS = {"high-resolution": "", "low-resolution": "lowres/"}
+_DECODERS = ("", "lowres/")
 
 
 @dataclass
@@ -30,7 +30,7 @@ class Facts:
         config: Its configuration: that of a LaVIT, or of a visual tokenizer.
         parameters: Numbers of parameters by part.
         dtypes: The precisions of the weights, most frequent first.
-        pixel_decoders: Which pixel decoders there are.
+        pixel_decoders: Which pixel decoders there are, by their directory.
         results: The results of an evaluation, as `lavit evaluate` writes them.
         guidance_scale: What it draws with.
     """
@@ -38,7 +38,7 @@ class Facts:
     config: Any
     parameters: dict[str, int]
     dtypes: list[str]
-    pixel_decoders: list[str]
+    pixel_decoders: dict[str, str]
     results: list[dict[str, Any]] = field(default_factory=list)
     guidance_scale: float = _GUIDANCE
 
@@ -64,7 +64,7 @@ def read_facts(root: Path, files: list[str], config: Any) -> Facts:
     for file in sorted(files, key=lambda name: ("/" in name, name)):  # the model itself first
         if file.endswith(WEIGHTS) and not file.startswith("original/"):
             _count(root, file, config.model_type == "lavit", parameters, dtypes)
-    decoders = [name for name, folder in _DECODERS.items() if f"{folder}model_index.json" in files]
+    decoders = {folder: _decoder_kind(root / folder) for folder in _DECODERS if f"{folder}model_index.json" in files}
     names = [name for name, _ in dtypes.most_common()]
     return Facts(config, dict(parameters), names, decoders, _read_results(root), _read_guidance(root))
 
@@ -75,6 +75,11 @@ def read_config(root: Path) -> Any:
     Raises:
         PublishError: If it is neither a LaVIT nor a visual tokenizer.
     """
+    if (root / "adapter_config.json").is_file():
+        raise PublishError(
+            f"{root} holds adapters of LoRA, not a whole LaVIT: merge them into their base first, or publish them "
+            "with push_to_hub."
+        )
     try:
         content = json.loads((root / "config.json").read_text(encoding="utf-8"))
         model_type = content["model_type"]
@@ -83,6 +88,13 @@ def read_config(root: Path) -> Any:
     if model_type not in _MODEL_TYPES:
         raise PublishError(f"{root} is not a LaVIT checkpoint: its config.json is of a {model_type!r} model.")
     return AutoConfig.from_pretrained(root)
+
+
+def _decoder_kind(folder: Path) -> str:
+    """As `decoder=` of pipelines and `--decoder` tell them apart: only one of them has a pooled condition."""
+    path = folder / "token_decoder" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return "low-resolution" if config.get("pooled_size", 0) is None else "high-resolution"
 
 
 def _read_guidance(root: Path) -> float:
