@@ -71,7 +71,7 @@ def test_saved_directory_has_one_decoder(lowres, highres, tmp_path):
 
 
 def test_directories_without_a_decoder(checkpoint, tmp_path):
-    with pytest.raises(OSError, match="no highres pixel decoder"):
+    with pytest.raises(OSError, match="no pixel decoder"):
         LavitPixelDecoderPipeline.from_pretrained(tmp_path)
     (tmp_path / "lowres").mkdir()
     with pytest.raises(OSError, match="no lowres pixel decoder"):

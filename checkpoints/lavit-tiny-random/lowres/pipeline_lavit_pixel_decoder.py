@@ -246,8 +246,10 @@ class PixelDecoderStorage(DiffusionPipeline):
             hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
             folder = _find_decoder(Path(cls.download(source, decoder=decoder, **hub_options)), decoder)
         if not (folder / cls.config_name).is_file():
-            hint = f" Its other one: decoder={LOWRES!r}." if (folder / LOWRES / cls.config_name).is_file() else ""
-            name = f"{decoder} pixel decoder" if decoder else "pixel decoder"
+            has_other = (folder / LOWRES / cls.config_name).is_file()
+            wanted = decoder or (HIGHRES if has_other else None)
+            name = f"{wanted} pixel decoder" if wanted else "pixel decoder"
+            hint = f" Its other one: decoder={LOWRES!r}." if has_other else ""
             raise OSError(f"{source} holds no {name} (no {cls.config_name}).{hint}")
         kind = _kind(folder)
         if decoder and kind and decoder != kind:
