@@ -96,7 +96,7 @@ def test_clear_errors(lavit, random_checkpoint: Path, folder: Path, tmp_path: Pa
     (tmp_path / "empty.jsonl").write_text("")
     assert "empty.jsonl is empty" in error(tmp_path / "empty.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"image": ')
-    assert "broken.jsonl cannot be read: JSON parse error" in error(tmp_path / "broken.jsonl")
+    assert "broken.jsonl cannot be read: " in error(tmp_path / "broken.jsonl")
     assert "Should be one of ['train']. `split` (on the command line --split)" in error(folder, "--split", "test")
     assert "no column 'caption'" in error(folder, "--text-column", "caption")
     datasets.DatasetDict(test=SCENES).save_to_disk(tmp_path / "splits")

@@ -61,9 +61,10 @@ def load_data(
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
     except ValueError as error:
-        if "Unknown split" not in str(error):
+        if name in str(error):
             raise
-        raise ValueError(f"{name}: {error} `split` (on the command line --split) says which one.") from error
+        hint = " `split` (on the command line --split) says which one." if "Unknown split" in str(error) else ""
+        raise ValueError(f"{name} cannot be read: {error}{hint}") from error
 
 
 def _load(

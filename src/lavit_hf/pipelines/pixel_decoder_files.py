@@ -28,6 +28,8 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
     if root.resolve() == target.resolve():
         return []
     patterns = [pattern for folder in _FOLDERS for pattern in _patterns(root, folder)]
+    if not patterns:
+        return []
     root = _fetch(source, patterns)
     files = [path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()]
     names = [path.relative_to(root).as_posix() for path in files]
@@ -47,9 +49,10 @@ def _patterns(root: Path, folder: str) -> list[str]:
     if not path.is_file():
         return []
     index = json.loads(path.read_text(encoding="utf-8"))
-    module, _ = index["_class_name"]
     parts = [name for name, value in index.items() if not name.startswith("_") and isinstance(value, list)]
-    return [f"{folder}{module}.py", *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
+    # A class that comes as code beside the index is named with its file.
+    code = [f"{folder}{index['_class_name'][0]}.py"] if isinstance(index["_class_name"], list) else []
+    return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
 
 
 __all__ = ["copy_pixel_decoders"]
