@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..processing.processing_lavit import ImageTextProcessor
 from .lengths import measure_lengths
-from .sample_checks import check_sample
+from .sample_checks import check_sample, read_sample_id
 from .sample_images import read_images, read_message_images
 
 logger = logging.get_logger(__name__)
@@ -151,7 +151,7 @@ class TrainingDataset(Dataset):
         check_sample(sample, needs_text=self.text_column is not None)
         if "messages" in sample:
             sample["messages"] = read_message_images(sample["messages"], self.image_root)
-        sample["sample_id"] = index if row.get("sample_id") is None else int(row["sample_id"])
+        sample["sample_id"] = read_sample_id(row, index)
         sample["epoch"] = self.epoch
         if self._lengths is not None:
             sample["input_ids"] = range(self._lengths[index])

@@ -32,6 +32,19 @@ def check_sample(sample: Mapping[str, Any], needs_text: bool) -> None:
         raise ValueError("the image is missing")
 
 
+def read_sample_id(row: Mapping[str, Any], index: int) -> int:
+    """The row's `sample_id`, by default its index.
+
+    Raises:
+        ValueError: If it is no integer.
+    """
+    value = row.get("sample_id")
+    try:
+        return index if value is None else int(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the sample_id {value!r} is no integer: number the samples, or rename the column") from error
+
+
 def _check_text(text: Any) -> None:
     if not isinstance(text, str):
         raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
@@ -74,4 +87,4 @@ def _says_something(content: Any) -> bool:
     return any(part["type"] == "image" or (part.get("text") or "").strip() for part in content)
 
 
-__all__ = ["check_sample"]
+__all__ = ["check_sample", "read_sample_id"]

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..sample_checks import read_sample_id
 from ..sample_images import read_images
 
 
@@ -103,7 +104,7 @@ def read_sample(row: Mapping[str, Any]) -> Sample:
         text=row.get("text"),
         prompt=row.get("prompt"),
         messages=row.get("messages"),
-        sample_id=int(row["sample_id"]),
+        sample_id=read_sample_id(row, 0),
         epoch=int(row.get("epoch") or 0),
     )
     if not sample.messages and not (sample.text or "").strip():

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...processing.processing_lavit import ImageTextProcessor
+from ..sample_checks import read_sample_id
 from ..sample_images import read_images
 from .directory import TokenizationReport
 
@@ -110,7 +111,7 @@ class RowTokenizer:
 
     def _prepare(self, numbered: tuple[int, Mapping[str, Any]]) -> PreparedRow:
         index, row = numbered
-        sample_id = index if row.get("sample_id") is None else int(row["sample_id"])
+        sample_id = read_sample_id(row, index)
         values = {name: row[name] for name in self.kept_columns if name != "sample_id"}
         prepared = PreparedRow(sample_id, values)
         try:
