@@ -85,6 +85,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
     parser = HfArgumentParser((ModelArguments, DataArguments, LoraTrainingArguments), description=__doc__)
     model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
+        raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.

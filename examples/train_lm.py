@@ -154,12 +154,12 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
     trainer.save_model()
     trainer.save_state()
-    if model_args.model is not None and trainer.is_world_process_zero():
-        copy_pixel_decoders(model_args.model, args.output_dir)
     if train_dataset.bad_samples:
         print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
     if data_args.eval_split is not None:
         trainer.log_metrics("eval", trainer.evaluate())
+    if model_args.model is not None and trainer.is_world_process_zero():
+        copy_pixel_decoders(model_args.model, args.output_dir)
     if args.push_to_hub:
         trainer.push_to_hub(tasks="image-text-to-text")
     return trainer

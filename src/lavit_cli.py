@@ -658,7 +658,7 @@ def publish(
     from lavit_hf.cli.publish import run
 
     run(
-        checkpoint,
+        Path(_checkpoint(str(checkpoint))),
         repository,
         private=True if private else None,
         dry_run=dry_run,
@@ -687,7 +687,7 @@ def export_llama(
     """
     from lavit_hf.cli.export_llama import run
 
-    run(checkpoint, output, max_shard_size)
+    run(Path(_checkpoint(str(checkpoint))), output, max_shard_size)
 
 
 def _checkpoint(model: str | None) -> str:

@@ -3,12 +3,14 @@
     python examples/lavit_scenes/train.py --output_dir out/lavit-scenes
 
 Finished stages are skipped, and an interrupted one goes on from its last checkpoint: after an interruption, run the
-same command again. `--only` runs some stages, for example those that do not need each other side by side.
+same command again. Where a stage was changed or run anew, those made from it have to be removed. `--only` runs some
+stages, for example those that do not need each other side by side.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import time
@@ -18,7 +20,9 @@ from typing import Any
 import yaml
 
 HERE = Path(__file__).resolve().parent
-_DONE = "finished.yaml"  # in the directory of a stage that is finished; what it was, and how long it took
+_DONE = (
+    "finished.yaml"  # in the directory of a stage that is finished: what it was, what of, when, and how long it took
+)
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -39,12 +43,16 @@ def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
     """Runs a stage as a process of its own, with a log beside its directory.
 
     Raises:
-        SystemExit: If it fails, or was finished with other options.
+        SystemExit: If it fails, or was finished with other options or from other stages.
     """
     folder = out / name
-    if (folder / _DONE).exists():
-        if yaml.safe_load((folder / _DONE).read_text(encoding="utf-8"))["stage"] != stage:
-            raise SystemExit(f"{name} finished before with other options: remove {folder}, or use another directory.")
+    made_from = {source: finished(out / source)["at"] for source in sources(stage) if finished(out / source)}
+    if before := finished(folder):
+        if before["stage"] != stage or before["made_from"] != made_from:
+            raise SystemExit(
+                f"{name} finished before with other options, or from other stages: remove {folder} to run it again, "
+                "or use another directory."
+            )
         print(f"{name}: finished before")
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -58,8 +66,22 @@ def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
         raise SystemExit(
             f"{name} failed with exit status {code}; {log} says why. The same command goes on from there."
         )
-    done = {"seconds_in_the_last_run": round(time.monotonic() - start), "stage": stage}
-    (folder / _DONE).write_text(yaml.safe_dump(done, sort_keys=False), encoding="utf-8")
+    took = round(time.monotonic() - start)
+    done = {"at": time.time(), "seconds_in_the_last_run": took, "made_from": made_from, "stage": stage}
+    partial = folder / f".{_DONE}"
+    partial.write_text(yaml.safe_dump(done, sort_keys=False), encoding="utf-8")
+    partial.replace(folder / _DONE)
+
+
+def finished(folder: Path) -> dict[str, Any]:
+    """What is noted about a finished stage; nothing if it is not finished."""
+    path = folder / _DONE
+    return yaml.safe_load(path.read_text(encoding="utf-8")) if path.exists() else {}
+
+
+def sources(stage: dict[str, Any]) -> list[str]:
+    """The stages that this one starts from."""
+    return sorted(set(re.findall(r"\{out\}/(\w+)", yaml.safe_dump(stage))))
 
 
 def options(stage: dict[str, Any], out: Path) -> list[str]:

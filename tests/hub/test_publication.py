@@ -138,15 +138,16 @@ def test_what_the_owner_wrote_stays(folder: Path) -> None:
     assert "mine" in card.data.tags and "lavit" in card.data.tags
 
 
-@pytest.mark.parametrize("heading", ["## Training data", "### Training Data"])
+@pytest.mark.parametrize("heading", ["## Training data", "### Training Data", "# Training data: #"])
 def test_what_the_owner_wrote_of_the_training_data_replaces_the_section(folder: Path, heading: str) -> None:
     (folder / "README.md").write_text(f"# Mine\n\n{heading}\n\nMy pictures.\n")
     _, text = read_card(folder, Origin(license="mit"))
     assert text.lower().count("# training data") == 1 and "My pictures." in text and "Not stated." not in text
 
 
-def test_training_data_in_passing_is_no_section(folder: Path) -> None:
-    (folder / "README.md").write_text("# Mine\n\nSee ## Training data below.\n")
+@pytest.mark.parametrize("text", ["See ## Training data below.", "```python\n# Training data\nrows = 1\n```"])
+def test_training_data_in_passing_is_no_section(folder: Path, text: str) -> None:
+    (folder / "README.md").write_text(f"# Mine\n\n{text}\n")
     assert "## Training data\n\nNot stated." in read_card(folder, Origin(license="mit"))[1]
 
 
@@ -199,7 +200,7 @@ def lose_a_shard(folder: Path) -> None:
         (remove("processor_config.json"), "no processor_config.json"),
         (remove("tokenizer.json"), "no tokenizer.json"),
         (remove("config.json"), "no readable config.json"),
-        (write("adapter_config.json", "{}"), "adapters of LoRA, not a whole LaVIT"),
+        (write("adapter_config.json", "{}"), "adapters of LoRA beside a model"),
         (write("config.json", '{"model_type": "llama"}'), "'llama' model"),
         (write("README.md", "---\na: [\n---\n"), "README.md: the metadata"),
         (write("metrics.json", "{}"), "not what `lavit evaluate` writes"),

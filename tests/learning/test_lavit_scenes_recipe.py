@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -91,6 +93,8 @@ def test_the_recipe_makes_a_checkpoint(
     run("train", "--output_dir", trained, "--recipe", small_recipe)
     assert capsys.readouterr().out.count("finished before") == 12
 
+    done = yaml.safe_load((trained / "lavit" / "finished.yaml").read_text())
+    assert sorted(done["made_from"]) == ["dataset", "lavit_drawing"]
     recipe = yaml.safe_load(small_recipe.read_text())
     recipe["lavit"]["options"]["max_steps"] = 3
     small_recipe.write_text(yaml.safe_dump(recipe))
@@ -103,6 +107,22 @@ def test_the_recipe_makes_a_checkpoint(
     pipeline.set_progress_bar_config(disable=True)
     (drawing,) = pipeline("a small red square on a white background", num_inference_steps=2).images
     assert isinstance(drawing, Image.Image) and drawing.size == (64, 64)
+
+
+def test_what_was_made_from_an_earlier_stage_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(HERE.parent)
+    out, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
+    copy = {"script": "copy.py", "options": {"source": "{out}/first"}}
+    recipe.write_text(yaml.safe_dump({"first": {"script": "copy.py"}, "second": copy}, sort_keys=False))
+    train = importlib.import_module("lavit_scenes.train")
+    monkeypatch.setattr(train.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0))
+    run("train", "--output_dir", out, "--recipe", recipe)
+    run("train", "--output_dir", out, "--recipe", recipe)
+    shutil.rmtree(out / "first")
+    with pytest.raises(SystemExit, match="second finished before with other options, or from other stages"):
+        run("train", "--output_dir", out, "--recipe", recipe)
+    shutil.rmtree(out / "second")
+    run("train", "--output_dir", out, "--recipe", recipe)
 
 
 def test_a_stage_that_fails_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

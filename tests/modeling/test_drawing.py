@@ -9,7 +9,9 @@ from torch import nn
 from transformers import (
     CompileConfig,
     DynamicCache,
+    EncoderNoRepeatNGramLogitsProcessor,
     LogitsProcessorList,
+    RepetitionPenaltyLogitsProcessor,
     StaticCache,
     TextStreamer,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
@@ -195,6 +197,23 @@ def test_penalties_go_with_guidance(tiny, penalty, scale):
     for index in range(8):
         alone = new_ids(tiny, row(prompts, index // 2), **options, **penalty)
         assert torch.equal(penalized[index, : alone.shape[1]], alone[0])
+
+
+def test_processors_of_the_caller_are_left_as_they_are(tiny):
+    """Regression: they were cut in half, as if they were made with twins."""
+    offset, boi = tiny.config.visual_token_offset, tiny.config.boi_token_id
+    half = [list(range(offset + index % 2, offset + CODEBOOK_SIZE, 2)) for index in range(2)]
+    prompts = make_prompts(tiny, [[[*half[index], boi]] for index in range(2)])
+    given = LogitsProcessorList(
+        [
+            EncoderNoRepeatNGramLogitsProcessor(1, prompts["input_ids"]),
+            RepetitionPenaltyLogitsProcessor(5.0, prompt_ignore_length=torch.zeros(2, dtype=torch.long)),
+        ]
+    )
+    drawn = new_ids(tiny, prompts, guidance_scale=3.0, logits_processor=given)
+    options = {"encoder_no_repeat_ngram_size": 1, "repetition_penalty": 5.0}
+    assert torch.equal(drawn, new_ids(tiny, prompts, guidance_scale=3.0, **options))
+    assert given[0].batch_size == 2 and len(given[1].prompt_ignore_length) == 2
 
 
 @CACHES

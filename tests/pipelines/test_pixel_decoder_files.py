@@ -1,6 +1,7 @@
 """Pixel decoders follow a checkpoint that was fine-tuned."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,23 @@ def test_checkpoints_without_one(tmp_path):
     (tmp_path / "source" / "config.json").write_text("{}")
     assert copy_pixel_decoders(tmp_path / "source", tmp_path / "target") == []
     assert not (tmp_path / "target").exists()
+
+
+def test_incomplete_ones_are_refused(tmp_path):
+    source = tmp_path / "source"
+    copy_pixel_decoders(CHECKPOINT, source)
+    shutil.rmtree(source / "vae")
+    with pytest.raises(OSError, match=r"has a pixel decoder \(model_index.json\), but no vae/\*"):
+        copy_pixel_decoders(source, tmp_path / "target")
+    assert not (tmp_path / "target").exists()
+
+
+def test_a_decoder_that_is_there_stays(tmp_path):
+    copy_pixel_decoders(CHECKPOINT, tmp_path)
+    (tmp_path / "unet" / "config.json").write_text("mine")
+    (tmp_path / "lowres" / "model_index.json").unlink()
+    assert {name.split("/")[0] for name in copy_pixel_decoders(CHECKPOINT, tmp_path)} == {"lowres"}
+    assert (tmp_path / "unet" / "config.json").read_text() == "mine"
 
 
 def test_a_directory_into_itself(tmp_path):

@@ -148,6 +148,7 @@ def test_a_missing_caption_is_bad(text):
         ({"text": "a", "prompt": "<image><image>", "image": [picture()]}, r"1 image\(s\), but its text has 2"),
         ({"image": 5, "text": "a"}, "the image is of type int"),
         ({"text": "a", "sample_id": "first"}, "sample_id 'first' is no integer"),
+        ({"text": "a", "sample_id": 3.7}, "sample_id 3.7 is no integer"),
         ({"messages": [{"role": "user", "content": "hi"}]}, "nothing to learn"),
         ({"messages": [{"role": "assistant", "content": [{"type": "image"}]}]}, r"messages have 1 part\(s\)"),
         ({"messages": [{"role": "assistant", "content": "a"}], "image": picture()}, r"messages have 0 part\(s\)"),

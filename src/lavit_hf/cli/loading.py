@@ -113,6 +113,8 @@ def _check_checkpoint(model: str) -> None:
         raise ValueError(f"{model} is not a directory; --model takes the directory of a converted checkpoint.")
     if (path / "visual_tokenizer").is_dir() and (path / "language_model").is_dir():
         raise ValueError(f"{model} is in LaVIT's original layout; convert it first: lavit convert {model} DST")
+    if (path / "adapter_config.json").is_file() and (path / "config.json").is_file():
+        raise ValueError(f"{model} holds adapters of LoRA beside a model: keep them in a directory of their own.")
     if (path / "adapter_config.json").is_file():
         raise ValueError(
             f"{model} holds adapters of LoRA, not a whole LaVIT: merge them into their base first "

@@ -47,7 +47,8 @@ def load_data(
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: There is no such file, or no such split, or it cannot be read.
+        ValueError: There is no such file, or no such split, or it cannot be read (of streamed data, as far as it is
+            read here).
     """
     try:
         import datasets  # type: ignore[import-untyped]
@@ -56,36 +57,34 @@ def load_data(
     path = Path(name)
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name} is empty.")
-    try:
-        return _load(datasets, name, path, split, config, revision, streaming)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
-    except ValueError as error:
-        if name in str(error):
-            raise
-        hint = " `split` (on the command line --split) says which one." if "Unknown split" in str(error) else ""
-        raise ValueError(f"{name} cannot be read: {error}{hint}") from error
-
-
-def _load(
-    datasets: Any, name: str, path: Path, split: str, config: str | None, revision: str | None, streaming: bool
-) -> NamedDataset:
     if path.is_dir() and any((path / marker).is_file() for marker in _SAVED):
         return NamedDataset(_load_saved(datasets, path, split, streaming), None)
     if path.is_dir():
-        return NamedDataset(datasets.load_dataset(str(path), split=split, streaming=streaming), path)
+        return NamedDataset(_load_dataset(datasets, name, str(path), split=split, streaming=streaming), path)
     if path.is_file():
         if path.suffix not in _BUILDERS:
             raise ValueError(f"{name}: cannot read a dataset from this file; known are {', '.join(_BUILDERS)}.")
         builder, options = _BUILDERS[path.suffix]
         # A single file is all there is, whatever the split is called.
-        found = datasets.load_dataset(
-            builder, data_files={split: str(path)}, split=split, streaming=streaming, **options
+        found = _load_dataset(
+            datasets, name, builder, data_files={split: str(path)}, split=split, streaming=streaming, **options
         )
         return NamedDataset(found, path.parent)
     if path.suffix in _BUILDERS or name.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise ValueError(f"{name} does not exist.")
-    return NamedDataset(datasets.load_dataset(name, config, split=split, revision=revision, streaming=streaming), None)
+    return NamedDataset(
+        _load_dataset(datasets, name, name, config, split=split, revision=revision, streaming=streaming), None
+    )
+
+
+def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
+    """`datasets.load_dataset`, with errors that say what of."""
+    try:
+        return datasets.load_dataset(*args, **options)
+    except datasets.exceptions.DatasetGenerationError as error:
+        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
 
 
 def _load_saved(datasets: Any, path: Path, split: str, streaming: bool) -> Any:

@@ -34,7 +34,8 @@ class Origin:
 _BEGIN, _END = "<!-- facts: made by lavit publish -->", "<!-- end of facts -->"
 _BLOCK = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 # A section that its owner wrote; they know more than the metadata.
-_TRAINING_DATA = re.compile(r"^#+\s*training data\s*$", re.IGNORECASE | re.MULTILINE)
+_TRAINING_DATA = re.compile(r"^#{1,6}[ \t]+training data[ \t:]*#*[ \t]*$", re.IGNORECASE | re.MULTILINE)
+_CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
 # Tasks of `lavit evaluate` as the Hub calls them.
 _TASKS = {
     "caption": "image-to-text",
@@ -167,7 +168,7 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: st
     parts = [
         use.format(repository=repository, guidance_scale=facts.guidance_scale) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
-        "" if _TRAINING_DATA.search(own_text) else "## Training data\n\n" + _training_data(data),
+        "" if _TRAINING_DATA.search(_CODE.sub("", own_text)) else "## Training data\n\n" + _training_data(data),
         _metrics_text(facts),
     ]
     return "\n\n".join(part.strip() for part in parts if part)

@@ -75,6 +75,8 @@ def read_config(root: Path) -> Any:
     Raises:
         PublishError: If it is neither a LaVIT nor a visual tokenizer.
     """
+    if (root / "adapter_config.json").is_file() and (root / "config.json").is_file():
+        raise PublishError(f"{root} holds adapters of LoRA beside a model: keep them in a directory of their own.")
     if (root / "adapter_config.json").is_file():
         raise PublishError(
             f"{root} holds adapters of LoRA, not a whole LaVIT: merge them into their base first, or publish them "

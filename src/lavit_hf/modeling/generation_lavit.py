@@ -106,6 +106,7 @@ class LavitGenerationMixin(GenerationMixin):
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressIds(self._forbidden_ids(mode, sampler, options)))
         if sampler is not None:
+            sampler.given_processors = tuple(logits_processor or ())
             kwargs["custom_generate"] = sampler
         output = super().generate(None, options.generation_config, processors, *args, **kwargs)
         return self._restore_prompt(output, prompt, kwargs.get("input_ids"), new_mask)

@@ -8,6 +8,7 @@ inputs, cache, logits processors and stopping criteria, and then calls a [`Visua
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -116,6 +117,7 @@ class VisualSampler:
         is_interleaved: Whether rows switch between text and images. Inside an image only codes and its end are
             allowed, and guidance applies; outside only text and the image start.
         streamer: Receives the prompt, then every new id.
+        given_processors: Processors of logits that come from the caller, and so know of no twins.
 
     Raises:
         TypeError: A generator is something else.
@@ -127,6 +129,7 @@ class VisualSampler:
     vocab_slice: tuple[int, int] | None = None
     is_interleaved: bool = False
     streamer: BaseStreamer | None = None
+    given_processors: Sequence[LogitsProcessor] = ()
 
     def __post_init__(self) -> None:
         if not math.isfinite(self.guidance_scale):
@@ -166,7 +169,7 @@ class VisualSampler:
                 "Attentions and hidden states are not returned here: call the model itself on the ids that were drawn."
             )
         if self.is_guided:
-            _forget_twins(logits_processor)
+            self._forget_twins(logits_processor)
         inside = is_inside_image(rows[:batch_size], model.config)
         image_lengths = torch.zeros_like(inside, dtype=torch.long)
         unfinished = torch.ones_like(inside)
@@ -282,19 +285,20 @@ class VisualSampler:
             cache.reorder_cache(torch.arange(batch_size))  # `batch_select_indices` is for dynamic caches only
         return cache
 
+    def _forget_twins(self, logits_processor: LogitsProcessorList) -> None:
+        """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with.
 
-def _forget_twins(logits_processor: LogitsProcessorList) -> None:
-    """Fits processors to prompts without twins: some of transformers' remember all rows that they were made with.
-
-    A repetition penalty remembers one row per returned sequence, the others one per prompt; twins are the second half
-    of either.
-    """
-    for processor in logits_processor:
-        for name in ("prompt_ignore_length", "encoder_input_ids"):
-            if isinstance(rows := getattr(processor, name, None), torch.Tensor):
-                setattr(processor, name, rows[: len(rows) // 2])
-        if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
-            processor.batch_size //= 2  # of its n-grams, one entry per prompt, it takes the first then
+        A repetition penalty remembers one row per returned sequence, the others one per prompt; twins are the second
+        half of either.
+        """
+        for processor in logits_processor:
+            if any(processor is given for given in self.given_processors):
+                continue
+            for name in ("prompt_ignore_length", "encoder_input_ids"):
+                if isinstance(rows := getattr(processor, name, None), torch.Tensor):
+                    setattr(processor, name, rows[: len(rows) // 2])
+            if isinstance(processor, EncoderNoRepeatNGramLogitsProcessor):
+                processor.batch_size //= 2  # of its n-grams, one entry per prompt, it takes the first then
 
 
 def _draw(probabilities: torch.Tensor, generator: torch.Generator | None) -> torch.Tensor:

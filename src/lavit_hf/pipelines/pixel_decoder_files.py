@@ -18,20 +18,29 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
 
     Args:
         source: A LaVIT directory, or the id of a repository.
-        destination: A directory, such as that of a fine-tuned model.
+        destination: A directory, such as that of a fine-tuned model. A pixel decoder that it has stays.
 
     Returns:
-        The files, relative to either directory; none if there is no pixel decoder.
+        The files, relative to either directory; none if there is nothing to copy.
+
+    Raises:
+        OSError: If a part of a pixel decoder is missing.
     """
     source, target = os.fspath(source), Path(destination)
     root = _fetch(source, [f"{folder}{_INDEX}" for folder in _FOLDERS])
-    if root.resolve() == target.resolve():
+    folders = [
+        folder for folder in _FOLDERS if (root / folder / _INDEX).is_file() and not (target / folder / _INDEX).exists()
+    ]
+    if not folders:
         return []
-    patterns = [pattern for folder in _FOLDERS for pattern in _patterns(root, folder)]
-    if not patterns:
-        return []
+    patterns = [pattern for folder in folders for pattern in _patterns(root, folder)]
     root = _fetch(source, patterns)
-    files = [path for pattern in patterns for path in sorted(root.glob(pattern)) if path.is_file()]
+    files = []
+    for pattern in patterns:
+        found = [path for path in sorted(root.glob(pattern)) if path.is_file()]
+        if not found:
+            raise OSError(f"{source} has a pixel decoder ({_INDEX}), but no {pattern}.")
+        files += found
     names = [path.relative_to(root).as_posix() for path in files]
     for path, name in zip(files, names, strict=True):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -45,14 +54,15 @@ def _fetch(source: str, patterns: list[str]) -> Path:
 
 def _patterns(root: Path, folder: str) -> list[str]:
     """Files of a pixel decoder; the one that says it is there comes last."""
-    path = root / folder / _INDEX
-    if not path.is_file():
-        return []
-    index = json.loads(path.read_text(encoding="utf-8"))
-    parts = [name for name, value in index.items() if not name.startswith("_") and isinstance(value, list)]
-    # A class that comes as code beside the index is named with its file.
-    code = [f"{folder}{index['_class_name'][0]}.py"] if isinstance(index["_class_name"], list) else []
+    index = json.loads((root / folder / _INDEX).read_text(encoding="utf-8"))
+    parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
+    name = index.get("_class_name")
+    code = [f"{folder}{name[0]}.py"] if isinstance(name, list) else []  # a class whose file stands beside the index
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
+
+
+def _is_part(value: object) -> bool:
+    return isinstance(value, list) and value[:1] != [None]  # a part that a pipeline does without is two times `None`
 
 
 __all__ = ["copy_pixel_decoders"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Mapping
 from typing import Any
 
@@ -39,8 +40,11 @@ def read_sample_id(row: Mapping[str, Any], index: int) -> int:
         ValueError: If it is no integer.
     """
     value = row.get("sample_id")
+    if value is None:
+        return index
     try:
-        return index if value is None else int(value)
+        is_written = isinstance(value, str) or (isinstance(value, float) and value.is_integer())
+        return int(value) if is_written else operator.index(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the sample_id {value!r} is no integer: number the samples, or rename the column") from error
 

@@ -80,7 +80,7 @@ def _read_image(value: Any, root: str | os.PathLike[str] | None) -> Image.Image:
         raise ValueError("the image is missing")
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise ValueError(f"the image is of type {type(value).__name__}")
-    if root is not None and isinstance(value, str) and os.path.isfile(path := os.path.join(root, value)):
+    if root is not None and not isinstance(value, bytes) and os.path.isfile(path := os.path.join(root, value)):
         value = path
     return to_rgb(load_image(value))
 

@@ -68,6 +68,8 @@ def test_own_data_is_asked_as_the_checkpoint_says():
     task = VqaTask(other_data([]), {"min_new_tokens": 3})
     task.follow(config)
     assert task.options == {**ANSWER, "num_beams": 1, "min_new_tokens": 3}
+    task.follow(GenerationConfig())  # another checkpoint
+    assert task.options == {**ANSWER, "min_new_tokens": 3}
     for data in (other_data([], is_benchmark=True), read_scenes("vqa", None, 1)):
         task = VqaTask(data, {"num_beams": 4})
         expected = dict(task.options)

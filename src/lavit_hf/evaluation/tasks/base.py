@@ -75,12 +75,11 @@ class Task(ABC):
         self.data = data
         self.seed = seed
         self.options = self.default_options(data)
-        self._given = {name for name, value in (options or {}).items() if value is not None}
-        for name, value in (options or {}).items():
+        self._given = {name: value for name, value in (options or {}).items() if value is not None}
+        for name in options or ():
             if name not in self.options:
                 raise ValueError(f"The task {self.name} has no option {name!r}; it has {', '.join(self.options)}.")
-            if value is not None:
-                self.options[name] = value
+        self.options.update(self._given)
 
     @classmethod
     @abstractmethod
@@ -91,10 +90,9 @@ class Task(ABC):
         """Takes what the user did not say from a checkpoint's generation config; of own data, as `lavit ask` does."""
         if self.data.is_scenes or self.data.is_benchmark:
             return
-        for name in self.own_options:
-            value = getattr(generation_config, name, None)
-            if name not in self._given and value is not None:
-                self.options[name] = value
+        own = {name: getattr(generation_config, name, None) for name in self.own_options}
+        own = {name: value for name, value in own.items() if value is not None}
+        self.options = {**self.default_options(self.data), **own, **self._given}
 
     @abstractmethod
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
