@@ -10,8 +10,8 @@ from transformers import (
     CompileConfig,
     DynamicCache,
     EncoderNoRepeatNGramLogitsProcessor,
+    EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessorList,
-    RepetitionPenaltyLogitsProcessor,
     StaticCache,
     TextStreamer,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
@@ -207,13 +207,13 @@ def test_processors_of_the_caller_are_left_as_they_are(tiny):
     given = LogitsProcessorList(
         [
             EncoderNoRepeatNGramLogitsProcessor(1, prompts["input_ids"]),
-            RepetitionPenaltyLogitsProcessor(5.0, prompt_ignore_length=torch.zeros(2, dtype=torch.long)),
+            EncoderRepetitionPenaltyLogitsProcessor(0.2, prompts["input_ids"]),
         ]
     )
     drawn = new_ids(tiny, prompts, guidance_scale=3.0, logits_processor=given)
-    options = {"encoder_no_repeat_ngram_size": 1, "repetition_penalty": 5.0}
+    options = {"encoder_no_repeat_ngram_size": 1, "encoder_repetition_penalty": 0.2}
     assert torch.equal(drawn, new_ids(tiny, prompts, guidance_scale=3.0, **options))
-    assert given[0].batch_size == 2 and len(given[1].prompt_ignore_length) == 2
+    assert given[0].batch_size == 2 and len(given[1].encoder_input_ids) == 2
 
 
 @CACHES
