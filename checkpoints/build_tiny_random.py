@@ -1,12 +1,14 @@
-"""Builds `checkpoints/lavit-tiny-random` from the tests' original-layout checkpoint.
+"""Builds `checkpoints/lavit-tiny-random` from the tests' original-layout checkpoint, without files of code.
 
 python checkpoints/build_tiny_random.py [DESTINATION]
 """
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import ModelCard
 
@@ -38,6 +40,24 @@ def build(destination: Path) -> None:
         f"---\n{card.data.to_yaml()}\n---\n\n{title}\n\n{_WARNING}{body}## License\n\n{_NOTICE}", encoding="utf-8"
     )
     (destination / "NOTICE").write_text(_NOTICE, encoding="utf-8")
+    remove_code(destination)
+
+
+def remove_code(checkpoint: Path) -> None:
+    """Removes the code that `save_pretrained` writes for users without the package, and what names it.
+
+    Checkpoints of this repository are loaded with the package, and generated code does not belong into git.
+    """
+    for path in checkpoint.rglob("*.py"):
+        path.unlink()
+    for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+        path = checkpoint / name
+        values = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_auto_map)
+        path.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _without_auto_map(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if name != "auto_map"}
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The checkpoint that comes with the package: it is complete, current, small, and it sees and draws."""
+"""The checkpoint that comes with the package: it is complete and small, and it sees and draws."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,6 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from lavit_hf import LavitTextToImagePipeline, default_checkpoint
 from lavit_hf.data.scenes import Facts, judge, parse_caption, render, sample_scene
 from lavit_hf.data.scenes.language import CaptionError, captions_of
-from lavit_hf.pipelines.remote_code import pipeline_code, token_decoder_code
-from lavit_hf.remote_code.checkpoint import code_files
 
 CHECKPOINT = Path(default_checkpoint())
 NUM_SCENES = 24
@@ -38,7 +36,7 @@ def facts_in(caption: str) -> Facts | None:
 def test_it_is_small_and_holds_no_pickle() -> None:
     files = [path for path in CHECKPOINT.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) < 40e6
-    assert {path.suffix for path in files} <= {".json", ".safetensors", ".py", ".jinja", ".md"}
+    assert {path.suffix for path in files} <= {".json", ".safetensors", ".jinja", ".md"}
 
 
 def test_weights_are_half_but_load_as_float32(model) -> None:
@@ -46,16 +44,6 @@ def test_weights_are_half_but_load_as_float32(model) -> None:
         dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
     assert dtypes == {"F16"}
     assert model.dtype == torch.float32
-
-
-def test_code_beside_the_weights_is_current() -> None:
-    """After a change of it: python checkpoints/refresh_code.py"""
-    code = {
-        **code_files(),
-        "pipeline_lavit_pixel_decoder.py": pipeline_code(),
-        "token_decoder/lavit_token_decoder.py": token_decoder_code(),
-    }
-    assert [name for name, text in code.items() if (CHECKPOINT / name).read_text(encoding="utf-8") != text] == []
 
 
 def test_the_card_has_the_numbers_that_were_measured() -> None:

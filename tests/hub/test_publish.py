@@ -10,6 +10,8 @@ import lavit_hf
 from hub.hub_server import HubServer
 from lavit_hf.hub.card import Origin
 from lavit_hf.hub.publication import prepare
+from lavit_hf.pipelines.remote_code import PIPELINE_MODULE, pipeline_code
+from lavit_hf.remote_code.checkpoint import code_files
 from remote_code import standalone
 from remote_code.standalone import compute
 
@@ -39,7 +41,8 @@ for _ in range(2):
     expected = hub.files(REPOSITORY) | {name: files[name] for name in ("README.md", ".gitattributes")}
     assert files == expected
     assert b"- a/b\n- c/d\n" in files["README.md"]
-    assert all(path.read_bytes() == files[path.name] for path in tiny_checkpoint.glob("*") if path.suffix == ".py")
+    code = {**code_files(), f"{PIPELINE_MODULE}.py": pipeline_code(), f"lowres/{PIPELINE_MODULE}.py": pipeline_code()}
+    assert {name: files[name].decode() for name in code} == code  # the checkpoint of this repository has none
     assert set(hub.uploads.values()) == {1}
 
 

@@ -26,8 +26,8 @@ def processor(tiny_checkpoint: Path) -> ImageTextProcessor:
     return ImageTextProcessor.from_pretrained(tiny_checkpoint)
 
 
-def test_base_model_can_be_found_and_plugged_into(tiny_checkpoint: Path, tiny_model) -> None:
-    auto_map = json.loads((tiny_checkpoint / "config.json").read_text())["auto_map"]
+def test_base_model_can_be_found_and_plugged_into(checkpoint: Path, tiny_model) -> None:
+    auto_map = json.loads((checkpoint / "config.json").read_text())["auto_map"]
     assert auto_map["AutoModel"] == "modeling_lavit.LavitModel"
     assert LavitModel.is_backend_compatible() and LavitModel._supports_attention_backend
     assert tiny_model.model.language_model is tiny_model.get_decoder()

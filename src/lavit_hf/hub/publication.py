@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from ..pipelines.remote_code import PIPELINE_MODULE, write_code
+from ..pipelines.remote_code import names_our_pipeline, write_code
 from ..remote_code.checkpoint import save_remote_code
 from .card import Origin, read_card, write_card
 from .errors import PublishError
@@ -79,7 +79,7 @@ def prepare(checkpoint: Path, repository: str, origin: Origin) -> Iterator[Publi
 def _add_code(staged: Path) -> None:
     save_remote_code(staged)
     for folder in _PIXEL_DECODERS:
-        if (staged / folder / f"{PIPELINE_MODULE}.py").is_file():
+        if names_our_pipeline(staged / folder):
             write_code(staged / folder)
 
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from .remote_code import names_our_pipeline, write_code
+
 _INDEX = "model_index.json"
 _FOLDERS = ("", "lowres/")
 
@@ -35,17 +37,22 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
         return []
     patterns = [pattern for folder in folders for pattern in _patterns(root, folder)]
     root = _fetch(source, patterns)
-    files = []
+    files: list[Path] = []
     for pattern in patterns:
         found = [path for path in sorted(root.glob(pattern)) if path.is_file()]
         if not found:
             raise OSError(f"{source} has a pixel decoder ({_INDEX}), but no {pattern}.")
         files += found
-    names = [path.relative_to(root).as_posix() for path in files]
-    for path, name in zip(files, names, strict=True):
+    names: dict[str, None] = {}  # in the order of writing
+    for path in files:
+        name = path.relative_to(root).as_posix()
+        if path.name == _INDEX and names_our_pipeline(path.parent):
+            code = write_code((target / name).parent)  # that of this version, and where the source has none
+            names |= dict.fromkeys(file.relative_to(target).as_posix() for file in code)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
-    return names
+        names[name] = None
+    return list(names)
 
 
 def _fetch(source: str, patterns: list[str]) -> Path:
@@ -57,7 +64,8 @@ def _patterns(root: Path, folder: str) -> list[str]:
     index = json.loads((root / folder / _INDEX).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
     name = index.get("_class_name")
-    code = [f"{folder}{name[0]}.py"] if isinstance(name, list) else []  # a class whose file stands beside the index
+    is_foreign = isinstance(name, list) and not names_our_pipeline(root / folder)
+    code = [f"{folder}{name[0]}.py"] if is_foreign else []  # a class of somebody, whose file stands beside the index
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
 
 

@@ -6,6 +6,7 @@ each is made of the module that defines the class and of whatever that needs fro
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..remote_code.bundle import bundle
@@ -29,7 +30,20 @@ def token_decoder_code() -> str:
     return bundle(_PACKAGE / "modeling" / "modeling_lavit_token_decoder.py")
 
 
-def write_code(folder: Path) -> None:
-    """Writes both files into the directory of a pixel decoder."""
-    (folder / f"{PIPELINE_MODULE}.py").write_text(pipeline_code(), encoding="utf-8")
-    (folder / TOKEN_DECODER / f"{TOKEN_DECODER_MODULE}.py").write_text(token_decoder_code(), encoding="utf-8")
+def names_our_pipeline(folder: Path) -> bool:
+    """Whether the `model_index.json` of a directory names the pipeline of this package by its file of code."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return False
+    return json.loads(index.read_text(encoding="utf-8")).get("_class_name") == [PIPELINE_MODULE, PIPELINE_CLASS]
+
+
+def write_code(folder: Path) -> list[Path]:
+    """Writes both files into the directory of a pixel decoder; returns where they are."""
+    code = {
+        folder / f"{PIPELINE_MODULE}.py": pipeline_code(),
+        folder / TOKEN_DECODER / f"{TOKEN_DECODER_MODULE}.py": token_decoder_code(),
+    }
+    for file, text in code.items():
+        file.write_text(text, encoding="utf-8")
+    return list(code)
