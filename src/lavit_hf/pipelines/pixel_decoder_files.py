@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from ..files.paths import resolve_inside
+
 _INDEX = "model_index.json"
 _FOLDERS = ("", "lowres/")
+_NAME = re.compile(r"\w+")
 
 
 def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> list[str]:
@@ -25,6 +29,7 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
 
     Raises:
         OSError: If a part of a pixel decoder is missing.
+        ValueError: If a part is not in the directory.
     """
     source, target = os.fspath(source), Path(destination)
     root = _fetch(source, [f"{folder}{_INDEX}" for folder in _FOLDERS])
@@ -42,6 +47,8 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
             raise OSError(f"{source} has a pixel decoder ({_INDEX}), but no {pattern}.")
         files += found
     names = [path.relative_to(root).as_posix() for path in files]
+    for name in names:  # all of them, before anything is written
+        resolve_inside(root, name, source)
     for path, name in zip(files, names, strict=True):
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
@@ -57,7 +64,11 @@ def _patterns(root: Path, folder: str) -> list[str]:
     index = json.loads((root / folder / _INDEX).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
     name = index.get("_class_name")
-    code = [f"{folder}{name[0]}.py"] if isinstance(name, list) else []  # a class whose file stands beside the index
+    modules = name[:1] if isinstance(name, list) else []  # of a class whose file stands beside the index
+    for part in (*parts, *modules):
+        if not _NAME.fullmatch(str(part)):
+            raise ValueError(f"{root / folder / _INDEX} names {part!r}, which cannot be a part of a pixel decoder.")
+    code = [f"{folder}{module}.py" for module in modules]
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
 
 
