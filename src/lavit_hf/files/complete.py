@@ -28,6 +28,18 @@ PARTIAL = ".partial"
 _RANDOM = r"[a-z0-9_]{8}"
 # With less than this left, a write that failed for no stated reason failed for this one.
 _FULL = 2**16
+_NOT_WRITTEN = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+# What torch says, which does not pass the system's reason on.
+_OF_TORCH = re.compile(r"inline_container|PytorchStreamWriter|iostream error|Parent directory .* does not exist")
+_OF_SAFETENSORS = re.compile(r"os error (\d+)")
 
 
 @contextmanager
@@ -142,6 +154,36 @@ def why_not_written(error: Exception, path: Path | str) -> str:
     return f"{Path(path).name} could not be written: {reason} ({readable_size(free)} free)."
 
 
+@contextmanager
+def exit_on_write_errors() -> Iterator[None]:
+    """Ends a script with one line instead of a traceback if its disk is full, or must not be written.
+
+    Raises:
+        SystemExit: The body raised such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := _write_failure(error)) is None:
+            raise
+        name = getattr(error, "filename2", None) or getattr(error, "filename", None) or "The result"
+        raise SystemExit(
+            f"error: {name} could not be written: {reason}. Make room, or choose another directory; where there are "
+            "checkpoints, --resume_from_checkpoint latest goes on from the last complete one."
+        ) from error
+
+
+def _write_failure(error: Exception) -> str | None:
+    """Why something could not be written; `None` if the error is another one."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _NOT_WRITTEN else None
+    if type(error).__name__ == "SafetensorError":
+        found = _OF_SAFETENSORS.search(str(error))
+        return os.strerror(int(found[1])) if found and int(found[1]) in _NOT_WRITTEN else None
+    is_of_torch = isinstance(error, RuntimeError) and _OF_TORCH.search(str(error))
+    return "the disk is full, or must not be written" if is_of_torch else None
+
+
 def readable_size(size: float) -> str:
     """Formats a number of bytes."""
     for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
@@ -161,6 +203,7 @@ __all__ = [
     "PARTIAL",
     "complete_file",
     "complete_folder",
+    "exit_on_write_errors",
     "new_file_mode",
     "read_json",
     "readable_size",
