@@ -24,8 +24,8 @@ except ImportError:  # Windows: nothing can be locked this way, so nothing is cl
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
-# A random name of `tempfile`.
-_RANDOM = r"[a-z0-9_]{8}"
+# A random name of `tempfile`, or the number of a process, as earlier versions had it.
+_RANDOM = r"([a-z0-9_]{8}|\d+)"
 # With less than this left, a write that failed for no stated reason failed for this one.
 _FULL = 2**16
 _NOT_WRITTEN = {

@@ -30,7 +30,7 @@ def resolve_inside(root: str | os.PathLike[str], name: object, source: str) -> P
         return path
     if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
         raise ValueError(
-            f"{source} has {name}, which links to {path.resolve()} outside of it: put a copy there instead."
+            f"{source} has {name}, which links to {os.path.realpath(path)} outside of it: put a copy there instead."
         )
     raise ValueError(f"{source} names {name}, which is outside of {root}; only files in it are used.")
 
