@@ -1,6 +1,10 @@
 """Datasets on the disk do not reach out of their directory."""
 
+import io
 import json
+import tarfile
+from contextlib import suppress
+from pathlib import Path
 
 import datasets
 import pytest
@@ -47,3 +51,20 @@ def test_damaged_datasets_are_named(tmp_path, content):
     (tmp_path / "saved" / "state.json").write_text(content)
     with pytest.raises(ValueError, match="state.json"):
         load_data(str(tmp_path / "saved"))
+
+
+def test_members_of_archives_are_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "rows.tar", "w") as archive:
+        for name in ("../../victim.txt", "/tmp/lavit-victim.txt", "own.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 3
+            archive.addfile(entry, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with suppress(ValueError):  # it may refuse such an archive
+        list(load_data(str(tmp_path / "in" / "rows.tar")).dataset)
+    assert not list(tmp_path.rglob("victim.txt")) and not Path("/tmp/lavit-victim.txt").exists()
+    assert {path.name for path in tmp_path.iterdir()} <= {"in", "cache"}
