@@ -356,7 +356,7 @@ def _change_layout(converted: Path, change) -> None:
     path = converted / "original" / "layout.json"
     content = json.loads(path.read_text())
     change(content)
-    path.write_text(json.dumps(content))
+    path.write_text(json.dumps(content).replace("{outside}", str(converted.parent)))
 
 
 def _add_file(path: str, **entry):
@@ -368,14 +368,14 @@ def _add_file(path: str, **entry):
     ("change", "message"),
     [
         (lambda layout: layout["copied"].update({"../../victim/.bashrc": "NOTICE"}), "victim/.bashrc"),
-        (lambda layout: layout["copied"].update({"/tmp/lavit-victim": "NOTICE"}), "/tmp/lavit-victim"),
+        (lambda layout: layout["copied"].update({"{outside}/victim": "NOTICE"}), "place/victim"),
         (lambda layout: layout["copied"].update({"stolen": "/etc/passwd"}), "/etc/passwd"),
         (lambda layout: layout["copied"].update({"stolen": "../secret"}), "../secret"),
         (lambda layout: layout["copied"].update({"stolen": 5}), "5 where the path of a file"),
         # Where `a` links to `b/c/d`, this is a file of the directory; where nothing does, it is not.
         (lambda layout: layout["copied"].update({"a/../../victim": "NOTICE"}), "a/../../victim"),
         (_add_file("../victim.bin"), "../victim.bin"),
-        (_add_file("/tmp/lavit-victim.safetensors"), "/tmp/lavit-victim"),
+        (_add_file("{outside}/victim.safetensors"), "place/victim"),
         (_add_file("x.bin", weights="pixel_decoding/../../secret"), "pixel_decoding/../../secret"),
         (_add_file("x.bin", weights="highres_pixel_decoding/../unet"), "highres_pixel_decoding/../unet"),
         (_add_file("x.bin", tensors={"a": "load"}), "a has the type 'load'"),
@@ -391,7 +391,7 @@ def test_to_original_stays_in_its_directories(converted, tmp_path, change, messa
         convert_to_original(converted, tmp_path / "to" / "back", progress=False)
     assert message in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["place"]
-    assert not Path("/tmp/lavit-victim").exists() and not Path("/tmp/lavit-victim.safetensors").exists()
+    assert sorted(path.name for path in converted.parent.iterdir()) == ["converted", "secret"]
 
 
 def test_an_absolute_path_into_the_source_is_no_destination(converted, tmp_path):

@@ -57,8 +57,10 @@ def test_one_line_instead_of_a_traceback(commands, tmp_path, script, obstacle):
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    assert done.stderr.rstrip().splitlines()[-1].startswith("error: ")
-    assert "could not be written: " in done.stderr
+    (line,) = [
+        line for line in done.stderr.splitlines() if "could not be written: " in line
+    ]  # a bar may be in it, too
+    assert "error: " in line and line.endswith("goes on from the last complete one.")
 
 
 @pytest.mark.parametrize(
@@ -66,7 +68,7 @@ def test_one_line_instead_of_a_traceback(commands, tmp_path, script, obstacle):
     [
         ({"../victim": {"script": "train_lm.py"}}, "'../victim' cannot be the name of a stage"),
         ({"a": {"script": "../evil.py"}}, "names ../evil.py, which is outside of"),
-        ({"a": {"script": "/tmp/evil.py"}}, "names /tmp/evil.py, which is outside of"),
+        ({"a": {"script": "/evil.py"}}, "names /evil.py, which is outside of"),
         ({"a": {}}, "None where the path of a file is needed"),
         ({"a": "train_lm.py/../../evil.py"}, "outside of"),
         (["a"], "holds no stages"),
