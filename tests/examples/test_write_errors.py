@@ -9,7 +9,6 @@ import pytest
 import yaml
 
 from tiny_parts import CHECKPOINT
-from tiny_pixel_decoders import build_pipeline
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -25,42 +24,41 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-@pytest.fixture(scope="module")
-def commands(tmp_path_factory) -> dict[str, list[str]]:
-    """How each script is called, but for its output."""
-    decoder = tmp_path_factory.mktemp("decoder")
-    build_pipeline(highres=True).save_pretrained(decoder)
-    trainer = ["--model", CHECKPOINT, "--dataset", "scenes", "--num_scenes", 8, "--max_steps", 2, "--save_steps", 1]
-    trainer += ["--per_device_train_batch_size", 2, "--report_to", "none", "--use_cpu", True]
-    pictures = ["--dataset", "scenes", "--num_scenes", 8, "--max_train_steps", 2, "--train_batch_size", 4]
-    decoding = ["--pixel_decoder", decoder, "--visual_tokenizer", CHECKPOINT, "--checkpointing_steps", 1]
-    return {
-        "train_lm": trainer,
-        "finetune_lora": trainer,
-        "train_pixel_decoder": [*pictures, *decoding],
-        "train_autoencoder": [*pictures, "--validation_split", "validation", "--num_validation_rows", 4],
-        "lavit_scenes/make_dataset": ["--num_rows", 200],
-    }
+TRAINER = ["--model", CHECKPOINT, "--dataset", "scenes", "--num_scenes", 8, "--max_steps", 2, "--save_steps", 1]
+TRAINER += ["--per_device_train_batch_size", 2, "--report_to", "none", "--use_cpu", True]
+STAGE_3 = ["--dataset", "scenes", "--num_scenes", 8, "--max_train_steps", 2, "--train_batch_size", 4]
+STAGE_3 += ["--pixel_decoder", CHECKPOINT, "--visual_tokenizer", CHECKPOINT, "--checkpointing_steps", 1]
 
 
 @pytest.mark.parametrize(
-    "script", ["train_lm", "finetune_lora", "train_pixel_decoder", "train_autoencoder", "lavit_scenes/make_dataset"]
+    ("script", "options", "obstacle"),
+    [
+        ("train_pixel_decoder", STAGE_3, "full disk"),
+        ("train_pixel_decoder", STAGE_3, "no directory"),
+        ("train_lm", TRAINER, "full disk"),
+        ("lavit_scenes/make_dataset", ["--num_rows", 200], "full disk"),
+    ],
 )
-@pytest.mark.parametrize("obstacle", ["full disk", "no directory"])
-def test_one_line_instead_of_a_traceback(commands, tmp_path, script, obstacle):
+def test_one_line_instead_of_a_traceback(tmp_path, script, options, obstacle):
     pytest.importorskip("resource")
     (tmp_path / "file").write_text("")
     output = tmp_path / "out" if obstacle == "full disk" else tmp_path / "file" / "out"
     limit = 20_000 if obstacle == "full disk" else 2**40
-    arguments = [EXAMPLES / f"{script}.py", *commands[script], "--output_dir", output]
+    arguments = [EXAMPLES / f"{script}.py", *options, "--output_dir", output]
     command = [sys.executable, "-c", FULL_DISK, *map(str, [limit, *arguments])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
-    (line,) = [
-        line for line in done.stderr.splitlines() if "could not be written: " in line
-    ]  # a bar may be in it, too
+    (line,) = [line for line in done.stderr.splitlines() if "could not be written: " in line]  # perhaps after a bar
     assert "error: " in line and line.endswith("goes on from the last complete one.")
+
+
+SCRIPTS = sorted(path for path in EXAMPLES.rglob("*.py") if "__main__" in path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_every_script_does_so(script):
+    assert script.read_text(encoding="utf-8").endswith("    with exit_on_write_errors():\n        main()\n")
 
 
 @pytest.mark.parametrize(

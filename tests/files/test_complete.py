@@ -1,13 +1,21 @@
 """Files and directories that are there as a whole, or not at all."""
 
+import errno
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
-from lavit_hf.files.complete import complete_file, complete_folder, new_file_mode, remove_partials
+from lavit_hf.files.complete import (
+    complete_file,
+    complete_folder,
+    exit_on_write_errors,
+    new_file_mode,
+    remove_partials,
+)
 
 # Writes half of it, says so, and waits: to be killed, or for the other's end.
 WRITER = """
@@ -113,3 +121,43 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
     write("folder", tmp_path / "folder")
     assert (tmp_path / "file").stat().st_mode & 0o777 == new_file_mode(0o666)
     assert (tmp_path / "folder").stat().st_mode & 0o777 == new_file_mode(0o777)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.txt"), "a.txt could not be written: No space left"),
+        (OSError(errno.EROFS, "Read-only file system", "out"), "out could not be written: Read-only file system"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "out could not be written: Permission denied"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            "The result could not be written: No space",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            "the disk is full, or must",
+        ),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+            "the disk is full, or must",
+        ),
+    ],
+)
+def test_scripts_end_with_one_line(error, message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"), exit_on_write_errors():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "data.json"),
+        SafetensorError("Error while deserializing header: invalid header"),
+        RuntimeError("shapes do not match"),
+        ValueError("something else"),
+    ],
+)
+def test_other_errors_of_scripts_stay_as_they_are(error):
+    with pytest.raises(type(error)) as caught, exit_on_write_errors():
+        raise error
+    assert caught.value is error
