@@ -101,15 +101,10 @@ def locate_image(source: str, root: str | os.PathLike[str]) -> str:
     path = Path(root, source)
     if len(source) > 64 and not os.path.splitext(source)[1] and not (os.path.isfile(path) and is_inside(root, path)):
         return f"data:;base64,{source}"
-    if is_inside(_extracted(), path):  # of an archive that `datasets` unpacked
-        return str(path)
-    return str(resolve_inside(root, source, "the row"))
-
-
-def _extracted() -> Path:
-    """Where `datasets` puts what it downloads and unpacks, and where nothing is if it is not in use."""
     datasets = sys.modules.get("datasets")
-    return Path(datasets.config.DOWNLOADED_DATASETS_PATH) if datasets else Path(os.devnull)
+    if datasets is not None and is_inside(datasets.config.DOWNLOADED_DATASETS_PATH, path):
+        return str(path)  # of an archive that `datasets` unpacked
+    return str(resolve_inside(root, source, "the row"))
 
 
 def _from_array(value: np.ndarray | torch.Tensor) -> Image.Image:

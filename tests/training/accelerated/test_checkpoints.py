@@ -13,6 +13,7 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
+from accelerate import Accelerator
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -165,6 +166,24 @@ def test_a_finished_run_has_nothing_left_to_do(trained, tmp_path):
 def test_a_run_can_go_on_for_longer(trained, tmp_path):
     trained(resume_from_checkpoint="latest", max_train_steps=4)
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_what_a_killed_run_left_is_cleaned_even_if_nothing_is_left_to_do(trained, tmp_path):
+    (tmp_path / "unfinished-checkpoint").mkdir()
+    (tmp_path / ".log.jsonl.abcd1234.partial").write_bytes(b"half")
+    trained(resume_from_checkpoint="latest")
+    assert not (tmp_path / "unfinished-checkpoint").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_failed_checkpoint_leaves_nothing(trained, tmp_path, monkeypatch):
+    def fill_the_disk(self, folder):
+        Path(folder).mkdir()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trained(resume_from_checkpoint="latest", max_train_steps=3)
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_a_new_run_does_not_mix_with_an_old_one(trained):

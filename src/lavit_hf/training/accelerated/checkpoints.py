@@ -59,10 +59,13 @@ class LoopCheckpoints:
     def save(self, update: int) -> Path:
         """Saves everything a resumed run needs, after this many updates."""
         unfinished, path = self.folder / _UNFINISHED, self.folder / f"checkpoint-{update}"
-        if self.accelerator.is_main_process:
-            shutil.rmtree(unfinished, ignore_errors=True)  # of a run that was killed while it wrote
+        self._remove_unfinished()
         self.accelerator.wait_for_everyone()
-        self.accelerator.save_state(str(unfinished))
+        try:
+            self.accelerator.save_state(str(unfinished))
+        except BaseException:  # on a full disk nothing should lie around that is of no use
+            self._remove_unfinished()
+            raise
         self.accelerator.wait_for_everyone()
         if self.accelerator.is_main_process:
             if self.ema is not None:
@@ -83,6 +86,7 @@ class LoopCheckpoints:
         Raises:
             FileExistsError: If the directory has checkpoints.
         """
+        self._remove_unfinished()
         if found := self._all():
             raise FileExistsError(
                 f"{self.folder} holds checkpoints of another run ({found[-1].name}). Go on with it "
@@ -102,6 +106,7 @@ class LoopCheckpoints:
             FileNotFoundError: If there is no such checkpoint.
             ValueError: If it belongs to a run with other data or settings, is broken, or holds more than data.
         """
+        self._remove_unfinished()
         if name == LATEST:
             found = self._all()
             if not found:
@@ -150,6 +155,11 @@ class LoopCheckpoints:
                 f"{path} is incomplete or damaged, or holds more than data ({reason}): resume from another checkpoint."
             ) from error
         _load_random_states(random_states)
+
+    def _remove_unfinished(self) -> None:
+        """Removes what a run that was killed while it wrote left behind."""
+        if self.accelerator.is_main_process:
+            shutil.rmtree(self.folder / _UNFINISHED, ignore_errors=True)
 
     def _all(self) -> list[Path]:
         """All complete checkpoints, oldest first."""

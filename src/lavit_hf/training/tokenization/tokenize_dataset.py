@@ -67,7 +67,8 @@ def tokenize_dataset(
         shard_size: Samples per file, and how much work an interruption costs at most.
         on_bad_sample: A sample whose image cannot be decoded, or whose text is missing or blank: `"skip"` leaves it
             out, with a note in the report, `"raise"` stops.
-        image_root: Where relative paths of images start, if the column holds paths.
+        image_root: Where relative paths of images start, if the column holds paths; one that leaves it makes a bad
+            sample. Without it, paths are taken for the caller's own.
         checkpoint: Name of the checkpoint, to be written down.
         dataset_name: Name of the dataset, to be written down.
         num_threads: Threads that decode images.
