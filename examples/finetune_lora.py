@@ -22,11 +22,13 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.loading import NamedDataset, load_data
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
+from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 
 @dataclass
@@ -85,6 +87,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
     parser = HfArgumentParser((ModelArguments, DataArguments, LoraTrainingArguments), description=__doc__)
     model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
@@ -111,7 +114,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         processing_class=processor,
         callbacks=[EpochCallback()],
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.train_dataset.bad_samples:
         print(f"{len(trainer.train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
@@ -172,4 +175,5 @@ def merge(model_args: ModelArguments, adapter: str, processor: ImageTextProcesso
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

@@ -19,6 +19,7 @@ from diffusers import AutoencoderKL
 from image_data import DataArguments, load_training_data, load_validation_rows
 from transformers import HfArgumentParser
 
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.training.pixel_decoder.autoencoder import AutoencoderArguments, train_autoencoder
 from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
 
@@ -69,4 +70,5 @@ def load_vae(model: ModelArguments) -> Any:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

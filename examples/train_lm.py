@@ -26,6 +26,7 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
@@ -34,6 +35,7 @@ from lavit_hf.training.language_model.freezing import freeze_for_language_modeli
 from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
 from lavit_hf.training.language_model.initialization import init_code_embeddings, init_merger, init_projector
 from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset
+from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
 
@@ -109,6 +111,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
     parser = HfArgumentParser((ModelArguments, DataArguments, LmTrainingArguments), description=__doc__)
     model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)  # for what is new
     model, processor = load_model(model_args)
     train_dataset = load_split(data_args, data_args.train_split, model)
@@ -151,7 +154,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     )
     if data_args.eval_split is not None:
         add_evaluation(trainer, data_args, processor)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     if train_dataset.bad_samples:
@@ -236,4 +239,5 @@ def score_words(written: list[str], references: list[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

@@ -20,6 +20,7 @@ from image_data import DataArguments, load_training_data, load_validation_rows
 from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizer
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
 from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
@@ -91,4 +92,5 @@ def load_visual_tokenizer(path: str | None) -> tuple[Any, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

@@ -24,6 +24,7 @@ from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArgument
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizerForPreTraining
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 from lavit_hf.modeling.vision_text_init import load_visual_part
 from lavit_hf.processing.vision_text_processor import build_image_processor
@@ -33,6 +34,7 @@ from lavit_hf.training import (
     VisualTokenizerCallback,
     VisualTokenizerDataCollator,
 )
+from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 
 @dataclass
@@ -112,6 +114,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         (ModelArguments, MethodArguments, DataArguments, TokenizerTrainingArguments), description=__doc__
     )
     model_args, method_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # not every phase trains every part
     if args.ddp_broadcast_buffers is None:
@@ -131,7 +134,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     if data_args.eval_split is not None:
         trainer.eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)
     VisualTokenizerCallback(on_failure=method_args.on_failure).attach(trainer)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, image_processor)
     if train_dataset.bad_samples:
         print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
@@ -242,4 +245,5 @@ def save(trainer: Trainer, image_processor: LavitImageProcessorPil) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

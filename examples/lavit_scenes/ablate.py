@@ -22,6 +22,7 @@ from ablation.selection import ALL, DYNAMIC, RANDOM
 from ablation.tokenizers import build_tokenizer, measure_tokenizer, train_tokenizer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, default_checkpoint
+from lavit_hf.files.complete import exit_on_write_errors
 
 HERE = Path(__file__).resolve().parent
 
@@ -98,4 +99,5 @@ def run_captions(args: argparse.Namespace, selection: str, mode: str) -> dict[st
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

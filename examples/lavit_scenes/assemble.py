@@ -16,6 +16,7 @@ import torch
 from transformers import GenerationConfig, HfArgumentParser
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 
 _GUIDANCE = 1.5  # of 1, 1.5 and 4 the one that draws most scenes right
@@ -71,4 +72,5 @@ def _without_source(values: dict[str, Any]) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

@@ -21,6 +21,7 @@ from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
 from lavit_hf.data.scenes import render, sample_scene
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.selector import KEEP, select_patches
 from lavit_hf.modeling.vision_text_init import load_visual_part
 
@@ -84,4 +85,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

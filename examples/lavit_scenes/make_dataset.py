@@ -24,6 +24,7 @@ from lavit_hf.data.scenes.language import write_caption
 from lavit_hf.data.scenes.questions import ask_questions
 from lavit_hf.data.scenes.sampling import MAX_OBJECTS
 from lavit_hf.data.scenes.world import place_of
+from lavit_hf.files.complete import exit_on_write_errors
 
 _PURPOSE = 1000  # of the dice; those of scenes are far below
 _ROWS_AT_A_TIME = 2000
@@ -134,4 +135,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

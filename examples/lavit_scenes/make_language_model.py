@@ -19,6 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, PreTrainedTokenizerFast
 
 from lavit_hf.data.scenes import scene_row
+from lavit_hf.files.complete import exit_on_write_errors
 
 _NUM_SCENES = 3000
 _END = "</s>"
@@ -77,4 +78,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

@@ -17,6 +17,8 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
+from lavit_hf.files.complete import exit_on_write_errors
+
 # Of each stage, the numbers to show.
 CURVES = {
     "vision_encoder": ["loss", "eval_validation_shape", "eval_held_out_shape", "eval_held_out_color"],
@@ -59,4 +61,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

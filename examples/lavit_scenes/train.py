@@ -19,6 +19,9 @@ from typing import Any
 
 import yaml
 
+from lavit_hf.files.complete import exit_on_write_errors
+from lavit_hf.files.paths import resolve_inside
+
 HERE = Path(__file__).resolve().parent
 _DONE = (
     "finished.yaml"  # in the directory of a stage that is finished: what it was, what of, when, and how long it took
@@ -33,10 +36,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="stages to run, by default all")
     args = parser.parse_args(arguments)
     stages = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
+    if not isinstance(stages, dict):
+        parser.error(f"{args.recipe} holds no stages")
     if unknown := set(args.only or ()) - set(stages):
         parser.error(f"no such stage: {', '.join(sorted(unknown))}; there are {', '.join(stages)}")
+    try:
+        check_paths(stages, args.recipe)
+    except ValueError as error:
+        parser.error(str(error))
     for name in args.only or stages:
         run_stage(name, stages[name], args.output_dir)
+
+
+def check_paths(stages: dict[str, Any], recipe: Path) -> None:
+    """Makes sure that stages run the scripts of these examples, and write into directories of their own.
+
+    Raises:
+        ValueError: One does not.
+    """
+    for name, stage in stages.items():
+        if not re.fullmatch(r"\w+", str(name)):
+            raise ValueError(f"{recipe}: {name!r} cannot be the name of a stage, which is also that of its directory.")
+        resolve_inside(HERE.parent, stage.get("script") if isinstance(stage, dict) else stage, str(recipe))
 
 
 def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
@@ -94,10 +115,10 @@ def options(stage: dict[str, Any], out: Path) -> list[str]:
 
 
 def resume(stage: dict[str, Any], folder: Path) -> list[str]:
-    """What tells a script to go on from its last checkpoint."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return ["--resume_from_checkpoint", str(found[-1])] if found else []
+    """What tells a script to go on from its last complete checkpoint; it knows best which that is."""
+    return ["--resume_from_checkpoint", "latest"] if any(folder.glob("checkpoint-*")) else []
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

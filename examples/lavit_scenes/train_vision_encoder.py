@@ -29,8 +29,10 @@ from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArgument
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, object_coverage, render, sample_scene
 from lavit_hf.data.scenes.patches import label_patches
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 from lavit_hf.training.sample_seeds import sample_seed, sample_uniform
+from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 _IGNORED = -100
 _TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its features
@@ -217,6 +219,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
     parser = HfArgumentParser((EncoderArguments, EncoderTrainingArguments), description=__doc__)
     encoder_args, args = parser.parse_args_into_dataclasses(arguments)
+    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)
     config = AutoConfig.for_model(**json.loads(Path(encoder_args.config).read_text(encoding="utf-8")))
     side = config.image_size // config.patch_size
@@ -238,7 +241,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         data_collator=LabeledSceneCollator(image_processor),
         compute_metrics=accuracies,
     )
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.train(resume_from_checkpoint=checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())
     trainer.save_state()
     if trainer.is_world_process_zero():
@@ -249,4 +252,5 @@ def main(arguments: list[str] | None = None) -> Trainer:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.hub.card import Origin
 from lavit_hf.hub.publication import prepare
 
@@ -41,4 +42,5 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

@@ -218,7 +218,14 @@ def test_interrupt(lavit, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
 def test_interrupt_from_outside(photo: Path, random_checkpoint: Path) -> None:
     lavit = Path(sys.executable).parent / "lavit"
     command = [lavit, "caption", *[photo] * 2000, "--model", random_checkpoint, "--batch-size", "1"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Whoever runs the tests may ignore it, as nohup and background jobs of a shell do, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     assert process.stdout.readline().startswith(str(photo))
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)

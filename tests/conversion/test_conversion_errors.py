@@ -344,3 +344,107 @@ def test_safetensors_of_an_unsupported_type(original):
     save_file({**load_file(path), "odd": torch.zeros(2).to(torch.float8_e4m3fn)}, path)
     message = _error(original)
     assert "F8_E4M3" in message and path.name in message
+
+
+@pytest.fixture
+def converted(checkpoint, tmp_path) -> Path:
+    shutil.copytree(checkpoint, tmp_path / "place" / "converted")
+    return tmp_path / "place" / "converted"
+
+
+def _change_layout(converted: Path, change) -> None:
+    path = converted / "original" / "layout.json"
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content).replace("{outside}", str(converted.parent)))
+
+
+def _add_file(path: str, **entry):
+    whole = {"weights": "language_model/model", "tensors": {}, **entry}
+    return lambda layout: layout["files"].update({path: whole})
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda layout: layout["copied"].update({"../../victim/.bashrc": "NOTICE"}), "victim/.bashrc"),
+        (lambda layout: layout["copied"].update({"{outside}/victim": "NOTICE"}), "place/victim"),
+        (lambda layout: layout["copied"].update({"stolen": "/etc/passwd"}), "/etc/passwd"),
+        (lambda layout: layout["copied"].update({"stolen": "../secret"}), "../secret"),
+        (lambda layout: layout["copied"].update({"stolen": 5}), "5 where the path of a file"),
+        # Where `a` links to `b/c/d`, this is a file of the directory; where nothing does, it is not.
+        (lambda layout: layout["copied"].update({"a/../../victim": "NOTICE"}), "a/../../victim"),
+        (_add_file("../victim.bin"), "../victim.bin"),
+        (_add_file("{outside}/victim.safetensors"), "place/victim"),
+        (_add_file("x.bin", weights="pixel_decoding/../../secret"), "pixel_decoding/../../secret"),
+        (_add_file("x.bin", weights="highres_pixel_decoding/../unet"), "highres_pixel_decoding/../unet"),
+        (_add_file("x.bin", tensors={"a": "load"}), "a has the type 'load'"),
+        (lambda layout: layout.update(unused=[]), "damaged"),
+    ],
+)
+def test_to_original_stays_in_its_directories(converted, tmp_path, change, message):
+    (converted.parent / "secret").write_text("secret")
+    (converted / "b" / "c" / "d").mkdir(parents=True)
+    (converted / "a").symlink_to("b/c/d")
+    _change_layout(converted, change)
+    with pytest.raises(ConversionError, match="layout.json is damaged") as caught:
+        convert_to_original(converted, tmp_path / "to" / "back", progress=False)
+    assert message in str(caught.value)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["place"]
+    assert sorted(path.name for path in converted.parent.iterdir()) == ["converted", "secret"]
+
+
+def test_an_absolute_path_into_the_source_is_no_destination(converted, tmp_path):
+    target = converted / "planted"
+    _change_layout(converted, lambda layout: layout["copied"].update({str(target): "README.md"}))
+    with pytest.raises(ConversionError, match="planted is no path within a directory"):
+        convert_to_original(converted, tmp_path / "back", progress=False)
+    assert not target.exists()
+
+
+@pytest.mark.parametrize("name", ["LICENSE", "language_model/LICENSE", "language_model/secret.json", "pixel_decoding"])
+def test_links_out_of_the_source_are_refused(original, name):
+    secret = original.parent / "secret"
+    secret.write_text("{}")
+    path = original / name
+    if path.is_dir():
+        shutil.move(path, original.parent / "decoder")
+        secret = original.parent / "decoder"
+    path.symlink_to(secret)
+    assert f"has {name}, which links to {secret} outside of it" in _error(original)
+
+
+def test_links_within_the_source_are_followed(original):
+    (original / "language_model/LICENSE").write_text("terms")
+    (original / "LICENSE").symlink_to("language_model/LICENSE")
+    destination = convert(original, original.parent / "converted", heads=HEADS, progress=False)
+    assert (destination / "LICENSE").read_text() == "terms" and not (destination / "LICENSE").is_symlink()
+
+
+def test_links_out_of_a_converted_directory_are_refused(converted, tmp_path):
+    path = converted / "original/language_model/tokenizer.model"
+    path.unlink()
+    path.symlink_to("/etc/passwd")
+    with pytest.raises(ConversionError, match="tokenizer.model, which links to /etc/passwd"):
+        convert_to_original(converted, tmp_path / "back", progress=False)
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/etc/passwd", 7, ["a"]])
+def test_shards_are_beside_their_index(original, name):
+    shard_language_model(original)
+    (original / "secret.bin").write_bytes(b"")
+    index = original / "language_model/pytorch_model.bin.index.json"
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm.weight"] = name
+    index.write_text(json.dumps(content))
+    message = _error(original)
+    assert "pytorch_model.bin.index.json" in message and str(name) in message
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks")
+def test_what_a_killed_conversion_left_is_cleaned_by_the_next(original):
+    left = original.parent / ".converted.abcd1234.partial"
+    left.mkdir()
+    (left / "model.safetensors").write_bytes(b"half")
+    convert(original, original.parent / "converted", heads=HEADS, progress=False)
+    assert sorted(path.name for path in original.parent.iterdir()) == ["converted", "original"]

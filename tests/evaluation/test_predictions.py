@@ -6,6 +6,7 @@ import pytest
 from PIL import Image
 
 from lavit_hf.evaluation.predictions import PredictionDirectory
+from lavit_hf.evaluation.tasks.drawing import open_picture
 
 SETTINGS = {"seed": 0, "options": {"sizes": (1, 2)}}
 
@@ -75,3 +76,11 @@ def test_a_directory_of_something_else_is_left_alone(tmp_path):
     with pytest.raises(ValueError, match="holds no predictions"):
         PredictionDirectory(tmp_path).open(SETTINGS)
     assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]
+
+
+def test_pictures_elsewhere_are_not_shown(tmp_path):
+    Image.new("RGB", (4, 4)).save(tmp_path / "secret.png")
+    (tmp_path / "out").mkdir()
+    for name in ("../secret.png", str(tmp_path / "secret.png")):
+        with pytest.raises(ValueError, match="The prediction of a names .*secret.png, which is outside"):
+            open_picture({"id": "a", "picture": name}, tmp_path / "out")

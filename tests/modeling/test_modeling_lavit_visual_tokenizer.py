@@ -270,3 +270,14 @@ def test_vision_models_without_one_feature_per_patch_are_refused():
     tokenizer = LavitVisualTokenizer(visual_tokenizer_config(vision_config={"model_type": "swin", **sizes}))
     with pytest.raises(ValueError, match="plain ViT"):
         tokenizer.encode(random_pixels(1))
+
+
+@pytest.mark.parametrize("name", ["../model.safetensors", "/model.safetensors", "sub/model.safetensors"])
+def test_shards_are_beside_their_index(tmp_path, name):
+    build_model().save_pretrained(tmp_path / "lavit", max_shard_size="100KB")
+    path = tmp_path / "lavit" / "model.safetensors.index.json"
+    content = json.loads(path.read_text())
+    content["weight_map"] = dict.fromkeys(content["weight_map"], name)
+    path.write_text(json.dumps(content))
+    with pytest.raises(OSError, match=f"index.json names {name}, but files of weights are beside it"):
+        LavitVisualTokenizer.from_pretrained(tmp_path / "lavit")

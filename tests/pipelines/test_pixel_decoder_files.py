@@ -73,3 +73,26 @@ def test_a_directory_into_itself(tmp_path):
 def test_without_any_decoder_the_error_names_none(tmp_path):
     with pytest.raises(OSError, match=r"holds no pixel decoder \(no model_index.json\)"):
         LavitPixelDecoderPipeline.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["../secret", "unet/../../secret", "/etc", "*"])
+def test_parts_elsewhere_are_refused(tmp_path, part):
+    source = tmp_path / "source" / "lavit"
+    copy_pixel_decoders(CHECKPOINT, source)
+    (tmp_path / "source" / "secret").mkdir()
+    (tmp_path / "source" / "secret" / "key").write_text("secret")
+    index = json.loads((source / "model_index.json").read_text())
+    for change in ({part: ["diffusers", "UNet2DModel"]}, {"_class_name": [part, "Pipeline"]}):
+        (source / "model_index.json").write_text(json.dumps({**index, **change}))
+        with pytest.raises(ValueError, match="cannot be a part of a pixel decoder"):
+            copy_pixel_decoders(source, tmp_path / "to" / "target")
+    assert not (tmp_path / "to").exists()
+
+
+def test_links_out_of_the_source_are_refused(tmp_path):
+    source = tmp_path / "source"
+    copy_pixel_decoders(CHECKPOINT, source)
+    (source / "unet" / "notes.txt").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="has unet/notes.txt, which links to /etc/passwd outside of it"):
+        copy_pixel_decoders(source, tmp_path / "target")
+    assert not (tmp_path / "target").exists()

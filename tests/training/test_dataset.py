@@ -1,3 +1,4 @@
+import base64
 import io
 import logging
 
@@ -98,6 +99,55 @@ def test_relative_paths_start_at_the_root(tmp_path):
     assert dataset[0]["images"][0].size == dataset[1]["messages"][0]["content"][1]["image"].size == (8, 6)
     with pytest.raises(ValueError, match="a.png"):
         TrainingDataset(values, on_bad_sample="raise")[0]
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{root}/secret.png", "link.png", "not there/../../secret.png"])
+def test_images_out_of_the_root_are_not_read(tmp_path, name):
+    root = tmp_path / "root"
+    root.mkdir()
+    picture().save(tmp_path / "secret.png")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    name = name.format(root=tmp_path)
+    answer = {"role": "assistant", "content": [{"type": "text", "text": "a"}, {"type": "image", "path": name}]}
+    for row in (
+        {"image": name},
+        {"image": ["a.png", name]},
+        {"image": {"bytes": None, "path": name}},
+        {"messages": [answer]},
+    ):
+        picture().save(root / "a.png")
+        dataset = TrainingDataset([{"text": "a", **row}], image_root=root, on_bad_sample="raise")
+        with pytest.raises(
+            ValueError, match="Sample 0 of the dataset is bad: .*(secret|link).png, which .* outside of"
+        ):
+            dataset[0]
+
+
+def test_a_long_name_without_an_ending_is_no_way_out_of_the_root(tmp_path):
+    root, name = tmp_path / "root", "s" * 100
+    root.mkdir()
+    picture().save(tmp_path / name, format="PNG")
+    with pytest.raises(ValueError, match="bad"):
+        TrainingDataset([{"image": str(tmp_path / name), "text": "a"}], image_root=root, on_bad_sample="raise")[0]
+    picture().save(root / name, format="PNG")
+    assert TrainingDataset([{"image": name, "text": "a"}], image_root=root)[0]["images"][0].size == (8, 6)
+
+
+def test_base64_needs_no_root(tmp_path):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 6)).save(file, format="JPEG")
+    text = base64.b64encode(file.getvalue()).decode()
+    assert text.startswith("/9j/")  # like an absolute path
+    assert TrainingDataset([{"image": text, "text": "a"}], image_root=tmp_path)[0]["images"][0].size == (8, 6)
+
+
+def test_images_of_unpacked_archives_are_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache")
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "root").mkdir()
+    picture().save(tmp_path / "cache" / "a.png")
+    row = {"image": {"bytes": None, "path": str(tmp_path / "cache" / "a.png")}, "text": "a"}
+    assert TrainingDataset([row], image_root=tmp_path / "root")[0]["images"][0].size == (8, 6)
 
 
 def test_prompts_and_messages_are_handed_on():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from ..files.complete import complete_file
 from ..processing.image_conversion import load_image, to_rgb
 
 _MARGIN = 8
@@ -127,14 +126,5 @@ def _wrap(text: str, width: int, font: Any) -> list[str]:
 def save_png(image: Image.Image, path: Path) -> None:
     """Writes a PNG that appears only when it is complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, partial = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            image.save(file, format="PNG", optimize=True)
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(partial, 0o666 & ~umask)  # a temporary file is private to its owner, a picture is not
-        os.replace(partial, path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
-        raise
+    with complete_file(path) as file:
+        image.save(file, format="PNG", optimize=True)

@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..conversion.atomic import readable_size
+from ..files.complete import readable_size
 from ..hub import PublishReport, publish
 
 

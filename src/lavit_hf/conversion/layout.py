@@ -7,6 +7,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
+
+from ..files.paths import resolve_inside
 from .errors import ConversionError
 from .weight_files import read_json
 
@@ -70,9 +73,28 @@ class Layout:
             raise ConversionError(f"{root / LAYOUT} was written by another version of this library.")
         try:
             files = {path: FileLayout(**entry) for path, entry in content.pop("files").items()}
-            return cls(files=files, **content)
-        except (TypeError, KeyError, AttributeError) as error:
+            layout = cls(files=files, **content)
+            layout._check(root)
+            return layout
+        except (TypeError, KeyError, AttributeError, ValueError) as error:
             raise ConversionError(f"{root / LAYOUT} is damaged: {error}") from error
+
+    def _check(self, root: Path) -> None:
+        """Makes sure that no path leads out of the directory, be it read there or written elsewhere.
+
+        Raises:
+            ValueError: One does, or something else is none of what `save` writes.
+        """
+        weights = [file.weights for file in self.files.values()]
+        for path in (*self.files, *self.copied, *self.copied.values(), *weights, *self.unused.keys()):
+            resolve_inside(root, path, "it")
+            # Of a path that leads up and down again, the directory that it is written to may make something else.
+            if Path(path).is_absolute() or ".." in Path(path).parts:
+                raise ValueError(f"{path} is no path within a directory")
+        for path, file in self.files.items():
+            for name, dtype in file.tensors.items():
+                if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
+                    raise ValueError(f"{path}: {name} has the type {dtype!r}")
 
 
 def unused_key(file: str, name: str) -> str:

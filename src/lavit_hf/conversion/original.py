@@ -15,7 +15,7 @@ from .layout import FOLDER, UNUSED, FileLayout, Layout, unused_key
 from .mapping import original_shape
 from .progress import progress_bar
 from .shards import write_file
-from .source import PIXEL_DECODERS, component_target, find_component_weights
+from .source import PIXEL_DECODERS, component_target, find_component_weights, refuse_links_out
 from .tensors import split
 from .weight_files import Weights, find_weights
 
@@ -56,6 +56,7 @@ class _ConvertedReader:
             raise ConversionError(f"{root} is not a directory.")
         self.root = root
         self.layout = Layout.load(root)
+        refuse_links_out(root)
         self._weights: dict[Path, Weights] = {}
 
     def check(self) -> int:

@@ -11,7 +11,8 @@ from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from .atomic import new_file_mode, write_error
+from ..files.complete import new_file_mode
+from .atomic import write_error
 from .errors import ConversionError
 from .progress import Progress
 

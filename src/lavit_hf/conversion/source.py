@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..files.paths import check_links
 from . import names
 from .errors import ConversionError, listing
 from .progress import Progress
@@ -52,6 +53,7 @@ class OriginalCheckpoint:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         _check_layout(self.root)
+        refuse_links_out(self.root)
         self.weights = {file: Weights(paths) for file, paths in _weight_files(self.root).items()}
         self.components = [
             _component(self.root, f"{folder}/{name}")
@@ -114,6 +116,14 @@ def _check_layout(root: Path) -> None:
         raise ConversionError(
             listing(f"{root} is not a complete LaVIT checkpoint in the original layout; missing:", missing)
         )
+
+
+def refuse_links_out(root: Path) -> None:
+    """Refuses a source with links to files elsewhere, which would be passed on with the result."""
+    try:
+        check_links(root)
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
 
 
 def _weight_files(root: Path) -> dict[str, list[Path]]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..files.paths import resolve_inside
 from .errors import ConversionError, listing
 
 # Pages of a memory-mapped file count as this process's memory until the mapping goes. So a file is opened anew after
@@ -219,7 +220,10 @@ def _indexed_shards(index: Path) -> list[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ConversionError(f"{index} has no weight_map.")
-    shards = [index.parent / Path(name).name for name in sorted(set(weight_map.values()))]
+    try:
+        shards = sorted({resolve_inside(index.parent, name, str(index)) for name in weight_map.values()})
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ConversionError(listing(f"{index} lists shards that are missing:", missing))
     return shards

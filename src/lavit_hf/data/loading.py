@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, NamedTuple
+
+from huggingface_hub.constants import HF_HUB_CACHE
+
+from ..files.paths import resolve_inside
 
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
@@ -18,7 +23,10 @@ _SAVED = ("state.json", "dataset_dict.json")
 
 
 class NamedDataset(NamedTuple):
-    """A `Dataset` or `IterableDataset`, and where relative paths in it start (`None` if nowhere)."""
+    """A `Dataset` or `IterableDataset`, and the directory that the paths in it must not leave.
+
+    It is where the data are, of a dataset on the Hub the cache, and `None` for data that hold no paths.
+    """
 
     dataset: Any
     root: Path | None
@@ -58,7 +66,7 @@ def load_data(
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name} is empty.")
     if path.is_dir() and any((path / marker).is_file() for marker in _SAVED):
-        return NamedDataset(_load_saved(datasets, path, split, streaming), None)
+        return NamedDataset(_load_saved_split(path, split, streaming), path)
     if path.is_dir():
         return NamedDataset(_load_dataset(datasets, name, str(path), split=split, streaming=streaming), path)
     if path.is_file():
@@ -73,7 +81,8 @@ def load_data(
     if path.suffix in _BUILDERS or name.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise ValueError(f"{name} does not exist.")
     return NamedDataset(
-        _load_dataset(datasets, name, name, config, split=split, revision=revision, streaming=streaming), None
+        _load_dataset(datasets, name, name, config, split=split, revision=revision, streaming=streaming),
+        Path(HF_HUB_CACHE),
     )
 
 
@@ -87,9 +96,34 @@ def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
         raise ValueError(f"{name} cannot be read: {error}") from error
 
 
-def _load_saved(datasets: Any, path: Path, split: str, streaming: bool) -> Any:
-    dataset = datasets.load_from_disk(str(path))
-    if isinstance(dataset, datasets.DatasetDict):
+def load_saved(path: Path) -> Any:
+    """`datasets.load_from_disk`, which would also load the files of others.
+
+    Raises:
+        ValueError: The directory names files outside of it, or cannot be read.
+    """
+    import datasets  # type: ignore[import-untyped]
+
+    splits = [path]
+    if (file := path / "dataset_dict.json").is_file():
+        splits = [resolve_inside(path, name, str(file)) for name in _read_names(file, "splits")]
+    for folder in splits:
+        file = folder / "state.json"
+        for entry in _read_names(file, "_data_files"):
+            resolve_inside(folder, entry.get("filename") if isinstance(entry, dict) else entry, str(file))
+    return datasets.load_from_disk(str(path))
+
+
+def _read_names(file: Path, key: str) -> list[Any]:
+    try:
+        return list(json.loads(file.read_text(encoding="utf-8"))[key])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{file} is damaged: it lists no {key} ({error!r}).") from error
+
+
+def _load_saved_split(path: Path, split: str, streaming: bool) -> Any:
+    dataset = load_saved(path)
+    if isinstance(dataset, dict):
         if split not in dataset:
             raise ValueError(f"{path} has no split {split!r}; it has {', '.join(dataset)}.")
         dataset = dataset[split]

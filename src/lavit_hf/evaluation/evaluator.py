@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
+from ..files.complete import read_json, write_json
 from ..training.tokenization.processes import process_state
-from ..training.tokenization.shards import read_json, write_json
 from .checkpoint import EvaluatedCheckpoint
 from .predictions import PredictionDirectory
 from .samples_page import write_samples_page

@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..training.tokenization.shards import PARTIAL, complete_file, read_json, write_json
+from ..files.complete import complete_file, read_json, remove_partials, write_json
 
 _PICTURES = "pictures"
 
@@ -99,8 +99,7 @@ class PredictionDirectory:
         with complete_file(self._merged) as file:
             file.writelines(map(_line, records))
         shutil.rmtree(self._shards, ignore_errors=True)
-        for partial in self._pictures.glob(f".*{PARTIAL}"):
-            partial.unlink()  # of a process that was killed
+        remove_partials(self._pictures)
         return records
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from ..training.tokenization.shards import complete_file
+from ..files.complete import complete_file
 from .tasks import Shown
 
 _SIDE = 192  # pixels that pictures are shown at

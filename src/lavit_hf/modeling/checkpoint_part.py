@@ -101,6 +101,8 @@ def _read_part(
             weight_map = json.load(file)["weight_map"]
         inside = _prefix_in(weight_map, prefix)
         files = sorted({shard for name, shard in weight_map.items() if name.startswith(inside)})
+        if elsewhere := [name for name in files if Path(name).name != name]:
+            raise OSError(f"{index_file} names {elsewhere[0]}, but files of weights are beside it.")
     state_dict: dict[str, torch.Tensor] = {}
     for name in files:
         state_dict.update(_read_tensors(cached_file(checkpoint, name, **hub_kwargs), prefix))

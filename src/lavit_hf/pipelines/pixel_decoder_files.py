@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from ..files.paths import resolve_inside
 from .remote_code import names_our_pipeline, write_code
 
 _INDEX = "model_index.json"
 _FOLDERS = ("", "lowres/")
+_NAME = re.compile(r"\w+")
 
 
 def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> list[str]:
@@ -27,6 +30,7 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
 
     Raises:
         OSError: If a part of a pixel decoder is missing.
+        ValueError: If a part is not in the directory.
     """
     source, target = os.fspath(source), Path(destination)
     root = _fetch(source, [f"{folder}{_INDEX}" for folder in _FOLDERS])
@@ -43,16 +47,18 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
         if not found:
             raise OSError(f"{source} has a pixel decoder ({_INDEX}), but no {pattern}.")
         files += found
-    names: dict[str, None] = {}  # in the order of writing
-    for path in files:
-        name = path.relative_to(root).as_posix()
+    names = [path.relative_to(root).as_posix() for path in files]
+    for name in names:  # all of them, before anything is written
+        resolve_inside(root, name, source)
+    written: dict[str, None] = {}  # in this order
+    for path, name in zip(files, names, strict=True):
         if path.name == _INDEX and names_our_pipeline(path.parent):
             code = write_code((target / name).parent)  # that of this version, and where the source has none
-            names |= dict.fromkeys(file.relative_to(target).as_posix() for file in code)
+            written |= dict.fromkeys(file.relative_to(target).as_posix() for file in code)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(path, target / name)
-        names[name] = None
-    return list(names)
+        written[name] = None
+    return list(written)
 
 
 def _fetch(source: str, patterns: list[str]) -> Path:
@@ -65,7 +71,11 @@ def _patterns(root: Path, folder: str) -> list[str]:
     parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
     name = index.get("_class_name")
     is_foreign = isinstance(name, list) and not names_our_pipeline(root / folder)
-    code = [f"{folder}{name[0]}.py"] if is_foreign else []  # a class of somebody, whose file stands beside the index
+    modules = name[:1] if is_foreign else []  # of a class whose file stands beside the index
+    for part in (*parts, *modules):
+        if not _NAME.fullmatch(str(part)):
+            raise ValueError(f"{root / folder / _INDEX} names {part!r}, which cannot be a part of a pixel decoder.")
+    code = [f"{folder}{module}.py" for module in modules]
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from PIL import Image
 
+from ..files.paths import is_inside, resolve_inside
 from ..processing.image_conversion import check_array, load_image, to_rgb
 
 SOURCES = ("image", "path", "url", "base64")
 """Where a part of a message may have its image, in the chats of transformers."""
+_NO_PATHS = ("http://", "https://", "data:")
 
 
 def read_images(value: Any, root: str | os.PathLike[str] | None = None) -> list[Image.Image]:
@@ -22,13 +26,14 @@ def read_images(value: Any, root: str | os.PathLike[str] | None = None) -> list[
     Args:
         value: `None` (no image), or one image or a list of them: PIL images, arrays or tensors of `uint8`, paths,
             URLs, file contents, or what `datasets.Image(decode=False)` gives, `{"bytes": ..., "path": ...}`.
-        root: Where relative paths start, if files are there.
+        root: Where relative paths start. A path that leads out of it is refused: it came from a file. Without a
+            root, paths are the caller's own.
 
     Returns:
         RGB images, upright and fully decoded.
 
     Raises:
-        ValueError: If one of them is corrupt, empty, or no image.
+        ValueError: If one of them is corrupt, empty, or no image, or if its path leads out of the root.
     """
     if value is None:
         return []
@@ -50,7 +55,7 @@ def read_message_images(
         A copy with RGB images under `image`.
 
     Raises:
-        ValueError: If one of them is corrupt, empty, or no image.
+        ValueError: If one of them is corrupt, empty, or no image, or if its path leads out of the root.
     """
     return [{**message, "content": _read_content(message["content"], root)} for message in messages]
 
@@ -80,9 +85,26 @@ def _read_image(value: Any, root: str | os.PathLike[str] | None) -> Image.Image:
         raise ValueError("the image is missing")
     if not isinstance(value, (str, bytes, os.PathLike)):
         raise ValueError(f"the image is of type {type(value).__name__}")
-    if root is not None and not isinstance(value, bytes) and os.path.isfile(path := os.path.join(root, value)):
-        value = path
+    if root is not None and not isinstance(value, bytes):
+        value = locate_image(os.fspath(value), root)
     return to_rgb(load_image(value))
+
+
+def locate_image(source: str, root: str | os.PathLike[str]) -> str:
+    """A path in the root as a path that can be opened; an URL as it is, and base64 so that it is not taken for a path.
+
+    Raises:
+        ValueError: The path leads out of the root.
+    """
+    if source.startswith(_NO_PATHS):
+        return source
+    path = Path(root, source)
+    if len(source) > 64 and not os.path.splitext(source)[1] and not (os.path.isfile(path) and is_inside(root, path)):
+        return f"data:;base64,{source}"
+    datasets = sys.modules.get("datasets")
+    if datasets is not None and is_inside(datasets.config.DOWNLOADED_DATASETS_PATH, path):
+        return str(path)  # of an archive that `datasets` unpacked
+    return str(resolve_inside(root, source, "the row"))
 
 
 def _from_array(value: np.ndarray | torch.Tensor) -> Image.Image:
@@ -93,4 +115,4 @@ def _from_array(value: np.ndarray | torch.Tensor) -> Image.Image:
     return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
 
 
-__all__ = ["SOURCES", "read_images", "read_message_images"]
+__all__ = ["SOURCES", "locate_image", "read_images", "read_message_images"]

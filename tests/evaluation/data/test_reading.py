@@ -91,3 +91,34 @@ def test_a_corrupt_image_is_named(write, folder, add_image):
     data = read_data(write(test_gqa.CONTENT), "vqa", images=folder)
     with pytest.raises(ValueError, match="Sample 201640614: the image cannot be read"):
         data.samples[1].open_image()
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{root}/secret.png", "link.png"])
+def test_images_elsewhere_are_not_read(write, tmp_path, folder, add_image, name):
+    add_image("../secret.png")
+    for ending in ("png", "jpg"):
+        (folder / f"link.{ending}").symlink_to(tmp_path / "secret.png")
+    name = name.format(root=tmp_path)
+    coco = {"images": [{"id": 3, "file_name": name}], "annotations": [{"image_id": 3, "caption": "a"}]}
+    karpathy = {"images": [{**test_karpathy.image(1, "test"), "filename": name}]}
+    vizwiz = [{"image": name, "question": "What?", "answers": [{"answer": "a"}]}]
+    gqa = {"0": {"imageId": name.removesuffix(".png"), "question": "What?", "answer": "a"}}
+    for content, task, row in (
+        (coco, "caption", "Image 3"),
+        (karpathy, "caption", "Image 1"),
+        (vizwiz, "vqa", "Question 0"),
+        (gqa, "vqa", "Question 0"),
+    ):
+        with pytest.raises(ValueError, match=f"{row} (names|has) .*(secret|link).*outside") as caught:
+            read_data(write(content), task, images=folder)
+        assert name.removesuffix(".png") in str(caught.value)
+
+
+def test_the_subtype_of_questions_is_no_way_out(write, tmp_path, folder, add_image):
+    asked = {"question_id": 1, "image_id": 2, "question": "What?"}
+    add_image("../secret000000000002.jpg")
+    (folder / "COCO_").mkdir()
+    questions = write({"data_subtype": "/../../secret", "questions": [asked]}, "questions.json")
+    answers = write({"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]}, "answers.json")
+    with pytest.raises(ValueError, match="Question 1 names COCO_/../../secret_000000000002.jpg, which is outside"):
+        read_data(questions, "vqa", images=folder, annotations=answers)

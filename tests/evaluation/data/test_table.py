@@ -55,3 +55,19 @@ def test_questions_and_paths(tmp_path, folder, add_image):
 def test_missing_columns(saved):
     with pytest.raises(ValueError, match="has no column 'question'; it has 'image', 'text', 'many'"):
         TableSamples(str(saved), "vqa", "test", Columns())
+
+
+@pytest.mark.parametrize("name", ["../secret.png", "{root}/secret.png", "link.png"])
+def test_images_elsewhere_are_not_read(tmp_path, folder, add_image, name):
+    add_image("../secret.png")
+    add_image("own.png")
+    (folder / "link.png").symlink_to(tmp_path / "secret.png")
+    rows = [
+        {"image": image, "text": "a"} for image in ("own.png", name.format(root=tmp_path), str(folder / "own.png"))
+    ]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    for options in ({}, {"image_root": folder}):
+        samples = TableSamples(str(folder / "rows.jsonl"), "caption", "test", Columns(), **options)
+        assert samples[0].open_image().size == samples[2].open_image().size
+        with pytest.raises(ValueError, match="Sample 000001: .*(secret|link).png, which .* outside of"):
+            samples[1].open_image()

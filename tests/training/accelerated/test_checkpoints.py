@@ -4,6 +4,7 @@ import importlib
 import json
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -12,7 +13,9 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from safetensors.torch import load_file
+from accelerate import Accelerator
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
 from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
@@ -165,6 +168,24 @@ def test_a_run_can_go_on_for_longer(trained, tmp_path):
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
 
 
+def test_what_a_killed_run_left_is_cleaned_even_if_nothing_is_left_to_do(trained, tmp_path):
+    (tmp_path / "unfinished-checkpoint").mkdir()
+    (tmp_path / ".log.jsonl.abcd1234.partial").write_bytes(b"half")
+    trained(resume_from_checkpoint="latest")
+    assert not (tmp_path / "unfinished-checkpoint").exists() and not list(tmp_path.glob(".*"))
+
+
+def test_a_failed_checkpoint_leaves_nothing(trained, tmp_path, monkeypatch):
+    def fill_the_disk(self, folder):
+        Path(folder).mkdir()
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(Accelerator, "save_state", fill_the_disk)
+    with pytest.raises(OSError, match="No space left"):
+        trained(resume_from_checkpoint="latest", max_train_steps=3)
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
+
+
 def test_a_new_run_does_not_mix_with_an_old_one(trained):
     with pytest.raises(FileExistsError, match="holds checkpoints of another run .checkpoint-2.*or choose another"):
         trained()
@@ -182,6 +203,78 @@ def test_a_new_run_does_not_mix_with_an_old_one(trained):
 def test_a_checkpoint_of_another_run(trained, change, message):
     with pytest.raises(ValueError, match=message):
         trained(resume_from_checkpoint="latest", **change)
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran-code",)
+
+
+def _pickle_evil(path: Path) -> None:
+    path.write_bytes(pickle.dumps(_Evil()))
+
+
+def _zip_evil(path: Path) -> None:
+    torch.save({"state": _Evil()}, path)
+
+
+@pytest.mark.parametrize("write", [_pickle_evil, _zip_evil])
+@pytest.mark.parametrize(
+    "name", ["custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "ema.safetensors"]
+)
+def test_resuming_runs_no_code(trained, tmp_path, monkeypatch, name, write):
+    monkeypatch.chdir(tmp_path)
+    write(tmp_path / "checkpoint-2" / name)
+    with pytest.raises(ValueError, match=f"checkpoint-2.*({name}|holds more than data)"):
+        trained(resume_from_checkpoint="latest", max_train_steps=3)
+    assert not (tmp_path / "ran-code").exists()
+
+
+def test_the_weights_are_no_pickle_either(trained, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
+    _zip_evil(tmp_path / "checkpoint-2" / "pytorch_model.bin")
+    with pytest.raises(ValueError, match="checkpoint-2 is incomplete or damaged, or holds more than data"):
+        trained(resume_from_checkpoint="latest", max_train_steps=3)
+    assert not (tmp_path / "ran-code").exists()
+
+
+def test_a_checkpoint_of_older_versions(trained, tmp_path):
+    (tmp_path / "checkpoint-2" / "ema.safetensors").unlink()
+    torch.save({"decay": 0.5}, tmp_path / "checkpoint-2" / "custom_checkpoint_0.pkl")
+    with pytest.raises(ValueError, match="custom_checkpoint_0.pkl is a pickle, .* Older versions of lavit-hf wrote"):
+        trained(resume_from_checkpoint="latest", max_train_steps=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("random_states_0.pkl", "random_states_0.pkl is missing, damaged, or holds more than data"),
+        ("ema.safetensors", "checkpoint-2 is incomplete or damaged"),
+        ("model.safetensors", "checkpoint-2 is incomplete or damaged"),
+        ("optimizer.bin", "checkpoint-2 is incomplete or damaged"),
+        ("run.json", "run.json is damaged"),
+    ],
+)
+def test_damaged_files_are_not_overlooked(trained, tmp_path, name, message):
+    path = tmp_path / "checkpoint-2" / name
+    content = path.read_bytes()
+    for damaged in (b"", content[: len(content) // 2], b"\0" * len(content), None):
+        path.unlink() if damaged is None else path.write_bytes(damaged)
+        error, text = (
+            (FileNotFoundError, "no run.json") if (name, damaged) == ("run.json", None) else (ValueError, message)
+        )
+        with pytest.raises(error, match=text):
+            trained(resume_from_checkpoint="latest", max_train_steps=3)
+
+
+def test_averaged_weights_of_another_model(trained, tmp_path):
+    path = tmp_path / "checkpoint-2" / "ema.safetensors"
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata()
+    save_file({"0": torch.zeros(3)}, path, metadata=metadata)
+    with pytest.raises(ValueError, match="ema.safetensors holds other weights than are trained"):
+        trained(resume_from_checkpoint="latest", max_train_steps=3)
 
 
 def test_no_checkpoint(trained, tmp_path):

@@ -1,6 +1,8 @@
 """Datasets to codes: exact, whoever works on them, and whatever interrupts it."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -432,3 +434,47 @@ def test_strangers_are_noticed(processor, tmp_path: Path, monkeypatch: pytest.Mo
     with pytest.raises(ValueError, match="2 processes were started, but accelerate was set up for 1 before"):
         tokenize(SCENES, tmp_path / "out", processor)
     assert not (tmp_path / "out").exists()
+
+
+def test_images_elsewhere_are_bad_samples(processor, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    root.mkdir()
+    SCENES[0]["image"].save(root / "own.png")
+    names = ["own.png", "../secret.png", str(tmp_path / "secret.png"), str(root / "own.png")]
+    rows = datasets.Dataset.from_dict({"image": names, "text": ["a"] * 4})
+    images = rows.cast_column("image", datasets.Image(decode=False))
+    digests = []
+    for color in ("red", "blue"):
+        Image.new("RGB", (8, 8), color).save(tmp_path / "secret.png")
+        for kind, data in (("names", rows), ("images", images)):
+            report = tokenize(data, tmp_path / color / kind, processor, image_root=root)
+            assert [sample_id for sample_id, _ in report.bad_samples] == [1, 2]
+            assert all("secret.png, which is outside of" in reason for _, reason in report.bad_samples)
+        digests.append(read_metadata(tmp_path / color / "images")["settings"]["data"])
+    assert digests[0] == digests[1]  # it was not read for this either
+
+
+def test_tokenized_data_of_others_are_not_loaded(tokenized: Path, processor, tmp_path: Path) -> None:
+    shutil.copytree(tokenized, tmp_path / "out")
+    state = json.loads((tmp_path / "out" / "state.json").read_text())
+    (file, *_) = (tokenized / "data").iterdir()
+    state["_data_files"] = [{"filename": str(file)}]
+    (tmp_path / "out" / "state.json").write_text(json.dumps(state))
+    with pytest.raises(ValueError, match="state.json names .*, which is outside of"):
+        load_tokenized_dataset(tmp_path / "out")
+    for name in ("one", "two"):
+        tokenize(SCENES, tmp_path / name, processor, output_format="webdataset")
+    (tmp_path / "one" / "data" / "more.tar").symlink_to(tmp_path / "two" / "data" / "00000-000000.tar")
+    with pytest.raises(ValueError, match="has data/more.tar, which links to .* outside of it"):
+        load_tokenized_dataset(tmp_path / "one")
+
+
+def test_what_a_killed_process_left_is_cleaned(processor, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    tokenize(SCENES, folder, processor)
+    complete = sorted(path.relative_to(folder) for path in folder.rglob("*"))
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / ".tokenization.json.abcd1234.partial").write_bytes(b"half")  # killed before anything was there
+    tokenize(SCENES, folder, processor)
+    assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == complete

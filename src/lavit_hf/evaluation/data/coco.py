@@ -29,7 +29,9 @@ def read_coco(content: dict[str, Any], folder: Path, num_samples: int | None = N
     images = sorted((image for image in content["images"] if image["id"] in captions), key=lambda image: image["id"])
     return [
         EvaluationSample(
-            f"{image['id']:012d}", find_image(folder, image["file_name"]), references=tuple(captions[image["id"]])
+            f"{image['id']:012d}",
+            find_image(folder, f"Image {image['id']}", image["file_name"]),
+            references=tuple(captions[image["id"]]),
         )
         for image in images[:num_samples]
     ]

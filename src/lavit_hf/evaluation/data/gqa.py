@@ -30,7 +30,7 @@ def read_gqa(content: dict[str, Any], folder: Path, num_samples: int | None = No
         samples.append(
             EvaluationSample(
                 question_id,
-                find_image(folder, f"{asked['imageId']}.jpg"),
+                find_image(folder, f"Question {question_id}", f"{asked['imageId']}.jpg"),
                 references=(asked["answer"],),
                 question=asked["question"],
                 meta={"kind": asked.get("types", {}).get("structural", "other")},

@@ -35,8 +35,13 @@ def read_karpathy(
     return [
         EvaluationSample(
             f"{image['imgid']:012d}",
-            find_image(folder, image["filename"], f"{image.get('filepath', '.')}/{image['filename']}"),
+            find_image(folder, f"Image {image['imgid']}", *_names(image)),
             references=tuple(sentence["raw"] for sentence in image["sentences"]),
         )
         for image in images[:num_samples]
     ]
+
+
+def _names(image: dict[str, Any]) -> list[str]:
+    """Where the image may be; COCO's are also in folders of their own."""
+    return [image["filename"], f"{image.get('filepath', '.')}/{image['filename']}"]

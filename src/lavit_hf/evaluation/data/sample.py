@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -25,6 +26,7 @@ class EvaluationSample:
         references: Right captions, or right answers to `question`.
         question: What is asked about the image, if something is.
         meta: What else scores depend on, such as the kind of the question; has to be JSON.
+        image_root: Where a path of the image starts, which must not leave it; `None` if it is the caller's own.
     """
 
     id: str
@@ -32,15 +34,16 @@ class EvaluationSample:
     references: tuple[str, ...] = ()
     question: str | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    image_root: Path | None = None
 
     def open_image(self) -> Image.Image:
         """The image, upright and as RGB.
 
         Raises:
-            ValueError: It is missing or corrupt.
+            ValueError: It is missing or corrupt, or not in its root.
         """
         try:
-            (image,) = read_images(self.image)
+            (image,) = read_images(self.image, self.image_root)
         except ValueError as error:
             raise ValueError(f"Sample {self.id}: the image cannot be read ({error}).") from error
         return image

@@ -79,16 +79,11 @@ class TableSamples(Sequence):
         texts = row.get(self._columns.answer if self._has_questions else self._columns.text) or ()
         return EvaluationSample(
             f"{index:06d}",
-            self._resolve(row[self._columns.image]),
+            row[self._columns.image],
             references=(texts,) if isinstance(texts, str) else tuple(texts),
             question=row[self._columns.question] if self._has_questions else None,
+            image_root=self._root,
         )
-
-    def _resolve(self, image: Any) -> Any:
-        """A relative path starts where the data is."""
-        if isinstance(image, str) and self._root is not None and not image.startswith(("http://", "https://")):
-            return str(self._root / image)
-        return image
 
 
 __all__ = ["Columns", "TableSamples"]

@@ -26,10 +26,10 @@ def read_vizwiz(content: list[Any], folder: Path, num_samples: int | None = None
     return [
         EvaluationSample(
             Path(asked["image"]).stem,
-            find_image(folder, asked["image"]),
+            find_image(folder, f"Question {index}", asked["image"]),
             references=tuple(answer["answer"] for answer in asked["answers"]),
             question=asked["question"],
             meta={"kind": asked.get("answer_type", "other")},
         )
-        for asked in content[:num_samples]
+        for index, asked in enumerate(content[:num_samples])
     ]

@@ -39,7 +39,12 @@ def read_vqav2(
         samples.append(
             EvaluationSample(
                 f"{asked['question_id']:012d}",
-                find_image(folder, f"COCO_{subtype}_{number}.jpg", f"{number}.jpg"),
+                find_image(
+                    folder,
+                    f"Question {asked['question_id']}",
+                    f"COCO_{subtype}_{number}.jpg",
+                    f"{number}.jpg",
+                ),
                 references=tuple(answer["answer"] for answer in annotation["answers"]),
                 question=asked["question"],
                 meta={"kind": annotation.get("answer_type", "other")},

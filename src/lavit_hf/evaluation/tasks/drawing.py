@@ -8,6 +8,7 @@ from pathlib import Path
 from PIL import Image
 
 from ...data.scenes import Scene, facts_of, judge
+from ...files.paths import resolve_inside
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement
 from ..scenes.facts import Comparison, compare_facts, measure_facts, wrong_parts
@@ -16,8 +17,17 @@ from .base import Record, Shown
 
 def open_picture(record: Record, folder: Path) -> Image.Image:
     """What was drawn."""
-    with Image.open(folder / record["picture"]) as picture:
+    with Image.open(picture_path(record, folder)) as picture:
         return picture.convert("RGB")
+
+
+def picture_path(record: Record, folder: Path) -> Path:
+    """Where it is.
+
+    Raises:
+        ValueError: The record, which a file may hold from before, names a file elsewhere.
+    """
+    return resolve_inside(folder, record["picture"], f"The prediction of {record['id']}")
 
 
 def score_scenes(data: EvaluationData, records: Sequence[Record], folder: Path) -> dict[str, Measurement]:
@@ -46,4 +56,4 @@ def _judge(picture: Image.Image, record: Record) -> Comparison:
     return compare_facts(facts_of(judge(picture)), Scene.from_dict(record["meta"]["scene"]))
 
 
-__all__ = ["open_picture", "score_scenes", "show_scene"]
+__all__ = ["open_picture", "picture_path", "score_scenes", "show_scene"]

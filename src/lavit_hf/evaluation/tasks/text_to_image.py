@@ -12,7 +12,7 @@ from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement, measure_mean
 from ..metrics.clip_similarity import ClipSimilarity
 from .base import Prediction, Record, Shown, Task
-from .drawing import open_picture, score_scenes, show_scene
+from .drawing import open_picture, picture_path, score_scenes, show_scene
 
 # `None` is the pipeline's own choice: what the release draws single pictures with.
 _PIPELINE = {
@@ -103,7 +103,7 @@ class TextToImageTask(Task):
         if self.data.is_scenes:
             return {**score_scenes(self.data, records, folder), **found}
         if "clip_score" in self.metrics:
-            pictures = [str(folder / record["picture"]) for record in records]
+            pictures = [str(picture_path(record, folder)) for record in records]
             prompts = [record["references"][0] for record in records]
             scores = self.metrics["clip_score"].compute(predictions=pictures, references=prompts)["scores"]
             found["clip_score"] = measure_mean(scores, "images")

@@ -12,6 +12,8 @@ import PIL.Image
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from transformers.utils import logging
 
+from ...files.complete import complete_file
+
 logger = logging.get_logger(__name__)
 
 LOG_FILE = "log.jsonl"
@@ -37,7 +39,8 @@ class LoopLog:
         # A killed run may leave half a line behind.
         complete = [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line[-1] == "\n"]
         kept = [line for line in complete if json.loads(line)["step"] <= update]
-        path.write_text("".join(kept), encoding="utf-8")
+        with complete_file(path) as file:
+            file.write("".join(kept).encode())
 
     def write(self, update: int, values: Mapping[str, float]) -> None:
         """Logs numbers."""

@@ -142,8 +142,6 @@ class AcceleratedLoop:
         )
         self.module, self.optimizer, self.schedule = accelerator.prepare(self.task.module, optimizer, schedule)
         self.ema = EMAModel(self.parameters, decay=args.ema_decay, foreach=True) if args.use_ema else None
-        if self.ema is not None:
-            accelerator.register_for_checkpointing(self.ema)
         if accelerator.log_with:
             accelerator.init_trackers(args.run_name, dataclasses.asdict(args))
 
@@ -156,7 +154,9 @@ class AcceleratedLoop:
             "trained_parameters": sum(parameter.numel() for parameter in self.parameters),
             "use_ema": self.args.use_ema,
         }
-        self.checkpoints = LoopCheckpoints(self.folder, self.accelerator, run, self.args.checkpoints_total_limit)
+        self.checkpoints = LoopCheckpoints(
+            self.folder, self.accelerator, run, self.args.checkpoints_total_limit, self.ema
+        )
         name = self.args.resume_from_checkpoint
         if name is None:
             self.checkpoints.require_none()

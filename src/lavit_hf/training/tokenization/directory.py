@@ -20,7 +20,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .shards import FORMATS, PARTIAL, Shard, complete_file, read_json, write_json
+from ...files.complete import complete_file, read_json, remove_partials, write_json
+from .shards import FORMATS, Shard
 
 _METADATA = "tokenization.json"
 _VERSION = 1
@@ -174,8 +175,7 @@ class TokenizedDirectory:
             self._describe(files, hashlib.sha256(content.encode()).hexdigest()[:16])
         card = _CARD.format(suffix=self.format.suffix, checkpoint=metadata["checkpoint"])
         (self.path / "README.md").write_text(card, encoding="utf-8")
-        for partial in self._data.glob(f".*{PARTIAL}"):
-            partial.unlink()  # of a process that was killed
+        remove_partials(self._data)
         write_json(self.path / _METADATA, metadata)
         shutil.rmtree(self._progress)
 

@@ -1,17 +1,12 @@
-"""Shards of tokenized data as files: there as a whole, or not at all."""
+"""Shards of tokenized data, and the formats of their files."""
 
 from __future__ import annotations
 
 import io
 import json
-import os
 import tarfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, BinaryIO, NamedTuple
-
-PARTIAL = ".partial"  # suffix of files that are being written
 
 
 class Shard(NamedTuple):
@@ -23,27 +18,6 @@ class Shard(NamedTuple):
     @property
     def name(self) -> str:
         return f"{self.source:05d}-{self.chunk:06d}"
-
-
-@contextmanager
-def complete_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that appears under its name only when it is complete and on the disk; killing leaves a partial one."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}{PARTIAL}")
-    with open(partial, "wb") as file:
-        yield file
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file that is never half there."""
-    with complete_file(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def write_arrow(file: BinaryIO, rows: Sequence[dict[str, Any]], features: Any) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..sample_images import locate_image
 from .directory import TokenizedDirectory
 from .shards import Shard
 
@@ -119,7 +120,7 @@ class TokenizedSource:
             yield chunk, rows
         directory.finish_source(source, chunk + 1)
 
-    def digest(self) -> str:
+    def digest(self, image_root: Path | None = None) -> str:
         """Tells datasets apart without reading all of them: by columns, length, and some rows all over them."""
         digest = hashlib.sha256(f"{self.columns} {self.length} {self.num_sources}\n".encode())
         if self.length is None:
@@ -130,7 +131,7 @@ class TokenizedSource:
         for row in rows:
             for name in self.columns:
                 digest.update(name.encode())
-                digest.update(_content(row[name]))
+                digest.update(_content(row[name], image_root))
         return digest.hexdigest()
 
 
@@ -159,18 +160,25 @@ def _leave_encoded(dataset: Any, columns: list[str]) -> Any:
     return dataset
 
 
-def _content(value: Any) -> bytes:
+def _content(value: Any, root: Path | None) -> bytes:
     """The same for the same content, wherever its file is."""
     if isinstance(value, Mapping) and set(value) == {"bytes", "path"}:
         if value["bytes"] is not None:
             return value["bytes"]
-        path = Path(value["path"] or "")
-        return path.read_bytes() if path.is_file() else str(value["path"]).encode()
+        path = _file_of(value["path"], root)
+        return path.read_bytes() if path and path.is_file() else str(value["path"]).encode()
     if isinstance(value, (list, tuple)):
-        return b"[" + b",".join(map(_content, value)) + b"]"
+        return b"[" + b",".join(_content(one, root) for one in value) + b"]"
     if hasattr(value, "tobytes"):
         return value.tobytes()
     return repr(value).encode()
+
+
+def _file_of(path: str | None, root: Path | None) -> Path | None:
+    try:
+        return Path(path or "") if root is None else Path(locate_image(path or "", root))
+    except ValueError:  # outside of the root: the sample is bad, whatever is in the file
+        return None
 
 
 __all__ = ["TokenizedSource"]

@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
+from ...data.loading import load_saved
+from ...files.paths import resolve_inside
 from ...processing.processing_lavit import ImageTextProcessor
 from .directory import TokenizationReport, TokenizedDirectory, read_metadata
 from .fingerprints import codebook_fingerprint, weights_fingerprint
@@ -65,7 +67,8 @@ def tokenize_dataset(
         shard_size: Samples per file, and how much work an interruption costs at most.
         on_bad_sample: A sample whose image cannot be decoded, or whose text is missing or blank: `"skip"` leaves it
             out, with a note in the report, `"raise"` stops.
-        image_root: Where relative paths of images start, if the column holds paths.
+        image_root: Where relative paths of images start, if the column holds paths; one that leaves it makes a bad
+            sample. Without it, paths are taken for the caller's own.
         checkpoint: Name of the checkpoint, to be written down.
         dataset_name: Name of the dataset, to be written down.
         num_threads: Threads that decode images.
@@ -85,6 +88,7 @@ def tokenize_dataset(
     source = TokenizedSource(dataset, image_column, text_column, keep_columns, shard_size)
     features = datasets.Features(_features(datasets, source, text_column))
     directory = TokenizedDirectory(Path(output_dir), output_format, features)
+    root = None if image_root is None else Path(image_root)
     about = {
         "checkpoint": checkpoint or str(processor.visual_tokenizer.name_or_path or "unknown"),
         "codebook_fingerprint": codebook_fingerprint(processor.visual_tokenizer),
@@ -93,7 +97,7 @@ def tokenize_dataset(
     settings = {
         **_processor_settings(processor),
         "batch_size": None if processor.visual_tokenizer.dtype == torch.float32 else batch_size,
-        "data": source.digest(),
+        "data": source.digest(root),
         "image_column": image_column,
         "text_column": text_column,
         "keep_columns": sorted(keep_columns),
@@ -106,7 +110,6 @@ def tokenize_dataset(
     if not directory.is_complete:
         if source.length is not None and state.is_main_process:
             directory.finish_source(0, source.num_shards())
-        root = None if image_root is None else Path(image_root)
         rows = RowTokenizer(processor, image_column, text_column, source.kept_columns, batch_size, root, on_bad_sample)
         _write_shards(source, directory, rows, state, num_threads, progress)
         state.wait_for_everyone()
@@ -127,7 +130,7 @@ def load_tokenized_dataset(path: str | os.PathLike, visual_tokenizer: Any = None
         A `datasets.Dataset` with the columns `codes`, `text`, `length`, `sample_id`, and those that were kept.
 
     Raises:
-        ValueError: It is not complete, or the codes are of another codebook.
+        ValueError: It is not complete, the codes are of another codebook, or a file of it is elsewhere.
     """
     datasets = _import_datasets()
     metadata = read_metadata(path)
@@ -139,8 +142,10 @@ def load_tokenized_dataset(path: str | os.PathLike, visual_tokenizer: Any = None
                 f"({metadata['codebook_fingerprint'][:12]}..., here {wanted[:12]}...). Tokenize the data again."
             )
     if metadata["settings"]["output_format"] == "arrow":
-        return datasets.load_from_disk(str(path))
+        return load_saved(Path(path))
     files = sorted(str(file) for file in (Path(path) / "data").glob("*.tar"))
+    for file in files:
+        resolve_inside(path, os.path.relpath(file, path), str(path))
     rows = datasets.load_dataset("webdataset", data_files=files, split="train").select_columns(["json"])
     return rows.flatten().rename_columns({f"json.{name}": name for name in rows.features["json"]})
 

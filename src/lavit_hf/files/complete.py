@@ -1,0 +1,213 @@
+"""Files and directories that are there as a whole, or not at all.
+
+They are written beside their place under a hidden name that ends in `.partial`. A process that is killed leaves that
+behind, and the next one that writes the same cleans it up: it is known to be nobody's, because whoever still writes
+holds a lock, which goes with its process.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO
+
+try:
+    import fcntl
+except ImportError:  # Windows: nothing can be locked this way, so nothing is cleaned up
+    fcntl = None  # type: ignore[assignment]
+
+PARTIAL = ".partial"
+# A random name of `tempfile`, or the number of a process, as earlier versions had it.
+_RANDOM = r"([a-z0-9_]{8}|\d+)"
+# With less than this left, a write that failed for no stated reason failed for this one.
+_FULL = 2**16
+_NOT_WRITTEN = {
+    errno.EACCES,
+    errno.EDQUOT,
+    errno.EFBIG,
+    errno.ENOSPC,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+}
+# What torch says, which does not pass the system's reason on.
+_OF_TORCH = re.compile(r"inline_container|PytorchStreamWriter|iostream error|Parent directory .* does not exist")
+_OF_SAFETENSORS = re.compile(r"os error (\d+)")
+
+
+@contextmanager
+def complete_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that appears under its name only when it is complete and on the disk.
+
+    Whatever goes wrong in the body, including an interrupt, leaves nothing behind.
+    """
+    remove_partials(path.parent, path.name)
+    partial = None
+    try:
+        while True:
+            descriptor, name = tempfile.mkstemp(PARTIAL, f".{path.name}.", path.parent)
+            file, partial = os.fdopen(descriptor, "wb"), Path(name)
+            if _lock(descriptor, partial, wait=True):
+                break
+            file.close()
+        with file:
+            yield file
+            file.flush()
+            os.fsync(descriptor)
+            partial.chmod(new_file_mode(0o666))  # mkstemp made it private to its owner
+            os.replace(partial, path)
+    finally:
+        if partial is not None:
+            partial.unlink(missing_ok=True)
+
+
+@contextmanager
+def complete_folder(path: Path) -> Iterator[Path]:
+    """A directory that becomes `path`, which may be there and empty, if the body succeeds.
+
+    Whatever goes wrong in the body, including an interrupt, removes it again.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    remove_partials(path.parent, path.name)
+    partial, descriptor = None, None
+    try:
+        while True:
+            partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}.", path.parent))
+            descriptor = os.open(partial, os.O_RDONLY) if fcntl else None
+            if descriptor is None or _lock(descriptor, partial, wait=True):
+                break
+            os.close(descriptor)
+        yield partial
+        partial.chmod(new_file_mode(0o777))  # mkdtemp made it private to its owner
+        if path.is_dir():
+            path.rmdir()
+        os.replace(partial, path)
+    finally:
+        if partial is not None:
+            shutil.rmtree(partial, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
+def remove_partials(folder: Path, name: str | None = None) -> None:
+    """Removes what killed processes left behind in a directory.
+
+    Args:
+        folder: The directory.
+        name: Of the file or directory that they were writing; by default any.
+    """
+    if not fcntl or not folder.is_dir():
+        return
+    pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.{_RANDOM}{re.escape(PARTIAL)}")
+    for path in [path for path in folder.iterdir() if pattern.fullmatch(path.name) and not path.is_symlink()]:
+        try:
+            descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+        except OSError:  # gone, or somebody else's
+            continue
+        try:
+            if _lock(descriptor, path, wait=False):
+                shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+        finally:
+            os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path, wait: bool) -> bool:
+    """Locks an open file or directory; false if it is another's, or was removed before it was locked."""
+    if not fcntl:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    except FileNotFoundError:
+        return False
+    except OSError:  # taken, or a file system without locks: there nobody removes what others may be writing
+        return wait
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Writes a JSON file that is never half there."""
+    with complete_file(path) as file:
+        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def read_json(path: Path) -> Any:
+    """Reads a JSON file."""
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def why_not_written(error: Exception, path: Path | str) -> str:
+    """What to tell the user about a failed write; a full disk is the usual reason."""
+    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
+    free = shutil.disk_usage(folder).free
+    # torch and safetensors wrap the system's error, or swallow it.
+    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or free < _FULL:
+        reason = "the disk is full"
+    else:
+        reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
+    return f"{Path(path).name} could not be written: {reason} ({readable_size(free)} free)."
+
+
+@contextmanager
+def exit_on_write_errors() -> Iterator[None]:
+    """Ends a script with one line instead of a traceback if its disk is full, or must not be written.
+
+    Raises:
+        SystemExit: The body raised such an error.
+    """
+    try:
+        yield
+    except Exception as error:
+        if (reason := _write_failure(error)) is None:
+            raise
+        name = getattr(error, "filename2", None) or getattr(error, "filename", None) or "The result"
+        raise SystemExit(
+            f"error: {name} could not be written: {reason}. Make room, or choose another directory; where there are "
+            "checkpoints, --resume_from_checkpoint latest goes on from the last complete one."
+        ) from error
+
+
+def _write_failure(error: Exception) -> str | None:
+    """Why something could not be written; `None` if the error is another one."""
+    if isinstance(error, OSError):
+        return error.strerror if error.errno in _NOT_WRITTEN else None
+    if type(error).__name__ == "SafetensorError":
+        found = _OF_SAFETENSORS.search(str(error))
+        return os.strerror(int(found[1])) if found and int(found[1]) in _NOT_WRITTEN else None
+    is_of_torch = isinstance(error, RuntimeError) and _OF_TORCH.search(str(error))
+    return "the disk is full, or must not be written" if is_of_torch else None
+
+
+def readable_size(size: float) -> str:
+    """Formats a number of bytes."""
+    for unit, factor in (("GB", 10**9), ("MB", 10**6), ("KB", 10**3)):
+        if size >= factor:
+            return f"{size / factor:.1f} {unit}"
+    return f"{size:.0f} bytes"
+
+
+def new_file_mode(mode: int) -> int:
+    """The permissions that a new file or directory asking for `mode` gets."""
+    umask = os.umask(0)
+    os.umask(umask)
+    return mode & ~umask
+
+
+__all__ = [
+    "PARTIAL",
+    "complete_file",
+    "complete_folder",
+    "exit_on_write_errors",
+    "new_file_mode",
+    "read_json",
+    "readable_size",
+    "remove_partials",
+    "why_not_written",
+    "write_json",
+]

@@ -1,0 +1,105 @@
+"""Checkpoints of `Trainer`, which is killed now and then while it writes one."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.utils import logging
+
+from ..files.paths import resolve_inside
+
+logger = logging.get_logger(__name__)
+
+LATEST = "latest"
+_NAME = re.compile(r"checkpoint-(\d+)")
+_STATE = "trainer_state.json"  # written last
+_WEIGHTS = ("model", "adapter_model", "pytorch_model", "pytorch_model_fsdp")
+# What torch and DeepSpeed write of sharded states, and load again with all the code that may be in it.
+_PICKLED = ("**/.metadata", "global_step*/*.pt")
+
+
+def find_trainer_checkpoint(name: str | None, output_dir: str | os.PathLike[str]) -> str | None:
+    """Finds what to hand to `Trainer.train(resume_from_checkpoint=...)`.
+
+    Args:
+        name: A checkpoint's directory; `"latest"` for the last complete one of `output_dir`, if there is one; `None`
+            for none.
+        output_dir: Directory of the run.
+
+    Returns:
+        The directory, or `None` to start from the beginning.
+
+    Raises:
+        ValueError: If the directory is no complete checkpoint, or one that could run code.
+    """
+    if name is None:
+        return None
+    if name != LATEST:
+        if reason := why_incomplete(Path(name)):
+            raise ValueError(
+                f"{name} is no complete checkpoint: {reason}. Resume from another one; {LATEST!r} takes the last "
+                "complete one."
+            )
+        return _without_code(Path(name))
+    found = [path for path in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+        if reason := why_incomplete(path):
+            logger.warning(f"{path} is skipped, as it is incomplete: {reason}.")
+        else:
+            return _without_code(path)
+    logger.warning(f"There is no complete checkpoint in {output_dir} yet; training starts from the beginning.")
+    return None
+
+
+def why_incomplete(folder: Path) -> str | None:
+    """What a checkpoint lacks, such as one that `Trainer` was killed in the middle of; `None` if nothing."""
+    if not folder.is_dir():
+        return "there is no such directory"
+    try:
+        int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"])
+    except FileNotFoundError:
+        return f"it has no {_STATE}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{_STATE} is damaged"
+    files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
+    if not any(file.name.startswith(_WEIGHTS) for file in files) and not any(folder.glob("pytorch_model_fsdp_*/*")):
+        return "it has no weights"
+    try:
+        for index in sorted(folder.glob("*.index.json")):
+            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+            files += [resolve_inside(folder, name, index.name) for name in names]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return f"{index.name} is damaged"
+    # Random states of other processes are written side by side with the rest.
+    for file in [*files, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))]:
+        if not _is_whole(file):
+            return f"{file.name} is missing or damaged"
+    return None
+
+
+def _is_whole(file: Path) -> bool:
+    """Whether a file of tensors ends where it should; its head (of safetensors) or end (of zip archives) says so."""
+    if file.suffix != ".safetensors":
+        return zipfile.is_zipfile(file)
+    try:
+        with safe_open(file, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
+
+
+def _without_code(folder: Path) -> str:
+    if found := next((path for pattern in _PICKLED for path in folder.glob(pattern)), None):
+        raise ValueError(
+            f"{found} is a pickle, which runs whatever code is in it when it is loaded, so it is not. Shard with "
+            "`fsdp_state_dict_type: FULL_STATE_DICT`, as examples/accelerate/fsdp2.yaml does."
+        )
+    return str(folder)
+
+
+__all__ = ["LATEST", "find_trainer_checkpoint", "why_incomplete"]

@@ -1,0 +1,69 @@
+"""Datasets on the disk do not reach out of their directory."""
+
+import io
+import json
+import tarfile
+from contextlib import suppress
+
+import datasets
+import pytest
+
+from lavit_hf.data.loading import load_data
+
+ROWS = datasets.Dataset.from_dict({"image": ["a.png"], "text": ["a"]})
+
+
+def change(path, **values) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+def test_a_saved_dataset(tmp_path):
+    ROWS.save_to_disk(tmp_path / "saved")
+    dataset, root = load_data(str(tmp_path / "saved"))
+    assert dataset[0] == ROWS[0] and root == tmp_path / "saved"
+
+
+@pytest.mark.parametrize(
+    "name", ["../other/data-00000-of-00001.arrow", "{root}/other/data-00000-of-00001.arrow", "link"]
+)
+def test_files_of_other_datasets_are_not_loaded(tmp_path, name):
+    for folder in ("saved", "other"):
+        ROWS.save_to_disk(tmp_path / folder)
+    (tmp_path / "saved" / "link").symlink_to("../other/data-00000-of-00001.arrow")
+    change(tmp_path / "saved" / "state.json", _data_files=[{"filename": name.format(root=tmp_path)}])
+    with pytest.raises(ValueError, match="state.json .*(other|link).* outside of"):
+        load_data(str(tmp_path / "saved"))
+
+
+def test_splits_of_other_datasets_are_not_loaded(tmp_path):
+    ROWS.save_to_disk(tmp_path / "other")
+    datasets.DatasetDict(train=ROWS).save_to_disk(tmp_path / "saved")
+    assert load_data(str(tmp_path / "saved")).dataset[0] == ROWS[0]
+    change(tmp_path / "saved" / "dataset_dict.json", splits=["../other"])
+    with pytest.raises(ValueError, match="dataset_dict.json names ../other, which is outside of"):
+        load_data(str(tmp_path / "saved"), "../other")
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}", '{"_data_files": [5]}'])
+def test_damaged_datasets_are_named(tmp_path, content):
+    ROWS.save_to_disk(tmp_path / "saved")
+    (tmp_path / "saved" / "state.json").write_text(content)
+    with pytest.raises(ValueError, match="state.json"):
+        load_data(str(tmp_path / "saved"))
+
+
+def test_members_of_archives_are_not_unpacked(tmp_path, monkeypatch):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    (tmp_path / "in").mkdir()
+    with tarfile.open(tmp_path / "in" / "rows.tar", "w") as archive:
+        for name in ("../../victim.txt", str(tmp_path / "victim.txt"), "own.txt"):
+            entry = tarfile.TarInfo(name)
+            entry.size = 3
+            archive.addfile(entry, io.BytesIO(b"abc"))
+        link = tarfile.TarInfo("link.txt")
+        link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
+        archive.addfile(link)
+    with suppress(ValueError):  # it may refuse such an archive
+        list(load_data(str(tmp_path / "in" / "rows.tar")).dataset)
+    assert not list(tmp_path.rglob("victim.txt"))
+    assert {path.name for path in tmp_path.iterdir()} <= {"in", "cache"}

@@ -1,0 +1,163 @@
+"""Files and directories that are there as a whole, or not at all."""
+
+import errno
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors import SafetensorError
+
+from lavit_hf.files.complete import (
+    complete_file,
+    complete_folder,
+    exit_on_write_errors,
+    new_file_mode,
+    remove_partials,
+)
+
+# Writes half of it, says so, and waits: to be killed, or for the other's end.
+WRITER = """
+import sys
+from pathlib import Path
+from lavit_hf.files.complete import complete_file, complete_folder
+
+path = Path(sys.argv[2])
+if sys.argv[1] == "file":
+    with complete_file(path) as file:
+        file.write(b"half")
+        file.flush()
+        print("half", flush=True)
+        sys.stdin.read()
+else:
+    with complete_folder(path) as folder:
+        (folder / "half").write_text("half")
+        print("half", flush=True)
+        sys.stdin.read()
+"""
+KINDS = ["file", "folder"]
+
+
+def write(kind: str, path: Path, error: type[BaseException] | None = None) -> None:
+    if kind == "file":
+        with complete_file(path) as file:
+            file.write(b"whole")
+            if error:
+                raise error
+    else:
+        with complete_folder(path) as folder:
+            (folder / "whole").write_text("whole")
+            if error:
+                raise error
+
+
+@pytest.fixture
+def writer(tmp_path):
+    """Another process that is in the middle of writing `out`."""
+    started = []
+
+    def start(kind: str) -> subprocess.Popen:
+        command = [sys.executable, "-c", WRITER, kind, str(tmp_path / "out")]
+        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        started.append(process)
+        assert process.stdout.readline() == "half\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_a_killed_process_left_is_cleaned_by_the_next(writer, tmp_path, kind):
+    process = writer(kind)
+    (left,) = tmp_path.iterdir()
+    assert left.name.startswith(".out.") and left.name.endswith(".partial")
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    write(kind, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_another_process_still_writes_stays(writer, tmp_path, kind):
+    process = writer(kind)
+    (partial,) = tmp_path.iterdir()
+    remove_partials(tmp_path)
+    assert partial.exists()
+    write("file", tmp_path / "out") if kind == "file" else remove_partials(tmp_path, "out")
+    assert partial.exists()
+    process.stdin.close()
+    assert process.wait() == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_files_of_other_names_stay(tmp_path):
+    for name in (".out.abcdefgh.partial", ".other.abcdefgh.partial", ".out.partial", "out.abcdefgh.partial"):
+        (tmp_path / name).write_text("")
+    write("file", tmp_path / "out")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        ".other.abcdefgh.partial", ".out.partial", "out", "out.abcdefgh.partial"
+    ]  # fmt: skip
+    remove_partials(tmp_path)
+    assert not (tmp_path / ".other.abcdefgh.partial").exists()
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_failures_leave_nothing(tmp_path, error):
+    (tmp_path / "file").write_text("before")
+    for kind in KINDS:
+        with pytest.raises(error):
+            write(kind, tmp_path / kind, error)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() == "before"
+
+
+def test_permissions_are_those_of_any_new_file(tmp_path):
+    write("file", tmp_path / "file")
+    write("folder", tmp_path / "folder")
+    assert (tmp_path / "file").stat().st_mode & 0o777 == new_file_mode(0o666)
+    assert (tmp_path / "folder").stat().st_mode & 0o777 == new_file_mode(0o777)
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "a.txt"), "a.txt could not be written: No space left"),
+        (OSError(errno.EROFS, "Read-only file system", "out"), "out could not be written: Read-only file system"),
+        (PermissionError(errno.EACCES, "Permission denied", "out"), "out could not be written: Permission denied"),
+        (
+            SafetensorError("I/O error: No space left on device (os error 28)"),
+            "The result could not be written: No space",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:672] . unexpected pos 64 vs 0"),
+            "the disk is full, or must",
+        ),
+        (
+            RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+            "the disk is full, or must",
+        ),
+    ],
+)
+def test_scripts_end_with_one_line(error, message):
+    with pytest.raises(SystemExit, match=f"error: .*{message}"), exit_on_write_errors():
+        raise error
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        FileNotFoundError(errno.ENOENT, "No such file or directory", "data.json"),
+        SafetensorError("Error while deserializing header: invalid header"),
+        RuntimeError("shapes do not match"),
+        ValueError("something else"),
+    ],
+)
+def test_other_errors_of_scripts_stay_as_they_are(error):
+    with pytest.raises(type(error)) as caught, exit_on_write_errors():
+        raise error
+    assert caught.value is error

@@ -1,0 +1,156 @@
+"""Checkpoints that `Trainer` did not finish are not resumed from."""
+
+import json
+import os
+import pickle
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint, why_incomplete
+from tiny_parts import CHECKPOINT
+from training.tiny_training import build_trainer
+
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "train_lm.py"
+
+# Runs the example until it is killed in the middle of its second checkpoint, before the method that is named writes.
+KILLED = """
+import os, runpy, signal, sys
+from transformers import Trainer
+
+method = getattr(Trainer, sys.argv[1])
+
+def die_in_the_second(self, *args, **kwargs):
+    if self.state.global_step == 4:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return method(self, *args, **kwargs)
+
+setattr(Trainer, sys.argv[1], die_in_the_second)
+sys.argv = sys.argv[2:]
+sys.path.insert(0, os.path.dirname(sys.argv[0]))
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    """The directory of a run with the checkpoints 2 and 4."""
+    folder = tmp_path_factory.mktemp("run")
+    build_trainer(folder, save_strategy="steps", save_steps=2, max_steps=4).train()
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path) -> Path:
+    return shutil.copytree(trained, tmp_path / "run")
+
+
+def test_the_last_one(run, tmp_path):
+    assert find_trainer_checkpoint("latest", run) == str(run / "checkpoint-4")
+    assert find_trainer_checkpoint(str(run / "checkpoint-2"), run) == str(run / "checkpoint-2")
+    assert find_trainer_checkpoint(None, run) is None
+    assert find_trainer_checkpoint("latest", tmp_path / "nowhere") is None
+    (run / "checkpoint-4").rename(run / "checkpoint-10")  # 10 is more than 2
+    (run / "checkpoint-old").mkdir()
+    assert find_trainer_checkpoint("latest", run) == str(run / "checkpoint-10")
+
+
+def truncate(name: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        path = folder / name
+        path.write_bytes(path.read_bytes()[:-10])
+
+    return change
+
+
+def remove(name: str) -> Callable[[Path], None]:
+    return lambda folder: (folder / name).unlink()
+
+
+def lose_a_shard(folder: Path) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    save_file(tensors, folder / "model-00001-of-00002.safetensors")
+    weight_map = dict.fromkeys(tensors, "model-00001-of-00002.safetensors") | {"a": "model-00002-of-00002.safetensors"}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": weight_map}))
+
+
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [
+        (remove("trainer_state.json"), "it has no trainer_state.json"),
+        (truncate("trainer_state.json"), "trainer_state.json is damaged"),
+        (remove("model.safetensors"), "it has no weights"),
+        (truncate("model.safetensors"), "model.safetensors is missing or damaged"),
+        (truncate("optimizer.pt"), "optimizer.pt is missing or damaged"),
+        (truncate("rng_state.pth"), "rng_state.pth is missing or damaged"),
+        (lose_a_shard, "model-00002-of-00002.safetensors is missing or damaged"),
+    ],
+)
+def test_incomplete_ones_are_skipped(run, damage, reason):
+    assert why_incomplete(run / "checkpoint-4") is None
+    damage(run / "checkpoint-4")
+    assert why_incomplete(run / "checkpoint-4") == reason
+    assert find_trainer_checkpoint("latest", run) == str(run / "checkpoint-2")
+    with pytest.raises(ValueError, match=f"checkpoint-4 is no complete checkpoint: {reason}"):
+        find_trainer_checkpoint(str(run / "checkpoint-4"), run)
+    damage(run / "checkpoint-2")
+    assert find_trainer_checkpoint("latest", run) is None
+
+
+def test_sharded_states_that_could_run_code_are_refused(run):
+    folder = run / "checkpoint-4" / "pytorch_model_fsdp_0"
+    folder.mkdir()
+    (folder / ".metadata").write_bytes(pickle.dumps({}))
+    for name in ("latest", str(run / "checkpoint-4")):
+        with pytest.raises(ValueError, match=r"\.metadata is a pickle, .*FULL_STATE_DICT"):
+            find_trainer_checkpoint(name, run)
+
+
+class _Evil:
+    def __reduce__(self):
+        return os.system, ("touch ran-code",)
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_trainer_runs_no_code_either(run, monkeypatch, name):
+    monkeypatch.chdir(run)
+    torch.save({"state": _Evil()}, run / "checkpoint-2" / name)
+    trainer = build_trainer(run, max_steps=4)
+    with pytest.raises(pickle.UnpicklingError):
+        trainer.train(resume_from_checkpoint=find_trainer_checkpoint(str(run / "checkpoint-2"), run))
+    assert not (run / "ran-code").exists()
+
+
+@pytest.mark.parametrize("method", ["_save_optimizer_and_scheduler", "_save_rng_state", "_save"])
+def test_a_script_that_was_killed_while_it_saved_goes_on(tmp_path, method):
+    options = {
+        "model": CHECKPOINT,
+        "dataset": "scenes",
+        "num_scenes": 16,
+        "max_steps": 5,
+        "per_device_train_batch_size": 2,
+        "save_steps": 2,
+        "logging_steps": 1,
+        "report_to": "none",
+        "use_cpu": True,
+        "output_dir": tmp_path / "out",
+    }
+    arguments = [str(EXAMPLE), *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", KILLED, method, *arguments]
+    died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert died.returncode == -signal.SIGKILL, died.stderr
+    assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))[0] == "checkpoint-2"
+    command = [sys.executable, *arguments, "--resume_from_checkpoint", "latest"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 5
+    assert find_trainer_checkpoint("latest", tmp_path / "out") == str(tmp_path / "out" / "checkpoint-5")
