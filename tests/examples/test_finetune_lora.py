@@ -66,6 +66,13 @@ def test_scenes(finetune, tmp_path):
     assert (tmp_path / "merged" / "unet").is_dir(), "it draws with the pixel decoder of its base"
 
 
+def test_labels_are_smoothed_after_they_are_shifted(finetune):
+    """Trainer's own smoothing gave a loss several times as high: every position predicted itself."""
+    options = {"dataset": "scenes", "num_scenes": 8, "max_steps": 1}
+    plain, smoothed = (losses(finetune(**options, label_smoothing_factor=share))[0] for share in (0.0, 0.1))
+    assert smoothed != plain and smoothed == pytest.approx(plain, rel=0.2)
+
+
 def test_a_folder_of_images_with_questions_and_a_corrupt_file(finetune, tmp_path, capsys):
     folder = tmp_path / "data" / "train"
     folder.mkdir(parents=True)
