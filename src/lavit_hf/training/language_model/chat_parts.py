@@ -53,8 +53,8 @@ def resolve_messages(sample: Sample) -> list[dict[str, Any]]:
         sample: A sample with `messages`.
 
     Returns:
-        A copy without empty fields. Parts of type `image` have theirs under `image`, opened (or a list of codes): their
-        own, or the sample's images in order of appearance.
+        A copy without empty fields. Parts of type `image` have theirs under `image`, opened (or as a list of codes):
+        their own, or the sample's images in order of appearance.
 
     Raises:
         ValueError: If there are not as many images as parts of type `image`.

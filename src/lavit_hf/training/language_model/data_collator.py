@@ -37,11 +37,11 @@ class LavitDataCollator(FollowsEpoch):
     - `codes` instead of images: as above, with codes in either order, and without any image processing.
 
     After what is learned comes the end of text, learned as well. Decisions depend on seed, epoch and `sample_id` (and
-    the wrong words of `text_noise` on the rest of the batch). Rows of a plain dataset are numbered by their content, and
-    get their epoch from [`EpochCallback`]: without it, an image that is drawn is drawn in every epoch, and never read.
-    Wrap what is evaluated in a `TrainingDataset`, so that it stays the same in every epoch.
+    the wrong words of `text_noise` on the rest of the batch).
 
-    `Trainer` hands on these columns with `remove_unused_columns=False` only.
+    Rows of a plain dataset are numbered by their content, and get their epoch from [`EpochCallback`]: without it, an
+    image that is drawn is drawn in every epoch, and never read. Wrap what is evaluated in a `TrainingDataset`, so that
+    it stays the same in every epoch. `Trainer` hands on these columns with `remove_unused_columns=False` only.
 
     Args:
         processor: The model's processor. Its visual tokenizer gives the codes, without gradient; if none is attached,

@@ -36,8 +36,8 @@ class GenerationMetrics:
     """Captions or answers for a dataset, scored: `compute_metrics` of a `Trainer`.
 
     `Seq2SeqTrainer(predict_with_generate=True)` is made for encoder-decoders: it would generate from rows that hold
-    the answer. Here each row is cut before what is to be written: of a chat that is the assistant's last text, which is
-    asked for with everything before it, and of a text that says `<image>`, what follows its last image. Rows that ask
+    the answer. Here each row is cut before what is to be written: of a chat that is the assistant's last text, asked
+    for with everything before it, and of a text that says `<image>`, what follows its last image. Rows that ask
     nothing (text alone) or whose answer begins with an image are left out, with a warning. The metrics are logged,
     reported and used by `metric_for_best_model` like any others.
 

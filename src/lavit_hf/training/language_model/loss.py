@@ -13,9 +13,9 @@ from .token_rows import IGNORED
 class LanguageModelingLoss:
     """Cross entropy of the next id, with smoothed labels: `compute_loss_func` of a `Trainer`.
 
-    Without smoothing it is the model's own loss. `Trainer(label_smoothing_factor=...)` does not do for a LaVIT: it shifts
-    labels only for the classes that transformers knows as language models, and so has every position predict itself.
-    As there, evaluation is smoothed, too.
+    Without smoothing it is the model's own loss. `label_smoothing_factor` of `TrainingArguments` does not do for a
+    LaVIT: `Trainer` shifts labels only for the classes that transformers knows as language models, and so has every
+    position predict itself. As there, evaluation is smoothed, too.
 
     ```python
     trainer = Trainer(model, ..., compute_loss_func=LanguageModelingLoss(model, label_smoothing=0.1))

@@ -152,8 +152,8 @@ def _how_to_fill_images(config: LavitPreTrainingConfig) -> str:
         return "Start with bypass_merger_steps and selector_steps."
     # The selector has been calibrated: enough is kept of all images together, but not of each.
     return (
-        "Have every image keep its share (keep_rate_per_image=True with a large keep_rate_weight, such as 100), or raise "
-        "keep_rate."
+        "Have every image keep its share (keep_rate_per_image=True with a large keep_rate_weight, such as 100), or "
+        "raise keep_rate."
     )
 
 

@@ -27,8 +27,8 @@ class VisualTokenizerDataCollator(FollowsEpoch):
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows of a [`TrainingDataset`], each with one image or several, or of any dataset with a column `image`.
-                The latter are numbered by their content, and get their epoch from [`EpochCallback`].
+            rows: Rows of a [`TrainingDataset`], each with one image or several, or of any dataset with a column
+                `image`. The latter are numbered by their content, and get their epoch from [`EpochCallback`].
 
         Returns:
             `pixel_values` `[images, channels, height, width]` and `sample_seeds` `[images]`.
