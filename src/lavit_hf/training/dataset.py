@@ -62,7 +62,7 @@ class TrainingDataset(Dataset):
         if not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"TrainingDataset needs a dataset with a length, got {type(dataset).__name__}. Hand a streamed "
-                "dataset to Trainer itself; its rows need a column `sample_id`."
+                "dataset to Trainer itself: the collators number its rows."
             )
         if len(dataset) == 0:
             raise ValueError("The dataset is empty.")
