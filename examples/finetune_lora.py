@@ -28,6 +28,7 @@ from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
+from lavit_hf.training.language_model.loss import LanguageModelingLoss
 from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 
@@ -98,6 +99,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     adapted = get_peft_model(model, lora_config(model, model_args))
     upcast_trained_weights(adapted)
     adapted.print_trainable_parameters()
+    smoothing = args.label_smoothing_factor
     trainer = Trainer(
         model=adapted,
         args=args,
@@ -113,6 +115,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         ),
         processing_class=processor,
         callbacks=[EpochCallback()],
+        # Trainer itself would smooth labels that are not shifted.
+        compute_loss_func=LanguageModelingLoss(adapted, smoothing) if smoothing else None,
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()

@@ -34,6 +34,7 @@ from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
 from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
 from lavit_hf.training.language_model.initialization import init_code_embeddings, init_merger, init_projector
+from lavit_hf.training.language_model.loss import LanguageModelingLoss
 from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset
 from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
@@ -135,6 +136,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         args.ddp_find_unused_parameters = False
     if args.train_sampling_strategy == "group_by_length":
         train_dataset.measure_lengths(processor)
+    smoothing = args.label_smoothing_factor
     trainer = Trainer(
         model=model,
         args=args,
@@ -151,6 +153,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         ),
         processing_class=processor,
         callbacks=[EpochCallback()],
+        # Trainer itself would smooth labels that are not shifted.
+        compute_loss_func=LanguageModelingLoss(model, smoothing) if smoothing else None,
     )
     if data_args.eval_split is not None:
         add_evaluation(trainer, data_args, processor)

@@ -114,6 +114,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         (ModelArguments, MethodArguments, DataArguments, TokenizerTrainingArguments), description=__doc__
     )
     model_args, method_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    if args.label_smoothing_factor:
+        raise SystemExit("--label_smoothing_factor does nothing here: stage 1 has no labels.")
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # not every phase trains every part

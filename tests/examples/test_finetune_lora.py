@@ -66,6 +66,16 @@ def test_scenes(finetune, tmp_path):
     assert (tmp_path / "merged" / "unet").is_dir(), "it draws with the pixel decoder of its base"
 
 
+def test_labels_are_smoothed_after_they_are_shifted(finetune):
+    trainer = finetune(dataset="scenes", num_scenes=8, max_steps=1, label_smoothing_factor=0.1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    predicted, targets = outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    expected = torch.nn.functional.cross_entropy(predicted, targets, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_a_folder_of_images_with_questions_and_a_corrupt_file(finetune, tmp_path, capsys):
     folder = tmp_path / "data" / "train"
     folder.mkdir(parents=True)

@@ -63,6 +63,16 @@ def test_scenes(train, tmp_path, capsys):
     ImageTextProcessor.from_pretrained(tmp_path / "out")
 
 
+def test_labels_are_smoothed_after_they_are_shifted(train):
+    trainer = train(model=CHECKPOINT, dataset="scenes", num_scenes=8, max_steps=1, label_smoothing_factor=0.1)
+    batch = next(iter(trainer.get_train_dataloader()))
+    with torch.no_grad():
+        loss, outputs = trainer.compute_loss(trainer.model, dict(batch), return_outputs=True)
+    predicted, targets = outputs.logits[:, :-1].flatten(0, 1), batch["labels"][:, 1:].flatten()
+    expected = torch.nn.functional.cross_entropy(predicted, targets, label_smoothing=0.1)
+    torch.testing.assert_close(loss, expected)
+
+
 def test_a_folder_of_pictures_with_a_bad_one(train, tmp_path, capsys):
     folder = tmp_path / "pictures"
     folder.mkdir()

@@ -114,3 +114,8 @@ def test_training_that_ends_too_early_is_told(train, tmp_path, capsys):
 def test_the_encoder_is_given_once(train, given):
     with pytest.raises(SystemExit, match="either --vision_model or --vision_config"):
         train(**given, dataset="scenes", num_scenes=8)
+
+
+def test_label_smoothing_is_refused(train):
+    with pytest.raises(SystemExit, match="stage 1 has no labels"):
+        train(vision_model=CHECKPOINT, dataset="scenes", num_scenes=8, label_smoothing_factor=0.1)

@@ -12,6 +12,7 @@ _MODULES = {
     "AutoencoderArguments": "pixel_decoder.autoencoder",
     "EpochCallback": "epoch_callback",
     "GenerationMetrics": "language_model.generation_metrics",
+    "LanguageModelingLoss": "language_model.loss",
     "LavitDataCollator": "language_model.data_collator",
     "PixelDecoderArguments": "pixel_decoder.task",
     "PixelDecoderDataCollator": "pixel_decoder.collator",

@@ -43,8 +43,8 @@ class TrainingDataset(Dataset):
         on_bad_sample: `"skip"`, or `"raise"` to stop at the first one.
         lengths: Length of every row in ids, for `train_sampling_strategy="group_by_length"`; by default those of the
             dataset's column `length`, if it has one. `measure_lengths` finds them out.
-        image_root: Where relative paths of images start, and what no path may leave: one that does makes a bad sample. By
-            default the working directory, and paths are taken for the caller's own.
+        image_root: Where relative paths of images start, and what no path may leave: one that does makes a bad sample.
+            By default the working directory, and paths are taken for the caller's own.
 
     Raises:
         TypeError: If the dataset has no length, as a streamed one.
@@ -63,7 +63,7 @@ class TrainingDataset(Dataset):
         if not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"TrainingDataset needs a dataset with a length, got {type(dataset).__name__}. Hand a streamed "
-                "dataset to Trainer itself; its rows need a column `sample_id`."
+                "dataset to Trainer itself: the collators number its rows."
             )
         if len(dataset) == 0:
             raise ValueError("The dataset is empty.")

@@ -363,7 +363,7 @@ def test_images_that_do_not_fit(processor):
     [
         ([], "no rows"),
         ([{"input_ids": range(3)}], "remove_unused_columns=False"),
-        ([{"text": "a"}], "no `sample_id`.*TrainingDataset"),
+        ([{"text": "a", "sample_id": "first"}], "sample_id 'first' is no integer"),
         ([{"text": " ", "sample_id": 4}], "Sample 4 has no text"),
         ([row("<image><image>")], r"has 1 image\(s\), but its text has 2 <image>"),
         ([row("a", 0, prompt="<image>")], r"has 0 image\(s\), but its text has 1 <image>"),

@@ -1,3 +1,5 @@
+import logging
+
 import pytest
 import torch
 
@@ -89,6 +91,105 @@ def test_prompts_and_chats(trainer):
     metrics()
     assert seen["references"] == ["red", "red", "cat"]
     assert seen["written"][0] == seen["written"][1], "both ask the same"
+
+
+def ask(trainer, rows: list[dict], **arguments) -> dict:
+    """What is written and expected, and whatever the model reads for it."""
+    seen: dict = {"inputs": []}
+    generate = trainer.model.generate
+
+    def record(**inputs):
+        seen["inputs"].append(inputs)
+        return generate(**inputs)
+
+    def collect(written, references):
+        return seen.update(written=written, references=references) or {}
+
+    trainer.model.generate = record
+    metrics = GenerationMetrics(trainer.model, light(), TrainingDataset(rows), collect, max_new_tokens=4, **arguments)
+    metrics()
+    return seen
+
+
+def chat(*turns) -> list[dict]:
+    return [{"role": role, "content": content} for role, content in turns]
+
+
+def test_images_inside_messages(trainer):
+    """They are in the messages themselves, or among the images of the row, or some here and some there."""
+    first, second = (picture_rows(2)[index]["image"] for index in range(2))
+    inside = [{"type": "image", "image": first}, {"type": "image", "image": second}, {"type": "text", "text": "x?"}]
+    given = [{"type": "image", "image": None}, inside[1], {"type": "text", "text": "x?", "image": None}]
+    rows = [
+        {"image": None, "messages": chat(("user", inside), ("assistant", "red"))},
+        {"image": first, "messages": chat(("user", given), ("assistant", "blue"))},
+        {"image": [first, second], "prompt": "Question: x? Answer:", "text": "green", "messages": None},
+    ]
+    seen = ask(trainer, rows)
+    assert seen["references"] == ["red", "blue", "green"]
+    chats, prompt = seen["inputs"]
+    pixels = prompt["pixel_values"]
+    assert torch.equal(chats["pixel_values"], torch.cat([pixels, pixels]))
+    assert torch.equal(chats["input_ids"], prompt["input_ids"].expand(2, -1))
+    assert len(set(seen["written"])) == 1
+
+
+@pytest.mark.parametrize("after", [[("user", "and now?")], [("user", "draw it"), ("assistant", [{"type": "image"}])]])
+def test_a_chat_is_asked_for_the_last_text_of_the_assistant(trainer, after):
+    image = picture_rows(1)[0]["image"]
+    question = ("user", [{"type": "image", "image": image}, {"type": "text", "text": "x?"}])
+    row = {"image": image if len(after) > 1 else None, "messages": chat(question, ("assistant", "red"), *after)}
+    whole = {"image": None, "messages": chat(question, ("assistant", "red"))}
+    seen = ask(trainer, [row, whole], batch_size=1)
+    assert seen["references"] == ["red", "red"]
+    for name in ("input_ids", "pixel_values"):
+        assert torch.equal(seen["inputs"][0][name], seen["inputs"][1][name])
+
+
+def test_text_of_a_chat_is_no_placeholder(trainer):
+    seen = ask(trainer, [{"image": None, "messages": chat(("user", "what is <image>?"), ("assistant", "text"))}])
+    assert "pixel_values" not in seen["inputs"][0]
+    assert "<image>" in light().decode(seen["inputs"][0]["input_ids"][0])
+
+
+def test_what_the_assistant_drew_is_read_as_codes(trainer):
+    image = picture_rows(1)[0]["image"]
+    drawn = ("assistant", [{"type": "image", "image": image}])
+    row = {"image": None, "messages": chat(("user", "draw"), drawn, ("user", "what is it?"), ("assistant", "a cat"))}
+    (inputs,) = ask(trainer, [row])["inputs"]
+    assert "pixel_values" not in inputs
+    ids = light().tokenize_images(image)[0].tolist()
+    start = inputs["input_ids"][0].tolist().index(ids[0])
+    assert inputs["input_ids"][0].tolist()[start : start + len(ids)] == ids
+
+
+def test_text_with_placeholders_is_written_from_its_last_image(trainer):
+    first, second = (picture_rows(2)[index]["image"] for index in range(2))
+    rows = [
+        {"image": [first, second], "text": "<image>one, <image>two", "prompt": None},
+        {"image": [first, second], "text": "two", "prompt": "<image>one, <image>"},
+    ]
+    seen = ask(trainer, rows)
+    assert seen["references"] == ["two", "two"]
+    (inputs,) = seen["inputs"]
+    assert torch.equal(*inputs["input_ids"]) and torch.equal(*inputs["pixel_values"].chunk(2))
+
+
+def test_rows_that_nothing_can_be_asked_of_are_left_out(trainer, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    image = picture_rows(1)[0]["image"]
+    rows = [
+        {"image": None, "text": "text alone", "prompt": None, "messages": None},
+        {"image": image, "text": "<image>", "prompt": "draw", "messages": None},
+        {"image": image, "text": "here: <image>", "prompt": "draw", "messages": None},
+        {"image": image, "messages": chat(("user", "draw"), ("assistant", [{"type": "image"}]))},
+    ]
+    seen = ask(trainer, rows)
+    assert seen["references"] == ["here:"]
+    assert "pixel_values" not in seen["inputs"][0], "the image to draw is none to read"
+    assert "3 of 4 rows" in caplog.text
+    with pytest.raises(ValueError, match="No row of the dataset has an image or a prompt"):
+        ask(trainer, rows[:2])
 
 
 def test_a_model_that_has_learned_is_told_from_one_that_has_not(trainer):

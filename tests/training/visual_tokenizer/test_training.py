@@ -253,6 +253,29 @@ def test_a_failing_run_is_warned_about(tmp_path, caplog, monkeypatch):
     assert sum("argmax keeps nothing" in record.message for record in caplog.records) == 2
 
 
+@pytest.mark.parametrize("logging_steps", [1, 100])
+def test_a_run_of_few_logs_is_warned_about_at_its_end(tmp_path, caplog, monkeypatch, logging_steps):
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
+    trainer = build_trainer(tmp_path, {"selector_steps": 0}, max_steps=2, logging_steps=logging_steps)
+    trainer.callback_handler.callbacks[0] = VisualTokenizerCallback()
+    keep_nothing(trainer)
+    trainer.train()
+    assert sum("argmax keeps nothing" in record.message for record in caplog.records) == 1
+    trainer.evaluate()
+    assert sum("argmax keeps nothing" in record.message for record in caplog.records) == 2, "of other images"
+
+
+def test_what_helps_a_calibrated_selector_is_another_option():
+    """Enough is kept of all images together: more steps of the same would keep as little of those that have none."""
+    model = build_pretraining_model(selector_steps=3, bypass_merger_steps=3)
+    model.step += 4 + model.config.calibration_steps
+    (message,) = find_failures(model, {**HEALTHY, "argmax_empty_images": 0.4}).values()
+    assert "nothing in 40% of the images" in message and "keep_rate_per_image=True" in message
+    naive = build_pretraining_model(selector_steps=None, bypass_merger_steps=0)
+    (message,) = find_failures(naive, {**HEALTHY, "argmax_empty_images": 0.4}).values()
+    assert "bypass_merger_steps" in message and "keep_rate_per_image" not in message
+
+
 def test_unknown_reactions_are_refused():
     with pytest.raises(ValueError, match="on_failure"):
         VisualTokenizerCallback(on_failure="panic")

@@ -26,22 +26,13 @@ def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
     Raises:
         ValueError: If there are not as many images as parts of type `image`, or nothing to learn.
     """
-    assert sample.messages is not None
-    given = iter(sample.pictures)
-    messages, pictures = [], []
-    for message in sample.messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [{name: value for name, value in part.items() if value is not None} for part in content]
-            for part in content:
-                if part["type"] == "image":
-                    pictures.append(Picture.of(_content(part, given, sample), message["role"] == "assistant"))
-                    part.clear()
-                    # Only the place matters: images become ids later, all of a batch together.
-                    part.update({"type": "image", "image": Image.new("RGB", (1, 1))})
-        messages.append({"role": message["role"], "content": content})
-    if next(given, None) is not None:
-        raise ValueError(f"Sample {sample.sample_id} has more images than its messages have parts of type image.")
+    messages, pictures = resolve_messages(sample), []
+    for message in messages:
+        for part in _parts(message["content"]):
+            if part["type"] == "image":
+                pictures.append(Picture.of(part["image"], message["role"] == "assistant"))
+                # Only the place matters: images become ids later, all of a batch together.
+                part["image"] = Image.new("RGB", (1, 1))
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
         raise ValueError(f"Sample {sample.sample_id} has nothing to learn: no message is the assistant's.")
@@ -55,9 +46,42 @@ def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
     return _split(ids, is_learned, pictures, processor)
 
 
+def resolve_messages(sample: Sample) -> list[dict[str, Any]]:
+    """The messages of a chat, with every image at its place.
+
+    Args:
+        sample: A sample with `messages`.
+
+    Returns:
+        A copy without empty fields. Parts of type `image` have theirs under `image`, opened (or as a list of codes):
+        their own, or the sample's images in order of appearance.
+
+    Raises:
+        ValueError: If there are not as many images as parts of type `image`.
+    """
+    assert sample.messages is not None
+    given = iter(sample.pictures)
+    messages = []
+    for message in sample.messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [{name: value for name, value in part.items() if value is not None} for part in content]
+            content = [
+                {"type": "image", "image": _content(part, given, sample)} if part["type"] == "image" else part
+                for part in content
+            ]
+        messages.append({"role": message["role"], "content": content})
+    if next(given, None) is not None:
+        raise ValueError(f"Sample {sample.sample_id} has more images than its messages have parts of type image.")
+    return messages
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
 def _says_something(content: str | list[dict[str, Any]]) -> bool:
-    parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
-    return any(part["type"] == "image" or part["text"].strip() for part in parts)
+    return any(part["type"] == "image" or part["text"].strip() for part in _parts(content))
 
 
 def _content(part: dict[str, Any], given: Any, sample: Sample) -> Any:
@@ -116,4 +140,4 @@ def _first(rows: Any) -> list[int]:
     return list(rows[0]) if isinstance(rows[0], (list, tuple)) else list(rows)
 
 
-__all__ = ["chat_parts"]
+__all__ = ["chat_parts", "resolve_messages"]

@@ -11,6 +11,7 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from ...processing.processing_lavit import ImageTextProcessor
+from ..plain_rows import FollowsEpoch
 from ..sample_seeds import sample_seed, sample_uniform
 from .batching import pack_rows, pad_rows
 from .chat_parts import chat_parts
@@ -19,7 +20,7 @@ from .text_noise import add_text_noise
 from .token_rows import TrainingRow
 
 
-class LavitDataCollator:
+class LavitDataCollator(FollowsEpoch):
     """Turns rows of images and text into inputs and labels of `LavitForConditionalGeneration`.
 
     What becomes of a row:
@@ -37,6 +38,10 @@ class LavitDataCollator:
 
     After what is learned comes the end of text, learned as well. Decisions depend on seed, epoch and `sample_id` (and
     the wrong words of `text_noise` on the rest of the batch).
+
+    Rows of a plain dataset are numbered by their content, and get their epoch from [`EpochCallback`]: without it, an
+    image that is drawn is drawn in every epoch, and never read. Wrap what is evaluated in a `TrainingDataset`, so that
+    it stays the same in every epoch. `Trainer` hands on these columns with `remove_unused_columns=False` only.
 
     Args:
         processor: The model's processor. Its visual tokenizer gives the codes, without gradient; if none is attached,
@@ -86,6 +91,7 @@ class LavitDataCollator:
             raise ValueError("`text_noise` needs rows of their own: use it without packing.")
         if processor.tokenizer.eos_token_id is None:
             raise ValueError("The tokenizer has no end-of-text token, which the model needs to learn where to stop.")
+        super().__init__()
         self.processor = processor
         self.seed = seed
         self.image_first_probability = image_first_probability
@@ -97,7 +103,7 @@ class LavitDataCollator:
         self.text_noise = text_noise
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collates samples of a `TrainingDataset`, or rows with `sample_id` and the same columns.
+        """Collates samples of a `TrainingDataset`, or rows of any dataset with the same columns.
 
         Returns:
             `input_ids` and `labels` `[rows, length]`; `attention_mask` `[rows, length]`, or with packing
@@ -108,7 +114,7 @@ class LavitDataCollator:
         """
         if not rows:
             raise ValueError("There are no rows to collate.")
-        samples = [read_sample(row) for row in rows]
+        samples = [read_sample(row, self.epoch) for row in rows]
         parts = [self._arrange(sample) for sample in samples]
         training_rows = self._build_rows(samples, parts)
         for row in training_rows:

@@ -3,22 +3,43 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import groupby, takewhile
 from typing import Any
 
 import torch
+from transformers.utils import logging
 
 from ...processing.processing_lavit import ImageTextProcessor
+from .chat_parts import resolve_messages
 from .sample_parts import Sample, read_sample
 
+logger = logging.get_logger(__name__)
+
 Score = Callable[[list[str], list[str]], dict[str, float]]
+
+
+@dataclass
+class _Question:
+    """What the model reads of a sample: a prompt with images, or a chat that holds them; and what it should write."""
+
+    prompt: Any
+    answer: str
+    images: Any = ()
+
+    @property
+    def is_chat(self) -> bool:
+        return not isinstance(self.prompt, str)
 
 
 class GenerationMetrics:
     """Captions or answers for a dataset, scored: `compute_metrics` of a `Trainer`.
 
     `Seq2SeqTrainer(predict_with_generate=True)` is made for encoder-decoders: it would generate from rows that hold
-    the answer. Here each row is cut before what is to be written. The metrics are logged, reported and used by
-    `metric_for_best_model` like any others.
+    the answer. Here each row is cut before what is to be written: of a chat that is the assistant's last text, asked
+    for with everything before it, and of a text that says `<image>`, what follows its last image. Rows that ask
+    nothing (text alone) or whose answer begins with an image are left out, with a warning. The metrics are logged,
+    reported and used by `metric_for_best_model` like any others.
 
     ```python
     metrics = GenerationMetrics(model, processor, validation_set, score, max_new_tokens=32)
@@ -31,7 +52,7 @@ class GenerationMetrics:
         model: The model that is trained.
         processor: Its processor.
         dataset: A `TrainingDataset` with images (or prompts alone), not codes. Each process takes its share.
-        score: Called with what was written and with the dataset's texts; returns metrics by name.
+        score: Called with what was written and with what the dataset says; returns metrics by name.
         batch_size: Rows generated together.
         generate_kwargs: For `generate`; greedy by default.
     """
@@ -53,7 +74,11 @@ class GenerationMetrics:
         self.generate_kwargs = {"max_new_tokens": 64, "do_sample": False, **generate_kwargs}
 
     def __call__(self, prediction: Any = None) -> dict[str, float]:
-        """Writes texts for the whole dataset and scores them; what `Trainer` predicted is not looked at."""
+        """Writes texts for the whole dataset and scores them; what `Trainer` predicted is not looked at.
+
+        Raises:
+            ValueError: If rows have codes instead of images, or no row can be asked about.
+        """
         from accelerate import PartialState  # type: ignore[import-untyped]
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
@@ -62,9 +87,18 @@ class GenerationMetrics:
         written: list[tuple[str, str]] = []
         for start in range(0, len(indices), self.batch_size):
             samples = [read_sample(self.dataset[index]) for index in indices[start : start + self.batch_size]]
-            written.extend(zip(self._write(samples), map(_reference, samples), strict=True))
+            questions = [question for sample in samples if (question := self._ask(sample)) is not None]
+            for _, group in groupby(questions, key=lambda question: question.is_chat):
+                written.extend(self._write(list(group)))
         if state.num_processes > 1:
             written = gather_object(written)
+        if not written:
+            raise ValueError("No row of the dataset has an image or a prompt to ask with, and a text to expect.")
+        if len(written) < len(self.dataset):
+            logger.warning_once(
+                f"{len(self.dataset) - len(written)} of {len(self.dataset)} rows ask nothing, or are answered by an "
+                "image: evaluation leaves them out."
+            )
         return self.score([text for text, _ in written], [reference for _, reference in written])
 
     @staticmethod
@@ -72,34 +106,72 @@ class GenerationMetrics:
         """Keeps `Trainer` from collecting logits `[batch, sequence, vocabulary]` of the whole dataset."""
         return labels.new_zeros(len(labels))
 
-    def _write(self, samples: list[Sample]) -> list[str]:
-        prompts = [self._prompt(sample) for sample in samples]
-        images = [image for sample in samples for image in sample.pictures] or None
-        inputs = self.processor(images=images, text=prompts, padding=True, padding_side="left", return_tensors="pt")
+    def _write(self, questions: list[_Question]) -> list[tuple[str, str]]:
+        """What the model writes, with what it should."""
+        prompts = [question.prompt for question in questions]
+        options = {"padding": True, "padding_side": "left"}
+        if questions[0].is_chat:
+            inputs = self.processor.apply_chat_template(
+                prompts,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=True,
+                return_tensors="pt",
+                processor_kwargs={**options, "visual_mode": self._visual_modes(prompts)},
+            )
+        else:
+            images = [image for question in questions for image in question.images] or None
+            inputs = self.processor(images=images, text=prompts, return_tensors="pt", **options)
         is_training = self.model.training
         self.model.eval()
         output = self.model.generate(**inputs.to(self.model.device), **self.generate_kwargs)
         self.model.train(is_training)
         texts = self.processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-        return [text.strip() for text in texts]
+        return [(text.strip(), question.answer) for text, question in zip(texts, questions, strict=True)]
 
-    def _prompt(self, sample: Sample) -> str:
+    def _visual_modes(self, chats: list[list[dict[str, Any]]]) -> list[str]:
+        """The model has drawn the images of the assistant itself, as codes."""
+        return [
+            "discrete" if message["role"] == "assistant" else self.processor.visual_mode
+            for messages in chats
+            for message in messages
+            if not isinstance(message["content"], str)
+            for part in message["content"]
+            if part["type"] == "image"
+        ]
+
+    def _ask(self, sample: Sample) -> _Question | None:
         if any(isinstance(picture, list) for picture in sample.pictures):
             raise ValueError(f"Sample {sample.sample_id} has codes; generation is evaluated on images.")
-        if sample.messages is not None:
-            return self.processor.apply_chat_template(sample.messages[:-1], add_generation_prompt=True)
-        token = self.processor.image_token
-        prompt = sample.prompt or ""
-        return prompt if token in prompt else token * len(sample.pictures) + prompt
+        question = _question_of_chat(sample) if sample.messages is not None else self._question_of_text(sample)
+        return question if question.prompt and question.answer else None
 
-
-def _reference(sample: Sample) -> str:
-    """What the dataset says."""
-    if sample.messages is None:
+    def _question_of_text(self, sample: Sample) -> _Question:
         assert sample.text is not None
-        return sample.text.strip()
-    content = sample.messages[-1]["content"]
-    return content if isinstance(content, str) else " ".join(part.get("text") or "" for part in content)
+        token = self.processor.image_token
+        prompt, text = sample.prompt or "", sample.text
+        if sample.prompt is None and token in text:
+            before, _, text = text.rpartition(token)
+            prompt = before + token
+        elif token not in prompt + text:
+            prompt = token * len(sample.pictures) + prompt
+        return _Question(prompt, text.partition(token)[0].strip(), sample.pictures[: prompt.count(token)])
+
+
+def _question_of_chat(sample: Sample) -> _Question:
+    """What comes before the assistant's last text; a turn of the user's after it is of no account."""
+    messages = resolve_messages(sample)
+    answers = [_leading_text(message) if message["role"] == "assistant" else "" for message in messages]
+    last = max((index for index, answer in enumerate(answers) if answer), default=0)
+    return _Question(messages[:last], answers[last])
+
+
+def _leading_text(message: dict[str, Any]) -> str:
+    """What a message says, up to its first image."""
+    if isinstance(message["content"], str):
+        return message["content"].strip()
+    parts = takewhile(lambda part: part["type"] != "image", message["content"])
+    return " ".join(part.get("text") or "" for part in parts).strip()
 
 
 __all__ = ["GenerationMetrics"]

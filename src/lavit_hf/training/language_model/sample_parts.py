@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..plain_rows import check_columns, number_row
 from ..sample_checks import read_sample_id
 from ..sample_images import read_images
 
@@ -79,22 +80,17 @@ class Sample:
     epoch: int
 
 
-def read_sample(row: Mapping[str, Any]) -> Sample:
+def read_sample(row: Mapping[str, Any], epoch: int = 0) -> Sample:
     """Reads a row of a `TrainingDataset`, or one with the columns `image`, `images` or `codes`, and `text`.
 
+    Args:
+        row: The row. Without a `sample_id` it is numbered by its content.
+        epoch: The epoch, if the row does not say.
+
     Raises:
-        ValueError: If nothing is in it to learn, or nothing to tell it from other samples by.
+        ValueError: If nothing is in it to learn.
     """
-    if not {"images", "image", "codes", "text", "messages"} & set(row):
-        raise ValueError(
-            f"A row has nothing but {sorted(row)}: neither images nor text. Trainer removes columns that are no "
-            "inputs of the model before they get here: set `remove_unused_columns=False` in TrainingArguments."
-        )
-    if row.get("sample_id") is None:
-        raise ValueError(
-            "A row has no `sample_id`, which random decisions depend on. Wrap the dataset in TrainingDataset, or give "
-            "it such a column."
-        )
+    check_columns(row)
     if row.get("codes") is not None:
         pictures: list[Any] = [list(codes) for codes in row["codes"]]
     else:
@@ -104,8 +100,8 @@ def read_sample(row: Mapping[str, Any]) -> Sample:
         text=row.get("text"),
         prompt=row.get("prompt"),
         messages=row.get("messages"),
-        sample_id=read_sample_id(row, 0),
-        epoch=int(row.get("epoch") or 0),
+        sample_id=number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0),
+        epoch=epoch if row.get("epoch") is None else int(row["epoch"]),
     )
     if not sample.messages and not (sample.text or "").strip():
         raise ValueError(f"Sample {sample.sample_id} has no text. TrainingDataset skips such samples.")

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from ..accelerated.arguments import LoopArguments, option
 from ..accelerated.loop import AcceleratedLoop
+from ..dataset import TrainingDataset
 from .image_collator import ImageDataCollator
 
 
@@ -158,7 +159,7 @@ def train_autoencoder(
     Args:
         vae: The `AutoencoderKL` to train, in place.
         args: Options.
-        dataset: A [`TrainingDataset`] of images.
+        dataset: A [`TrainingDataset`] of images, or what one can be made of.
         collator: Makes batches of its samples.
         validation_rows: Samples to validate with, and to measure the scale of the latents on.
 
@@ -169,6 +170,8 @@ def train_autoencoder(
         FloatingPointError: If the loss is not finite.
         ValueError: If there are no samples to validate with.
     """
+    if not isinstance(dataset, TrainingDataset):
+        dataset = TrainingDataset(dataset, text_column=None)
     return AcceleratedLoop(AutoencoderTask(vae, args, collator, validation_rows), args, dataset, collator).train()
 
 

@@ -10,6 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from ...pipelines.pixel_decoder_inputs import check_codes, resolve_size, split_images
+from ..plain_rows import complete_row
 from .image_collator import Box, center_box, only_image, sample_columns
 
 
@@ -57,13 +58,14 @@ class PixelDecoderDataCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows of a [`TrainingDataset`].
+            rows: Rows of a [`TrainingDataset`], or of any dataset with a column `image`.
 
         Returns:
             `pixel_values`, the pictures in [-1, 1], `[batch, 3, height, width]`; `time_ids` `[batch, 6]`;
             `sample_ids` and `sample_seeds` `[batch]`; and either `codes` `[total]` with `num_tokens` `[batch]`, or
             `tokenizer_pixel_values`, the visual tokenizer's input.
         """
+        rows = [complete_row(row) for row in rows]
         images = [only_image(row) for row in rows]
         coded = [row.get("codes") is not None for row in rows]
         if any(coded) and not all(coded):

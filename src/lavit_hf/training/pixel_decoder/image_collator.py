@@ -10,6 +10,7 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from ...pipelines.pixel_decoder_inputs import resolve_size
+from ..plain_rows import complete_row
 from ..sample_seeds import sample_seed
 
 Box = tuple[int, int, int, int]
@@ -62,11 +63,12 @@ class ImageDataCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows of a [`TrainingDataset`].
+            rows: Rows of a [`TrainingDataset`], or of any dataset with a column `image`.
 
         Returns:
             `pixel_values` in [-1, 1], `[batch, 3, height, width]`; `sample_ids` and `sample_seeds`, `[batch]`.
         """
+        rows = [complete_row(row) for row in rows]
         images = [only_image(row) for row in rows]
         crops = [image.crop(center_box(image, self.height, self.width)) for image in images]
         pixels = self.processor.preprocess(crops, self.height, self.width)

@@ -15,8 +15,10 @@ from transformers.utils import logging
 
 from ..accelerated.arguments import LoopArguments, option
 from ..accelerated.loop import AcceleratedLoop
+from ..dataset import TrainingDataset
 from ..sample_seeds import sample_seed
 from .collator import PixelDecoderDataCollator
+from .dataset import PixelDecoderDataset
 from .loss import PixelDecoderLoss, draw_diffusion, encode_latents
 
 logger = logging.get_logger(__name__)
@@ -206,7 +208,7 @@ def train_pixel_decoder(
     Args:
         pipeline: The [`LavitPixelDecoderPipeline`] to train, in place.
         args: Options.
-        dataset: A [`PixelDecoderDataset`].
+        dataset: A [`PixelDecoderDataset`], or what one can be made of.
         collator: Makes batches of its samples.
         visual_tokenizer: Frozen; computes the codes of images that come without.
         validation_rows: Samples to validate with.
@@ -218,6 +220,8 @@ def train_pixel_decoder(
         FloatingPointError: If the loss is not finite.
         ValueError: If the parts do not fit together, or a sample does not fit the decoder.
     """
+    if not isinstance(dataset, TrainingDataset):
+        dataset = PixelDecoderDataset(dataset)
     task = PixelDecoderTask(pipeline, args, visual_tokenizer, validation_rows, collator)
     return AcceleratedLoop(task, args, dataset, collator).train()
 

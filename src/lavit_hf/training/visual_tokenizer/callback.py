@@ -7,6 +7,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ...modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
 from ...modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 
 logger = logging.get_logger(__name__)
@@ -17,7 +18,7 @@ _ON_FAILURE = ("warn", "raise", "ignore")
 class VisualTokenizerCallback(TrainerCallback):
     """Adds the metrics of [`TokenizerMetrics`] to every log, of training and evaluation, and looks for failures.
 
-    A run has failed if in several logs in a row
+    A run has failed if in several logs in a row, or in the last one, when training ends,
     - the argmax of the selector keeps nothing in many images, however healthy the sampled `keep_rate` looks: a model
       would see no tokens at all;
     - the selector, its learning over, gives all patches the same probability;
@@ -52,7 +53,10 @@ class VisualTokenizerCallback(TrainerCallback):
         self.max_empty_images = max_empty_images
         self.min_spread = min_spread
         self.min_live_codes = min_live_codes
+        # Of the last log: how many in a row have shown a failure, what to say about it, and what has been said.
         self._failures: dict[str, int] = {}
+        self._messages: dict[str, str] = {}
+        self._reported: set[str] = set()
 
     def attach(self, trainer: Trainer) -> VisualTokenizerCallback:
         """Makes this the first callback of `trainer`, and returns it."""
@@ -78,18 +82,33 @@ class VisualTokenizerCallback(TrainerCallback):
         source.reset()
         logs.update({prefix + name: value for name, value in metrics.items()})
         state.log_history[-1].update({prefix + name: value for name, value in metrics.items()})
-        if self.on_failure != "ignore":
-            self._guard(model, metrics)
+        self._guard(model, metrics, is_over=state.global_step >= state.max_steps > 0)
 
-    def _guard(self, model: LavitVisualTokenizerForPreTraining, metrics: dict[str, float]) -> None:
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """A short run has fewer logs than it takes patience, or none; its result counts all the same."""
+        model: LavitVisualTokenizerForPreTraining = kwargs["model"]
+        if not model.train_metrics.is_empty:
+            metrics = model.train_metrics.compute()
+            model.train_metrics.reset()
+            self._guard(model, metrics, is_over=True)
+        else:
+            self._report({name: message for name, message in self._messages.items() if name not in self._reported})
+
+    def _guard(self, model: LavitVisualTokenizerForPreTraining, metrics: dict[str, float], is_over: bool) -> None:
         found = find_failures(model, metrics, self.max_empty_images, self.min_spread, self.min_live_codes)
         self._failures = {name: self._failures.get(name, 0) + 1 for name in found}
-        for name, message in found.items():
-            if self._failures[name] < self.patience:
-                continue
+        self._messages = found
+        self._reported = {name for name in found if is_over or self._failures[name] >= self.patience}
+        self._report({name: found[name] for name in found if name in self._reported})
+
+    def _report(self, failures: dict[str, str]) -> None:
+        for message in failures.values():
             if self.on_failure == "raise":
                 raise RuntimeError(message)
-            logger.warning(message)
+            if self.on_failure == "warn":
+                logger.warning(message)
 
 
 def find_failures(
@@ -109,8 +128,8 @@ def find_failures(
     if not will_calibrate and metrics["argmax_empty_images"] > max_empty_images:
         failures["empty"] = (
             f"The selector's argmax keeps nothing in {metrics['argmax_empty_images']:.0%} of the images, although "
-            f"{metrics['keep_rate']:.0%} of the patches were kept in training. Inference would see no tokens. Start "
-            "with bypass_merger_steps and selector_steps."
+            f"{metrics['keep_rate']:.0%} of the patches were kept in training. Inference would see no tokens. "
+            + _how_to_fill_images(config)
         )
     if not will_calibrate and metrics["keep_probability_spread"] < min_spread:
         failures["flat"] = (
@@ -126,6 +145,16 @@ def find_failures(
                 "without quantization, and revive codes."
             )
     return failures
+
+
+def _how_to_fill_images(config: LavitPreTrainingConfig) -> str:
+    if not (config.selector_steps and config.calibration_steps and config.bypass_merger_steps):
+        return "Start with bypass_merger_steps and selector_steps."
+    # The selector has been calibrated: enough is kept of all images together, but not of each.
+    return (
+        "Have every image keep its share (keep_rate_per_image=True with a large keep_rate_weight, such as 100), or "
+        "raise keep_rate."
+    )
 
 
 __all__ = ["VisualTokenizerCallback", "find_failures"]

@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
+from ..plain_rows import FollowsEpoch, complete_row
 from ..sample_seeds import sample_seed
 
 
-class VisualTokenizerDataCollator:
+class VisualTokenizerDataCollator(FollowsEpoch):
     """Makes batches for [`LavitVisualTokenizerForPreTraining`]; `Trainer` needs `remove_unused_columns=False` for it.
 
     Args:
@@ -19,13 +20,15 @@ class VisualTokenizerDataCollator:
     """
 
     def __init__(self, image_processor: Any, seed: int = 0):
+        super().__init__()
         self.image_processor = image_processor
         self.seed = seed
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows of a [`TrainingDataset`], each with one image or several.
+            rows: Rows of a [`TrainingDataset`], each with one image or several, or of any dataset with a column
+                `image`. The latter are numbered by their content, and get their epoch from [`EpochCallback`].
 
         Returns:
             `pixel_values` `[images, channels, height, width]` and `sample_seeds` `[images]`.
@@ -34,7 +37,7 @@ class VisualTokenizerDataCollator:
             ValueError: If a row has no image.
         """
         images, seeds = [], []
-        for row in rows:
+        for row in (complete_row(row, self.epoch) for row in rows):
             if not row.get("images"):
                 raise ValueError(
                     f"Sample {row['sample_id']} has no image to learn from. Give the dataset's image column to "
