@@ -1,4 +1,4 @@
-"""Adapters are published with a card that says what they are, and whose code runs where nothing of this is installed."""
+"""Adapters are published with a card that says what they are, and whose code runs without this package."""
 
 import json
 import shutil

@@ -81,7 +81,11 @@ def test_all_parts_of_a_checkpoint_are_published(folder: Path) -> None:
     shutil.copyfile(folder / "model.safetensors", folder / "model.fp16.safetensors")
     sizes = dry_run(folder).sizes
     assert set(names) <= sizes.keys()
-    assert {"original/layout.json", "original/unused.safetensors", "original/language_model/config.json"} <= sizes.keys()
+    assert {
+        "original/layout.json",
+        "original/unused.safetensors",
+        "original/language_model/config.json",
+    } <= sizes.keys()
 
 
 def test_code_that_a_configuration_names_is_published_with_what_it_imports(folder: Path) -> None:

@@ -1,6 +1,6 @@
 """Which files of a directory are published: those that a checkpoint consists of, and those that its owner asks for.
 
-What else lies beside a checkpoint stays at home, as nobody can list what that may be: keys, data, what training leaves.
+What else lies in a directory stays at home: nobody can list what that may be. Keys, data, what training leaves.
 """
 
 from __future__ import annotations
@@ -292,4 +292,3 @@ def mapped_modules(root: Path) -> list[str]:
                 if _MODULE.fullmatch(module):  # of another repository: `user/name--module`
                     found.add(module)
     return sorted(found)
-

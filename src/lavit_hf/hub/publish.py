@@ -86,8 +86,8 @@ def publish(
         What was published.
 
     Raises:
-        PublishError: If the checkpoint is incomplete or lacks a license, if `include` asks for what is never published,
-            or if the Hub refuses it.
+        PublishError: If the checkpoint is incomplete or lacks a license, if `include` asks for what is never
+            published, or if the Hub refuses it.
     """
     _check_name(repository)
     origin = Origin(license, list(base_models), list(datasets))

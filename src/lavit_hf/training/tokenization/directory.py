@@ -172,7 +172,8 @@ class TokenizedDirectory:
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
             self._describe(files, hashlib.sha256(content.encode()).hexdigest()[:16])
-        card = _CARD.format(suffix=self.format.suffix, checkpoint=metadata["checkpoint"])
+        checkpoint = one_line(public_name(metadata["checkpoint"]))
+        card = _CARD.format(suffix=self.format.suffix, checkpoint=f"`{checkpoint.replace('`', '')}`")
         (self.path / "README.md").write_text(card, encoding="utf-8")
         for partial in self._data.glob(f".*{PARTIAL}"):
             partial.unlink()  # of a process that was killed
