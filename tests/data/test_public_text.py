@@ -17,6 +17,7 @@ from lavit_hf.data.public_text import one_line, public_name, without_paths
         ("~/photos", "photos"),
         ("../photos", "photos"),
         ("out/a/photos", "photos"),
+        ("https://example.org/a/photos", "https://example.org/a/photos"),
         (r"C:\Users\me\photos", "photos"),
         ("file:///home/me/photos", "photos"),
     ],

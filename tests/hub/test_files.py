@@ -146,6 +146,25 @@ def test_a_pickle_of_torch_is_one_under_any_name(folder: Path) -> None:
         dry_run(folder, include=["weights.data"])
 
 
+def test_included_files_may_hold_anything(folder: Path) -> None:
+    for name, content in {"rows.json": "[1]", "docs/config.json": "[", "own.safetensors": "x" * 9}.items():
+        add(folder, name, content=content.encode())
+    assert {"rows.json", "docs/config.json"} <= dry_run(folder, include=["*.json"]).sizes.keys()
+    with pytest.raises(PublishError, match=r"own\.safetensors is not a readable safetensors file"):
+        dry_run(folder, include=["own.safetensors"])
+
+
+def test_indices_of_the_original_tell_of_shards_that_are_gone(folder: Path) -> None:
+    """Regression: a checkpoint that was converted from sharded safetensors could not be published."""
+    name = "original/language_model/model.safetensors.index.json"
+    (folder / name).write_text('{"weight_map": {"a": "model-00001-of-00002.safetensors"}}')
+    path = folder / "original" / "layout.json"
+    layout = json.loads(path.read_text())
+    layout["copied"]["language_model/model.safetensors.index.json"] = name
+    path.write_text(json.dumps(layout))
+    assert name in dry_run(folder).sizes
+
+
 def test_a_pattern_that_matches_nothing_is_an_error(folder: Path) -> None:
     with pytest.raises(PublishError, match=r"nothing that --include docs/\*\.md matches"):
         dry_run(folder, include=["docs/*.md"])

@@ -14,7 +14,8 @@ _SEPARATORS = re.compile(r"[\\/]")
 
 def is_path(name: str) -> bool:
     """Whether a name can only be that of a file or a directory, not one on the Hub."""
-    return bool(_PATH.match(name)) or name.count("/") > 1
+    is_address = "://" in name and not name.startswith("file:")
+    return bool(_PATH.match(name)) or (name.count("/") > 1 and not is_address)
 
 
 def public_name(name: str) -> str:

@@ -32,8 +32,8 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def is_index(file: str) -> bool:
-    """Whether a file tells which shard has which tensor."""
-    return _INDEX in file
+    """Whether a file tells which shard has which tensor; those of the original tell it of shards that are gone."""
+    return _INDEX in file and (not file.startswith("original/") or file.startswith("original/unused."))
 
 
 def check_weights(root: Path, files: list[str]) -> None:

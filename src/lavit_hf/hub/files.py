@@ -94,11 +94,13 @@ class FileList:
 
     Attributes:
         published: What is published.
+        included: What of it is no part of the checkpoint.
         left_out: What is not, and why.
         refused: What is part of the checkpoint but must not be published, and why.
     """
 
     published: list[str] = field(default_factory=list)
+    included: list[str] = field(default_factory=list)
     left_out: dict[str, str] = field(default_factory=dict)
     refused: dict[str, str] = field(default_factory=dict)
 
@@ -127,6 +129,7 @@ def list_files(root: Path, include: Sequence[str] = (), include_evaluation: bool
             (files.refused if is_known else files.left_out)[name] = reason
         elif is_known or name in wanted:
             files.published.append(name)
+            files.included += [] if is_known else [name]
         else:
             files.left_out[name] = _OF_SAMPLES if _EVALUATION.fullmatch(name) else _NOT_A_PART
     for pattern, names in asked.items():

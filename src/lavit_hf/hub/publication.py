@@ -97,7 +97,7 @@ def prepare(
     is_inherited = check_licenses(checkpoint, files, config, origin.license or data.license)
     origin = replace(origin, inherited_license=find_license(files) if is_inherited else None)
     with temporary_folder(_PREFIX) as staged:
-        _stage(checkpoint, staged, files)
+        _stage(checkpoint, staged, sorted(set(files) - set(found.included)))
         if adapter is not None:
             _change(staged / ADAPTER_CONFIG, base_model_name_or_path=base)
         _add_code(staged)

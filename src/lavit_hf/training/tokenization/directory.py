@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...data.public_text import one_line, public_name
 from .shards import FORMATS, PARTIAL, Shard, complete_file, read_json, write_json
 
 _METADATA = "tokenization.json"
