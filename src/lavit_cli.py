@@ -625,7 +625,18 @@ def publish(
     ],
     repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="Repository on the Hub.", show_default=False)],
     private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only list files and sizes.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only list what would be published, and what not and why.")
+    ] = False,
+    card: Annotated[bool, typer.Option("--card", help="With --dry-run: show the model card instead.")] = False,
+    include: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PATTERN", help="Other files to publish, such as 'docs/*'; may be given several times."),
+    ] = None,
+    include_evaluation: Annotated[
+        bool,
+        typer.Option("--include-evaluation", help="Also publish predictions, pages and pictures of lavit evaluate."),
+    ] = False,
     license: Annotated[
         str | None,
         typer.Option(
@@ -647,7 +658,8 @@ def publish(
     """Publish a checkpoint on the Hugging Face Hub.
 
     Everything in one commit: weights, processor, pixel decoders, the code that loads them where lavit-hf is not
-    installed, and a model card. Of an interrupted run, the same command uploads the rest.
+    installed, and a model card. Other files of the directory stay at home unless --include names them; pickles, keys
+    and tokens always do. Of an interrupted run, the same command uploads the rest.
 
     \b
     Examples:
@@ -662,6 +674,9 @@ def publish(
         repository,
         private=True if private else None,
         dry_run=dry_run,
+        card=card,
+        include=include or [],
+        include_evaluation=include_evaluation,
         license=license,
         base_models=base_model or [],
         datasets=dataset or [],

@@ -26,7 +26,7 @@ def test_all_tasks_of_scenes_in_one_command(lavit, random_checkpoint: Path, tmp_
         for split in ("validation", "held_out")
     ]
     assert [count for task, _, count in found if task != "vqa"] == [3, 3, 2, 2, 2, 2]
-    assert metrics["checkpoint"] == str(random_checkpoint)
+    assert metrics["checkpoint"] == random_checkpoint.name
     assert metrics["results"][0]["options"]["max_new_tokens"] == 4
     assert metrics["results"][-1]["options"]["num_inference_steps"] == 2
 
@@ -43,6 +43,9 @@ def test_a_benchmark(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     result = lavit(*command, "--task", "vqa", "--output", tmp_path / "out")
     assert result.exit_code == 0, result.output
     assert "exact_match/other" in result.stdout
+    for path in (tmp_path / "out" / "metrics.json", tmp_path / "out" / "vqa" / "metrics.json"):
+        assert str(tmp_path) not in path.read_text() and '"questions.json"' in path.read_text()
+    assert str(tmp_path) not in (tmp_path / "out" / "vqa" / "samples.html").read_text()
     lines = (tmp_path / "out" / "vqa" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["references"] for line in lines] == [["red"], ["blue"]]
 

@@ -1,8 +1,10 @@
 """`lavit publish` and `lavit export-llama`; tests/hub has what they do."""
 
+import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
 from lavit_hf.cli import publish
@@ -25,17 +27,43 @@ def test_dry_run_lists_files_and_sizes(lavit, random_checkpoint: Path) -> None:
     assert result.stderr == "The card names no datasets (--dataset).\n"
 
 
+def test_dry_run_says_what_is_left_out_and_why(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(random_checkpoint, tmp_path / "checkpoint"))
+    for name in ("id_rsa", "notes.txt", "wandb/run/log.txt", "wandb/run/summary.json", "unet/optimizer.PT"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("0")
+    lines = lavit("publish", folder, "me/tiny", "--dry-run").stdout.splitlines()
+    assert [line.strip() for line in lines if "left out" in line] == [
+        "left out  id_rsa: a key, token or password by its name; never published",
+        "left out  notes.txt: not part of a checkpoint; --include publishes it",
+        "left out  unet/optimizer.PT: a pickle, which can run code; never published",
+        "left out  wandb/ (2 files): not part of a checkpoint; --include publishes it",
+    ]
+
+
+def test_card_can_be_seen_before(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    result = lavit("publish", random_checkpoint, "me/tiny", "--dry-run", "--card", "--dataset", "a/b")
+    assert result.exit_code == 0, result.output
+    card = ModelCard(result.stdout)
+    assert card.data.datasets == ["a/b"] and 'repository = "me/tiny"' in card.text
+    assert "Would publish" not in result.stdout and "base_model" in result.stderr
+    refused = lavit("publish", random_checkpoint, "me/tiny", "--card")
+    assert refused.exit_code == 1 and "--dry-run" in refused.stderr
+
+
 def test_options_and_report(lavit, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 
     def fake(checkpoint, repository, **options):
         calls.append((checkpoint, repository, options))
-        return PublishReport(repository, {"a": 2000, "b": 1}, ["old.safetensors"], [], ["A hint."], "http://x", "abc")
+        return PublishReport(repository, {"a": 2000, "b": 1}, ["old.safetensors"], {}, ["A hint."], "http://x", "abc")
 
     monkeypatch.setattr(publish, "publish", fake)
     options = ["--private", "--license", "mit", "--dataset", "c/d", "--dataset", "e/f", "--revision", "next"]
+    options += ["--include", "docs/*", "--include-evaluation"]
     result = lavit("publish", "folder", "me/tiny", *options)
     expected = {"private": True, "dry_run": False, "license": "mit", "base_models": [], "datasets": ["c/d", "e/f"]}
+    expected |= {"include": ["docs/*"], "include_evaluation": True}
     assert calls == [(Path("folder"), "me/tiny", {**expected, "revision": "next"})]
     assert result.stdout.splitlines() == [
         "Published http://x (2 files, 2.0 KB, commit abc)",

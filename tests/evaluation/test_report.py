@@ -27,3 +27,11 @@ def test_a_table_per_task():
         "  nothing      -    0 samples",
         "  cider    1.333    7 samples",
     ]
+
+
+def test_names_from_data_stay_on_their_line():
+    measured = Measurement(0.5, 7, "a\x1b[2J\nb").to_dict()
+    result = {"task": "vqa", "data": "my\ndata", "split": "te\rst", "num_samples": 7, "metrics": {"x\ny": measured}}
+    title, row = format_metrics({"results": [result]}).split("\n")
+    assert title == "vqa (my data, te st, 7 samples)"
+    assert row == "  x y  0.500    7 a [2J b"

@@ -37,3 +37,11 @@ def test_the_same_samples_make_the_same_files(tmp_path):
         write_samples_page(tmp_path / name, "title", [Shown([("one", RED), ("two", BLUE)], [("text", "")])] * 5)
         contents.append([path.read_bytes() for path in sorted((tmp_path / name).iterdir())])
     assert contents[0] == contents[1]
+
+
+def test_texts_of_data_stay_texts(tmp_path):
+    evil = '<script>a\nb</script> " \ud800 \x00'
+    write_samples_page(tmp_path, evil, [Shown([(evil, RED)], [(evil, evil)])])
+    page = (tmp_path / "samples.html").read_text(encoding="utf-8")
+    assert "<script" not in page and page.count("&lt;script&gt;a b&lt;/script&gt; &quot;") == 5
+    assert Image.open(tmp_path / "samples.png").width > 0

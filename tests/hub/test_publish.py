@@ -167,7 +167,7 @@ for name in ("LavitForConditionalGeneration", "LavitVisualTokenizer", "LavitPixe
 
 def test_push_to_hub(hub: HubServer, client, tiny_checkpoint: Path) -> None:
     code = """
-import sys
+import os, sys
 import lavit_hf
 from transformers import AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
 
@@ -180,6 +180,11 @@ processor.push_to_hub("owner/processor")
 model.visual_tokenizer.push_to_hub("owner/visual-tokenizer")
 pipeline.pixel_decoder.push_to_hub("owner/pixels")
 pipeline.push_to_hub("owner/all")
+for folder in ("pixels", "all", "model"):
+    os.makedirs(f"out/{folder}")
+    open(f"out/{folder}/hf_token.txt", "w").write("x")
+pipeline.pixel_decoder.save_pretrained("out/pixels", push_to_hub=True, repo_id="owner/saved-pixels")
+pipeline.save_pretrained("out/all", push_to_hub=True, repo_id="owner/saved-all")
 model.save_pretrained("out/model", push_to_hub=True, repo_id="owner/saved-model")
 processor.save_pretrained("out/processor", push_to_hub=True, repo_id="owner/saved-processor")
 processor.image_processor.save_pretrained("out/image-processor", push_to_hub=True, private=True)
@@ -203,6 +208,8 @@ print(*(type(thing).__module__.partition(".")[0] + "." + type(thing).__name__ fo
         "visual-tokenizer": model,
         "pixels": pixels,
         "all": model | processor | pixels,
+        "saved-pixels": pixels,
+        "saved-all": model | processor | pixels,
         "saved-model": model,
         "saved-processor": processor,
         "image-processor": {"preprocessor_config.json", "processing_lavit.py"},
@@ -210,6 +217,7 @@ print(*(type(thing).__module__.partition(".")[0] + "." + type(thing).__name__ fo
     for name, files in expected.items():
         assert files <= hub.files(f"owner/{name}").keys(), name
         assert len(hub.repositories[f"owner/{name}"].commits) == 2, name
+        assert "hf_token.txt" not in hub.files(f"owner/{name}"), name
     assert hub.repositories["owner/image-processor"].private
     config = json.loads(hub.files("owner/visual-tokenizer")["config.json"])
     assert config["auto_map"]["AutoModel"] == "modeling_lavit.LavitVisualTokenizer"

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from huggingface_hub.utils import tqdm
 
+from ..data.public_text import public_name, without_paths
 from ..files.complete import read_json, write_json
 from ..training.tokenization.processes import process_state
 from .checkpoint import EvaluatedCheckpoint
@@ -40,6 +41,7 @@ def evaluate(
         tasks: What on.
         output: Directory to write: `metrics.json` with the numbers of all tasks, and `TASK/` (or `TASK/SPLIT/` where
             data has splits) with `predictions.jsonl`, `metrics.json`, `samples.html`, `samples.png` and pictures.
+            `metrics.json` is made to be published: of paths it has the last part only.
         batch_size: Samples at a time.
         num_shown: How many samples the page shows: always the first ones.
         progress: Whether to show bars.
@@ -71,7 +73,7 @@ def evaluate(
         state.wait_for_everyone()
     if state.is_main_process:
         results = [read_json(folder / METRICS) for folder in folders]
-        common = {"checkpoint": checkpoint.name, "versions": library_versions()}
+        common = {"checkpoint": public_name(checkpoint.name), "versions": library_versions()}
         write_json(output / METRICS, {**common, "results": results})
     state.wait_for_everyone()
     return read_json(output / METRICS)
@@ -145,13 +147,13 @@ def _report(
     measurements = task.score(checkpoint, records, directory.path)
     report = {
         "task": task.name,
-        "data": task.data.name,
+        "data": public_name(task.data.name),
         "split": task.data.split,
         "num_samples": len(records),
         "metrics": {name: measurement.to_dict() for name, measurement in measurements.items()},
-        "checkpoint": checkpoint.name,
-        "options": task.options,
-        "settings": settings,
+        "checkpoint": public_name(checkpoint.name),
+        "options": without_paths(task.options),
+        "settings": without_paths(settings),
         "versions": library_versions(),
     }
     write_json(directory.path / METRICS, report)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from ..data.public_text import one_line
+
 
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """A table per task: name, value, 95 % interval, and how many of what it was measured on.
@@ -22,7 +24,8 @@ def _format_result(result: Mapping[str, Any]) -> str:
     lines = [
         f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows
     ]
-    return "\n".join([f"{result['task']} ({result['data']}{split}, {result['num_samples']} samples)", *lines])
+    title = one_line(f"{result['task']} ({result['data']}{split}, {result['num_samples']} samples)")
+    return "\n".join([title, *lines])
 
 
 def _format_row(name: str, measurement: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -34,7 +37,8 @@ def _format_row(name: str, measurement: Mapping[str, Any]) -> tuple[str, str, st
     value, interval = measurement["value"], measurement["interval"]
     unit = " %" if is_share and value is not None else ""
     between = "" if interval is None else f"[{write(interval[0])}, {write(interval[1])}]"
-    return name, "-" if value is None else write(value) + unit, between, f"{measurement['n']} {measurement['unit']}"
+    count = one_line(f"{measurement['n']} {measurement['unit']}")
+    return one_line(name), "-" if value is None else write(value) + unit, between, count
 
 
 __all__ = ["format_metrics"]

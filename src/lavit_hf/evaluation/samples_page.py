@@ -11,6 +11,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
+from ..data.public_text import one_line
 from ..files.complete import complete_file
 from .tasks import Shown
 
@@ -39,8 +40,14 @@ def write_samples_page(folder: Path, title: str, shown: Sequence[Shown]) -> None
         title: What is shown.
         shown: The samples, right or wrong: all that are given are on the page.
     """
+    title = one_line(title)
     shown = [
-        Shown([(name, _fit(picture)) for name, picture in one.pictures], one.lines, one.is_right) for one in shown
+        Shown(
+            [(one_line(name), _fit(picture)) for name, picture in one.pictures],
+            [(one_line(name), one_line(text)) for name, text in one.lines],
+            one.is_right,
+        )
+        for one in shown
     ]
     with complete_file(folder / "samples.html") as file:
         file.write(_to_html(title, shown).encode())

@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any, cast
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ..data.public_text import is_path, one_line, public_name
 from .errors import PublishError
 from .facts import Facts
 
@@ -31,11 +34,16 @@ class Origin:
     inherited_license: str | None = None
 
 
+_LICENSE = re.compile(r"[A-Za-z0-9][\w.+-]*")
 _BEGIN, _END = "<!-- facts: made by lavit publish -->", "<!-- end of facts -->"
 _BLOCK = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 # A section that its owner wrote; they know more than the metadata.
 _TRAINING_DATA = re.compile(r"^#{1,6}[ \t]+training data[ \t:]*#*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
+# What PEFT writes beside adapters: a form that nobody has filled in.
+_STUB = ("# Model Card for Model ID", "[More Information Needed]")
+# Whatever Markdown, HTML or a table could take for its own; of underscores, those that words do not have inside.
+_SPECIAL = re.compile(r"[\\`*\[\]<>|&~#!$]|(?<![^\W_])_|_(?![^\W_])")
 # Tasks of `lavit evaluate` as the Hub calls them.
 _TASKS = {
     "caption": "image-to-text",
@@ -47,6 +55,11 @@ _INTRODUCTION = """# {name}
 
 [LaVIT](https://arxiv.org/abs/2309.04669) reads images and text as one sequence: a visual tokenizer turns an image
 into a variable number of tokens, and one language model reads and writes both kinds.
+"""
+_INTRODUCTION_OF_ADAPTER = """# {name}
+
+What fine-tuning changed of [{base}](https://huggingface.co/{base}), a [LaVIT](https://arxiv.org/abs/2309.04669): an
+adapter of [PEFT](https://huggingface.co/docs/peft), which is loaded on top of it.
 """
 _USE = """## Use
 
@@ -77,6 +90,21 @@ pixel_decoder = DiffusionPipeline.from_pretrained(repository, trust_remote_code=
 pixel_decoder(input_ids=ids[:, inputs["input_ids"].shape[1] :]).images[0].save("chair.png")
 ```
 """
+_USE_ADAPTER = """## Use
+
+```python
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+base = AutoModelForImageTextToText.from_pretrained("{base}", trust_remote_code=True)
+model = PeftModel.from_pretrained(base, "{repository}")
+processor = AutoProcessor.from_pretrained("{processor}", trust_remote_code=True)
+
+inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
+output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
+print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```
+"""
 _USE_TOKENIZER = """## Use
 
 ```python
@@ -94,16 +122,75 @@ def read_card(root: Path) -> tuple[ModelCardData, str]:
     """Metadata and text of the card that a checkpoint has; nothing of either if it has none.
 
     Raises:
-        PublishError: If the metadata cannot be read.
+        PublishError: If it cannot be read.
     """
     path = root / "README.md"
     if not path.is_file():
         return ModelCardData(), ""
     try:
-        card = ModelCard.load(path)
-    except (ValueError, YAMLError) as error:
-        raise PublishError(f"{path}: the metadata at its top cannot be read: {error}") from error
-    return cast(ModelCardData, card.data), card.text
+        card = ModelCard(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise PublishError(f"{path} cannot be read: {error.strerror}.") from error
+    except UnicodeDecodeError as error:
+        raise PublishError(f"{path} cannot be read: {error}.") from error
+    except (AttributeError, KeyError, RecursionError, TypeError, ValueError, YAMLError) as error:
+        raise PublishError(f"{path}: the metadata at its top cannot be read: {error!r}") from error
+    data = cast(ModelCardData, card.data)
+    for name in ("license", "tags", "datasets", "base_model"):
+        value = getattr(data, name, None)
+        if not (value is None or isinstance(value, str) or _is_list_of_texts(value)):
+            raise PublishError(f"{path}: {name} in the metadata at its top is {value!r:.100}, which is no text.")
+    _check_license(data.license, f"{path}: license in the metadata at its top")
+    return data, card.text
+
+
+def check_origin(origin: Origin) -> None:
+    """Makes sure that all names are those of things on the Hub.
+
+    Raises:
+        PublishError: If one is not.
+    """
+    _check_license(origin.license, "--license")
+    for option, names in (("--base-model", origin.base_models), ("--dataset", origin.datasets)):
+        for name in names:
+            if not is_hub_name(name):
+                raise PublishError(f"{option} {name!r:.100} is no name on the Hub, which looks like user/name.")
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether something on the Hub can have this name."""
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def remove_paths(data: ModelCardData, text: str, base: str | None) -> tuple[str, list[str]]:
+    """Takes the paths of models and datasets out of metadata, which is changed, and out of a text.
+
+    Libraries write them there when they save what was made of something on a disk.
+
+    Args:
+        data: The metadata.
+        text: The text.
+        base: A path whatever it looks like, if it is not `None`.
+
+    Returns:
+        The text, and the paths.
+    """
+    paths = [] if base is None else [base]
+    for name in ("base_model", "datasets"):
+        values = _as_list(getattr(data, name))
+        found = [value for value in values if is_path(value) or value == base]
+        paths += [path for path in found if path not in paths]
+        if found:
+            rest = [value for value in values if value not in found]
+            setattr(data, name, rest[0] if name == "base_model" and len(rest) == 1 else rest or None)
+    for path in sorted(paths, key=len, reverse=True):
+        text = text.replace(path, public_name(path))
+    data.tags = [tag for tag in _as_list(data.tags) if not any(path in tag for path in paths)] or None
+    return text, paths
 
 
 def write_card(data: ModelCardData, text: str, facts: Facts, repository: str, origin: Origin) -> str:
@@ -120,16 +207,39 @@ def write_card(data: ModelCardData, text: str, facts: Facts, repository: str, or
     _set_metadata(data, facts, origin)
     if facts.results:
         data.model_name, data.eval_results = name, _eval_results(facts)
-    own_text = _BLOCK.sub("\n\n", text).strip() or _INTRODUCTION.format(name=name).strip()
+    own_text = _BLOCK.sub("\n\n", text).strip()
+    if facts.adapter is not None and all(part in own_text for part in _STUB):
+        own_text = ""
+    introduction = _INTRODUCTION if facts.adapter is None else _INTRODUCTION_OF_ADAPTER
+    own_text = own_text or introduction.format(name=name, base=data.base_model).strip()
     block = "\n".join([_BEGIN, _facts_text(facts, repository, data, own_text).strip(), _END])
     return f"---\n{data.to_yaml()}\n---\n\n{own_text}\n\n{block}\n"
 
 
+def _is_list_of_texts(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(part, str) for part in value)
+
+
+def _as_list(value: str | list[str] | None) -> list[str]:
+    return [value] if isinstance(value, str) else list(value or [])
+
+
+def _check_license(license: str | list[str] | None, where: str) -> None:
+    for name in _as_list(license):
+        if not _LICENSE.fullmatch(name):
+            raise PublishError(f"{where} is {name!r:.100}, which no license is called on the Hub: see apache-2.0.")
+
+
 def _set_metadata(data: ModelCardData, facts: Facts, origin: Origin) -> None:
-    data.library_name = "transformers"
-    data.pipeline_tag = "image-text-to-text" if facts.is_whole else "image-feature-extraction"
-    tags = {"lavit", "visual-tokenizer", *(data.tags or [])}
-    data.tags = sorted(tags | ({"any-to-any"} if facts.is_whole else set()))
+    tags = {"lavit", *_as_list(data.tags)}
+    if facts.adapter is None:
+        data.library_name = "transformers"
+        data.pipeline_tag = "image-text-to-text" if facts.is_whole else "image-feature-extraction"
+        tags |= {"visual-tokenizer"} | ({"any-to-any"} if facts.is_whole else set())
+    else:
+        data.library_name, data.pipeline_tag = "peft", "image-text-to-text"
+        data["base_model_relation"] = "adapter"
+    data.tags = sorted(tags)
     data.license = origin.license or data.license
     if origin.inherited_license:
         data.license = "other"
@@ -148,12 +258,12 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
             if measurement["value"] is not None:
                 found.append(
                     EvalResult(
-                        task_type=_TASKS.get(result["task"], result["task"]),
-                        dataset_type=result["data"],
-                        dataset_name=result["data"],
-                        dataset_split=result.get("split"),
-                        metric_type=name,
-                        metric_name=name,
+                        task_type=_TASKS.get(result["task"], one_line(result["task"])),
+                        dataset_type=_data_name(result),
+                        dataset_name=_data_name(result),
+                        dataset_split=one_line(result.get("split") or "") or None,
+                        metric_type=one_line(name),
+                        metric_name=one_line(name),
                         metric_value=measurement["value"],
                     )
                 )
@@ -161,12 +271,15 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
 
 
 def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: str) -> str:
-    if facts.is_whole:
+    if facts.adapter is not None:
+        use = _USE_ADAPTER
+    elif facts.is_whole:
         use = _USE + (_USE_PIXELS if "" in facts.pixel_decoders else "")
     else:
         use = _USE_TOKENIZER
+    names = {"base": data.base_model, "processor": repository if facts.has_processor else data.base_model}
     parts = [
-        use.format(repository=repository, guidance_scale=facts.guidance_scale) + _PACKAGE_FIRST,
+        use.format(repository=repository, guidance_scale=facts.guidance_scale, **names) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
         "" if _TRAINING_DATA.search(_CODE.sub("", own_text)) else "## Training data\n\n" + _training_data(data),
         _metrics_text(facts),
@@ -174,7 +287,15 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: st
     return "\n\n".join(part.strip() for part in parts if part)
 
 
+def _data_name(result: dict[str, Any]) -> str:
+    return one_line(public_name(result["data"]))
+
+
 def _architecture(facts: Facts) -> list[list[str]]:
+    shared = [[f"Parameters, {part}", f"{count:,}"] for part, count in facts.parameters.items()]
+    shared.append(["Precision", ", ".join(facts.dtypes)])
+    if facts.adapter is not None:
+        return [*([name, value] for name, value in facts.adapter.rows.items()), *shared]
     config: Any = facts.config
     visual = config.visual_tokenizer_config if facts.is_whole else config
     height, width = visual.image_size
@@ -192,15 +313,11 @@ def _architecture(facts: Facts) -> list[list[str]]:
             ["Vocabulary", f"{text.vocab_size} ids: {config.boi_token_id} of text, start, end, codes"],
             ["Pixel decoders", ", ".join(facts.pixel_decoders.values()) or "none"],
         ]
-    rows += [[f"Parameters, {part}", f"{count:,}"] for part, count in facts.parameters.items()]
-    return [*rows, ["Precision", ", ".join(facts.dtypes)]]
+    return [*rows, *shared]
 
 
 def _training_data(data: ModelCardData) -> str:
-    datasets = data.datasets or []
-    if not datasets:
-        return "Not stated."
-    return "\n".join(f"- {name}" for name in ([datasets] if isinstance(datasets, str) else datasets))
+    return "\n".join(f"- {_escape(name)}" for name in _as_list(data.datasets)) or "Not stated."
 
 
 def _metrics_text(facts: Facts) -> str:
@@ -209,7 +326,7 @@ def _metrics_text(facts: Facts) -> str:
     rows = [
         [
             result["task"],
-            " ".join(filter(None, [result["data"], result.get("split")])),
+            " ".join(filter(None, [_data_name(result), result.get("split")])),
             name,
             _readable(measurement),
             f"{measurement['n']} {measurement['unit']}",
@@ -234,5 +351,10 @@ def _readable(measurement: dict[str, Any]) -> str:
 
 
 def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', '&#124;') for cell in line)} |" for line in lines)
+    lines = [header, ["---"] * len(header), *([_escape(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _escape(text: str) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    return _SPECIAL.sub(lambda match: f"&#{ord(match[0])};", one_line(text))

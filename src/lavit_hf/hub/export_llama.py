@@ -16,9 +16,10 @@ from ..conversion.shards import check_shard_size, write_sharded
 from ..conversion.weight_files import Weights
 from ..modeling.configuration_lavit import LavitConfig
 from ..processing.tokenization_lavit import LavitTokenizer
+from .checks import WEIGHTS, check_weights
 from .errors import PublishError
 from .facts import read_config
-from .files import check_weights, list_files
+from .files import list_files
 from .licenses import find_notices
 
 # Where a converted checkpoint keeps the text tokenizer that it was converted from; llama.cpp reads it.
@@ -57,8 +58,13 @@ def export_llama(
         raise PublishError(f"{source} is not a directory; export-llama takes the directory of a checkpoint.")
     check_destination(target)
     check_shard_size(max_shard_size)
-    files, _ = list_files(source)
     config = read_config(source)
+    found = list_files(source)
+    # Only weights may be links to elsewhere: whatever else is copied goes wherever the export goes.
+    linked = [file for file in found.refused if file.endswith(WEIGHTS)]
+    for name in sorted(set(found.refused) - set(linked)):
+        raise PublishError(f"{source / name} is part of the checkpoint, but {found.refused[name]}. Replace it.")
+    files = sorted([*found.published, *linked])
     check_weights(source, files)
     if config.model_type != "lavit" or config.text_config.model_type != "llama":
         kind = config.model_type if config.model_type != "lavit" else config.text_config.model_type

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -13,13 +13,27 @@ from typing import Any
 from safetensors import safe_open
 from transformers import AutoConfig
 
+from .checks import WEIGHTS, read_object
 from .errors import PublishError
-from .files import WEIGHTS
+from .files import DECODERS, METRICS, MODEL_INDEX
 
-_METRICS = ("metrics.json", "evaluation/metrics.json")
+ADAPTER_CONFIG = "adapter_config.json"
 _MODEL_TYPES = ("lavit", "lavit_visual_tokenizer")
+_GENERATION, _GUIDANCE_NAME = "generation_config.json", "drawing_guidance_scale"
 _GUIDANCE = 4.0  # of checkpoints that do not say
-_DECODERS = ("", "lowres/")
+
+
+@dataclass
+class Adapter:
+    """What training changed of a model that is published elsewhere, as PEFT saves it.
+
+    Attributes:
+        base: The model, as the adapter names it: a name on the Hub or a path.
+        rows: What its configuration says, by what that is called.
+    """
+
+    base: str | None
+    rows: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass
@@ -27,12 +41,14 @@ class Facts:
     """What the files of a checkpoint say.
 
     Attributes:
-        config: Its configuration: that of a LaVIT, or of a visual tokenizer.
+        config: Its configuration: that of a LaVIT, or of a visual tokenizer; `None` of an adapter.
         parameters: Numbers of parameters by part.
         dtypes: The precisions of the weights, most frequent first.
         pixel_decoders: Which pixel decoders there are, by their directory.
         results: The results of an evaluation, as `lavit evaluate` writes them.
         guidance_scale: What it draws with.
+        adapter: What is adapted, of an adapter.
+        has_processor: Whether the processor is there.
     """
 
     config: Any
@@ -41,32 +57,50 @@ class Facts:
     pixel_decoders: dict[str, str]
     results: list[dict[str, Any]] = field(default_factory=list)
     guidance_scale: float = _GUIDANCE
+    adapter: Adapter | None = None
+    has_processor: bool = True
 
     @property
     def is_whole(self) -> bool:
-        """Whether this is a LaVIT, not a visual tokenizer alone."""
-        return self.config.model_type == "lavit"
+        """Whether this is a LaVIT, not a visual tokenizer or an adapter alone."""
+        return self.config is not None and self.config.model_type == "lavit"
 
 
-def read_facts(root: Path, files: list[str], config: Any) -> Facts:
+def read_facts(root: Path, files: list[str], config: Any, adapter: Adapter | None = None) -> Facts:
     """Reads the facts of a checkpoint.
 
     Args:
         root: Its directory.
         files: Its files, relative to it.
-        config: Its configuration.
+        config: Its configuration, if it is no adapter.
+        adapter: Its adapter, if it is one.
 
     Raises:
-        PublishError: If its metrics cannot be understood.
+        PublishError: If a file cannot be understood.
     """
     parameters: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
+    whole = "adapter" if adapter else "language model" if config.model_type == "lavit" else "visual tokenizer"
     for file in sorted(files, key=lambda name: ("/" in name, name)):  # the model itself first
         if file.endswith(WEIGHTS) and not file.startswith("original/"):
-            _count(root, file, config.model_type == "lavit", parameters, dtypes)
-    decoders = {folder: _decoder_kind(root / folder) for folder in _DECODERS if f"{folder}model_index.json" in files}
+            _count(root, file, whole, parameters, dtypes)
+    decoders = {folder: _decoder_kind(root / folder) for folder in DECODERS if f"{folder}{MODEL_INDEX}" in files}
     names = [name for name, _ in dtypes.most_common()]
-    return Facts(config, dict(parameters), names, decoders, _read_results(root), _read_guidance(root))
+    facts = Facts(config, dict(parameters), names, decoders, _read_results(root), _read_guidance(root), adapter)
+    facts.has_processor = "processor_config.json" in files
+    return facts
+
+
+def is_adapter(root: Path) -> bool:
+    """Whether a directory holds an adapter of PEFT.
+
+    Raises:
+        PublishError: If it holds a model, too.
+    """
+    found = (root / ADAPTER_CONFIG).is_file()
+    if found and (root / "config.json").is_file():
+        raise PublishError(f"{root} holds adapters of LoRA beside a model: keep them in a directory of their own.")
+    return found
 
 
 def read_config(root: Path) -> Any:
@@ -75,58 +109,131 @@ def read_config(root: Path) -> Any:
     Raises:
         PublishError: If it is neither a LaVIT nor a visual tokenizer.
     """
-    if (root / "adapter_config.json").is_file() and (root / "config.json").is_file():
-        raise PublishError(f"{root} holds adapters of LoRA beside a model: keep them in a directory of their own.")
-    if (root / "adapter_config.json").is_file():
-        raise PublishError(
-            f"{root} holds adapters of LoRA, not a whole LaVIT: merge them into their base first, or publish them "
-            "with push_to_hub."
-        )
-    try:
-        content = json.loads((root / "config.json").read_text(encoding="utf-8"))
-        model_type = content["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PublishError(f"{root} is not a LaVIT checkpoint: it has no readable config.json.") from error
+    if is_adapter(root):
+        raise PublishError(f"{root} holds adapters of LoRA, not a whole LaVIT: merge them into their base first.")
+    path = root / "config.json"
+    if not path.is_file():
+        raise PublishError(f"{root} is not a LaVIT checkpoint: it has no config.json.")
+    model_type = read_object(path).get("model_type")
     if model_type not in _MODEL_TYPES:
-        raise PublishError(f"{root} is not a LaVIT checkpoint: its config.json is of a {model_type!r} model.")
-    return AutoConfig.from_pretrained(root)
+        raise PublishError(f"{root} is not a LaVIT checkpoint: its config.json is of a {model_type!r:.100} model.")
+    try:
+        return AutoConfig.from_pretrained(root)
+    except Exception as error:  # of any kind: the classes of configurations check values in ways of their own
+        raise PublishError(f"{path} is not a usable configuration: {_first_line(error)}") from error
+
+
+def read_adapter(root: Path) -> Adapter:
+    """Reads the configuration of an adapter.
+
+    Raises:
+        PublishError: If it cannot be understood.
+    """
+    path = root / ADAPTER_CONFIG
+    content = read_object(path)
+    base, kind = content.get("base_model_name_or_path"), content.get("peft_type")
+    if not (base is None or isinstance(base, str)) or not isinstance(kind, str):
+        raise PublishError(f"{path} is no configuration of PEFT: peft_type or base_model_name_or_path is no text.")
+    rows = {"Kind": f"{kind}, of PEFT"}
+    names = {"Rank": "r", "Scale (alpha)": "lora_alpha", "Adapted": "target_modules", "Whole": "modules_to_save"}
+    for row, name in names.items():
+        value = content.get(name)
+        values = value if isinstance(value, list) else [value]
+        if not all(one is None or isinstance(one, (str, int, float)) for one in values):
+            raise PublishError(f"{path}: {name} is {value!r:.100}, which no adapter has.")
+        if value not in (None, []):
+            rows[row] = ", ".join(sorted(map(str, values)))
+    return Adapter(base, rows)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _decoder_kind(folder: Path) -> str:
     """As `decoder=` of pipelines and `--decoder` tell them apart: only one of them has a pooled condition."""
     path = folder / "token_decoder" / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    config = read_object(path) if path.is_file() else {}
     return "low-resolution" if config.get("pooled_size", 0) is None else "high-resolution"
 
 
 def _read_guidance(root: Path) -> float:
-    path = root / "generation_config.json"
-    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return values.get("drawing_guidance_scale", _GUIDANCE)
+    path = root / _GENERATION
+    value = read_object(path).get(_GUIDANCE_NAME) if path.is_file() else None
+    if value is None:
+        return _GUIDANCE
+    if not _is_number(value):
+        raise PublishError(f"{path}: {_GUIDANCE_NAME} is {value!r:.100}, which is no number.")
+    return float(value)
 
 
-def _count(root: Path, file: str, is_whole: bool, parameters: Counter[str], dtypes: Counter[str]) -> None:
+def _count(root: Path, file: str, whole: str, parameters: Counter[str], dtypes: Counter[str]) -> None:
     with safe_open(root / file, framework="pt") as weights:
         for name in weights.keys():  # noqa: SIM118 - no dictionary
             tensor = weights.get_slice(name)
             size = prod(tensor.get_shape())
-            parameters[_part(file, name, is_whole)] += size
+            parameters[_part(file, name, whole)] += size
             dtypes[tensor.get_dtype()] += size
 
 
-def _part(file: str, name: str, is_whole: bool) -> str:
+def _part(file: str, name: str, whole: str) -> str:
     folder, _, _ = file.rpartition("/")
     if folder:
         return folder
-    return "language model" if is_whole and ".visual_tokenizer." not in f".{name}" else "visual tokenizer"
+    is_of_tokenizer = whole == "language model" and ".visual_tokenizer." in f".{name}"
+    return "visual tokenizer" if is_of_tokenizer else whole
 
 
 def _read_results(root: Path) -> list[dict[str, Any]]:
-    for name in _METRICS:
+    for name in METRICS:
         path = root / name
         if path.is_file():
-            content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, Mapping) or not isinstance(content.get("results"), list):
+            results = read_object(path).get("results")
+            if not isinstance(results, list):
                 raise PublishError(f"{path} is not what `lavit evaluate` writes: it has no list of results.")
-            return content["results"]
+            for number, result in enumerate(results):
+                if problem := _problem_of_result(result):
+                    raise PublishError(f"{path} is not what `lavit evaluate` writes: results[{number}] {problem}.")
+            return results
     return []
+
+
+def _problem_of_result(result: Any) -> str | None:
+    if not isinstance(result, Mapping):
+        return "is no object"
+    for name, is_right in {
+        "task": isinstance(result.get("task"), str),
+        "data": isinstance(result.get("data"), str),
+        "split": isinstance(result.get("split"), (str, type(None))),
+        "metrics": isinstance(result.get("metrics"), Mapping),
+    }.items():
+        if not is_right:
+            return f"has {result.get(name)!r:.100} for `{name}`"
+    for name, measurement in result["metrics"].items():
+        if problem := _problem_of_measurement(measurement):
+            return f"has the metric {name!r:.100}, which {problem}"
+    return None
+
+
+def _problem_of_measurement(measurement: Any) -> str | None:
+    if not isinstance(measurement, Mapping):
+        return "is no object"
+    value, interval, count = (measurement.get(name) for name in ("value", "interval", "n"))
+    for name, is_right in {
+        "value": value is None or _is_number(value),
+        "interval": interval is None
+        or (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))),
+        "n": isinstance(count, int) and not isinstance(count, bool),
+        "unit": isinstance(measurement.get("unit"), str),
+        "is_share": isinstance(measurement.get("is_share"), (bool, type(None))),
+    }.items():
+        if not is_right:
+            return f"has {measurement.get(name)!r:.100} for `{name}`"
+    return None
+
+
+def _is_number(value: Any) -> bool:
+    try:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer that no float can hold
+        return False

@@ -1,58 +1,297 @@
-"""Which files of a checkpoint are published."""
+"""Which files of a directory are published: those that a checkpoint consists of, and those that its owner asks for.
+
+What else lies in a directory stays at home: nobody can list what that may be. Keys, data, what training leaves.
+"""
 
 from __future__ import annotations
 
-import json
-from fnmatch import fnmatch
-from pathlib import Path
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path, PurePosixPath
+from typing import Any
 
-from safetensors import SafetensorError, safe_open
+from huggingface_hub.utils import filter_repo_objects
+from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..conversion.layout import FOLDER as ORIGINAL
+from ..conversion.layout import LAYOUT, UNUSED
+from ..evaluation import TASKS
+from ..pipelines.remote_code import PIPELINE_MODULE
+from ..remote_code.checkpoint import code_files
+from .checks import read_object
 from .errors import PublishError
+from .licenses import copied_files, is_notice
 
-WEIGHTS = ".safetensors"
-_INDEX = f"{WEIGHTS}.index.json"
+DECODERS = ("", "lowres/")
+MODEL_INDEX = "model_index.json"
+METRICS = ("metrics.json", "evaluation/metrics.json")
 
-# Pickles can run code when they are loaded; what training leaves behind is of use to nobody else.
-_PICKLES = ("*.bin", "*.ckpt", "*.pickle", "*.pkl", "*.pt", "*.pth")
-_OF_TRAINING = ("checkpoint-*", "logs", "runs", "unfinished-checkpoint", "events.out.tfevents.*", "log.jsonl")
-_OF_TOOLS = (".*", "__pycache__", "*.lock", "*.tmp")
+# Weights, whole or in shards, of any variant, and the indices of shards.
+_WEIGHTS = re.compile(
+    r"(model|diffusion_pytorch_model|adapter_model)([.-][\w.-]+)?\.safetensors(\.index(\.\w+)?\.json)?"
+)
+_CONFIGURATIONS = {
+    "adapter_config.json",
+    "config.json",
+    "generation_config.json",
+    MODEL_INDEX,
+    "preprocessor_config.json",
+    "processor_config.json",
+    "scheduler_config.json",
+}
+_TEXT = {
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+    "vocab.txt",
+}
+_CHAT_TEMPLATE = re.compile(r"additional_chat_templates/[\w.-]+\.jinja")
+_UNUSED = re.compile(rf"{ORIGINAL}/{UNUSED}([.-][\w.-]+)?\.safetensors(\.index\.json)?")
+_OF_ORIGINAL = re.compile(rf"{ORIGINAL}/(.*/)?(README\.md|[\w.-]+\.index\.json)")
+# What `lavit evaluate` writes of single samples, in a folder of its own or beside the weights.
+_EVALUATION = re.compile(
+    rf"(evaluation/)?({'|'.join(map(re.escape, TASKS))})/([\w.-]+/)?"
+    r"(metrics\.json|settings\.json|predictions\.jsonl|samples\.html|samples\.png|pictures/[^/]+\.png)"
+)
+_MODULE = re.compile(r"[A-Za-z_]\w*")
+_MAPS = ("config.json", "processor_config.json", "preprocessor_config.json", "tokenizer_config.json")
+
+# Pickles can run code when they are loaded, whatever they are called.
+_PICKLES = {"bin", "ckpt", "cloudpickle", "dill", "joblib", "pickle", "pkl", "pt", "pth", "pyc"}
+_PACKED = {"bz2", "gz", "lz4", "lzma", "tar", "tgz", "xz", "z", "zip", "zst"}
+_PICKLE_START = re.compile(rb"\x80[\x02-\x05]")
+# Keys, tokens and passwords, by name and by content.
+_OF_SECRETS = re.compile(
+    r"id_(rsa|dsa|ecdsa|ed25519)(\W.*)?"
+    r"|.*\.(pem|key|p12|pfx|ppk|jks|keystore|kdbx|env)"
+    r"|(.*[._-])?(credentials?|secrets?|passwords?|passwd|htpasswd|netrc|pypirc)([._-].*)?"
+    r"|(.*[._-])?(access|api|auth|aws|bearer|github|gitlab|hf|hub|licen[cs]e|openai|private|ssh|wandb)"
+    r"[._-]?(tokens?|keys?)([._-].*)?"
+    r"|(stored_)?tokens?(\.\w+)?",
+    re.IGNORECASE,
+)
+_SECRETS = re.compile(
+    rb"-----BEGIN [A-Z ]*PRIVATE KEY|\b(hf_[A-Za-z0-9]{34}|gh[pousr]_[A-Za-z0-9]{36}|AKIA[A-Z0-9]{16})\b"
+)
+_SEARCHED = 2**24  # bytes of a file that are searched for secrets; configurations and tokenizers are smaller
+
+_NOT_A_PART = "not part of a checkpoint; --include publishes it"
+_OF_SAMPLES = "of single samples; --include-evaluation publishes it"
 
 
-def list_files(root: Path) -> tuple[list[str], list[str]]:
-    """The files of a directory, as paths relative to it: those to publish, and those to leave out."""
-    paths = sorted(path.relative_to(root) for path in root.rglob("*") if path.is_file())
-    published = [path.as_posix() for path in paths if not _is_left_out(path)]
-    visible = [path.as_posix() for path in paths if not any(fnmatch(part, ".*") for part in path.parts)]
-    return published, sorted(set(visible) - set(published))
+@dataclass
+class FileList:
+    """The files of a directory, as paths relative to it.
+
+    Attributes:
+        published: What is published.
+        included: What of it is no part of the checkpoint.
+        left_out: What is not, and why.
+        refused: What is part of the checkpoint but must not be published, and why.
+    """
+
+    published: list[str] = field(default_factory=list)
+    included: list[str] = field(default_factory=list)
+    left_out: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str] = field(default_factory=dict)
 
 
-def _is_left_out(path: Path) -> bool:
-    patterns = (*_PICKLES, *_OF_TRAINING, *_OF_TOOLS)
-    return any(fnmatch(part, pattern) for part in path.parts for pattern in patterns)
+def list_files(root: Path, include: Sequence[str] = (), include_evaluation: bool = False) -> FileList:
+    """Finds out what of a directory is published.
 
-
-def check_weights(root: Path, files: list[str]) -> None:
-    """Makes sure that what is published can be loaded: safetensors that are there, complete and readable.
+    Args:
+        root: The directory of a checkpoint.
+        include: Patterns of other files to publish, such as `docs/*.md`; matched as by `hf upload --include`.
+        include_evaluation: Whether to publish what `lavit evaluate` wrote of single samples, pictures among it.
 
     Raises:
-        PublishError: If weights are missing or corrupt.
+        PublishError: If a file that tells what there is cannot be read, or if all that a pattern matches is refused.
     """
-    for file in files:
-        if file.endswith(_INDEX):
-            shards = set(json.loads((root / file).read_text(encoding="utf-8"))["weight_map"].values())
-            beside = {str(Path(file).parent / shard) for shard in shards}
-            if missing := sorted(beside - set(files)):
-                raise PublishError(f"{root / file} lists {missing[0]}, which is not there.")
-    weights = [file for file in files if file.endswith(WEIGHTS)]
-    if not any("/" not in file for file in weights):
-        raise PublishError(
-            f"{root} has no weights in the safetensors format; pickles are not published. Save the model with "
-            "`save_pretrained`, or convert the original with `lavit convert`."
-        )
-    for file in weights:
-        try:
-            with safe_open(root / file, framework="pt"):
-                pass
-        except SafetensorError as error:
-            raise PublishError(f"{root / file} is not a readable safetensors file ({error}).") from error
+    found = dict(_walk(root))
+    known = _KnownFiles(root, include_evaluation)
+    asked = {pattern: _matching(root, found, pattern) for pattern in include}
+    wanted = {name for names in asked.values() for name in names}
+    files = FileList()
+    for name, reason in found.items():
+        is_known = name in known
+        if (is_known or name in wanted) and reason is None:
+            reason = _refuse_content(root / name)
+        if reason is not None:
+            (files.refused if is_known else files.left_out)[name] = reason
+        elif is_known or name in wanted:
+            files.published.append(name)
+            files.included += [] if is_known else [name]
+        else:
+            files.left_out[name] = _OF_SAMPLES if _EVALUATION.fullmatch(name) else _NOT_A_PART
+    for pattern, names in asked.items():
+        _check_pattern(root, pattern, names, files)
+    return files
+
+
+def _check_pattern(root: Path, pattern: str, names: list[str], files: FileList) -> None:
+    if not names:
+        raise PublishError(f"{root} has nothing that --include {pattern} matches.")
+    if not set(names) & {*files.published, *files.refused}:
+        raise PublishError(f"{root / names[0]} is not published, even with --include: {files.left_out[names[0]]}.")
+
+
+def _matching(root: Path, names: dict[str, Any], pattern: str) -> list[str]:
+    patterns = [pattern, f"{pattern.rstrip('/')}/"] if (root / pattern).is_dir() else [pattern]
+    return list(filter_repo_objects(names, allow_patterns=patterns))
+
+
+def _walk(root: Path) -> Iterator[tuple[str, str | None]]:
+    """All files, and why one must never be published, as far as its name tells; folders of tools as a whole."""
+
+    def refuse(error: OSError) -> None:
+        raise PublishError(f"{error.filename} cannot be read: {error.strerror}.") from error
+
+    for place, folders, names in os.walk(root, onerror=refuse):
+        folder = Path(place).relative_to(root)
+        for name in sorted(folders):
+            path = (folder / name).as_posix()
+            if name.startswith(".") or name == "__pycache__":
+                folders.remove(name)
+                yield f"{path}/", "of a tool; never published"
+            elif (root / path).is_symlink():  # which os.walk does not follow
+                yield path, "a link to a directory; never published"
+        folders.sort()
+        for name in sorted(names):
+            path = (folder / name).as_posix()
+            yield path, _refuse_name(root, path)
+
+
+def _refuse_name(root: Path, name: str) -> str | None:
+    path = root / name
+    endings = path.name.lower().split(".")[1:]
+    while len(endings) > 1 and endings[-1] in _PACKED:
+        endings.pop()
+    if path.name.startswith("."):
+        return "hidden; never published"
+    if endings and endings[-1] in _PICKLES:
+        return "a pickle, which can run code; never published"
+    if _OF_SECRETS.fullmatch(path.name):
+        return "a key, token or password by its name; never published"
+    if not path.is_file():
+        return "a link to nothing, or no regular file; never published"
+    if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in _places(root)):
+        return "a link that leads out of the directory; never published"
+    return None
+
+
+def _places(root: Path) -> list[Path]:
+    """Where links may lead: into the directory, or in the cache of the Hub to the files of the same repository."""
+    root = root.resolve()
+    is_cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")
+    return [root, *([root.parents[1] / "blobs"] if is_cached else [])]
+
+
+def _refuse_content(path: Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            content = file.read(8 if path.suffix == ".safetensors" else _SEARCHED)
+        is_archive = content.startswith(b"PK\3\4") and zipfile.is_zipfile(path)
+        if is_archive:
+            with zipfile.ZipFile(path) as archive:
+                is_archive = any(name.endswith(".pkl") for name in archive.namelist())
+    except (OSError, zipfile.BadZipFile) as error:
+        raise PublishError(f"{path} cannot be read: {error}.") from error
+    if is_archive or _PICKLE_START.match(content):
+        return "a pickle, which can run code; never published"
+    if _SECRETS.search(content):
+        return "it holds what looks like a key or a token; never published"
+    return None
+
+
+class _KnownFiles:
+    """What a checkpoint consists of."""
+
+    def __init__(self, root: Path, include_evaluation: bool) -> None:
+        self._include_evaluation = include_evaluation
+        self._parts, code = set(), {f"{PIPELINE_MODULE}.py", *code_files()}
+        for folder in DECODERS:
+            if (root / folder / MODEL_INDEX).is_file():
+                parts, modules = read_parts(root / folder / MODEL_INDEX)
+                self._parts |= {f"{folder}{part}" for part in parts}
+                code |= {f"{folder}{module}.py" for module in modules}
+        for module in mapped_modules(root):
+            code.add(f"{module}.py")
+            if (root / f"{module}.py").is_file():
+                imported = get_relative_import_files(root / f"{module}.py")
+                code |= {Path(file).name for file in imported if Path(file).parent == root}
+        self._code = code
+        self._recorded = set(copied_files(root))
+
+    def __contains__(self, name: str) -> bool:
+        path = PurePosixPath(name)
+        folder, is_file_of_model = str(path.parent), _is_file_of_model(path.name)
+        if name in self._code or name in METRICS:
+            return True
+        if _OF_SECRETS.fullmatch(path.name):  # `license_key.txt` is no license
+            return False
+        if name.startswith(f"{ORIGINAL}/"):
+            is_recorded = name in self._recorded and (is_file_of_model or bool(_OF_ORIGINAL.fullmatch(name)))
+            return name == LAYOUT or bool(_UNUSED.fullmatch(name)) or is_recorded
+        if folder == ".":
+            return is_file_of_model or name == "README.md" or is_notice(name)
+        if folder in self._parts:
+            return is_file_of_model or is_notice(path.name)
+        is_index = f"{folder}/" in DECODERS and path.name == MODEL_INDEX
+        is_asked = self._include_evaluation and bool(_EVALUATION.fullmatch(name))
+        return is_index or is_asked or bool(_CHAT_TEMPLATE.fullmatch(name))
+
+
+def _is_file_of_model(name: str) -> bool:
+    return name in _CONFIGURATIONS or name in _TEXT or bool(_WEIGHTS.fullmatch(name))
+
+
+def read_parts(index: Path) -> tuple[list[str], list[str]]:
+    """The parts of a pipeline, and the modules of code that its directory has to hold, relative to it.
+
+    Raises:
+        PublishError: If its `model_index.json` cannot be understood.
+    """
+    content = read_object(index)
+    parts, modules = [], []
+    for name, value in {"": content.get("_class_name"), **content}.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        is_pair = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
+        if not is_pair or (name and not _MODULE.fullmatch(name)):
+            raise PublishError(f"{index}: {name or '_class_name'!r} is not a library and a class, but {value!r:.100}.")
+        module = value[0]
+        if name and module is not None:
+            parts.append(name)
+        if module is not None and _MODULE.fullmatch(module):
+            modules.append(f"{name}/{module}".lstrip("/"))
+    return parts, modules
+
+
+def mapped_modules(root: Path) -> list[str]:
+    """The modules of code beside the configurations in a directory that these name in `auto_map`.
+
+    Raises:
+        PublishError: If an `auto_map` cannot be understood.
+    """
+    found = set()
+    for name in _MAPS:
+        auto_map = read_object(root / name).get("auto_map", {}) if (root / name).is_file() else {}
+        if not isinstance(auto_map, dict):
+            raise PublishError(f"{root / name}: auto_map is not an object, but {auto_map!r:.100}.")
+        for value in auto_map.values():
+            for reference in value if isinstance(value, list) else [value]:
+                if reference is not None and not isinstance(reference, str):
+                    raise PublishError(f"{root / name}: auto_map names {reference!r:.100}, which is no class.")
+                module, _, _ = (reference or "").rpartition(".")
+                if _MODULE.fullmatch(module):  # of another repository: `user/name--module`
+                    found.add(module)
+    return sorted(found)

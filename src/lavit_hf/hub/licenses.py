@@ -6,14 +6,16 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ..conversion.layout import LAYOUT, Layout
+from ..conversion.layout import LAYOUT
 from ..modeling.configuration_lavit import LavitConfig
+from .checks import read_object
 from .errors import PublishError
 
 # `lavit convert` puts the folder's name before that of a license of one part.
 _LICENSE = re.compile(r"(^|-)licen[cs]e", re.IGNORECASE)
 _NOTICE = re.compile(r"(^|-)notice", re.IGNORECASE)
 _POLICY = re.compile(r"(^|-)use[-_]policy", re.IGNORECASE)
+_TEXT = re.compile(r"[^.]*(\.\d+)*(\.(html?|md|pdf|rst|rtf|txt))?", re.IGNORECASE)
 # What a card says of weights that have no license of their own.
 _INHERITED = (None, "other", "llama2")
 
@@ -24,7 +26,7 @@ Or, if these weights derive from none of them, name their license: --license apa
 
 def find_notices(files: list[str]) -> list[str]:
     """The licenses, notices and use policies among files at the root."""
-    return [file for file in files if "/" not in file and _is_notice(file)]
+    return [file for file in files if "/" not in file and is_notice(file)]
 
 
 def find_license(files: list[str]) -> str | None:
@@ -38,7 +40,7 @@ def check_licenses(root: Path, files: list[str], config: Any, stated: str | None
     Args:
         root: The checkpoint.
         files: The files to publish.
-        config: The checkpoint's configuration.
+        config: The checkpoint's configuration; that of their base for adapters, `None` if nothing is known of it.
         stated: The license that its card or its owner states, as the Hub names it.
 
     Returns:
@@ -49,7 +51,7 @@ def check_licenses(root: Path, files: list[str], config: Any, stated: str | None
     """
     is_converted = (root / LAYOUT).is_file()
     if is_converted:
-        copied = [target for target in Layout.load(root).copied.values() if "/" not in target and _is_notice(target)]
+        copied = [target for target in copied_files(root) if "/" not in target and is_notice(target)]
         if missing := sorted({*(copied or ["NOTICE"])} - set(files)):
             raise PublishError(f"{root} was converted with {', '.join(missing)}, which is gone: put it back.")
     if stated not in _INHERITED or not (is_converted or _has_published_sizes(config)):
@@ -63,13 +65,26 @@ def check_licenses(root: Path, files: list[str], config: Any, stated: str | None
     return True
 
 
-def _is_notice(name: str) -> bool:
-    return any(pattern.search(name) for pattern in (_LICENSE, _NOTICE, _POLICY))
+def copied_files(root: Path) -> list[str]:
+    """What `lavit convert` took over as it was, by its own record; paths relative to the directory.
+
+    Raises:
+        PublishError: If the record is damaged.
+    """
+    copied = read_object(root / LAYOUT).get("copied") if (root / LAYOUT).is_file() else {}
+    if not isinstance(copied, dict) or not all(isinstance(target, str) for target in copied.values()):
+        raise PublishError(f"{root / LAYOUT} is damaged: `copied` is no object of paths.")
+    return list(copied.values())
+
+
+def is_notice(name: str) -> bool:
+    """Whether a file is a license, a notice or a use policy, by its name."""
+    return bool(_TEXT.fullmatch(name)) and any(pattern.search(name) for pattern in (_LICENSE, _NOTICE, _POLICY))
 
 
 def _has_published_sizes(config: Any) -> bool:
     """Whether this is the published architecture, as a fine-tuned copy of the published weights is."""
-    if config.model_type != "lavit":
+    if config is None or config.model_type != "lavit":
         return False
     text, published = config.text_config, LavitConfig().text_config
     names = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")

@@ -12,8 +12,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
 
 from .card import Origin
+from .checks import WEIGHTS
 from .errors import PublishError
-from .files import WEIGHTS
 from .publication import Publication, prepare
 
 _OF_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json")
@@ -27,19 +27,21 @@ class PublishReport:
         repository: Name of the repository.
         sizes: Sizes of its files in bytes.
         removed: Weights of an earlier version that were removed.
-        left_out: Files of the checkpoint that are not published.
+        left_out: Files of the directory that are not published, and why.
         hints: What the card does not say.
         url: Where it is; `None` if nothing was uploaded.
         commit: The commit that holds all of it.
+        card: The text of the model card.
     """
 
     repository: str
     sizes: dict[str, int]
     removed: list[str]
-    left_out: list[str]
+    left_out: dict[str, str]
     hints: list[str]
     url: str | None = None
     commit: str | None = None
+    card: str = ""
 
 
 def publish(
@@ -51,6 +53,8 @@ def publish(
     license: str | None = None,
     base_models: Sequence[str] = (),
     datasets: Sequence[str] = (),
+    include: Sequence[str] = (),
+    include_evaluation: bool = False,
     revision: str | None = None,
     commit_message: str = "Upload LaVIT",
     token: str | bool | None = None,
@@ -61,7 +65,7 @@ def publish(
     again. Files of the repository that the checkpoint does not have stay, but for weights.
 
     Args:
-        checkpoint: Directory of a LaVIT or of a visual tokenizer.
+        checkpoint: Directory of a LaVIT, of a visual tokenizer or of an adapter of PEFT.
         repository: Name of the repository, `user/name`; created if needed.
         private: Whether a new repository is private; by default what is usual for its owner. `True` refuses one that
             is public already.
@@ -69,6 +73,11 @@ def publish(
         license: License of the weights, as the Hub names it; by default what the card says.
         base_models: Models that the weights were made of; by default what the card says.
         datasets: Datasets that they were trained on; by default what the card says.
+        include: Patterns of other files of the directory to publish, such as `"docs/*.md"`, matched as by `hf upload
+            --include`. By default only what a checkpoint consists of is published. Never published are pickles, keys
+            and tokens, hidden files, and links that lead out of the directory.
+        include_evaluation: Whether to publish what `lavit evaluate` wrote of single samples, too: predictions,
+            pages and pictures.
         revision: Branch to publish to; created if needed.
         commit_message: First line of the commit.
         token: Token of the Hub; by default the stored one.
@@ -77,12 +86,15 @@ def publish(
         What was published.
 
     Raises:
-        PublishError: If the checkpoint is incomplete or lacks a license, or the Hub refuses it.
+        PublishError: If the checkpoint is incomplete or lacks a license, if `include` asks for what is never
+            published, or if the Hub refuses it.
     """
     _check_name(repository)
     origin = Origin(license, list(base_models), list(datasets))
-    with prepare(Path(checkpoint), repository, origin) as publication:
-        report = PublishReport(repository, publication.sizes, [], publication.left_out, publication.hints)
+    with prepare(Path(checkpoint), repository, origin, include, include_evaluation) as publication:
+        report = PublishReport(
+            repository, publication.sizes, [], publication.left_out, publication.hints, card=publication.card
+        )
         if dry_run:
             return report
         try:

@@ -22,7 +22,7 @@ from ..modeling.token_progress import TokenProgress
 from ..processing.processing_lavit import ImageTextProcessor
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
 from .pixel_decoder_inputs import codes_of_ids
-from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS
+from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, save_and_push
 from .prompts import release_pixel_values, split_prompts
 
 # What the release draws with (LaVIT paper, appendix; its own scripts).
@@ -134,17 +134,23 @@ class LavitTextToImagePipeline(DiffusionPipeline):
         )
         return cls(model, processor, **pixel_decoder.components)
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Saves model, processor and pixel decoder into one directory, from which each of them loads, too.
 
         Args:
             save_directory: Where to; created if needed.
             *args: As for [`LavitPixelDecoderPipeline.save_pretrained`].
+            push_to_hub: Whether to upload it as well; of the directory nothing else.
             **kwargs: As for [`LavitPixelDecoderPipeline.save_pretrained`].
         """
+        save_and_push(self._save, save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+
+    def _save(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         self.model.save_pretrained(save_directory)
         self.processor.save_pretrained(save_directory)
-        self.pixel_decoder.save_pretrained(save_directory, *args, **kwargs)
+        self.pixel_decoder._save(save_directory, *args, **kwargs)
 
     @property
     def pixel_decoder(self) -> LavitPixelDecoderPipeline:

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import os
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -115,14 +117,20 @@ class PixelDecoderStorage(DiffusionPipeline):
             config["token_decoder"] = list(_TOKEN_DECODER)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
 
-    def save_pretrained(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> None:
         """Saves the pipeline, with the code that `DiffusionPipeline` needs to load it.
 
         Args:
             save_directory: Where to; created if needed.
             *args: As for any pipeline of diffusers.
+            push_to_hub: Whether to upload it as well; of the directory nothing else.
             **kwargs: As for any pipeline of diffusers.
         """
+        save_and_push(self._save, save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+
+    def _save(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         folder = Path(save_directory)
         codes = {folder / f"{_PIPELINE[0]}.py": _code(PixelDecoderStorage, "pipeline_code")}
         if self.token_decoder is not None:
@@ -132,6 +140,25 @@ class PixelDecoderStorage(DiffusionPipeline):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code, encoding="utf-8")
         super().save_pretrained(save_directory, *args, **kwargs)
+
+
+def save_and_push(
+    save: Callable[..., None], save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool, **kwargs: Any
+) -> None:
+    """Saves a pipeline, and uploads it from a directory of its own: diffusers uploads whatever lies in the given one.
+
+    Args:
+        save: How it is saved.
+        save_directory: Where to.
+        *args: Of `save`.
+        push_to_hub: Whether to upload it as well.
+        **kwargs: Of `save`.
+    """
+    save(save_directory, *args, **kwargs)
+    if push_to_hub:
+        kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
+        with tempfile.TemporaryDirectory() as folder:
+            save(folder, *args, push_to_hub=True, **kwargs)
 
 
 def _find_decoder(root: Path, decoder: str | None) -> Path:

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ...data.public_text import one_line, public_name
 from ...files.complete import complete_file, read_json, remove_partials, write_json
 from .shards import FORMATS, Shard
 
@@ -173,7 +174,8 @@ class TokenizedDirectory:
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
             self._describe(files, hashlib.sha256(content.encode()).hexdigest()[:16])
-        card = _CARD.format(suffix=self.format.suffix, checkpoint=metadata["checkpoint"])
+        checkpoint = one_line(public_name(metadata["checkpoint"]))
+        card = _CARD.format(suffix=self.format.suffix, checkpoint=f"`{checkpoint.replace('`', '')}`")
         (self.path / "README.md").write_text(card, encoding="utf-8")
         remove_partials(self._data)
         write_json(self.path / _METADATA, metadata)

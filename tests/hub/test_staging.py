@@ -1,0 +1,59 @@
+"""Temporary folders of processes that are gone do not stay."""
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from lavit_hf.hub.staging import temporary_folder
+
+PREFIX = "lavit-publish-"
+HOLD = """
+import sys
+from lavit_hf.hub.staging import temporary_folder
+with temporary_folder("lavit-publish-") as folder:
+    (folder / "file").write_text("x")
+    print(folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary folders are."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield tmp_path
+    tempfile.tempdir = None
+
+
+def hold() -> tuple[subprocess.Popen, Path]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    return process, Path(process.stdout.readline().strip())
+
+
+def test_what_a_kill_left_goes_and_what_is_in_use_stays(place: Path) -> None:
+    killed, abandoned = hold()
+    living, used = hold()
+    assert {abandoned, used} == set(place.iterdir())  # of two living processes, none takes the other's
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    (place / f"{PREFIX}link").symlink_to(place.parent)
+    (place / "other").mkdir()
+    with temporary_folder(PREFIX) as mine:
+        assert not abandoned.exists() and (used / "file").is_file() and mine.is_dir()
+        with temporary_folder(PREFIX) as second:  # of the same process
+            assert mine.is_dir() and second.is_dir()
+    living.communicate("")
+    assert {path.name for path in place.iterdir()} == {f"{PREFIX}link", "other"} and place.parent.is_dir()
+
+
+def test_errors_leave_nothing(place: Path) -> None:
+    with pytest.raises(KeyError), temporary_folder(PREFIX):
+        raise KeyError
+    assert not list(place.iterdir())
