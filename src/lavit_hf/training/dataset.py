@@ -43,8 +43,8 @@ class TrainingDataset(Dataset):
         on_bad_sample: `"skip"`, or `"raise"` to stop at the first one.
         lengths: Length of every row in ids, for `train_sampling_strategy="group_by_length"`; by default those of the
             dataset's column `length`, if it has one. `measure_lengths` finds them out.
-        image_root: Where relative paths of images start, and what no path may leave: one that does makes a bad sample. By
-            default the working directory, and paths are taken for the caller's own.
+        image_root: Where relative paths of images start, and what no path may leave: one that does makes a bad sample.
+            By default the working directory, and paths are taken for the caller's own.
 
     Raises:
         TypeError: If the dataset has no length, as a streamed one.
