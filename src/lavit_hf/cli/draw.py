@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from .loading import Lavit, load
-from .pictures import check_files, open_image, save_png
+from ..conversion.progress import bar_options
+from .loading import Lavit, load, without_bars
+from .pictures import open_image, open_images, save_picture
 
 if TYPE_CHECKING:
     from ..pipelines import LavitTextToImagePipeline
@@ -30,14 +30,14 @@ def draw(
     dtype: str,
 ) -> None:
     """Draws one picture of a prompt, the given pictures before its text."""
-    if not prompt.strip() and not sources:
-        raise ValueError("The prompt is empty: say what to draw.")
-    check_files(sources)
-    check_output(output)
-    images = [open_image(source) for source in sources]
+    images, failures = open_images(sources)
+    if failures:
+        raise ValueError("\n".join(failures))
     pipeline = load_pipeline(load(model, device, dtype), model, decoder)
     seed, generator = make_generator(seed)
-    (drawing,) = pipeline([*images, prompt] if images else prompt, generator=generator, **options).images
+    (drawing,) = pipeline(
+        [*(image for _, image in images), prompt] if images else prompt, generator=generator, **options
+    ).images
     _save(drawing, output, seed)
 
 
@@ -53,8 +53,6 @@ def reconstruct(
     dtype: str,
 ) -> None:
     """Draws a picture from its own tokens."""
-    check_files([source])
-    check_output(output)
     image = open_image(source)
     pipeline = load_pipeline(load(model, device, dtype), model, decoder)
     seed, generator = make_generator(seed)
@@ -78,15 +76,16 @@ def load_pipeline(lavit: Lavit, model: str, decoder: str | None = None) -> Lavit
 
     from ..pipelines import LavitTextToImagePipeline
 
-    logging.disable_progress_bar()  # of loading
     parts = {"model": lavit.model, "processor": lavit.processor}
     try:
-        pipeline = LavitTextToImagePipeline.from_pretrained(model, decoder=decoder, dtype=lavit.model.dtype, **parts)
+        with without_bars(logging):
+            pipeline = LavitTextToImagePipeline.from_pretrained(
+                model, decoder=decoder, dtype=lavit.model.dtype, **parts
+            )
     except OSError as error:
         raise ValueError(f"{model} cannot draw: {error}") from error
-    finally:
-        logging.enable_progress_bar()
-    pipeline.set_progress_bar_config(delay=1.0, leave=False)  # no bars for what takes less than a second
+    # No bars for what takes less than a second.
+    pipeline.set_progress_bar_config(**bar_options("Drawing", delay=1.0, leave=False))
     return pipeline.to(lavit.model.device)
 
 
@@ -96,21 +95,6 @@ def make_generator(seed: int | None) -> tuple[int, torch.Generator]:
     return seed, torch.Generator().manual_seed(seed)
 
 
-def check_output(path: Path) -> None:
-    """Says before anything is drawn that it could not be written.
-
-    Raises:
-        ValueError: The file is no PNG, a directory is in its place, or its own directory cannot be written.
-    """
-    if path.suffix.lower() != ".png":
-        raise ValueError(f"{path}: --output takes the name of a PNG file, such as {path.stem or 'picture'}.png.")
-    if path.is_dir():
-        raise ValueError(f"{path} is a directory; --output takes the name of a PNG file.")
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"{path} cannot be written: {folder} is no directory that you may write to.")
-
-
 def _save(drawing: Image.Image, output: Path, seed: int) -> None:
-    save_png(drawing, output)
+    save_picture(drawing, output)
     print(f"Wrote {output} ({drawing.width} x {drawing.height} pixels, seed {seed})")
