@@ -144,7 +144,7 @@ def caption(
 ) -> None:
     """Describe images, one line each.
 
-    Of several images each line starts with the file's name and a tab. Those that cannot be read are left out, and named.
+    Of several images each line starts with the file's name and a tab. Those that cannot be read are left out, by name.
 
     \b
     Examples:
@@ -289,7 +289,7 @@ def demo(
 ) -> None:
     """Show what becomes of pictures and prompts: tokens, captions, answers, drawings.
 
-    Writes a picture with a row for each picture: itself, the patches that each of the two branches of the visual tokenizer
+    Writes one with a row for each picture: itself, the patches that each of the two branches of the visual tokenizer
     keeps, the picture drawn from its own tokens, and drawn again with a change; and a row of drawings of prompts.
     Without pictures it shows scenes with questions and prompts of their own, and says what is right and what is wrong.
 
@@ -589,6 +589,70 @@ def convert(
         commands.convert_back(source, destination)
     else:
         commands.convert_checkpoint(source, destination, dtype.value if dtype else None, max_shard_size, heads)
+
+
+@app.command()
+@_in_one_line
+def assemble(
+    language_model: Annotated[
+        Path, typer.Argument(metavar="LANGUAGE_MODEL", help="Directory that stage 2 wrote.", show_default=False)
+    ],
+    pixel_decoder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PIXEL_DECODER", help="Directory that stage 3 wrote, or of a LaVIT that draws.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.", show_default=False)],
+) -> None:
+    """Join a language model and a pixel decoder that were trained apart.
+
+    Both have to be of one visual tokenizer. OUT is what --model takes, and what publish publishes; it appears only
+    when it is complete. Pixel decoders that LANGUAGE_MODEL has from before are left out.
+
+    \b
+    Example:
+      lavit assemble out/lm out/pixel-decoder my-lavit
+    """
+    language_model, pixel_decoder = Path(_checkpoint(str(language_model))), Path(_checkpoint(str(pixel_decoder)))
+    check_source(language_model, "LANGUAGE_MODEL")
+    check_source(pixel_decoder, "PIXEL_DECODER")
+    check_new_directory(output)
+    from lavit_hf.cli.assemble import run
+
+    run(language_model, pixel_decoder, output)
+
+
+@app.command()
+@_in_one_line
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="Directory of adapters of LoRA.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.", show_default=False)],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Checkpoint that they were trained on.", show_default="as adapter_config.json says"
+        ),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")] = "5GB",
+) -> None:
+    """Merge adapters of LoRA into their base, as one checkpoint.
+
+    OUT has the weights in the precision of the base, and its pixel decoders; it appears only when it is complete.
+
+    \b
+    Examples:
+      lavit merge out/lora my-lavit
+      lavit merge out/lora my-lavit --base lavit-7b-v2
+    """
+    check_source(adapter, "ADAPTER", or_repository=True)
+    check_new_directory(output)
+    base = None if base is None else _model(base)
+    from lavit_hf.cli.merge import run
+
+    run(adapter, output, base, max_shard_size)
 
 
 @app.command()

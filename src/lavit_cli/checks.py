@@ -22,9 +22,9 @@ def check_model(model: str) -> None:
         ValueError: There is no such directory, or there is something else in it.
     """
     path = Path(model)
+    if _is_repository(model):
+        return
     if not os.path.exists(model):
-        if len(path.parts) == 2 and not _is_path(model):
-            return
         raise ValueError(f"{model} does not exist; {_CHECKPOINT}.")
     if not path.is_dir():
         raise ValueError(f"{model} is not a directory; {_CHECKPOINT}.")
@@ -106,21 +106,28 @@ def check_data(name: str) -> None:
         raise ValueError(f"{name} does not exist.")
 
 
-def check_source(path: str | Path | None, option: str, is_file: bool = False) -> None:
+def check_source(path: str | Path | None, option: str, is_file: bool = False, or_repository: bool = False) -> None:
     """Refuses a file or directory to read that is not there.
 
     Args:
         path: The file or directory; `None` is not given.
         option: What takes it.
         is_file: Which of both it is.
+        or_repository: Whether it may be the name of a repository on the Hub.
 
     Raises:
         ValueError: There is none.
     """
+    if or_repository and _is_repository(str(path)):
+        return
     if path is not None and not (os.path.isfile(path) if is_file else os.path.isdir(path)):
         kind = "file" if is_file else "directory"
         state = f"is not a {kind}" if os.path.exists(path) else "does not exist"
         raise ValueError(f"{path} {state}; {option} takes a {kind}.")
+
+
+def _is_repository(name: str) -> bool:
+    return len(Path(name).parts) == 2 and not _is_path(name) and not os.path.exists(name)
 
 
 def _is_path(name: str) -> bool:

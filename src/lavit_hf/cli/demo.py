@@ -57,7 +57,7 @@ def run(
     for failure in bad:
         print(f"lavit: left out: {failure}", file=sys.stderr)
     lavit = load(model, device, dtype)
-    pipeline = load_pipeline(lavit, model)
+    pipeline = load_pipeline(lavit)
     print(f"Checkpoint  {model}")
     if lavit.random_weights:
         print(_RANDOM)

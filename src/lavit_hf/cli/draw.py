@@ -33,7 +33,7 @@ def draw(
     images, failures = open_images(sources)
     if failures:
         raise ValueError("\n".join(failures))
-    pipeline = load_pipeline(load(model, device, dtype), model, decoder)
+    pipeline = load_pipeline(load(model, device, dtype), decoder)
     seed, generator = make_generator(seed)
     (drawing,) = pipeline(
         [*(image for _, image in images), prompt] if images else prompt, generator=generator, **options
@@ -54,18 +54,17 @@ def reconstruct(
 ) -> None:
     """Draws a picture from its own tokens."""
     image = open_image(source)
-    pipeline = load_pipeline(load(model, device, dtype), model, decoder)
+    pipeline = load_pipeline(load(model, device, dtype), decoder)
     seed, generator = make_generator(seed)
     (drawing,) = pipeline.reconstruct(image, generator=generator, **options).images
     _save(drawing, output, seed)
 
 
-def load_pipeline(lavit: Lavit, model: str, decoder: str | None = None) -> LavitTextToImagePipeline:
+def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImagePipeline:
     """Adds a pixel decoder to a loaded checkpoint.
 
     Args:
         lavit: Model and processor.
-        model: Where they were loaded from.
         decoder: Which of its pixel decoders; by default the high-resolution one.
 
     Raises:
@@ -80,10 +79,10 @@ def load_pipeline(lavit: Lavit, model: str, decoder: str | None = None) -> Lavit
     try:
         with without_bars(logging):
             pipeline = LavitTextToImagePipeline.from_pretrained(
-                model, decoder=decoder, dtype=lavit.model.dtype, **parts
+                lavit.pixel_decoders, decoder=decoder, dtype=lavit.model.dtype, **parts
             )
     except OSError as error:
-        raise ValueError(f"{model} cannot draw: {error}") from error
+        raise ValueError(f"{lavit.pixel_decoders} cannot draw: {error}") from error
     # No bars for what takes less than a second.
     pipeline.set_progress_bar_config(**bar_options("Drawing", delay=1.0, leave=False))
     return pipeline.to(lavit.model.device)

@@ -17,6 +17,7 @@ from transformers import AutoProcessor
 from transformers.utils import logging
 
 from .. import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
+from ..training.language_model.adapters import apply_adapter, find_adapter
 
 RANDOM_WEIGHTS_TAG = "random-weights"
 
@@ -33,18 +34,20 @@ class Lavit:
         model: On its device, ready to generate.
         processor: With the model's visual tokenizer attached.
         random_weights: Whether the checkpoint's card says that its weights are random.
+        pixel_decoders: Where its pixel decoders are.
     """
 
     model: LavitForConditionalGeneration
     processor: ImageTextProcessor
     random_weights: bool
+    pixel_decoders: str
 
 
 def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     """Loads a checkpoint.
 
     Args:
-        model: Directory, or name on the Hub.
+        model: Directory, or name on the Hub; of adapters of LoRA, too, which are merged into their base.
         device: `"auto"` is the first CUDA device, or the CPU if there is none.
         dtype: `"auto"` is float32 on a CPU, where half precision can be 100 times slower, and as stored elsewhere.
 
@@ -54,9 +57,23 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     Raises:
         ValueError: The checkpoint or the device cannot be used.
     """
-    target, dtype = _prepare(model, device, dtype)
+    target, dtype = _prepare(device, dtype)
+    adapter = find_adapter(model)
+    base = adapter.base if adapter else model
+    loaded = _load_model(base, dtype)
+    if adapter:
+        loaded = apply_adapter(loaded, adapter)
+    loaded = loaded.to(target).eval()
+    processor = _load_processor(adapter.processor if adapter else model, loaded.visual_tokenizer)
+    return Lavit(loaded, processor, _has_random_weights(base), pixel_decoders=base)
+
+
+def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
     try:
-        loaded, report = LavitForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        with _bars_of_loading(model):
+            loaded, report = LavitForConditionalGeneration.from_pretrained(
+                model, dtype=dtype, output_loading_info=True
+            )
     except SafetensorError as error:
         raise ValueError(f"{model}: the weights are corrupt ({error}).") from error
     except RuntimeError as error:
@@ -66,8 +83,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     if missing := sorted(report["missing_keys"]):
         # transformers fills them with random numbers.
         raise ValueError(f"{model}: {len(missing)} tensors are missing, the first is {missing[0]}.")
-    loaded = loaded.to(target).eval()
-    return Lavit(loaded, _load_processor(model, loaded.visual_tokenizer), _has_random_weights(model))
+    return loaded
 
 
 def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> ImageTextProcessor:
@@ -85,12 +101,17 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
         OSError: The weights are missing or corrupt.
         ValueError: The checkpoint or the device cannot be used.
     """
-    target, dtype = _prepare(model, device, dtype)
+    adapter = find_adapter(model)
+    if adapter and adapter.touches_visual_tokenizer:
+        return load(model, device, dtype).processor
+    target, dtype = _prepare(device, dtype)
+    base = adapter.base if adapter else model
     try:
-        visual_tokenizer = LavitVisualTokenizer.from_pretrained(model, dtype=dtype)
+        with _bars_of_loading(base):
+            visual_tokenizer = LavitVisualTokenizer.from_pretrained(base, dtype=dtype)
     except RuntimeError as error:
-        raise ValueError(f"{model}: the weights do not fit the configuration ({error}).") from error
-    return _load_processor(model, visual_tokenizer.to(target).eval())
+        raise ValueError(f"{base}: the weights do not fit the configuration ({error}).") from error
+    return _load_processor(adapter.processor if adapter else model, visual_tokenizer.to(target).eval())
 
 
 def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> ImageTextProcessor:

@@ -39,7 +39,7 @@ def progress_bar(
 
 
 def bar_options(title: str, *, delay: float = 0.0, leave: bool = True) -> dict[str, Any]:
-    """Options for tqdm, also for bars of other libraries: `pipeline.set_progress_bar_config(**bar_options("Drawing"))`.
+    """Options for tqdm, also for the bars of pipelines: `pipeline.set_progress_bar_config(**bar_options("Drawing"))`.
 
     Args:
         title: As for `progress_bar`.

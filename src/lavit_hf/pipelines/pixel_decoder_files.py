@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from huggingface_hub import snapshot_download
 
 _INDEX = "model_index.json"
 _FOLDERS = ("", "lowres/")
+_NAME = re.compile(r"\w+")  # of a folder or a file of code: nothing outside the directory
 
 
 def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> list[str]:
@@ -25,6 +27,7 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
 
     Raises:
         OSError: If a part of a pixel decoder is missing.
+        ValueError: If a part's name leads elsewhere.
     """
     source, target = os.fspath(source), Path(destination)
     root = _fetch(source, [f"{folder}{_INDEX}" for folder in _FOLDERS])
@@ -57,6 +60,9 @@ def _patterns(root: Path, folder: str) -> list[str]:
     index = json.loads((root / folder / _INDEX).read_text(encoding="utf-8"))
     parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
     name = index.get("_class_name")
+    for file in [*parts, *(name[:1] if isinstance(name, list) else [])]:
+        if not _NAME.fullmatch(str(file)):
+            raise ValueError(f"{root / folder / _INDEX} names a part {file!r}, which is no plain name.")
     code = [f"{folder}{name[0]}.py"] if isinstance(name, list) else []  # a class whose file stands beside the index
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
 
