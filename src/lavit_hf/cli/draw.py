@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 
 from ..conversion.progress import bar_options
+from ..training.assembly import same_codebooks
 from .loading import Lavit, load, without_bars
 from .pictures import open_image, open_images, save_picture
 
@@ -69,23 +70,35 @@ def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImageP
 
     Raises:
         ImportError: diffusers is not installed.
-        ValueError: The checkpoint has no such pixel decoder.
+        ValueError: The checkpoint has no such pixel decoder, or one of other codes.
     """
     from diffusers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
     from ..pipelines import LavitTextToImagePipeline
 
     parts = {"model": lavit.model, "processor": lavit.processor}
     try:
-        with without_bars(logging):
+        with without_bars(logging), without_bars(transformers_logging):
             pipeline = LavitTextToImagePipeline.from_pretrained(
                 lavit.pixel_decoders, decoder=decoder, dtype=lavit.model.dtype, **parts
             )
     except OSError as error:
         raise ValueError(f"{lavit.pixel_decoders} cannot draw: {error}") from error
+    _check_codes(lavit, pipeline)
     # No bars for what takes less than a second.
     pipeline.set_progress_bar_config(**bar_options("Drawing", delay=1.0, leave=False))
     return pipeline.to(lavit.model.device)
+
+
+def _check_codes(lavit: Lavit, pipeline: LavitTextToImagePipeline) -> None:
+    """Refuses a pixel decoder that was copied to a model of another visual tokenizer: it would draw anything."""
+    own = lavit.model.visual_tokenizer.discrete.quantizer.codebook.weight
+    if not same_codebooks(pipeline.token_decoder.codebook.weight, own):
+        raise ValueError(
+            f"{lavit.pixel_decoders} cannot draw: its pixel decoder was trained with the codes of another visual "
+            "tokenizer. See lavit assemble --help."
+        )
 
 
 def make_generator(seed: int | None) -> tuple[int, torch.Generator]:

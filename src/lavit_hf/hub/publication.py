@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from ..conversion.pixel_decoders import link_pixel_decoders
 from ..pipelines.remote_code import PIPELINE_MODULE, write_code
 from ..remote_code.checkpoint import save_remote_code
 from .card import Origin, read_card, write_card
@@ -69,6 +70,8 @@ def prepare(checkpoint: Path, repository: str, origin: Origin) -> Iterator[Publi
                 (staged / file).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(checkpoint / file, staged / file)
         _add_code(staged)
+        if facts.is_whole:
+            link_pixel_decoders(staged)
         card = write_card(data, text, facts, repository, origin)
         (staged / "README.md").write_text(card, encoding="utf-8")
         found = {file: checkpoint / file for file in files if file.endswith(WEIGHTS)}

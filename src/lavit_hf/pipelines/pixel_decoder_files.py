@@ -26,8 +26,7 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
         The files, relative to either directory; none if there is nothing to copy.
 
     Raises:
-        OSError: If a part of a pixel decoder is missing.
-        ValueError: If a part's name leads elsewhere.
+        OSError: If a part of a pixel decoder is missing, or its name leads elsewhere.
     """
     source, target = os.fspath(source), Path(destination)
     root = _fetch(source, [f"{folder}{_INDEX}" for folder in _FOLDERS])
@@ -62,7 +61,7 @@ def _patterns(root: Path, folder: str) -> list[str]:
     name = index.get("_class_name")
     for file in [*parts, *(name[:1] if isinstance(name, list) else [])]:
         if not _NAME.fullmatch(str(file)):
-            raise ValueError(f"{root / folder / _INDEX} names a part {file!r}, which is no plain name.")
+            raise OSError(f"{root / folder / _INDEX} names a part {file!r}, which is no plain name.")
     code = [f"{folder}{name[0]}.py"] if isinstance(name, list) else []  # a class whose file stands beside the index
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
 

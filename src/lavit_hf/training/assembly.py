@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from ..conversion.atomic import check_destination, check_space, complete_directory
 from ..conversion.errors import ConversionError
@@ -80,7 +80,7 @@ def assemble(
     with complete_directory(target) as folder:
         for path in files:
             shutil.copyfile(path, folder / path.name)
-        _copy_pixel_decoders(drawing, folder)
+        copy_pixel_decoders(drawing, folder)
         link_pixel_decoders(folder)
         for origin in (source, drawing):
             copy_notices_of(origin, folder)
@@ -89,6 +89,13 @@ def assemble(
             names = f"{describe_source(str(source))} and the pixel decoder of {describe_source(str(drawing))}"
             save_derived_card(folder, f"It was put together with `lavit assemble`, of {names}.", [str(source)])
     return target
+
+
+def same_codebooks(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether codes mean the same by two codebooks, `[codebook_size, codebook_dim]` each, whatever their dtypes."""
+    if one.shape != other.shape:
+        return False
+    return torch.allclose(one.detach().float().cpu(), other.detach().float().cpu(), rtol=_ROUNDING, atol=_ROUNDING)
 
 
 def _read_language_model(root: Path) -> LavitConfig:
@@ -105,7 +112,7 @@ def _read_language_model(root: Path) -> LavitConfig:
         raise ConversionError(f"{root} is no LaVIT: its config.json is of a {model_type!r} model.")
     try:
         config = LavitConfig.from_pretrained(root)
-    except (ValueError, TypeError, OSError) as error:
+    except (ValueError, TypeError, OSError, StrictDataclassError) as error:
         raise ConversionError(f"{root / 'config.json'}: {error}") from error
     if missing := [name for name in _PROCESSOR if not (root / name).is_file()]:
         raise ConversionError(f"{root} has no {missing[0]}: save the processor there, too.")
@@ -122,6 +129,7 @@ def _read_codebook(root: Path) -> torch.Tensor:
 
 def _check_pixel_decoder(root: Path, model: LavitConfig, codebook: torch.Tensor, source: Path) -> None:
     """Refuses a pixel decoder that is not complete, whose parts do not fit, or that is of other codes."""
+    read_json(root / _INDEX)
     weights = {part: _read_weights(root / part) for part in _PARTS}
     decoder, unet, vae = (read_json(root / part / "config.json") for part in _PARTS)
     visual: Any = model.visual_tokenizer_config
@@ -143,8 +151,7 @@ def _check_pixel_decoder(root: Path, model: LavitConfig, codebook: torch.Tensor,
             f"{visual.num_patches}."
         )
     names = [name for name in weights["token_decoder"].headers if name == "codebook.weight"]
-    own_codes = weights["token_decoder"].read(names[0]).float() if names else None
-    if own_codes is None or not torch.allclose(own_codes, codebook.float(), rtol=_ROUNDING, atol=_ROUNDING):
+    if not names or not same_codebooks(weights["token_decoder"].read(names[0]), codebook):
         raise ConversionError(
             f"{root} was trained with the codes of another visual tokenizer than that of {source}: their codebooks "
             "differ."
@@ -174,11 +181,4 @@ def _check_directory(root: Path) -> None:
         raise ConversionError(f"{root} is not a directory." if root.exists() else f"{root} does not exist.")
 
 
-def _copy_pixel_decoders(source: Path, folder: Path) -> None:
-    try:
-        copy_pixel_decoders(source, folder)
-    except (json.JSONDecodeError, FileNotFoundError, AttributeError) as error:
-        raise ConversionError(f"{source}: {error}") from error
-
-
-__all__ = ["assemble"]
+__all__ = ["assemble", "same_codebooks"]

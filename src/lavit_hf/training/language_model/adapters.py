@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from huggingface_hub import snapshot_download
+from huggingface_hub import ModelCardData, snapshot_download
 from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import find_adapter_config_file
 
@@ -23,6 +23,28 @@ from ...processing.processing_lavit import ImageTextProcessor
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PROCESSOR = "processor_config.json"
+
+
+_ADAPTER_CARD = """---
+{metadata}
+---
+
+# Adapters of LoRA for a LaVIT
+
+They were trained on {origin} with `examples/finetune_lora.py` of lavit-hf, and are of use only together with it.
+`lavit caption`, `ask`, `draw` and the other commands take this directory as `--model`; `lavit merge` makes one
+checkpoint of both. In Python:
+
+```python
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from peft import PeftModel
+
+path = "path/to/this/directory"
+base = LavitForConditionalGeneration.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, path).merge_and_unload()
+processor = ImageTextProcessor.from_pretrained(path, visual_tokenizer=model.visual_tokenizer)
+```
+"""
 
 
 class Adapter(NamedTuple):
@@ -164,6 +186,25 @@ def merge_adapter(
     return target
 
 
+def save_adapter_card(folder: str | os.PathLike[str], base: str) -> None:
+    """Replaces the card that peft writes beside adapters, which is a form to fill in and names local paths.
+
+    Args:
+        folder: Directory of the adapters.
+        base: Directory or repository of the LaVIT that they were trained on.
+    """
+    is_path = os.path.isdir(base)
+    metadata = ModelCardData(
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        base_model=None if is_path else base,
+        tags=["lavit", "lora", "visual-tokenizer"],
+    )
+    place = "path/to/its/directory" if is_path else base
+    card = _ADAPTER_CARD.format(metadata=metadata.to_yaml(), origin=describe_source(base), base=place)
+    (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+
+
 def _save_as_stored(model: LavitForConditionalGeneration, base: Path, folder: Path, max_shard_size: int | str) -> None:
     """Saves a model with every weight in the dtype that its base's files have, which may not be that of loading."""
     if base.is_dir():
@@ -214,4 +255,4 @@ def _check_names(names: set[str], problem: str) -> None:
         raise ValueError(f"it {problem} {len(names)} tensors, the first is {min(names)}.")
 
 
-__all__ = ["Adapter", "apply_adapter", "find_adapter", "merge_adapter"]
+__all__ = ["Adapter", "apply_adapter", "find_adapter", "merge_adapter", "save_adapter_card"]
