@@ -13,19 +13,21 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel, get_peft_model
+from peft import get_peft_model
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.conversion.atomic import check_destination
 from lavit_hf.data.loading import NamedDataset, load_data
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.files.complete import exit_on_write_errors
-from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training.language_model.adapters import merge_adapter, save_adapter_card
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
 from lavit_hf.training.language_model.loss import LanguageModelingLoss
@@ -47,7 +49,7 @@ class ModelArguments:
         default=True,
         metadata={"help": "Also train embeddings and head. Needed if the visual ids are new, costly on large models."},
     )
-    merge_to: str | None = field(default=None, metadata={"help": "Also save the merged model, to this directory."})
+    merge_to: str | None = field(default=None, metadata={"help": "Also save the merged model, to a new directory."})
 
 
 @dataclass
@@ -91,6 +93,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
+    if model_args.merge_to is not None:
+        check_destination(Path(model_args.merge_to))  # before hours of training
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
@@ -120,12 +124,14 @@ def main(arguments: list[str] | None = None) -> Trainer:
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    if trainer.is_world_process_zero():
+        save_adapter_card(args.output_dir, model_args.model)
     if trainer.train_dataset.bad_samples:
         print(f"{len(trainer.train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
     if args.push_to_hub:
         trainer.push_to_hub(tasks="image-text-to-text")
     if model_args.merge_to is not None and trainer.is_world_process_zero():
-        merge(model_args, args.output_dir, processor)
+        merge_adapter(args.output_dir, model_args.merge_to, base=model_args.model)
     return trainer
 
 
@@ -165,17 +171,6 @@ def read_split(data_args: DataArguments, split: str) -> NamedDataset:
     if data_args.dataset == "scenes":
         return NamedDataset(make_scenes(split, num_scenes=data_args.num_scenes), None)
     return load_data(data_args.dataset, split)
-
-
-def merge(model_args: ModelArguments, adapter: str, processor: ImageTextProcessor) -> None:
-    """Saves the base model with the adapters merged into it, in the base model's dtype."""
-    base = LavitForConditionalGeneration.from_pretrained(model_args.model)
-    merged = PeftModel.from_pretrained(base, adapter).merge_and_unload()
-    for module in (merged.get_input_embeddings(), merged.get_output_embeddings()):
-        module.to(base.dtype)
-    merged.save_pretrained(model_args.merge_to)
-    processor.save_pretrained(model_args.merge_to)
-    copy_pixel_decoders(model_args.model, model_args.merge_to)
 
 
 if __name__ == "__main__":

@@ -26,8 +26,12 @@ def build(kind: str, source: Path, destination: Path) -> Path:
 def package_files() -> list[Path]:
     """What belongs to the package: code, and the checkpoint that comes with it."""
     src = ROOT / "src"
-    found = [path for path in (src / "lavit_hf").rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    return [*found, src / "lavit_cli.py"]
+    return [
+        path
+        for folder in ("lavit_hf", "lavit_cli")
+        for path in (src / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from lavit_hf.cli.demo_subjects import is_caption_right, is_drawing_right
-from lavit_hf.cli.pictures import Panel, contact_sheet, grey_out_dropped, save_png
+from lavit_hf.cli.pictures import Panel, contact_sheet, grey_out_dropped, save_picture
 from lavit_hf.data.scenes import facts_of, render, sample_scene
 from lavit_hf.data.scenes.language import captions_of
 
@@ -39,6 +39,19 @@ def test_demo_without_pictures_shows_scenes(lavit, tmp_path: Path) -> None:
     for label in ("Caption", "Answer", "Again", "Changed", "Drawing"):
         assert all(line.endswith(("(right)", "(wrong)")) for line in lines if line.startswith(label))
     assert output.is_file()
+
+
+def test_demo_leaves_out_what_is_no_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
+    bad, output = tmp_path / "bad.png", tmp_path / "demo.webp"
+    bad.write_text("not a picture")
+    result = lavit("demo", "-i", bad, "-i", photo, "-i", bad, "-m", random_checkpoint, "-o", output)
+    assert result.exit_code == 1
+    assert result.stdout.count("\nPicture ") == 1 and str(photo) in result.stdout
+    assert result.stderr.count("lavit: left out: ") == 2 and "2 of 3 images could not be read" in result.stderr
+    with Image.open(output) as sheet:
+        assert sheet.format == "WEBP"
+    alone = lavit("demo", "-i", bad, "-m", random_checkpoint, "-o", tmp_path / "none.png")
+    assert alone.exit_code == 1 and alone.stderr.count("\n") == 1 and not (tmp_path / "none.png").exists()
 
 
 def test_verdicts() -> None:
@@ -102,5 +115,5 @@ def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(Image.Image, "save", fail)
     sheet = contact_sheet([[Panel("a", Image.new("RGB", (20, 10)))]])
     with pytest.raises(OSError, match="No space left"):
-        save_png(sheet, tmp_path / "demo.png")
+        save_picture(sheet, tmp_path / "demo.png")
     assert list(tmp_path.iterdir()) == []

@@ -1,9 +1,11 @@
 """`lavit draw` and `lavit reconstruct`: pictures from prompts and from pictures."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lavit_hf.pipelines import LavitTextToImagePipeline
 
@@ -44,6 +46,30 @@ def test_draw_after_pictures(lavit, photo: Path, random_checkpoint: Path, tmp_pa
     assert with_picture.read_bytes() != without.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "kind"), [(".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP"), (".tif", "TIFF"), (".bmp", "BMP")]
+)
+def test_the_suffix_says_the_format(lavit, random_checkpoint: Path, tmp_path: Path, suffix: str, kind: str) -> None:
+    path = tmp_path / f"a{suffix}"
+    result = lavit("draw", "a", "-m", random_checkpoint, "-o", path, "--seed", 0, *STEPS)
+    assert result.exit_code == 0, result.output
+    with Image.open(path) as picture:
+        assert picture.format == kind and picture.size == (64, 64)
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_pixel_decoder_of_other_codes_is_refused(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "mixed"
+    shutil.copytree(random_checkpoint, folder)
+    path = folder / "token_decoder" / "model.safetensors"
+    weights = load_file(path)
+    weights["codebook.weight"] = weights["codebook.weight"].flip(0).contiguous()
+    save_file(weights, path, metadata={"format": "pt"})
+    result = lavit("draw", "a", "-m", folder, "-o", tmp_path / "a.png", *STEPS)
+    assert result.exit_code == 1 and "the codes of another visual tokenizer" in result.stderr
+    assert lavit("draw", "a", "-m", folder, "-o", tmp_path / "a.png", "--decoder", "lowres", *STEPS).exit_code == 0
+
+
 def test_reconstruct(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
     path = tmp_path / "again.png"
     result = lavit("reconstruct", photo, "-m", random_checkpoint, "-o", path, "--seed", 1, *STEPS)
@@ -54,7 +80,11 @@ def test_reconstruct(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["draw", "a", "-o", "a.jpg"], "takes the name of a PNG file, such as a.png"),
+        (
+            ["draw", "a", "-o", "a.heic"],
+            "has to be one of .png, .jpg, .jpeg, .webp, .tif, .tiff, .bmp; for example a.png",
+        ),
+        (["reconstruct", "missing.png", "-o", "a"], "missing.png: no such image file"),
         (["draw", "a", "-o", "{folder}/folder.png"], "is a directory"),
         (["draw", "a", "-o", "{folder}/a.png", "--aspect-ratio", "5:1"], "`aspect_ratio` must be one of 1:1"),
         (["draw", "a", "-o", "{folder}/a.png", "-i", "missing.png"], "missing.png: no such image file"),

@@ -87,6 +87,13 @@ def test_clear_errors(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     assert "no split of the scenes" in error("--split", "test")
     assert "None of the tasks has a use for guidance_scale=2.0" in error("--guidance-scale", 2)
     assert "nowhere.json does not exist" in error(data=tmp_path / "nowhere.json")
+    (tmp_path / "pictures").mkdir()
+    Image.new("RGB", (32, 32)).save(tmp_path / "pictures" / "0.png")
+    (tmp_path / "pictures" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "black"}')
+    message = error(data=tmp_path / "pictures")
+    assert "has no split 'test'; it has train" in message and "--split train" in message
+    assert "--images takes a directory" in error("--images", tmp_path / "nowhere")
+    assert "--annotations takes a file" in error("--annotations", tmp_path)
     assert "--fid-weights takes" in error("--fid-weights", tmp_path / "nowhere.pt", task="text-to-image")
 
 

@@ -23,6 +23,8 @@ COMMANDS = [
     "tokenize",
     "evaluate",
     "convert",
+    "assemble",
+    "merge",
     "publish",
     "export-llama",
 ]
@@ -48,7 +50,7 @@ def test_help_shows_examples_and_options(lavit, command: str) -> None:
     assert result.exit_code == 0
     assert f"lavit {command} " in result.stdout
     assert "Example" in result.stdout
-    assert "--dtype" in result.stdout or command in ("publish", "export-llama")
+    assert "--dtype" in result.stdout or command in ("assemble", "merge", "publish", "export-llama")
 
 
 def test_version(lavit) -> None:
@@ -96,7 +98,7 @@ def remove_processor(folder: Path) -> None:
 
 def turn_into_adapters(folder: Path) -> None:
     (folder / "config.json").unlink()
-    (folder / "adapter_config.json").write_text("{}")
+    (folder / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "user/base"}')
 
 
 def change_model_type(folder: Path) -> None:
@@ -116,7 +118,7 @@ def break_config(folder: Path) -> None:
         (remove_weights, "model.safetensors"),
         (remove_tokenizer, "token"),
         (remove_processor, "no processor_config.json: save the processor there, too"),
-        (turn_into_adapters, "adapters of LoRA, not a whole LaVIT"),
+        (turn_into_adapters, "has no adapter_model.safetensors"),
         (change_model_type, "'llama'"),
         (break_config, "config.json"),
     ],
@@ -146,15 +148,38 @@ def test_broken_image_is_named(lavit, photo: Path, random_checkpoint: Path, tmp_
     truncated.write_bytes(photo.read_bytes()[:5000])
     text.write_text("not a picture")
     for broken in (truncated, text):
-        result = lavit("caption", photo, broken, "--model", random_checkpoint)
-        assert_one_line_error(result, broken.name)
+        assert_one_line_error(lavit("caption", broken, "--model", random_checkpoint), broken.name)
+        assert_one_line_error(lavit("ask", broken, "What?", "--model", random_checkpoint), broken.name)
+    output = tmp_path / "a.png"
+    result = lavit("draw", "a", "-i", text, "-i", photo, "-i", truncated, "-m", random_checkpoint, "-o", output)
+    assert_one_line_error(result, "truncated.jpg")
+    assert "text.png" in result.stderr and not output.exists()
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_broken_images_among_others_are_left_out(
+    lavit, photo: Path, random_checkpoint: Path, tmp_path: Path, batch_size: int
+) -> None:
+    bad = [tmp_path / "bad.jpg", tmp_path / "worse.png"]
+    bad[0].write_bytes(photo.read_bytes()[:5000])
+    bad[1].write_text("not a picture")
+    command = ["caption", "--model", random_checkpoint, "--batch-size", batch_size]
+    result = lavit(*command, photo, bad[0], photo, bad[1], photo)
+    assert result.exit_code == 1
+    caption = lavit(*command, photo).stdout
+    assert result.stdout == f"{photo}\t{caption}" * 3
+    first, second, last = result.stderr.splitlines()
+    assert first.startswith(f"lavit: left out: {bad[0]}: ") and f"left out: Cannot read {bad[1]}" in second
+    assert last == "lavit: error: 2 of 5 images could not be read."
+    all_bad = lavit(*command, *bad)
+    assert all_bad.exit_code == 1 and all_bad.stdout == "" and "2 of 2 images" in all_bad.stderr
 
 
 def test_unusable_device(lavit, photo: Path, random_checkpoint: Path) -> None:
-    for device in ("cuda:99", "abacus"):
-        assert_one_line_error(
-            lavit("caption", photo, "-m", random_checkpoint, "--device", device), f"--device {device}"
-        )
+    for device in ("cuda:99", "abacus", "meta", "cuda:"):
+        result = lavit("caption", photo, "-m", random_checkpoint, "--device", device)
+        assert_one_line_error(result, f"--device {device} cannot be used: ")
+        assert "devices are called cpu, cuda, cuda:1, mps or xpu" in result.stderr and len(result.stderr) < 250
 
 
 def test_usage_errors_exit_with_2(lavit, photo: Path) -> None:
@@ -209,7 +234,7 @@ def test_interrupt(lavit, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr(caption, "run", interrupt)
-    result = lavit("caption", photo, "--model", "x")
+    result = lavit("caption", photo)
     assert result.exit_code == 130
     assert result.stderr == "lavit: interrupted\n"
 

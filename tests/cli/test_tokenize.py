@@ -99,8 +99,9 @@ def test_clear_errors(lavit, random_checkpoint: Path, folder: Path, tmp_path: Pa
     assert "empty.jsonl is empty" in error(tmp_path / "empty.jsonl")
     (tmp_path / "broken.jsonl").write_text('{"image": ')
     assert "broken.jsonl cannot be read: " in error(tmp_path / "broken.jsonl")
-    assert f"{folder} cannot be read: Unknown split" in error(folder, "--split", "test")
-    assert f"{folder} cannot be read: Bad split" in error(folder, "--split", "test", "--streaming")
+    for options in ([], ["--streaming"]):
+        message = error(folder, "--split", "test", *options)
+        assert f"{folder} has no split 'test'; it has train. Name one that there is, as in --split train." in message
     assert "no column 'caption'" in error(folder, "--text-column", "caption")
     datasets.DatasetDict(test=SCENES).save_to_disk(tmp_path / "splits")
     assert "has no split 'train'; it has test" in error(tmp_path / "splits")

@@ -9,6 +9,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.conversion.errors import ConversionError
 from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
 from tiny_parts import CHECKPOINT, picture_rows
 
@@ -64,6 +65,10 @@ def test_scenes(finetune, tmp_path):
     torch.testing.assert_close(merged(**inputs).logits, adapted(**inputs).logits, atol=1e-4, rtol=1e-4)
     assert (tmp_path / "out" / "processor_config.json").exists()
     assert (tmp_path / "merged" / "unet").is_dir(), "it draws with the pixel decoder of its base"
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Adapters of LoRA for a LaVIT" in card and str(CHECKPOINT) not in card
+    with pytest.raises(ConversionError, match="merged exists and is not empty"):  # before any training
+        finetune(dataset="nothing", merge_to=tmp_path / "merged")
 
 
 def test_labels_are_smoothed_after_they_are_shifted(finetune):

@@ -55,6 +55,16 @@ def content(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def test_pixel_decoders_are_told_the_ids_of_the_language_model(folder: Path) -> None:
+    """Regression: the card's "Use" failed for a folder put together by hand of what stages 2 and 3 write."""
+    index = json.loads((folder / "model_index.json").read_text())
+    for offset in (None, 7):
+        (folder / "model_index.json").write_text(json.dumps({**index, "visual_token_offset": offset}))
+        with prepare(folder, "owner/name", Origin()) as publication:
+            published = json.loads(publication.files["model_index.json"].read_text())
+            assert published["visual_token_offset"] == index["visual_token_offset"] == 302
+
+
 def read_card(folder: Path, origin: Origin | None = None) -> tuple[ModelCard, str]:
     with prepare(folder, "owner/name", origin or Origin()) as publication:
         text = publication.files["README.md"].read_text()

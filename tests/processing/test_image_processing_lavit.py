@@ -245,6 +245,24 @@ def test_truncated_files(processor, photo, tmp_path, format, as_what):
         pixels(processor, image)
 
 
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "is a HEIC picture.*pip install pillow-heif"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "is a HEIC picture"),
+        (b'<?xml version="1.0"?>\n<svg xmlns="http://www.w3.org/2000/svg"/>', "is an SVG drawing.*export it as PNG"),
+    ],
+)
+def test_formats_that_pillow_does_not_know_say_what_to_do(processor, tmp_path, data, message):
+    path = tmp_path / "picture"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=message):
+        pixels(processor, data)
+    with pytest.raises(ValueError, match=message) as error:
+        pixels(processor, path)
+    assert str(path) in str(error.value)
+
+
 @pytest.mark.parametrize("data", [b"", b"not an image", b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff\xe0", b"GIF89a"])
 def test_corrupt_files(processor, tmp_path, data):
     path = tmp_path / "corrupt.png"

@@ -6,13 +6,10 @@ from typing import Any
 
 from .generation import answer_question
 from .loading import load
-from .pictures import check_files, open_image
+from .pictures import open_image
 
 
 def run(source: str, question: str, model: str, *, device: str, dtype: str, options: dict[str, Any]) -> None:
     """Prints the answer."""
-    if not question.strip():
-        raise ValueError("The question is empty.")
-    check_files([source])
     image = open_image(source)
     print(answer_question(load(model, device, dtype), image, question.strip(), options))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
-from huggingface_hub.utils import tqdm
-
+from ..conversion.progress import progress_bar
 from .generation import caption_images
 from .loading import load
-from .pictures import check_files, open_image
+from .pictures import open_images
 
 
 def run(
@@ -21,15 +21,26 @@ def run(
     dtype: str,
     options: dict[str, Any],
 ) -> None:
-    """Prints one caption per image, in order; every batch as soon as it is there."""
-    check_files(sources)
+    """Prints one caption per image, in order; every batch as soon as it is there.
+
+    Raises:
+        ValueError: In the end, if there were images that cannot be read.
+    """
     lavit = load(model, device, dtype)
-    with tqdm(total=len(sources), desc="Captioning", unit="image", disable=len(sources) <= batch_size) as bar:
+    bad: list[str] = []
+    with progress_bar("Captioning", len(sources), len(sources) > batch_size, unit="image") as bar:
         for start in range(0, len(sources), batch_size):
             batch = sources[start : start + batch_size]
-            captions = caption_images(lavit, [open_image(source) for source in batch], prompt, options)
-            for source, caption in zip(batch, captions, strict=True):
+            images, failures = open_images(batch)
+            captions = caption_images(lavit, [image for _, image in images], prompt, options) if images else []
+            for (source, _), caption in zip(images, captions, strict=True):
                 line = caption if len(sources) == 1 else f"{source}\t{caption}"
                 # Around the bar, if both go to a terminal.
                 bar.write(line)
+            bad += failures
+            if len(sources) > 1:
+                for failure in failures:
+                    bar.write(f"lavit: left out: {failure}", file=sys.stderr)
             bar.update(len(batch))
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(sources)} images could not be read." if len(sources) > 1 else bad[0])

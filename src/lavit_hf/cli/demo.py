@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from .demo_subjects import (
 from .draw import load_pipeline
 from .generation import answer_question, caption_images
 from .loading import Lavit, load
-from .pictures import Panel, check_files, contact_sheet, fit_panel, grey_out_dropped, save_png
+from .pictures import Panel, contact_sheet, fit_panel, grey_out_dropped, open_images, save_picture
 
 if TYPE_CHECKING:
     from ..pipelines import LavitTextToImagePipeline
@@ -45,17 +46,27 @@ def run(
     device: str,
     dtype: str,
 ) -> None:
-    """Prints what became of pictures and prompts, and writes a PNG that shows it."""
-    check_files(sources)
+    """Prints what became of pictures and prompts, and writes a picture that shows it.
+
+    Raises:
+        ValueError: No image can be read; or, in the end, if there were some that cannot.
+    """
+    images, bad = open_images(sources)
+    if bad and not images:
+        raise ValueError("\n".join(bad))
+    for failure in bad:
+        print(f"lavit: left out: {failure}", file=sys.stderr)
     lavit = load(model, device, dtype)
-    pipeline = load_pipeline(lavit, model)
+    pipeline = load_pipeline(lavit)
     print(f"Checkpoint  {model}")
     if lavit.random_weights:
         print(_RANDOM)
-    subjects = given_subjects(sources, question, change, prompt) if sources else scene_subjects()
+    subjects = given_subjects(images, question, change, prompt) if images else scene_subjects()
     rows = [*_show_pictures(lavit, pipeline, subjects.pictures), _show_prompts(pipeline, subjects)]
-    save_png(contact_sheet(rows), output)
+    save_picture(contact_sheet(rows), output)
     print(f"Wrote       {output} (dropped patches are grey; seed {_SEED})")
+    if bad:
+        raise ValueError(f"{len(bad)} of {len(sources)} images could not be read.")
 
 
 def _show_pictures(lavit: Lavit, pipeline: LavitTextToImagePipeline, subjects: list[Subject]) -> list[list[Panel]]:

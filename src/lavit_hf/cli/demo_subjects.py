@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from PIL import Image
@@ -10,7 +11,6 @@ from ..data.scenes import BACKGROUNDS, Facts, Scene, facts_of, judge, parse_capt
 from ..data.scenes.language import CaptionError, captions_of
 from ..data.scenes.questions import Question, ask_questions
 from ..data.scenes.sampling import QUESTIONS, dice_for
-from .pictures import open_image
 
 _SEED = 1  # of scenes that no training has seen
 _SHOWN = (("validation", 0), ("validation", 1), ("held_out", 0))
@@ -48,9 +48,9 @@ class Subjects:
     prompts: list[tuple[str, Facts | None]] = field(default_factory=list)
 
 
-def given_subjects(sources: list[str], question: str, change: str, prompt: str) -> Subjects:
-    """Pictures of the user."""
-    pictures = [Subject(source, open_image(source), question, change) for source in sources]
+def given_subjects(images: Iterable[tuple[str, Image.Image]], question: str, change: str, prompt: str) -> Subjects:
+    """Pictures of the user, with their names."""
+    pictures = [Subject(name, image, question, change) for name, image in images]
     return Subjects(pictures, [(prompt, None)])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,7 @@ def run(
                 todo.append(_build_task(name, split, count, reading, options, seed))
     _check_options(todo, options)
     lavit = load(checkpoint, device, dtype)
-    evaluated = EvaluatedCheckpoint(
-        checkpoint, lavit.model, lavit.processor, lambda decoder: load_pipeline(lavit, checkpoint, decoder)
-    )
+    evaluated = EvaluatedCheckpoint(checkpoint, lavit.model, lavit.processor, functools.partial(load_pipeline, lavit))
     metrics = evaluate(evaluated, todo, output, batch_size=batch_size, num_shown=num_shown)
     if state.is_main_process:
         print(format_metrics(metrics))

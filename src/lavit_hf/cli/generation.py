@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from huggingface_hub.utils import tqdm
 from PIL import Image
 from transformers import StoppingCriteriaList
 
+from ..conversion.progress import progress_bar
 from ..modeling.token_progress import TokenProgress
 from ..pipelines import image_to_text
 from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, answer_options, first_sentence, question_prompt
@@ -39,7 +39,7 @@ def fill_options(lavit: Lavit, release: dict[str, Any], given: dict[str, Any]) -
 def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], options: dict[str, Any]) -> list[str]:
     """Generates one text per image; arguments as for `lavit_hf.pipelines.image_to_text.generate_text`."""
     # The bar shows up only if generation takes longer than a second.
-    with tqdm(total=options["max_new_tokens"], desc="Generating", unit="token", delay=1.0, leave=False) as bar:
+    with progress_bar("Generating", options["max_new_tokens"], unit="token", delay=1.0, leave=False) as bar:
         progress = StoppingCriteriaList([TokenProgress(bar)])
         return image_to_text.generate_text(lavit.model, lavit.processor, images, prompts, options, progress)
 

@@ -2,23 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import ModelCard
+from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
 from safetensors import SafetensorError
 from transformers import AutoProcessor
 from transformers.utils import logging
 
 from .. import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
+from ..training.language_model.adapters import apply_adapter, find_adapter
 
 RANDOM_WEIGHTS_TAG = "random-weights"
 
 # Below this size a progress bar would be gone before anyone read it.
 _BAR_BYTES = 500_000_000
+_DEVICES = "devices are called cpu, cuda, cuda:1, mps or xpu, and auto takes cuda if there is one"
 
 
 @dataclass
@@ -29,18 +34,20 @@ class Lavit:
         model: On its device, ready to generate.
         processor: With the model's visual tokenizer attached.
         random_weights: Whether the checkpoint's card says that its weights are random.
+        pixel_decoders: Where its pixel decoders are.
     """
 
     model: LavitForConditionalGeneration
     processor: ImageTextProcessor
     random_weights: bool
+    pixel_decoders: str
 
 
 def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     """Loads a checkpoint.
 
     Args:
-        model: Directory, or name on the Hub.
+        model: Directory, or name on the Hub; of adapters of LoRA, too, which are merged into their base.
         device: `"auto"` is the first CUDA device, or the CPU if there is none.
         dtype: `"auto"` is float32 on a CPU, where half precision can be 100 times slower, and as stored elsewhere.
 
@@ -50,9 +57,23 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     Raises:
         ValueError: The checkpoint or the device cannot be used.
     """
-    target, dtype = _prepare(model, device, dtype)
+    target, dtype = _prepare(device, dtype)
+    adapter = find_adapter(model)
+    base = adapter.base if adapter else model
+    loaded = _load_model(base, dtype)
+    if adapter:
+        loaded = apply_adapter(loaded, adapter)
+    loaded = loaded.to(target).eval()
+    processor = _load_processor(adapter.processor if adapter else model, loaded.visual_tokenizer)
+    return Lavit(loaded, processor, _has_random_weights(base), pixel_decoders=base)
+
+
+def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
     try:
-        loaded, report = LavitForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        with _bars_of_loading(model):
+            loaded, report = LavitForConditionalGeneration.from_pretrained(
+                model, dtype=dtype, output_loading_info=True
+            )
     except SafetensorError as error:
         raise ValueError(f"{model}: the weights are corrupt ({error}).") from error
     except RuntimeError as error:
@@ -62,8 +83,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     if missing := sorted(report["missing_keys"]):
         # transformers fills them with random numbers.
         raise ValueError(f"{model}: {len(missing)} tensors are missing, the first is {missing[0]}.")
-    loaded = loaded.to(target).eval()
-    return Lavit(loaded, _load_processor(model, loaded.visual_tokenizer), _has_random_weights(model))
+    return loaded
 
 
 def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> ImageTextProcessor:
@@ -81,12 +101,17 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
         OSError: The weights are missing or corrupt.
         ValueError: The checkpoint or the device cannot be used.
     """
-    target, dtype = _prepare(model, device, dtype)
+    adapter = find_adapter(model)
+    if adapter and adapter.touches_visual_tokenizer:
+        return load(model, device, dtype).processor
+    target, dtype = _prepare(device, dtype)
+    base = adapter.base if adapter else model
     try:
-        visual_tokenizer = LavitVisualTokenizer.from_pretrained(model, dtype=dtype)
+        with _bars_of_loading(base):
+            visual_tokenizer = LavitVisualTokenizer.from_pretrained(base, dtype=dtype)
     except RuntimeError as error:
-        raise ValueError(f"{model}: the weights do not fit the configuration ({error}).") from error
-    return _load_processor(model, visual_tokenizer.to(target).eval())
+        raise ValueError(f"{base}: the weights do not fit the configuration ({error}).") from error
+    return _load_processor(adapter.processor if adapter else model, visual_tokenizer.to(target).eval())
 
 
 def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> ImageTextProcessor:
@@ -95,48 +120,52 @@ def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> Image
     return AutoProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer)
 
 
-def _prepare(model: str, device: str, dtype: str) -> tuple[torch.device, str]:
-    """Checks what is to be loaded before anything is read; returns the device and the dtype that `auto` stands for."""
-    _check_checkpoint(model)
-    _set_verbosity(model)
+def _prepare(device: str, dtype: str) -> tuple[torch.device, str]:
+    """The device, and the dtype that `auto` stands for."""
+    _set_verbosity()
     target = resolve_device(device)
     return target, "float32" if dtype == "auto" and target.type == "cpu" else dtype
 
 
-def _check_checkpoint(model: str) -> None:
-    path = Path(model)
-    if not path.exists():
-        if len(path.parts) == 2 and not model.startswith((".", "/", "~")):
-            return  # a name on the Hub
-        raise ValueError(f"{model} does not exist; --model takes a converted checkpoint (see lavit convert --help).")
-    if not path.is_dir():
-        raise ValueError(f"{model} is not a directory; --model takes the directory of a converted checkpoint.")
-    if (path / "visual_tokenizer").is_dir() and (path / "language_model").is_dir():
-        raise ValueError(f"{model} is in LaVIT's original layout; convert it first: lavit convert {model} DST")
-    if (path / "adapter_config.json").is_file() and (path / "config.json").is_file():
-        raise ValueError(f"{model} holds adapters of LoRA beside a model: keep them in a directory of their own.")
-    if (path / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{model} holds adapters of LoRA, not a whole LaVIT: merge them into their base first "
-            "(--merge_to of examples/finetune_lora.py, or merge_and_unload of PEFT)."
-        )
-    try:
-        model_type = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError) as error:
-        raise ValueError(f"{model} is not a LaVIT checkpoint: it has no readable config.json.") from error
-    if model_type != "lavit":
-        raise ValueError(f"{model} is not a LaVIT checkpoint: its config.json is of a {model_type!r} model.")
-
-
 def resolve_device(device: str) -> torch.device:
+    """The device of this name; `auto` is the first CUDA device, or the CPU if there is none.
+
+    Raises:
+        ValueError: There is no such device.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         target = torch.device(device)
+    except RuntimeError as error:  # it lists some twenty types of devices, most of which no torch has
+        raise ValueError(f"--device {device} cannot be used: {_DEVICES}.") from error
+    if target.type == "meta":
+        raise ValueError(f"--device {device} cannot be used: it holds no numbers; {_DEVICES}.")
+    try:
         torch.empty(0, device=target)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise ValueError(f"--device {device} cannot be used: {str(error).splitlines()[0]}") from error
+        reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
+        raise ValueError(f"--device {device} cannot be used: {reason}; {_DEVICES}.") from error
     return target
+
+
+@contextmanager
+def without_bars(logging: Any) -> Iterator[None]:
+    """Hides the progress bars of a library, of what is gone before anyone has read it.
+
+    transformers hides those of huggingface_hub along with its own, which ours are, too: only for as long as needed.
+
+    Args:
+        logging: The library's module of this name.
+    """
+    if HF_HUB_DISABLE_PROGRESS_BARS is not None or not logging.is_progress_bar_enabled():
+        yield  # decided already
+        return
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
 
 
 def _has_random_weights(model: str) -> bool:
@@ -146,9 +175,11 @@ def _has_random_weights(model: str) -> bool:
     return RANDOM_WEIGHTS_TAG in (ModelCard.load(card, ignore_metadata_errors=True).data.tags or [])
 
 
-def _set_verbosity(model: str) -> None:
+def _bars_of_loading(model: str) -> AbstractContextManager[None]:
+    size = sum(file.stat().st_size for file in Path(model).glob("model*.safetensors"))
+    return without_bars(logging) if 0 < size < _BAR_BYTES else nullcontext()
+
+
+def _set_verbosity() -> None:
     if not os.environ.get("LAVIT_DEBUG"):
         logging.set_verbosity_error()
-    size = sum(file.stat().st_size for file in Path(model).glob("model*.safetensors"))
-    if 0 < size < _BAR_BYTES:
-        logging.disable_progress_bar()

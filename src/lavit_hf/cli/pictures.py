@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,26 +12,17 @@ from PIL import Image, ImageDraw, ImageFont
 from ..files.complete import complete_file
 from ..processing.image_conversion import load_image, to_rgb
 
+_SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "PNG": {"optimize": True},
+    "JPEG": {"quality": 95},
+    "WEBP": {"quality": 95},
+}
 _MARGIN = 8
 _FONT_SIZE, _LINE = 13, 18
 _GREY = (150, 150, 150)
 _PATCH_BORDER = (120, 120, 120)
 _GREYED = 0.8  # how much of a dropped patch is plain grey
 _SMALLEST_SIDE = 200  # of a panel: smaller pictures are shown larger
-
-
-def check_files(sources: list[str]) -> None:
-    """Says at once which files are missing, before a model is loaded for them.
-
-    Raises:
-        ValueError: A file does not exist.
-    """
-    for source in sources:
-        if source.startswith(("http://", "https://", "data:")) or Path(source).is_file():
-            continue
-        if Path(source).is_dir():
-            raise ValueError(f"{source} is a directory; name the images in it.")
-        raise ValueError(f"{source}: no such image file.")
 
 
 def open_image(source: str) -> Image.Image:
@@ -44,6 +36,24 @@ def open_image(source: str) -> Image.Image:
     except ValueError as error:
         message = str(error)
         raise ValueError(message if source in message else f"{source}: {message}") from error
+
+
+def open_images(sources: Sequence[str]) -> tuple[list[tuple[str, Image.Image]], list[str]]:
+    """Opens images as far as they can be read.
+
+    Args:
+        sources: Where they are.
+
+    Returns:
+        Sources and images, in this order, and what is wrong with the others.
+    """
+    images, failures = [], []
+    for source in sources:
+        try:
+            images.append((source, open_image(source)))
+        except ValueError as error:
+            failures.append(str(error))
+    return images, failures
 
 
 def grey_out_dropped(image: Image.Image, keep_mask: torch.Tensor, grid: tuple[int, int]) -> Image.Image:
@@ -123,8 +133,9 @@ def _wrap(text: str, width: int, font: Any) -> list[str]:
     return lines
 
 
-def save_png(image: Image.Image, path: Path) -> None:
-    """Writes a PNG that appears only when it is complete."""
+def save_picture(image: Image.Image, path: Path) -> None:
+    """Writes a file, of the format that its suffix says, that appears only when it is complete."""
+    picture_format = Image.registered_extensions()[path.suffix.lower()]
     path.parent.mkdir(parents=True, exist_ok=True)
     with complete_file(path) as file:
-        image.save(file, format="PNG", optimize=True)
+        image.save(file, format=picture_format, **_SAVE_OPTIONS.get(picture_format, {}))

@@ -45,6 +45,8 @@ def complete_directory(destination: Path) -> Iterator[Path]:
         with complete_folder(destination) as partial:
             yield partial
     except OSError as error:
+        if error.errno is None:  # not the system's: something to read is missing, and the message says what
+            raise ConversionError(str(error)) from error
         raise write_error(error, error.filename2 or error.filename or destination) from error
 
 

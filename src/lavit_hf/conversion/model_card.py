@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import cast
 
-from huggingface_hub import ModelCardData
+from huggingface_hub import ModelCard, ModelCardData
+from yaml import YAMLError  # type: ignore[import-untyped]
 
 _CARD = """---
 {metadata}
@@ -15,7 +19,7 @@ _CARD = """---
 [LaVIT](https://arxiv.org/abs/2309.04669) reads images and text as one sequence: a visual tokenizer turns an image
 into a variable number of tokens, and one language model reads and writes both kinds.
 
-This checkpoint was converted from the original layout with `lavit convert`.
+{origin}
 
 ```python
 import lavit_hf  # registers the classes
@@ -36,13 +40,19 @@ print(processor.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_spec
 - `model_index.json`, `token_decoder/`, `unet/`, `vae/`, `scheduler/`: the high-resolution pixel decoder; `lowres/`:
   the other one (both as far as the source had them). lavit-hf loads them as `LavitPixelDecoderPipeline`; without it,
   `DiffusionPipeline.from_pretrained(path, trust_remote_code=True)` uses the files of code beside them
-- `original/`: what is needed to write the original layout back (`lavit convert --to-original`); nothing loads it
-
+{more_contents}
 ## License
 
-The weights keep the licenses of the weights they were converted from; see the license and notice files beside this
+The weights keep the licenses of the weights they were {made} from; see the license and notice files beside this
 card.
 """
+
+
+_ORIGINAL = (
+    "- `original/`: what is needed to write the original layout back (`lavit convert --to-original`); "
+    "nothing loads it\n"
+)
+_TAGS = ["lavit", "any-to-any", "visual-tokenizer"]
 
 
 def save_model_card(folder: Path) -> None:
@@ -53,4 +63,44 @@ def save_model_card(folder: Path) -> None:
         license="other",
         tags=["lavit", "llama2", "any-to-any", "visual-tokenizer"],
     )
-    (folder / "README.md").write_text(_CARD.format(metadata=metadata.to_yaml()), encoding="utf-8")
+    origin = "This checkpoint was converted from the original layout with `lavit convert`."
+    _write(folder, metadata, origin=origin, more_contents=_ORIGINAL, made="converted")
+
+
+def save_derived_card(folder: Path, origin: str, sources: Sequence[str]) -> None:
+    """Writes the model card of a checkpoint that was made of others.
+
+    Args:
+        folder: The new directory.
+        origin: One sentence on how it was made.
+        sources: Directories or repositories of these, the one whose license and tags it takes over first.
+    """
+    inherited = _metadata_of(sources[0])
+    names = [source for source in sources if not os.path.isdir(source)]  # a path means nothing elsewhere
+    metadata = ModelCardData(
+        library_name="transformers",
+        pipeline_tag="image-text-to-text",
+        base_model=names or inherited.get("base_model"),
+        **{name: inherited.get(name) for name in ("license", "license_name", "license_link", "datasets")},
+        tags=list(dict.fromkeys([*(inherited.get("tags") or []), *_TAGS])),
+    )
+    _write(folder, metadata, origin=origin, more_contents="", made="made")
+
+
+def describe_source(source: str) -> str:
+    """How a card calls a directory or repository."""
+    return f"`{os.path.basename(os.path.abspath(source))}`" if os.path.isdir(source) else f"`{source}`"
+
+
+def _metadata_of(source: str) -> ModelCardData:
+    path = os.path.join(source, "README.md")
+    if os.path.isdir(source) and not os.path.isfile(path):
+        return ModelCardData()
+    try:
+        return cast(ModelCardData, ModelCard.load(path if os.path.isdir(source) else source).data)
+    except (OSError, ValueError, YAMLError):
+        return ModelCardData()
+
+
+def _write(folder: Path, metadata: ModelCardData, **texts: str) -> None:
+    (folder / "README.md").write_text(_CARD.format(metadata=metadata.to_yaml(), **texts), encoding="utf-8")

@@ -45,6 +45,27 @@ def save_pipelines(config: LavitConfig, folder: Path) -> None:
         (root / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
+def link_pixel_decoders(folder: Path) -> None:
+    """Has the pixel decoders in a directory draw what the language model beside them writes.
+
+    Those that were trained by themselves do not know which ids codes have, and others may have known another language
+    model.
+
+    Args:
+        folder: Directory of a LaVIT with `model_index.json`, in `lowres/`, too.
+    """
+    config = LavitConfig.from_pretrained(folder)
+    for root in (folder, folder / "lowres"):
+        if not (root / _INDEX).is_file():
+            continue
+        index = read_json(root / _INDEX)
+        index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
+        parts = {name: value for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
+        if ignored := _foreign_weights(root, parts):
+            index["_ignore_files"] = ignored
+        (root / _INDEX).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
 def _components(root: Path) -> dict[str, list[str | None]] | None:
     """Library and class of every component, or `None` if one is missing."""
     classes = {

@@ -1,16 +1,76 @@
-"""Progress in bytes."""
+"""Progress of whatever takes long: a bar on a terminal or in a notebook, in a log a line now and then."""
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 from huggingface_hub.utils import tqdm
 
-# Takes the number of bytes that were done since the last call.
+# Takes what was done since the last call: bytes, samples, ...
 Progress = Callable[[int], object]
 
+_LOG_SECONDS = 30.0
+_LOG_LINE = "{desc}: {n_fmt} of {total_fmt} [{elapsed}, {remaining} left]"
+_CURSOR = re.compile(r"\x1b\[A|[\r\n]")  # what tqdm moves between bars with
+_BYTES = "B"
 
-def progress_bar(title: str, total: int, show: bool) -> Any:
-    """A bar that counts bytes up to `total`."""
-    return tqdm(desc=title, total=total, unit="B", unit_scale=True, disable=not show)
+
+def progress_bar(
+    title: str, total: int | None, show: bool = True, *, unit: str = _BYTES, delay: float = 0.0, leave: bool = True
+) -> Any:
+    """A bar that counts up to `total`.
+
+    Args:
+        title: What is being done.
+        total: Its end; `None` if nobody knows.
+        show: Whether there is a bar at all.
+        unit: What is counted; bytes by default.
+        delay: Seconds before anything is shown.
+        leave: Whether the bar stays when all is done.
+
+    Returns:
+        A `tqdm` of huggingface_hub, whose switches (`HF_HUB_DISABLE_PROGRESS_BARS`) it obeys.
+    """
+    options = bar_options(title, delay=delay, leave=leave)
+    return tqdm(total=total, unit=unit, unit_scale=unit == _BYTES, disable=not show, **options)
+
+
+def bar_options(title: str, *, delay: float = 0.0, leave: bool = True) -> dict[str, Any]:
+    """Options for tqdm, also for the bars of pipelines: `pipeline.set_progress_bar_config(**bar_options("Drawing"))`.
+
+    Args:
+        title: As for `progress_bar`.
+        delay: As for `progress_bar`.
+        leave: As for `progress_bar`.
+    """
+    options = {"desc": title, "delay": delay, "leave": leave}
+    if sys.stderr.isatty() or _is_notebook():
+        return options
+    # tqdm looks at the time after every step only if `miniters` is set.
+    in_log = {"file": _Lines(sys.stderr), "bar_format": _LOG_LINE, "mininterval": _LOG_SECONDS, "miniters": 1}
+    return {**options, **in_log, "delay": max(delay, _LOG_SECONDS)}
+
+
+def _is_notebook() -> bool:
+    """Whether tqdm draws its bars with widgets, whatever stderr is."""
+    return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)
+
+
+class _Lines:
+    """A file for tqdm that keeps the texts of a bar as lines, and drops what moves the cursor."""
+
+    def __init__(self, file: TextIO) -> None:
+        self._file = file
+
+    def write(self, text: str) -> None:
+        if line := _CURSOR.sub("", text).strip():
+            self._file.write(f"{line}\n")
+
+    def flush(self) -> None:
+        self._file.flush()
+
+
+__all__ = ["Progress", "bar_options", "progress_bar"]

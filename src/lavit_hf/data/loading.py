@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -93,7 +95,25 @@ def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
     except datasets.exceptions.DatasetGenerationError as error:
         raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
     except ValueError as error:
+        splits = _split_names(datasets, *args, **options)
+        if splits and re.fullmatch(r"\w+", options["split"]) and options["split"] not in splits:
+            raise _missing_split(name, options["split"], splits) from error
         raise ValueError(f"{name} cannot be read: {error}") from error
+
+
+def _split_names(datasets: Any, *args: Any, split: str, streaming: bool, **options: Any) -> list[str]:
+    """Which splits there are; none if nobody can say."""
+    try:
+        return datasets.get_dataset_split_names(*args, **options)
+    except (ValueError, OSError, datasets.exceptions.DatasetsError):
+        return []
+
+
+def _missing_split(name: str | Path, split: str, splits: Iterable[str]) -> ValueError:
+    names = list(splits)
+    return ValueError(
+        f"{name} has no split {split!r}; it has {', '.join(names)}. Name one that there is, as in --split {names[0]}."
+    )
 
 
 def load_saved(path: Path) -> Any:
@@ -125,6 +145,6 @@ def _load_saved_split(path: Path, split: str, streaming: bool) -> Any:
     dataset = load_saved(path)
     if isinstance(dataset, dict):
         if split not in dataset:
-            raise ValueError(f"{path} has no split {split!r}; it has {', '.join(dataset)}.")
+            raise _missing_split(path, split, dataset)
         dataset = dataset[split]
     return dataset.to_iterable_dataset() if streaming else dataset

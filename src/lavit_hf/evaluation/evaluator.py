@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 
+from ..conversion.progress import progress_bar
 from ..data.public_text import public_name, without_paths
 from ..files.complete import read_json, write_json
 from ..training.tokenization.processes import process_state
@@ -112,7 +112,7 @@ def _predict(
     state.wait_for_everyone()  # before anyone writes to what others are still reading
     if len(finished) == len(samples):
         return
-    bar = tqdm(desc=task.name, total=len(samples), unit="sample", disable=not (progress and state.is_main_process))
+    bar = progress_bar(task.name, len(samples), progress and state.is_main_process, unit="sample")
     batches = range(0, len(samples), batch_size)
     with bar, directory.writer(state.process_index) as writer:
         for number, start in enumerate(batches):

@@ -11,6 +11,7 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
+from ..conversion.pixel_decoders import link_pixel_decoders
 from ..data.public_text import is_path, without_paths
 from ..pipelines.remote_code import PIPELINE_MODULE, write_code
 from ..remote_code.checkpoint import save_remote_code
@@ -101,6 +102,8 @@ def prepare(
         if adapter is not None:
             _change(staged / ADAPTER_CONFIG, base_model_name_or_path=base)
         _add_code(staged)
+        if facts.is_whole:
+            link_pixel_decoders(staged)
         (staged / "README.md").write_text(write_card(data, text, facts, repository, origin), encoding="utf-8")
         content = {file: checkpoint / file for file in files}
         content |= {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}

@@ -15,7 +15,7 @@ from .remote_code import names_our_pipeline, write_code
 
 _INDEX = "model_index.json"
 _FOLDERS = ("", "lowres/")
-_NAME = re.compile(r"\w+")
+_NAME = re.compile(r"\w+")  # of a folder or a file of code: nothing outside the directory
 
 
 def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> list[str]:

@@ -74,7 +74,8 @@ class PixelDecoderStorage(DiffusionPipeline):
         if decoder and kind and decoder != kind:
             raise OSError(f"{source} holds no {decoder} pixel decoder, only a {kind} one.")
         pipeline = super().from_pretrained(str(folder), **kwargs)
-        pipeline.register_to_config(_name_or_path=source)
+        beside = _ids_beside(folder.parent if folder.name == LOWRES else folder)
+        pipeline.register_to_config(_name_or_path=source, **beside)
         return pipeline
 
     @classmethod
@@ -166,6 +167,21 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
     return root / LOWRES if decoder == LOWRES and (root / LOWRES).is_dir() else root
 
 
+def _ids_beside(root: Path) -> dict[str, int]:
+    """The ids of codes and image end in the LaVIT of a directory, if there is one: its word counts there.
+
+    A pixel decoder that was trained by itself and then copied to a language model does not know them.
+    """
+    try:
+        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    if not isinstance(config, dict) or config.get("model_type") != "lavit":
+        return {}
+    names = ("visual_token_offset", "eoi_token_id")
+    return {name: config[name] for name in names if isinstance(config.get(name), int)}
+
+
 def _kind(folder: Path) -> str | None:
     """Which decoder a directory holds, by the token decoder's configuration."""
     try:
@@ -176,11 +192,10 @@ def _kind(folder: Path) -> str | None:
 
 
 def _snapshot(cls: type[DiffusionPipeline], repository: str, prefix: str, options: dict[str, Any]) -> str:
-    folders = [f"{prefix}{name}/*" for name in _COMPONENTS]
+    # The configuration of the language model says which ids its codes have.
+    wanted = ["config.json", f"{prefix}{cls.config_name}", *(f"{prefix}{name}/*" for name in _COMPONENTS)]
     try:
-        return snapshot_download(
-            repository, allow_patterns=[f"{prefix}{cls.config_name}", *folders], ignore_patterns=["*.py"], **options
-        )
+        return snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*.py"], **options)
     except LocalEntryNotFoundError as error:
         raise OSError(f"{repository} is neither a directory nor a repository that can be reached: {error}") from error
 

@@ -36,6 +36,8 @@ _DECODE_ERRORS = (
 )
 _CHANNEL_COUNTS = (1, 3, 4)
 _URL_TIMEOUT = 60.0
+_HEAD = 4096  # bytes of a file that say what it is
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
 
 
 def load_image(source: str | os.PathLike | bytes) -> Image.Image:
@@ -178,9 +180,29 @@ def _open(file: io.BytesIO | Path, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise ValueError(f"{name} is too large to be decoded safely: {error}") from error
     except _DECODE_ERRORS as error:
-        raise ValueError(f"Cannot read {name} as an image: {error}") from error
+        raise ValueError(_unknown_format(file, name) or f"Cannot read {name} as an image: {error}") from error
     _check_size(image, name)
     return image
+
+
+def _unknown_format(file: io.BytesIO | Path, name: str) -> str | None:
+    """What to do about formats that Pillow does not know, but cameras and drawing programs write."""
+    try:
+        if isinstance(file, Path):
+            with open(file, "rb") as opened:
+                head = opened.read(_HEAD)
+        else:
+            head = file.getvalue()[:_HEAD]
+    except OSError:  # what Pillow ran into, too
+        return None
+    if head[4:8] == b"ftyp" and head[8:12] in _HEIC_BRANDS:
+        return (
+            f"{name} is a HEIC picture, which Pillow does not read by itself: convert it to JPEG or PNG; or, in "
+            "Python, pip install pillow-heif, and call pillow_heif.register_heif_opener() first."
+        )
+    if b"<svg" in head:
+        return f"{name} is an SVG drawing, which has no pixels: export it as PNG first (rsvg-convert, Inkscape)."
+    return None
 
 
 def _check_size(image: Image.Image, name: str) -> None:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
+from ...conversion.progress import Progress, progress_bar
 from ..checkpoint import EvaluatedCheckpoint
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement, measure_mean
@@ -117,11 +120,20 @@ class TextToImageTask(Task):
 
         drawn = (open_picture(record, folder) for record in records)
         real = (self.data.samples[index].open_image() for index in range(len(self.data.samples)))
-        return frechet_inception_distance(drawn, real, self.options["fid_weights"])
+        with progress_bar("FID", len(records) + len(self.data.samples), unit="image") as bar:
+            return frechet_inception_distance(
+                _counted(drawn, bar.update), _counted(real, bar.update), self.options["fid_weights"]
+            )
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
         lines = [("prompt", record["references"][0])]
         return show_scene(self.data, sample, record, open_picture(record, folder), lines)
+
+
+def _counted(images: Iterable[Image.Image], progress: Progress) -> Iterator[Image.Image]:
+    for image in images:
+        yield image
+        progress(1)
 
 
 __all__ = ["TextToImageTask"]

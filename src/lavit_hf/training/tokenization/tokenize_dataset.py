@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.utils import tqdm
 
+from ...conversion.progress import progress_bar
 from ...data.loading import load_saved
 from ...files.paths import resolve_inside
 from ...processing.processing_lavit import ImageTextProcessor
@@ -163,7 +163,7 @@ def _write_shards(
     was_training = visual_tokenizer.training
     visual_tokenizer.eval()  # encoders with dropout would give other codes every time
     total = None if source.length is None else -(-source.length // state.num_processes)
-    bar = tqdm(desc="Tokenizing", unit="sample", total=total, disable=not (progress and state.is_main_process))
+    bar = progress_bar("Tokenizing", total, progress and state.is_main_process, unit="sample")
     try:
         with ThreadPoolExecutor(num_threads) as executor, bar:
             for shard, samples in source.shards(state.process_index, state.num_processes, directory):

@@ -10,115 +10,55 @@ import functools
 import os
 import sys
 from collections.abc import Callable
-from enum import Enum
 from importlib import metadata
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import typer
 
+from .checks import (
+    check_data,
+    check_model,
+    check_new_directory,
+    check_output_directory,
+    check_picture_output,
+    check_pictures,
+    check_source,
+)
+from .options import (
+    MAX_SEED,
+    AspectRatio,
+    BadSamples,
+    Beams,
+    Decoder,
+    Device,
+    Dtype,
+    EvaluationTask,
+    LengthPenalty,
+    MaxNewTokens,
+    MinNewTokens,
+    Model,
+    Output,
+    PixelDecoder,
+    RunDtype,
+    Seed,
+    StoredDtype,
+    TokenizedFormat,
+)
+
 _Command = TypeVar("_Command", bound=Callable[..., Any])
 
-_MAX_SEED = 2**63 - 1
 _INTERRUPTED = 130  # 128 + SIGINT, as shells report it
 _DEFAULT = "lavit-scenes"  # the checkpoint that comes along
 _LISTED = 6  # lines of a longer message, such as a list of tensors, that still fit one line
 
 app = typer.Typer(
     name="lavit",
-    add_completion=False,
     no_args_is_help=True,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-
-
-class Dtype(str, Enum):
-    """Precision of the model while it runs."""
-
-    auto = "auto"
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-class Decoder(str, Enum):
-    """Which of a checkpoint's pixel decoders draws."""
-
-    highres = "highres"
-    lowres = "lowres"
-
-
-class EvaluationTask(str, Enum):
-    """What a checkpoint is asked to do."""
-
-    caption = "caption"
-    vqa = "vqa"
-    text_to_image = "text-to-image"
-    reconstruction = "reconstruction"
-    all = "all"
-
-
-class TokenizedFormat(str, Enum):
-    """Files that codes are stored in."""
-
-    arrow = "arrow"
-    webdataset = "webdataset"
-
-
-class BadSamples(str, Enum):
-    """What to do about samples that cannot be used."""
-
-    skip = "skip"
-    stop = "raise"
-
-
-class StoredDtype(str, Enum):
-    """Precision of converted weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
-Model = Annotated[
-    str | None,
-    typer.Option(
-        "--model",
-        "-m",
-        metavar="DIR",
-        help="Checkpoint, or its name on the Hub.",
-        show_default="lavit-scenes, a small one that comes along",
-    ),
-]
-Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]
-RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
-# Of these, a checkpoint's generation config may have defaults of its own.
-Beams = Annotated[
-    int | None, typer.Option(min=1, help="Beams of the search; 1 is greedy.", show_default="2, answers 5")
-]
-MinNewTokens = Annotated[
-    int | None, typer.Option(min=0, help="Shortest text, in tokens.", show_default="8, answers 2")
-]
-MaxNewTokens = Annotated[
-    int | None, typer.Option(min=1, help="Longest text, in tokens.", show_default="36, answers 10")
-]
-PixelDecoder = Annotated[
-    Decoder | None,
-    typer.Option(help="Pixel decoder of the checkpoint.", show_default="highres, if there is more than one"),
-]
-AspectRatio = Annotated[
-    str | None, typer.Option(metavar="W:H", help="1:1, 4:3, 3:2, 16:9, 2:3 or 3:4.", show_default="square")
-]
-Seed = Annotated[
-    int | None, typer.Option(min=0, max=_MAX_SEED, help="The same seed draws the same picture.", show_default="random")
-]
-Output = Annotated[Path, typer.Option("--output", "-o", metavar="PNG", help="File to write.", show_default=False)]
-LengthPenalty = Annotated[
-    float | None,
-    typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.", show_default="1, answers 0"),
-]
 
 
 def one_line(error: BaseException) -> str:
@@ -204,7 +144,7 @@ def caption(
 ) -> None:
     """Describe images, one line each.
 
-    Of several images each line starts with the file's name and a tab.
+    Of several images each line starts with the file's name and a tab. Those that cannot be read are left out, by name.
 
     \b
     Examples:
@@ -212,12 +152,14 @@ def caption(
       lavit caption *.jpg --model lavit-7b-v2 --batch-size 16 > captions.tsv
       lavit caption photo.jpg --model lavit-7b-v2 --prompt "The weather in this picture is"
     """
+    check_pictures(images)
+    checkpoint = _model(model)
     from lavit_hf.cli.caption import run
 
     options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
     run(
         images,
-        _checkpoint(model),
+        checkpoint,
         prompt=prompt,
         batch_size=batch_size,
         device=device,
@@ -246,10 +188,14 @@ def ask(
       lavit ask photo.jpg "What color is the cat?" --model lavit-7b-v2
       lavit ask photo.jpg "How many people are there?" --model lavit-7b-v2 --device cuda:1
     """
+    if not question.strip():
+        raise ValueError("The question is empty.")
+    check_pictures([image])
+    checkpoint = _model(model)
     from lavit_hf.cli.ask import run
 
     options = _generation(beams, length_penalty, min_new_tokens, max_new_tokens)
-    run(image, question, _checkpoint(model), device=device, dtype=dtype.value, options=options)
+    run(image, question, checkpoint, device=device, dtype=dtype.value, options=options)
 
 
 @app.command()
@@ -281,12 +227,17 @@ def draw(
       lavit draw "a fox in the snow" --model lavit-7b-v2 -o fox.png --aspect-ratio 16:9 --seed 7
       lavit draw "this dog on a beach" --image dog.jpg --model lavit-7b-v2 -o beach.png
     """
+    if not prompt.strip() and not image:
+        raise ValueError("The prompt is empty: say what to draw.")
+    check_pictures(image or [])
+    check_picture_output(output)
+    checkpoint = _model(model)
     from lavit_hf.cli.draw import draw as run
 
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     options["negative_prompt"] = negative_prompt
     where = {"decoder": None if decoder is None else decoder.value, "device": device, "dtype": dtype.value}
-    run(prompt, image or [], _checkpoint(model), output=output, seed=seed, options=options, **where)
+    run(prompt, image or [], checkpoint, output=output, seed=seed, options=options, **where)
 
 
 @app.command()
@@ -309,11 +260,14 @@ def reconstruct(
     Example:
       lavit reconstruct photo.jpg --model lavit-7b-v2 -o again.png
     """
+    check_pictures([image])
+    check_picture_output(output)
+    checkpoint = _model(model)
     from lavit_hf.cli.draw import reconstruct as run
 
     options = {"aspect_ratio": aspect_ratio, "num_inference_steps": steps, "guidance_scale": guidance_scale}
     where = {"decoder": None if decoder is None else decoder.value, "device": device, "dtype": dtype.value}
-    run(image, _checkpoint(model), output=output, seed=seed, options=options, **where)
+    run(image, checkpoint, output=output, seed=seed, options=options, **where)
 
 
 @app.command()
@@ -327,13 +281,15 @@ def demo(
     question: Annotated[str, typer.Option(help="What to ask about it.")] = "What animal is this?",
     change: Annotated[str, typer.Option(help="What to draw of it: a text after the picture.")] = "in the snow",
     prompt: Annotated[str, typer.Option(help="What to draw from text alone.")] = "a cat on a red chair",
-    output: Annotated[Path, typer.Option("--output", "-o", help="PNG to write.")] = Path("out/demo.png"),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="PICTURE", help="File to write, such as a PNG.")
+    ] = Path("out/demo.png"),
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
     """Show what becomes of pictures and prompts: tokens, captions, answers, drawings.
 
-    Writes a PNG with a row for each picture: itself, the patches that each of the two branches of the visual tokenizer
+    Writes one with a row for each picture: itself, the patches that each of the two branches of the visual tokenizer
     keeps, the picture drawn from its own tokens, and drawn again with a change; and a row of drawings of prompts.
     Without pictures it shows scenes with questions and prompts of their own, and says what is right and what is wrong.
 
@@ -342,10 +298,13 @@ def demo(
       lavit demo
       lavit demo --image photo.jpg --model lavit-7b-v2 --output photo-patches.png
     """
+    check_pictures(image or [])
+    check_picture_output(output)
+    checkpoint = _model(model)
     from lavit_hf.cli.demo import run
 
     texts = {"question": question, "change": change, "prompt": prompt}
-    run(image or [], _checkpoint(model), **texts, output=output, device=device, dtype=dtype.value)
+    run(image or [], checkpoint, **texts, output=output, device=device, dtype=dtype.value)
 
 
 @app.command()
@@ -398,12 +357,15 @@ def tokenize(
       lavit tokenize user/dataset codes --model lavit-7b-v2 --streaming --format webdataset
       torchrun --nproc-per-node 8 -m lavit_cli tokenize user/dataset codes --model lavit-7b-v2
     """
+    check_data(dataset)
+    check_output_directory(output)
+    checkpoint = _model(model)
     from lavit_hf.cli.tokenize import run
 
     run(
         dataset,
         output,
-        _checkpoint(model),
+        checkpoint,
         split=split,
         config=config,
         revision=revision,
@@ -464,7 +426,7 @@ def evaluate(
     question_column: Annotated[str, typer.Option(help="Column of the question.")] = "question",
     answer_column: Annotated[str, typer.Option(help="Column of the answer, or a list of them.")] = "answer",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, max=_MAX_SEED, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = 0,
     beams: Annotated[
         int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5, scenes 1")
     ] = None,
@@ -522,10 +484,17 @@ def evaluate(
       lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
     """
+    check_data(data)
+    check_source(images, "--images")
+    check_source(annotations, "--annotations", is_file=True)
+    check_source(clip, "--clip")
+    check_source(fid_weights, "--fid-weights", is_file=True)
+    check_output_directory(output)
+    checkpoint = _model(checkpoint)
     from lavit_hf.cli.evaluate import run
 
     run(
-        _checkpoint(checkpoint),
+        checkpoint,
         tasks=[one.value for one in task],
         output=output,
         splits=split or [],
@@ -600,21 +569,90 @@ def convert(
       lavit convert lavit-7b-v2 LaVIT-7B-v2-again --to-original
       lavit convert --plan manifest.json
     """
-    from lavit_hf.cli import convert as commands
-
     if plan is not None:
         if source or destination or to_original or dtype:
             raise ValueError("--plan takes a manifest and --heads, and no directories: nothing is converted.")
+        check_source(plan, "--plan", is_file=True)
+        from lavit_hf.cli import convert as commands
+
         commands.show_plan(plan, heads)
         return
     if source is None or destination is None:
         raise ValueError("convert needs two directories, SRC and DST (or --plan MANIFEST); see lavit convert --help.")
+    if to_original and (dtype or heads):
+        raise ValueError("--to-original writes every tensor as it was; it takes no --dtype and no --heads.")
+    check_source(source, "SRC")
+    check_new_directory(destination)
+    from lavit_hf.cli import convert as commands
+
     if to_original:
-        if dtype or heads:
-            raise ValueError("--to-original writes every tensor as it was; it takes no --dtype and no --heads.")
         commands.convert_back(source, destination)
     else:
         commands.convert_checkpoint(source, destination, dtype.value if dtype else None, max_shard_size, heads)
+
+
+@app.command()
+@_in_one_line
+def assemble(
+    language_model: Annotated[
+        Path, typer.Argument(metavar="LANGUAGE_MODEL", help="Directory that stage 2 wrote.", show_default=False)
+    ],
+    pixel_decoder: Annotated[
+        Path,
+        typer.Argument(
+            metavar="PIXEL_DECODER", help="Directory that stage 3 wrote, or of a LaVIT that draws.", show_default=False
+        ),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.", show_default=False)],
+) -> None:
+    """Join a language model and a pixel decoder that were trained apart.
+
+    Both have to be of one visual tokenizer. OUT is what --model takes, and what publish publishes; it appears only
+    when it is complete. Pixel decoders that LANGUAGE_MODEL has from before are left out.
+
+    \b
+    Example:
+      lavit assemble out/lm out/pixel-decoder my-lavit
+    """
+    language_model, pixel_decoder = Path(_checkpoint(str(language_model))), Path(_checkpoint(str(pixel_decoder)))
+    check_source(language_model, "LANGUAGE_MODEL")
+    check_source(pixel_decoder, "PIXEL_DECODER")
+    check_new_directory(output)
+    from lavit_hf.cli.assemble import run
+
+    run(language_model, pixel_decoder, output)
+
+
+@app.command()
+@_in_one_line
+def merge(
+    adapter: Annotated[
+        str, typer.Argument(metavar="ADAPTER", help="Directory of adapters of LoRA.", show_default=False)
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.", show_default=False)],
+    base: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR", help="Checkpoint that they were trained on.", show_default="as adapter_config.json says"
+        ),
+    ] = None,
+    max_shard_size: Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")] = "5GB",
+) -> None:
+    """Merge adapters of LoRA into their base, as one checkpoint.
+
+    OUT has the weights in the precision of the base, and its pixel decoders; it appears only when it is complete.
+
+    \b
+    Examples:
+      lavit merge out/lora my-lavit
+      lavit merge out/lora my-lavit --base lavit-7b-v2
+    """
+    check_source(adapter, "ADAPTER", or_repository=True)
+    check_new_directory(output)
+    base = None if base is None else _model(base)
+    from lavit_hf.cli.merge import run
+
+    run(adapter, output, base, max_shard_size)
 
 
 @app.command()
@@ -700,17 +738,26 @@ def export_llama(
     Example:
       lavit export-llama lavit-7b-v2 lavit-7b-llama
     """
+    check_new_directory(output)
     from lavit_hf.cli.export_llama import run
 
     run(Path(_checkpoint(str(checkpoint))), output, max_shard_size)
 
 
+def _model(model: str | None) -> str:
+    """The checkpoint of this name, of which `--model` can make use."""
+    checkpoint = _checkpoint(model)
+    check_model(checkpoint)
+    return checkpoint
+
+
 def _checkpoint(model: str | None) -> str:
     """The checkpoint of this name; the one that comes along can be named from anywhere."""
-    from lavit_hf import default_checkpoint
+    if model is None or (model == _DEFAULT and not Path(model).exists()):
+        from lavit_hf import default_checkpoint
 
-    is_default = model is None or (model == _DEFAULT and not Path(model).exists())
-    return default_checkpoint() if is_default else model
+        return default_checkpoint()
+    return model
 
 
 def _generation(

@@ -1,0 +1,5 @@
+"""`python -m lavit_cli`, for torchrun and accelerate."""
+
+from . import main
+
+main()

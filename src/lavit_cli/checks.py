@@ -1,0 +1,140 @@
+"""What a command can refuse at once, before seconds go by in which torch is imported.
+
+Whether files hold what they should is for the bodies of the commands to say.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
+_DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
+_CHECKPOINT = "--model takes a converted checkpoint (see lavit convert --help)"
+
+
+def check_model(model: str) -> None:
+    """Refuses what is no LaVIT and no adapter of one; names of the Hub are left to whoever downloads.
+
+    Raises:
+        ValueError: There is no such directory, or there is something else in it.
+    """
+    path = Path(model)
+    if _is_repository(model):
+        return
+    if not os.path.exists(model):
+        raise ValueError(f"{model} does not exist; {_CHECKPOINT}.")
+    if not path.is_dir():
+        raise ValueError(f"{model} is not a directory; {_CHECKPOINT}.")
+    if (path / "visual_tokenizer").is_dir() and (path / "language_model").is_dir():
+        raise ValueError(f"{model} is in LaVIT's original layout; convert it first: lavit convert {model} DST")
+    is_adapter = (path / "adapter_config.json").is_file()
+    if is_adapter and (path / "config.json").is_file():
+        raise ValueError(f"{model} holds adapters of LoRA beside a model: keep them in a directory of their own.")
+    if is_adapter:
+        return
+    try:
+        model_type = json.loads((path / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise ValueError(f"{model} is not a LaVIT checkpoint: it has no readable config.json.") from error
+    if model_type != "lavit":
+        raise ValueError(f"{model} is not a LaVIT checkpoint: its config.json is of a {model_type!r} model.")
+
+
+def check_pictures(sources: Sequence[str]) -> None:
+    """Says which picture files are missing; those on the web are fetched when it is their turn.
+
+    Raises:
+        ValueError: A file does not exist.
+    """
+    for source in sources:
+        if source.startswith(("http://", "https://", "data:")) or os.path.isfile(source):
+            continue
+        if os.path.isdir(source):
+            raise ValueError(f"{source} is a directory; name the images in it.")
+        raise ValueError(f"{source}: no such image file.")
+
+
+def check_picture_output(path: Path) -> None:
+    """Says before anything is drawn that it could not be written.
+
+    Raises:
+        ValueError: The suffix is that of no known format, a directory is in its place, or its own directory cannot be
+            written.
+    """
+    if path.is_dir():
+        raise ValueError(f"{path} is a directory; --output takes the name of a picture file.")
+    if path.suffix.lower() not in PICTURES:
+        raise ValueError(
+            f"{path}: the suffix says the format, and has to be one of {', '.join(PICTURES)}; for example "
+            f"{path.stem or 'picture'}.png."
+        )
+    _check_writable(path)
+
+
+def check_output_directory(path: Path) -> None:
+    """The same for a directory that a command writes to, or goes on writing to.
+
+    Raises:
+        ValueError: It is a file, or cannot be made.
+    """
+    if path.exists() and not path.is_dir():
+        raise ValueError(f"{path} is a file; name a directory to write to.")
+    _check_writable(path / "file")
+
+
+def check_new_directory(path: Path) -> None:
+    """The same for a directory that a command makes.
+
+    Raises:
+        ValueError: It is there and not empty, is a file, or cannot be made.
+    """
+    check_output_directory(path)
+    if path.is_dir() and any(path.iterdir()):
+        raise ValueError(f"{path} exists and is not empty; choose another directory or remove it.")
+
+
+def check_data(name: str) -> None:
+    """Refuses a dataset that is named by a path where nothing is.
+
+    Raises:
+        ValueError: It does not exist.
+    """
+    if not os.path.exists(name) and (_is_path(name) or name.endswith(_DATA) or len(Path(name).parts) > 2):
+        raise ValueError(f"{name} does not exist.")
+
+
+def check_source(path: str | Path | None, option: str, is_file: bool = False, or_repository: bool = False) -> None:
+    """Refuses a file or directory to read that is not there.
+
+    Args:
+        path: The file or directory; `None` is not given.
+        option: What takes it.
+        is_file: Which of both it is.
+        or_repository: Whether it may be the name of a repository on the Hub.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if or_repository and _is_repository(str(path)):
+        return
+    if path is not None and not (os.path.isfile(path) if is_file else os.path.isdir(path)):
+        kind = "file" if is_file else "directory"
+        state = f"is not a {kind}" if os.path.exists(path) else "does not exist"
+        raise ValueError(f"{path} {state}; {option} takes a {kind}.")
+
+
+def _is_repository(name: str) -> bool:
+    return len(Path(name).parts) == 2 and not _is_path(name) and not os.path.exists(name)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith((".", "/", "~", os.sep))
+
+
+def _check_writable(path: Path) -> None:
+    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
+        raise ValueError(f"{path} cannot be written: {folder} is no directory that you may write to.")

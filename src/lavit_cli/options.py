@@ -1,0 +1,103 @@
+"""Options that several commands of `lavit` have, and the values they take."""
+
+from __future__ import annotations
+
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+MAX_SEED = 2**63 - 1
+
+
+class Dtype(str, Enum):
+    """Precision of the model while it runs."""
+
+    auto = "auto"
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+class Decoder(str, Enum):
+    """Which of a checkpoint's pixel decoders draws."""
+
+    highres = "highres"
+    lowres = "lowres"
+
+
+class EvaluationTask(str, Enum):
+    """What a checkpoint is asked to do."""
+
+    caption = "caption"
+    vqa = "vqa"
+    text_to_image = "text-to-image"
+    reconstruction = "reconstruction"
+    all = "all"
+
+
+class TokenizedFormat(str, Enum):
+    """Files that codes are stored in."""
+
+    arrow = "arrow"
+    webdataset = "webdataset"
+
+
+class BadSamples(str, Enum):
+    """What to do about samples that cannot be used."""
+
+    skip = "skip"
+    stop = "raise"
+
+
+class StoredDtype(str, Enum):
+    """Precision of converted weights."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
+Model = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="DIR",
+        help="Checkpoint, or its name on the Hub.",
+        show_default="lavit-scenes, a small one that comes along",
+    ),
+]
+Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]
+RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
+# Of these, a checkpoint's generation config may have defaults of its own.
+Beams = Annotated[
+    int | None, typer.Option(min=1, help="Beams of the search; 1 is greedy.", show_default="2, answers 5")
+]
+MinNewTokens = Annotated[
+    int | None, typer.Option(min=0, help="Shortest text, in tokens.", show_default="8, answers 2")
+]
+MaxNewTokens = Annotated[
+    int | None, typer.Option(min=1, help="Longest text, in tokens.", show_default="36, answers 10")
+]
+PixelDecoder = Annotated[
+    Decoder | None,
+    typer.Option(help="Pixel decoder of the checkpoint.", show_default="highres, if there is more than one"),
+]
+AspectRatio = Annotated[
+    str | None, typer.Option(metavar="W:H", help="1:1, 4:3, 3:2, 16:9, 2:3 or 3:4.", show_default="square")
+]
+Seed = Annotated[
+    int | None, typer.Option(min=0, max=MAX_SEED, help="The same seed draws the same picture.", show_default="random")
+]
+Output = Annotated[
+    Path,
+    typer.Option(
+        "--output", "-o", metavar="PICTURE", help="PNG, JPEG, WebP, TIFF or BMP to write.", show_default=False
+    ),
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.", show_default="1, answers 0"),
+]

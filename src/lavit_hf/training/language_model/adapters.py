@@ -1,0 +1,258 @@
+"""Adapters of LoRA that were saved: loading them into their base, and writing a checkpoint of both."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from huggingface_hub import ModelCardData, snapshot_download
+from safetensors import SafetensorError, safe_open
+from transformers.utils.peft_utils import find_adapter_config_file
+
+from ...conversion.atomic import check_destination, complete_directory
+from ...conversion.model_card import describe_source, save_derived_card
+from ...conversion.notices import copy_notices_of
+from ...conversion.pixel_decoders import link_pixel_decoders
+from ...conversion.shards import check_shard_size
+from ...conversion.weight_files import Weights, find_weights, read_json
+from ...modeling.modeling_lavit import LavitForConditionalGeneration
+from ...pipelines.pixel_decoder_files import copy_pixel_decoders
+from ...processing.processing_lavit import ImageTextProcessor
+
+_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+_PROCESSOR = "processor_config.json"
+
+
+_ADAPTER_CARD = """---
+{metadata}
+---
+
+# Adapters of LoRA for a LaVIT
+
+They were trained on {origin} with `examples/finetune_lora.py` of lavit-hf, and are of use only together with it.
+`lavit caption`, `ask`, `draw` and the other commands take this directory as `--model`; `lavit merge` makes one
+checkpoint of both. In Python:
+
+```python
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from peft import PeftModel
+
+path = "path/to/this/directory"
+base = LavitForConditionalGeneration.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, path).merge_and_unload()
+processor = ImageTextProcessor.from_pretrained(path, visual_tokenizer=model.visual_tokenizer)
+```
+"""
+
+
+class Adapter(NamedTuple):
+    """Adapters, and what they adapt.
+
+    Attributes:
+        folder: Their directory, or the local copy of their repository.
+        base: Directory or repository of the LaVIT that they were trained on.
+    """
+
+    folder: Path
+    base: str
+
+    @property
+    def processor(self) -> str:
+        """Where the processor is: beside the adapters, or with their base."""
+        return str(self.folder) if (self.folder / _PROCESSOR).is_file() else self.base
+
+    @property
+    def touches_visual_tokenizer(self) -> bool:
+        """Whether more than the language model is adapted."""
+        with safe_open(self.folder / _WEIGHTS, framework="pt") as weights:
+            return any(".visual_tokenizer." in name for name in weights.keys())  # noqa: SIM118 - no dictionary
+
+
+def find_adapter(source: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Adapter | None:
+    """Finds adapters and their base.
+
+    Args:
+        source: A directory, or the id of a repository.
+        base: The LaVIT that they were trained on; by default what their configuration says.
+
+    Returns:
+        Both; `None` if `source` holds no adapters.
+
+    Raises:
+        ValueError: The adapters are not of LoRA or not complete, or their base is not there.
+    """
+    path = find_adapter_config_file(os.fspath(source))
+    if path is None:
+        return None
+    folder = Path(path).parent
+    if not os.path.isdir(source):
+        folder = Path(snapshot_download(os.fspath(source), allow_patterns=["adapter_*", "*.json", "*.jinja"]))
+    config = _read_config(folder)
+    if not (folder / _WEIGHTS).is_file():
+        raise ValueError(f"{source} has no {_WEIGHTS}: adapters are read from safetensors only.")
+    try:
+        with safe_open(folder / _WEIGHTS, framework="pt"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{folder / _WEIGHTS} is not a readable safetensors file ({error}).") from error
+    recorded = config.get("base_model_name_or_path")
+    found = os.fspath(base) if base is not None else recorded
+    if not isinstance(found, str) or not found:
+        raise ValueError(f"{folder / _CONFIG} names no base model; name it: lavit merge {source} OUT --base DIR")
+    _check_base(source, found)
+    return Adapter(folder, found)
+
+
+def apply_adapter(model: LavitForConditionalGeneration, adapter: Adapter) -> LavitForConditionalGeneration:
+    """Merges adapters into their base.
+
+    Args:
+        model: The base, loaded; it is changed.
+        adapter: The adapters.
+
+    Returns:
+        The model, every weight in the dtype that it had.
+
+    Raises:
+        ImportError: peft is not installed.
+        ValueError: The adapters do not fit the base, or are not finite.
+    """
+    try:
+        from peft import PeftModel, get_peft_model_state_dict
+    except ImportError as error:
+        raise ImportError("Adapters need the package `peft`: pip install 'lavit-hf[training]'") from error
+    dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+    try:
+        adapted = PeftModel.from_pretrained(model, str(adapter.folder), torch_device=str(model.device))
+        with safe_open(adapter.folder / _WEIGHTS, framework="pt") as weights:
+            stored = set(weights.keys())
+        expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
+        _check_names(expected - stored, "lacks")
+        _check_names(stored - expected - adapted.state_dict().keys(), "has")
+        merged = adapted.merge_and_unload(safe_merge=True)
+    except (RuntimeError, ValueError, KeyError, TypeError) as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        raise ValueError(f"{adapter.folder} does not fit {adapter.base}: {' '.join(lines[:2])}") from error
+    for name, parameter in merged.named_parameters():  # peft trains and stores whole copies in fp32
+        parameter.data = parameter.data.to(dtypes[name])
+    merged.tie_weights()
+    return merged
+
+
+def merge_adapter(
+    adapter: str | os.PathLike[str],
+    destination: str | os.PathLike[str],
+    *,
+    base: str | os.PathLike[str] | None = None,
+    max_shard_size: int | str = "5GB",
+) -> Path:
+    """Writes a checkpoint of adapters and their base: weights, processor, pixel decoders, licenses.
+
+    Args:
+        adapter: Directory or repository of the adapters.
+        destination: Directory to create. It appears only when it is complete.
+        base: As in [`find_adapter`].
+        max_shard_size: Largest size of a file of weights.
+
+    Returns:
+        The created directory.
+
+    Raises:
+        ConversionError: The destination cannot be written.
+        ImportError: peft is not installed.
+        ValueError: There are no adapters, or they do not fit the base, or this is not there.
+    """
+    target = Path(destination)
+    check_destination(target)
+    check_shard_size(max_shard_size)
+    found = find_adapter(adapter, base)
+    if found is None:
+        raise ValueError(f"{adapter} holds no adapters of LoRA: it has no {_CONFIG}.")
+    model, report = LavitForConditionalGeneration.from_pretrained(found.base, output_loading_info=True)
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{found.base}: {len(missing)} tensors are missing, the first is {missing[0]}.")
+    model = apply_adapter(model, found)
+    processor = ImageTextProcessor.from_pretrained(found.processor)
+    with complete_directory(target) as folder:
+        _save_as_stored(model, Path(found.base), folder, max_shard_size)
+        processor.save_pretrained(folder)
+        if copy_pixel_decoders(found.base, folder):
+            link_pixel_decoders(folder)
+        copy_notices_of(found.base, folder)
+        origin = f"It was made with `lavit merge`, of {describe_source(found.base)} and adapters of LoRA."
+        save_derived_card(folder, origin, [found.base])
+    return target
+
+
+def save_adapter_card(folder: str | os.PathLike[str], base: str) -> None:
+    """Replaces the card that peft writes beside adapters, which is a form to fill in and names local paths.
+
+    Args:
+        folder: Directory of the adapters.
+        base: Directory or repository of the LaVIT that they were trained on.
+    """
+    is_path = os.path.isdir(base)
+    metadata = ModelCardData(
+        library_name="peft",
+        pipeline_tag="image-text-to-text",
+        base_model=None if is_path else base,
+        tags=["lavit", "lora", "visual-tokenizer"],
+    )
+    place = "path/to/its/directory" if is_path else base
+    card = _ADAPTER_CARD.format(metadata=metadata.to_yaml(), origin=describe_source(base), base=place)
+    (Path(folder) / "README.md").write_text(card, encoding="utf-8")
+
+
+def _save_as_stored(model: LavitForConditionalGeneration, base: Path, folder: Path, max_shard_size: int | str) -> None:
+    """Saves a model with every weight in the dtype that its base's files have, which may not be that of loading."""
+    if base.is_dir():
+        stored = Weights(find_weights(base, "model"))
+        for name, parameter in model.named_parameters():
+            if name in stored.headers:
+                parameter.data = parameter.data.to(stored.dtype(name))
+    loads_as = model.config.dtype
+    model.save_pretrained(folder, max_shard_size=max_shard_size)
+    path = folder / "config.json"
+    config = read_json(path)
+    config["dtype"] = str(loads_as).removeprefix("torch.")
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _read_config(folder: Path) -> dict[str, Any]:
+    path = folder / _CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    kind = config.get("peft_type") if isinstance(config, dict) else None
+    if kind != "LORA":
+        raise ValueError(f"{path} is not of LoRA, but of {kind!r}.")
+    if config.get("megatron_config"):  # peft would import whatever module it names
+        raise ValueError(f"{path} is of a model of Megatron, not of a LaVIT.")
+    return config
+
+
+def _check_base(source: str | os.PathLike[str], base: str) -> None:
+    hint = f"name it: lavit merge {source} OUT --base DIR"
+    if not os.path.exists(base):
+        if base.count("/") == 1 and not base.startswith((".", "/", "~")):
+            return  # a repository
+        raise ValueError(f"{source} holds adapters of {base}, which does not exist here; {hint}")
+    if (Path(base) / _CONFIG).is_file():
+        raise ValueError(f"{base}, the base of {source}, holds adapters itself; merge these first.")
+    try:
+        model_type = json.loads((Path(base) / "config.json").read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError):
+        model_type = None
+    if model_type != "lavit":
+        raise ValueError(f"{source} holds adapters of {base}, which is no LaVIT checkpoint; {hint}")
+
+
+def _check_names(names: set[str], problem: str) -> None:
+    if names:
+        raise ValueError(f"it {problem} {len(names)} tensors, the first is {min(names)}.")
+
+
+__all__ = ["Adapter", "apply_adapter", "find_adapter", "merge_adapter", "save_adapter_card"]

@@ -1,0 +1,69 @@
+"""Commands that take long show a bar on a terminal, however small the checkpoint, and print lines to a log."""
+
+import io
+import sys
+from pathlib import Path
+
+import datasets
+import pytest
+from huggingface_hub.utils import are_progress_bars_disabled
+from transformers.utils import logging
+
+import lavit_cli
+from lavit_hf.cli.draw import load_pipeline
+from lavit_hf.cli.loading import load
+from lavit_hf.conversion import progress
+from lavit_hf.data.scenes import make_scenes
+
+COMMANDS = {
+    "Captioning": ["caption", "{photo}", "{photo}", "{photo}", "-m", "{model}", "--batch-size", "1"],
+    "Tokenizing": ["tokenize", "{folder}/data", "{folder}/codes", "-m", "{model}", "--batch-size", "1"],
+    "caption": ["evaluate", "{model}", "-t", "caption", "--data", "scenes", "--num-samples", "2", "-o", "{folder}/e"],
+    "Writing": ["convert", "{original}", "{folder}/new", "--heads", "vision=4,merger=4,decoder=4"],
+    "Writing ": ["export-llama", "{model}", "{folder}/llama"],
+}
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def run(arguments: list[str], stderr: io.StringIO, monkeypatch: pytest.MonkeyPatch) -> str:
+    with monkeypatch.context() as patch:
+        patch.setattr(sys, "stderr", stderr)
+        lavit_cli.app(arguments, standalone_mode=False)
+    return stderr.getvalue()
+
+
+@pytest.mark.parametrize("title", COMMANDS)
+def test_bars_and_lines(
+    title: str, photo: Path, random_checkpoint: Path, original_dir: Path, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    make_scenes(num_scenes=3).select_columns(["image", "text"]).save_to_disk(tmp_path / "data")
+    shown = {}
+    for kind in ("terminal", "log"):
+        (tmp_path / kind).mkdir()
+        (tmp_path / kind / "data").symlink_to(tmp_path / "data")
+        names = {"photo": photo, "model": random_checkpoint, "original": original_dir, "folder": tmp_path / kind}
+        arguments = [argument.format(**names) for argument in COMMANDS[title]]
+        if kind == "terminal":
+            shown[kind] = run(arguments, Terminal(), monkeypatch)
+        else:
+            monkeypatch.setattr(progress, "_LOG_SECONDS", 1e-9)
+            shown[kind] = run(arguments, io.StringIO(), monkeypatch)
+    title = title.strip()
+    assert f"\r{title}: " in shown["terminal"]
+    lines = [line for line in shown["log"].split("\n") if line.startswith(f"{title}: ")]
+    assert lines and not any("\r" in line for line in lines)
+    assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+
+
+def test_bars_of_drawing(random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pipeline = load_pipeline(load(str(random_checkpoint)))
+    assert pipeline._progress_bar_config == pipeline.pixel_decoder._progress_bar_config
+    assert pipeline._progress_bar_config["desc"] == "Drawing" and pipeline._progress_bar_config["mininterval"] == 30
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    assert "mininterval" not in load_pipeline(load(str(random_checkpoint)))._progress_bar_config
+    assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
