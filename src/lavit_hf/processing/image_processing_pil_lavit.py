@@ -31,9 +31,7 @@ class LavitImageProcessorPil(LavitImageDefaults, PilBackend):
         size, resample = kwargs.get("size"), kwargs.get("resample")
         is_fixed = kwargs.get("do_resize") and isinstance(resample, int) and size is not None
         resized = (size.width, size.height) if is_fixed and size.height and size.width else None
-        array = prepare_array(
-            image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"), resized, resample
-        )
+        array = prepare_array(image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"), resized, resample)
         return super().process_image(array, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, **kwargs)
 
 

@@ -231,7 +231,11 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             names = ["tools", "documents"]
             if is_strict:
                 names = [name for name in kwargs if name not in _CHAT_ARGUMENTS]
-            hidden, (conversation, *values) = hide_brackets(conversation, *(kwargs.get(name) for name in names))
+            hidden, (conversation, *values) = hide_brackets(
+                conversation,
+                *(kwargs.get(name) for name in names),
+                beside=[chat_template, self.chat_template, kwargs],
+            )
             kwargs.update(zip(names, values, strict=True))
         token = hidden_bracket.set(hidden)
         try:
