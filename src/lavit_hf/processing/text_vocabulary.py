@@ -38,8 +38,7 @@ def check_text(text: Any) -> None:
     """Refuses text that holds half a character; it passes everything that is no text, or a list of texts.
 
     Raises:
-        ValueError: If a text holds a lone surrogate, as `json.loads` makes of `"\\ud83d"`: no tokenizer takes it, and no
-            file.
+        ValueError: If a text holds a lone surrogate, as JSON may spell it: no tokenizer takes it, and no file.
     """
     if isinstance(text, (list, tuple)):
         for one in text:
@@ -47,7 +46,7 @@ def check_text(text: Any) -> None:
     elif isinstance(text, str) and (found := _SURROGATE.search(text)):
         raise ValueError(
             f"A text holds the lone surrogate {found.group()!a} at position {found.start()}, which is half a character "
-            f"({text[max(found.start() - 20, 0) : found.end() + 20]!a}): repair it, or leave it out."
+            f"({text[max(found.start() - 20, 0) : found.end() + 20]!a}): repair or drop it."
         )
 
 
