@@ -317,7 +317,7 @@ class LavitModel(LavitPreTrainedModel):
     def _check_not_negative(input_ids: torch.Tensor) -> None:
         if (lowest := int(input_ids.min())) < 0:
             raise ValueError(
-                f"input_ids hold {lowest}, but ids are not negative. (-100 is for labels; padding has an id of its own "
+                f"input_ids hold {lowest}, but ids are not negative. (-100 is for labels; padding has its own id "
                 "and a mask.)"
             )
 
