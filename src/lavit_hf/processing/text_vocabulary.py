@@ -45,7 +45,7 @@ def check_text(text: Any) -> None:
             check_text(one)
     elif isinstance(text, str) and (found := _SURROGATE.search(text)):
         raise ValueError(
-            f"A text holds the lone surrogate {found.group()!a} at position {found.start()}, which is half a character "
+            f"A text holds the lone surrogate {found.group()!a} at position {found.start()}, half a character "
             f"({text[max(found.start() - 20, 0) : found.end() + 20]!a}): repair or drop it."
         )
 
