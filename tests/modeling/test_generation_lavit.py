@@ -219,3 +219,14 @@ def test_inputs_that_do_not_fit_are_refused(tiny, pixels, change, message):
     change(inputs)
     with pytest.raises(ValueError, match=message):
         tiny.generate(**inputs, **NEW)
+
+
+def test_a_single_placeholder_and_negative_ids_are_refused(tiny):
+    model = tiny
+    placeholder = torch.tensor([[model.config.image_token_id]])
+    for call in (lambda: model(input_ids=placeholder), lambda: model.generate(placeholder, max_new_tokens=1)):
+        with pytest.raises(ValueError, match="placeholders but no images"):
+            call()
+    for call in (model, lambda input_ids: model.generate(input_ids, max_new_tokens=1)):
+        with pytest.raises(ValueError, match="ids are not negative"):
+            call(input_ids=torch.tensor([[5, -100]]))

@@ -4,9 +4,12 @@ import base64
 import contextlib
 import io
 import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import quote_from_bytes
 
 import huggingface_hub
 import numpy as np
@@ -373,3 +376,42 @@ def test_config_is_plain_json(tmp_path, processor):
     config = json.loads((tmp_path / "preprocessor_config.json").read_text())
     assert config["size"] == {"height": 56, "width": 56}
     assert config["image_processor_type"] == "LavitImageProcessor"
+
+
+def test_large_16_bit_images_need_little_memory(tmp_path):
+    path = tmp_path / "large.png"
+    Image.fromarray(np.zeros((6000, 6000), np.uint16)).save(path)
+    program = (
+        "import resource, sys\n"
+        "from lavit_hf.processing.image_processing_pil_lavit import LavitImageProcessorPil\n"
+        "processor, before = LavitImageProcessorPil(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+        "processor(sys.argv[1:], return_tensors='pt')\n"
+        "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
+    )
+    run = subprocess.run([sys.executable, "-c", program, *[str(path)] * 3], capture_output=True, text=True, check=True)
+    assert int(run.stdout) < 300  # MB; it was more than 900 for one of them
+
+
+def test_strips_change_nothing(processor, photo, monkeypatch):
+    images = [photo.convert(mode) for mode in ("1", "L", "P", "RGBA", "CMYK", "LA")]
+    images += [Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(40, 30) * 50), photo]
+    whole = pixels(processor, images)
+    monkeypatch.setattr(image_conversion, "_STRIP_PIXELS", 70)
+    assert torch.equal(pixels(processor, images), whole)
+    assert torch.equal(pixels(processor, [np.asarray(to_rgb(image)) for image in images]), whole)
+
+
+def test_float8_meta_and_sparse_tensors(processor):
+    image = torch.full((3, 8, 8), 64.0)
+    assert torch.equal(pixels(processor, image.to(torch.float8_e4m3fn)), pixels(processor, image))
+    with pytest.raises(ValueError, match="device meta"):
+        pixels(processor, image.to("meta"))
+    with pytest.raises(ValueError, match="dense"):
+        pixels(processor, image.to_sparse())
+
+
+def test_data_uri_in_percent_encoding(processor, photo):
+    uri = "data:image/png," + quote_from_bytes(file_bytes(photo))
+    assert torch.equal(pixels(processor, uri), pixels(processor, photo))
+    with pytest.raises(ValueError, match="data URI"):
+        pixels(processor, "data:image/png")

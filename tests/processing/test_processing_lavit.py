@@ -693,3 +693,15 @@ def test_encoder_runs_once(checkpoint):
     assert batches == [3]
     assert not inputs["image_features"].requires_grad
     assert inputs["image_features"].shape[0] == (inputs["input_ids"] == IMAGE).sum()
+
+
+def test_every_character_of_a_chat_stays_what_it_is():
+    from lavit_hf.processing.chat_template import hide_brackets, show_brackets
+
+    first, text = "\U000f0000", "<image> \U000f0000"
+    hidden, (chat,) = hide_brackets([{"role": "user", "content": text, "<key>": "<"}], beside={"x": "\U000f0001"})
+    assert hidden not in (first, "\U000f0001") and "<" not in str(chat)
+    assert show_brackets(chat[0]["content"], hidden) == text
+    everything = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))))
+    with pytest.raises(ValueError, match="every private-use character"):
+        hide_brackets([{"role": "user", "content": everything}])

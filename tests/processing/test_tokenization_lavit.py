@@ -284,3 +284,116 @@ def test_files(directory):
     config = json.loads((directory / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "LavitTokenizer" and config["split_special_tokens"] is True
     assert "name_or_path" not in config or "/" not in config["name_or_path"]
+
+
+BOX = ["<point>", "</point>", "<box>"]
+
+
+@pytest.fixture(scope="module", params=["built", "byte level"])
+def extended(request, built, byte_level) -> LavitTokenizer:
+    """With tokens of a user: two special ones, and one that is text."""
+    tokenizer = copy.deepcopy(built) if request.param == "built" else LavitTokenizer.from_text_tokenizer(byte_level, K)
+    size = len(tokenizer)
+    assert tokenizer.add_special_tokens({"extra_special_tokens": BOX[:2]}) == 2
+    assert tokenizer.add_tokens(BOX[2]) == 1
+    assert tokenizer.convert_tokens_to_ids(BOX) == [size, size + 1, size + 2] and len(tokenizer) == size + 3
+    return tokenizer
+
+
+@pytest.mark.parametrize("how", ["as it is", "loaded", "saved twice", "auto", "copied", "pickled"])
+def test_added_tokens_may_be_typed(extended, how, tmp_path):
+    tokenizer, first = extended, len(extended) - 3
+    if how in ("loaded", "saved twice", "auto"):
+        tokenizer.save_pretrained(tmp_path / "1")
+        tokenizer = (AutoTokenizer if how == "auto" else LavitTokenizer).from_pretrained(tmp_path / "1")
+    if how == "saved twice":
+        tokenizer.save_pretrained(tmp_path / "2")
+        tokenizer = LavitTokenizer.from_pretrained(tmp_path / "2")
+        for name in ("tokenizer.json", "tokenizer_config.json"):
+            assert (tmp_path / "1" / name).read_bytes() == (tmp_path / "2" / name).read_bytes()
+    if how == "copied":
+        tokenizer = copy.deepcopy(tokenizer)
+    if how == "pickled":
+        tokenizer = pickle.loads(pickle.dumps(tokenizer))
+    assert tokenizer.extra_special_tokens == BOX[:2]
+    for text in ("<point>", "a<point>the cat</point>on", "<box><point> <box> the", " the cat <point>", "é</point>\n"):
+        ids = tokenizer.encode(text)
+        assert [index for index in ids if index >= first] == [
+            first + BOX.index(name) for name in text.replace(">", ">\0").replace("<", "\0<").split("\0") if name in BOX
+        ]
+        assert tokenizer.decode(ids) == text
+        assert tokenizer(text)["input_ids"] == tokenizer([text])["input_ids"][0] == ids
+        assert tokenizer.convert_tokens_to_ids(tokenizer.tokenize(text)) == ids
+        hidden = text.replace("<point>", "").replace("</point>", "")
+        assert tokenizer.decode(ids, skip_special_tokens=True) == hidden
+    words = tokenizer.encode("the cat")
+    assert tokenizer.encode("the cat<box>the cat") == [*words, first + 2, *words]  # as if each stood alone
+    # And still none of ours.
+    for name in [*CONTROL[:-1], tokenizer.eos_token, tokenizer.pad_token]:
+        ids = tokenizer.encode(f"a<point>{name}</point> {name}")
+        assert not {tokenizer.convert_tokens_to_ids(name)} & set(ids), name
+        assert tokenizer.decode(ids) == f"a<point>{name}</point> {name}"
+
+
+def test_added_tokens_of_other_forms(built, directory):
+    tokenizer = copy.deepcopy(built)
+    tokenizer.add_tokens([AddedToken("<a>"), AddedToken("<b>", special=True, lstrip=True)])
+    tokenizer.add_tokens(["<c>"], special_tokens=True)
+    tokenizer.add_special_tokens({"pad_token": "<pad>", "additional_special_tokens": ["<d>"]})
+    ids = tokenizer.convert_tokens_to_ids(["<a>", "<b>", "<c>", "<d>"])
+    assert [index for index in tokenizer.encode("x<a>x <b><c>x<d>") if index > V + 2 + K] == ids
+    assert tokenizer.pad_token_id not in tokenizer.encode("<pad>") and tokenizer.pad_token_id > V + 2 + K
+    loaded = LavitTokenizer.from_pretrained(directory, extra_special_tokens=["<point>"])
+    assert loaded.encode("<point>") == [V + 2 + K + 1]
+    assert loaded.add_special_tokens({"eos_token": "<end>"}) == 1 and loaded.eos_token_id not in loaded.encode("<end>")
+
+
+@pytest.mark.parametrize("name", ["<img>", "</img>", "<image>", "<visual_3>", "<visual_999999>", "x<image>"])
+def test_tokens_of_images_cannot_be_added(built, name):
+    tokenizer = copy.deepcopy(built)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<point>"]})
+    before = (len(tokenizer), tokenizer.extra_special_tokens, tokenizer.encode(name))
+    with pytest.raises(ValueError, match="names a token of images"):
+        tokenizer.add_tokens([name])
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        with pytest.raises(ValueError, match="names a token of images"):
+            tokenizer.add_special_tokens({key: ["<other>", name]})
+    assert (len(tokenizer), tokenizer.extra_special_tokens, tokenizer.encode(name)) == before
+
+
+def test_named_tokens_stay_untypable_when_added_again(built):
+    tokenizer = copy.deepcopy(built)
+    tokenizer.add_tokens(["</s>"])
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<s>", "<unk>"]})
+    assert not {0, 1, 2} & set(tokenizer.encode("<s> a</s><unk>"))
+
+
+def test_split_images_keeps_added_tokens(extended):
+    first = len(extended) - 3
+    runs = extended.split_images([extended.visual_token_offset, first, first + 2])
+    assert [(run.kind, run.ids) for run in runs] == [("image", [0]), ("text", [first, first + 2])]
+
+
+@pytest.mark.parametrize("text", ["\ud83d", "a cat \udcff", ["fine", "not \ud800"]])
+def test_lone_surrogates_are_named(tokenizer, text):
+    with pytest.raises(ValueError, match="lone surrogate '.ud"):
+        tokenizer(text)
+    with pytest.raises(ValueError, match="lone surrogate"):
+        tokenizer(["a"], text_pair=[text] if isinstance(text, str) else text[1:])
+    if isinstance(text, str):
+        for function in (tokenizer.encode, tokenizer.tokenize):
+            with pytest.raises(ValueError, match="lone surrogate"):
+                function(text)
+
+
+@pytest.mark.parametrize("ids", [-1, np.int64(-1), [1, -100], (5, -1), np.array([-1]), torch.tensor([3, -100])])
+def test_negative_ids_are_named(tokenizer, ids):
+    for function in (tokenizer.decode, tokenizer.convert_ids_to_tokens):
+        for skip in (False, True):
+            with pytest.raises(ValueError, match="is not a token id"):
+                function(ids, skip_special_tokens=skip)
+    if not isinstance(ids, (int, np.integer)):
+        with pytest.raises(ValueError, match="is not a token id"):
+            tokenizer.batch_decode([ids])
+        with pytest.raises(ValueError, match="is not a token id"):
+            tokenizer.split_images(ids)

@@ -328,3 +328,23 @@ def test_which_parts_accelerate_tells_the_epoch(processes):
     assert dataset.epoch == 0
     sampler = loader.batch_sampler.sampler if processes == 1 else loader.batch_sampler.batch_sampler.sampler
     assert sampler.epoch == 2, "the order of samples is right in any case"
+
+
+@pytest.mark.parametrize(
+    "row",
+    [
+        {"text": "half \ud83d"},
+        {"text": "a", "prompt": "\ud83d"},
+        {"text": None, "messages": [None]},
+        {"text": None, "messages": 5},
+        {"text": None, "messages": [{"role": "assistant", "content": [None]}]},
+        {"text": None, "messages": [{"role": "assistant", "content": [{"type": "text", "text": 5}]}]},
+        {"text": None, "messages": [{"role": "assistant", "content": "\udcff"}]},
+        {"text": "a", "codes": [None]},
+        {"text": "a", "codes": 5},
+        {"text": "a", "codes": [["x"]]},
+    ],
+)
+def test_nulls_integers_and_half_characters_are_bad_samples(row):
+    with pytest.raises(ValueError, match="Sample 0 of the dataset is bad"):
+        TrainingDataset([row], on_bad_sample="raise")[0]

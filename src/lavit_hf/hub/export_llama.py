@@ -128,7 +128,8 @@ def _save_tokenizer(source: Path, config: LavitConfig, folder: Path) -> None:
     """The tokenizer as one of transformers' own, without the placeholder, which has no row in the embeddings."""
     tokenizer = LavitTokenizer.from_pretrained(source)
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    del content["model"]["vocab"][tokenizer.image_token]
+    if tokenizer.image_token_id >= config.text_config.vocab_size:  # else tokens were added behind it
+        del content["model"]["vocab"][tokenizer.image_token]
     special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     plain = PreTrainedTokenizerFast(

@@ -101,6 +101,7 @@ class LavitGenerationMixin(GenerationMixin):
         self._restore_cached_mask(kwargs)
         prompt = kwargs.get("input_ids")
         new_mask = self._prepare_images(kwargs)
+        self._check_assistant(kwargs)
         options = _Options(generation_config, self.generation_config, kwargs)
         sampler = self._build_sampler(mode, generator, options)
         processors = LogitsProcessorList(logits_processor or [])
@@ -192,6 +193,17 @@ class LavitGenerationMixin(GenerationMixin):
             input_ids, mask, negative_ids, negative_mask, self._padding_id()
         )
 
+    @staticmethod
+    def _check_assistant(kwargs: dict[str, Any]) -> None:
+        assistant = kwargs.get("assistant_model")
+        if assistant is None or kwargs.get("mm_encoder_outputs") is None:
+            return
+        if not isinstance(assistant, LavitGenerationMixin):
+            raise ValueError(
+                f"The assistant model is a {type(assistant).__name__}, which cannot take images as features. Use a "
+                'LaVIT as the assistant, or images as codes (`processor(..., visual_mode="discrete")`).'
+            )
+
     def _padding_id(self) -> int:
         """Some text id to pad with under a mask."""
         pad_token_id = self.generation_config.pad_token_id
@@ -258,7 +270,11 @@ class LavitGenerationMixin(GenerationMixin):
             # An assistant model gets them in every round, cached or not.
             images["mm_encoder_outputs"] = None
         encoded = self.model.encode_images(new_ids, **images)
+        if input_ids is not None and input_ids.numel():
+            self.model._check_not_negative(input_ids)
         if encoded is None or input_ids is None:
+            if new_ids is not None:  # the model itself does not look at a single id after cached ones
+                self.model._check_no_placeholders(torch.eq(new_ids, self.config.image_token_id))
             return None
         kwargs["mm_encoder_outputs"] = {"image": encoded}
         is_empty = find_empty_placeholders(

@@ -200,7 +200,8 @@ class LavitModel(LavitPreTrainedModel):
         images = self.encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs)
         is_empty = image_hidden_states = None
         if input_ids is not None:
-            inputs_embeds, image_hidden_states, is_empty = self._embed(input_ids, images)
+            is_step = past_key_values is not None and input_ids.shape[1] == 1
+            inputs_embeds, image_hidden_states, is_empty = self._embed(input_ids, images, is_step)
         assert inputs_embeds is not None
         batch_size, new_positions = inputs_embeds.shape[:2]
         source = None
@@ -238,7 +239,7 @@ class LavitModel(LavitPreTrainedModel):
         )
 
     def _embed(
-        self, input_ids: torch.Tensor, images: BaseModelOutputWithPooling | None
+        self, input_ids: torch.Tensor, images: BaseModelOutputWithPooling | None, is_step: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds ids and puts images in place of their placeholders.
 
@@ -247,10 +248,14 @@ class LavitModel(LavitPreTrainedModel):
             `[batch, sequence]` of placeholders without a token; the last two are `None` where there are none.
         """
         is_placeholder = torch.eq(input_ids, self.config.image_token_id)
+        # Decoding steps and compiled graphs are spared the look at the data.
+        if not is_step and not torch.compiler.is_compiling() and not input_ids.is_meta and input_ids.numel():
+            self._check_not_negative(input_ids)
         # Placeholders lie outside the embedding table.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         if images is None:
-            self._check_no_placeholders(is_placeholder)
+            if not is_step and not torch.compiler.is_compiling():
+                self._check_no_placeholders(is_placeholder)
             return inputs_embeds, None, None
         num_tokens = [len(tokens) for tokens in images.pooler_output]
         num_patches = self.config.visual_tokenizer_config.num_patches
@@ -309,9 +314,16 @@ class LavitModel(LavitPreTrainedModel):
             )
 
     @staticmethod
+    def _check_not_negative(input_ids: torch.Tensor) -> None:
+        if (lowest := int(input_ids.min())) < 0:
+            raise ValueError(
+                f"input_ids hold {lowest}, but ids are not negative. (-100 is for labels; padding has its own id "
+                "and a mask.)"
+            )
+
+    @staticmethod
     def _check_no_placeholders(is_placeholder: torch.Tensor) -> None:
-        # Decoding steps and compiled graphs are spared the look at the data.
-        if is_placeholder.shape[1] > 1 and not torch.compiler.is_compiling() and is_placeholder.any():
+        if is_placeholder.any():
             raise ValueError(
                 "The prompt holds image placeholders but no images were given. Pass what the processor returned: "
                 "pixel_values or image_features."

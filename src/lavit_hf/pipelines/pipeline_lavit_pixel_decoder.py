@@ -6,6 +6,7 @@ import inspect
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
@@ -284,12 +285,12 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage):
             ("num_inference_steps", num_inference_steps),
             ("num_images_per_prompt", num_images_per_prompt),
         ):
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer; got {value!r}.")
         most = self.scheduler.config.num_train_timesteps
         if num_inference_steps > most:
             raise ValueError(f"`num_inference_steps` is at most {most}; got {num_inference_steps}.")
-        if not isinstance(guidance_scale, (int, float)) or not math.isfinite(guidance_scale):
+        if not isinstance(guidance_scale, Real) or not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number; got {guidance_scale!r}.")
         if output_type not in _OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(_OUTPUT_TYPES)}; got {output_type!r}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -43,9 +44,11 @@ def resolve_size(
         published = ASPECT_RATIOS[aspect_ratio]
         height, width = (_nearest(side * native_size / _PUBLISHED_SIZE, multiple) for side in published)
     for name, side in (("height", height), ("width", width)):
-        if side is not None and (not isinstance(side, int) or isinstance(side, bool) or side < 1 or side % multiple):
+        if side is not None and (
+            not isinstance(side, Integral) or isinstance(side, bool) or side < 1 or side % multiple
+        ):
             raise ValueError(f"`{name}` must be a positive multiple of {multiple}; got {side!r}.")
-    return height or native_size, width or native_size
+    return int(height or native_size), int(width or native_size)
 
 
 def _nearest(side: float, multiple: int) -> int:
@@ -129,13 +132,15 @@ def codes_of_ids(
 def _codes_of_row(
     ids: torch.Tensor, name: str, offset: int, codebook_size: int, eoi_token_id: int | None
 ) -> torch.Tensor:
-    # The id after the last code is the tokenizer's placeholder of continuous features: it may stand in a prompt.
-    outside = ids[(ids < 0) | (ids > offset + codebook_size)]
+    positions = ((ids >= offset) & (ids < offset + codebook_size)).nonzero()[:, 0]
+    # After the last code come the placeholder of continuous features and tokens that users added. Both may stand in a
+    # prompt, but not in an image: there, or without one, they tell of another vocabulary.
+    inner = ids[positions[0] : positions[-1]] if len(positions) else ids
+    outside = torch.cat([ids[ids < 0], inner[inner > offset + codebook_size]])
     if len(outside):
         raise ValueError(
             f"`{name}` holds the id {outside[0].item()}; ids go from 0 to {offset + codebook_size} in this vocabulary."
         )
-    positions = ((ids >= offset) & (ids < offset + codebook_size)).nonzero()[:, 0]
     if len(positions) and eoi_token_id is not None:
         inner = ids[positions[0] : positions[-1]]
         if (inner == eoi_token_id).any():

@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..processing.image_conversion import prepare_array
-from ..processing.image_structure import fetch_images, flatten
+from ..processing.image_structure import check_images, flatten
 
 _IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor)
 
@@ -85,7 +85,7 @@ def release_pixel_values(images: Any, image_processor: Any) -> torch.Tensor:
         ValueError: If something is no picture.
     """
     size = (image_processor.size["height"], image_processor.size["width"])
-    pictures = [_to_unit_range(image) for image in flatten(fetch_images(images))]
+    pictures = (_to_unit_range(image) for image in flatten(check_images(images)))
     resized = [F.interpolate(one[None], size, mode="bicubic", align_corners=False) for one in pictures]
     mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
     return (torch.cat(resized) - mean) / std

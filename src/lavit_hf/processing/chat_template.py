@@ -52,10 +52,10 @@ DEFAULT_CHAT_TEMPLATE = """\
 hidden_bracket: ContextVar[str | None] = ContextVar("hidden_bracket", default=None)
 
 _MEDIA_KEYS = ("image", "url", "path", "base64", "image_url")
-_PRIVATE_USE = range(0xF0000, 0xFFFFE)
+_PRIVATE_USE = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 
 
-def hide_brackets(*values: Any) -> tuple[str, list[Any]]:
+def hide_brackets(*values: Any, beside: Any = ()) -> tuple[str, list[Any]]:
     """Replaces "<" by another character in all text of a chat, so that no text in it can spell `<image>`.
 
     After rendering, every "<image>" left is the template's own, however the template joined the pieces. The other
@@ -64,12 +64,18 @@ def hide_brackets(*values: Any) -> tuple[str, list[Any]]:
 
     Args:
         values: Conversations, tools, ... What stands at the keys of images (paths, URLs) is left as it is.
+        beside: What else may come into the rendered chat: the template, its variables.
 
     Returns:
         The character used for "<", and the values with it.
+
+    Raises:
+        ValueError: If the chat leaves no character to use.
     """
-    used = {character for value in values for text in _texts(value) for character in text}
-    hidden = next(chr(code) for code in _PRIVATE_USE if chr(code) not in used)
+    used = set().union(*_texts([*values, beside]))
+    hidden = next((chr(code) for code in _PRIVATE_USE if chr(code) not in used), None)
+    if hidden is None:
+        raise ValueError("The chat holds every private-use character of Unicode; leave one out.")
     return hidden, [_replace(value, hidden) for value in values]
 
 
@@ -83,8 +89,8 @@ def _texts(value: Any) -> Iterator[str]:
         yield value
     elif isinstance(value, dict):
         for key, item in value.items():
-            if key not in _MEDIA_KEYS:
-                yield from _texts(item)
+            yield from _texts(key)
+            yield from _texts(item)
     elif isinstance(value, (list, tuple)):
         for item in value:
             yield from _texts(item)
@@ -94,7 +100,10 @@ def _replace(value: Any, hidden: str) -> Any:
     if isinstance(value, str):
         return value.replace("<", hidden)
     if isinstance(value, dict):
-        return {key: item if key in _MEDIA_KEYS else _replace(item, hidden) for key, item in value.items()}
+        return {
+            _replace(key, hidden): item if key in _MEDIA_KEYS else _replace(item, hidden)
+            for key, item in value.items()
+        }
     if isinstance(value, (list, tuple)):
         return [_replace(item, hidden) for item in value]
     return value

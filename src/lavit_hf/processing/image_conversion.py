@@ -9,14 +9,15 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.image_utils import ChannelDimension
 from transformers.utils import logging
 
@@ -38,6 +39,8 @@ _CHANNEL_COUNTS = (1, 3, 4)
 _URL_TIMEOUT = 60.0
 _HEAD = 4096  # bytes of a file that say what it is
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs", b"mif1", b"msf1")
+_STRIP_PIXELS = 1 << 21
+_SCALE_16_BIT = 255 / 65535
 
 
 def load_image(source: str | os.PathLike | bytes) -> Image.Image:
@@ -52,7 +55,7 @@ def load_image(source: str | os.PathLike | bytes) -> Image.Image:
         if source.startswith(("http://", "https://")):
             return _open(io.BytesIO(_download(source)), source)
         if source.startswith("data:"):
-            return _open(io.BytesIO(_decode_base64(source.partition(",")[2])), "the data URI")
+            return _open(io.BytesIO(_decode_data_uri(source)), "the data URI")
     path = Path(source)
     if _is_file(path):
         return _open(path, str(path))
@@ -61,31 +64,64 @@ def load_image(source: str | os.PathLike | bytes) -> Image.Image:
     raise ValueError(f"Image file not found: {str(source)[:200]!r}.")
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
+def to_rgb(image: Image.Image, size: tuple[int, int] | None = None, resample: int | None = None) -> Image.Image:
     """Decodes a PIL image, turns it upright by its EXIF orientation, and converts it to RGB.
 
     Transparency is composited onto white. 16-bit and float images are scaled to 8 bits. Of an animation, the frame
-    the image stands at (the first one of a freshly opened file) is used.
+    the image stands at (the first one of a freshly opened file) is used. Large images are converted strip by strip:
+    beside the image and its result, little memory is needed.
+
+    Args:
+        image: The image.
+        size: Width and height to resize to. Grey images are resized before they become RGB, which gives the same.
+        resample: A resampling filter of PIL.
     """
     image = decode(image)
     with _clear_errors(f"Cannot convert an image of mode {image.mode!r} to RGB"):
         if image.mode.startswith("I") or image.mode == "F":
-            return Image.fromarray(_to_8_bit(np.asarray(image), image.mode)).convert("RGB")
-        if image.mode in ("La", "RGBa"):  # premultiplied alpha: PIL converts these only step by step
-            image = image.convert("LA" if image.mode == "La" else "RGBA")
-        if "A" in image.getbands() or image.info.get("transparency") is not None:
-            image = image.convert("RGBA")
-            white = Image.new("RGBA", image.size, (255, 255, 255, 255))
-            image = Image.alpha_composite(white, image)
+            scale = _scale_to_8_bit((np.asarray(strip) for strip, _ in _strips(image)), image.mode)
+            image = _by_strips(image, "L", lambda strip: Image.fromarray(_rounded(np.asarray(strip), scale)))
+        elif image.mode in ("La", "RGBa") or "A" in image.getbands() or image.info.get("transparency") is not None:
+            image = _by_strips(image, "RGB", _onto_white)
+        elif image.mode == "1":
+            image = image.convert("L")
+        elif image.mode not in ("L", "RGB"):
+            image = _by_strips(image, "RGB", lambda strip: strip.convert("RGB"))
+        if size is not None:
+            image = image.resize(size, resample)
         return image.convert("RGB")
 
 
 def decode(image: Image.Image) -> Image.Image:
-    """Reads the pixels of a (possibly lazily opened) PIL image and turns it upright."""
+    """Reads the pixels of a (possibly lazily opened) PIL image and turns it upright; a copy only if it has to."""
     _check_size(image, "the given image")
     with _clear_errors("Cannot decode an image; its file is truncated or corrupt"):
         image.load()
-        return ImageOps.exif_transpose(image)
+        is_upright = image.getexif().get(ExifTags.Base.Orientation, 1) not in range(2, 9)
+        return image if is_upright else ImageOps.exif_transpose(image)
+
+
+def _strips(image: Image.Image) -> Iterator[tuple[Image.Image, int]]:
+    """Cuts an image into strips, each with the row at which it begins."""
+    rows = max(_STRIP_PIXELS // image.width, 1)
+    for top in range(0, image.height, rows):
+        yield image.crop((0, top, image.width, min(top + rows, image.height))), top
+
+
+def _by_strips(image: Image.Image, mode: str, convert: Callable[[Image.Image], Image.Image]) -> Image.Image:
+    """What `convert`, which works on each pixel alone, makes of an image."""
+    result = Image.new(mode, image.size)
+    for strip, top in _strips(image):
+        result.paste(convert(strip), (0, top))
+    return result
+
+
+def _onto_white(image: Image.Image) -> Image.Image:
+    if image.mode in ("La", "RGBa"):  # premultiplied alpha: PIL converts these only step by step
+        image = image.convert("LA" if image.mode == "La" else "RGBA")
+    image = image.convert("RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return Image.alpha_composite(white, image).convert("RGB")
 
 
 def check_array(
@@ -101,8 +137,12 @@ def check_array(
         The array [C, H, W], `uint8` if it came with 16 bits or as booleans, otherwise of its own dtype.
     """
     if isinstance(image, torch.Tensor):
+        if image.is_meta or image.layout != torch.strided:
+            what = "without values, on the device meta" if image.is_meta else f"of layout {image.layout}"
+            raise ValueError(f"An image must be a dense tensor of pixels, got one {what}.")
         image = image.detach().cpu()
-        image = (image.float() if image.dtype in (torch.bfloat16, torch.float16) else image).numpy()
+        is_narrow = image.is_floating_point() and image.dtype not in (torch.float32, torch.float64)
+        image = (image.float() if is_narrow else image).numpy()
     if image.ndim == 2:
         image, input_data_format = image[None], ChannelDimension.FIRST
     if image.ndim != 3:
@@ -117,7 +157,7 @@ def check_array(
     if image.dtype == np.bool_:
         image = image.astype(np.uint8) * 255
     elif image.dtype == np.uint16:
-        image = _to_8_bit(image, "I;16")
+        image = np.stack([np.concatenate([_rounded(row[None], _SCALE_16_BIT) for row in plane]) for plane in image])
     elif image.dtype.kind == "f" and not np.isfinite(image).all():
         raise ValueError("An image contains NaN or infinite values.")
     elif image.dtype.kind not in "uif":
@@ -126,23 +166,30 @@ def check_array(
 
 
 def prepare_array(
-    image: Image.Image | np.ndarray | torch.Tensor,
+    image: Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | bytes,
     do_convert_rgb: bool | None,
     input_data_format: str | ChannelDimension | None,
     do_rescale: bool | None,
+    size: tuple[int, int] | None = None,
+    resample: int | None = None,
 ) -> np.ndarray:
     """Brings any image to a checked array [C, H, W]; what both backends start with.
 
     transformers converts arrays to RGB, too, but not in all versions, and not all in the same way.
 
     Args:
-        image: An opened image.
+        image: An image, or what `load_image` opens.
         do_convert_rgb: Whether to expand grey, and to composite transparency onto white.
         input_data_format: Where an array's channels are; inferred if not given.
         do_rescale: Whether the values are about to be divided by 255.
+        size: Width and height that a picture of PIL's, or of a file, is about to be resized to: it is done here
+            where it is converted to RGB, so that no array of the full size is made.
+        resample: See `to_rgb`.
     """
+    if isinstance(image, (str, os.PathLike, bytes)):
+        image = load_image(image)
     if isinstance(image, Image.Image):
-        image = np.array(to_rgb(image) if do_convert_rgb else decode(image))
+        image = np.array(to_rgb(image, size, resample) if do_convert_rgb else decode(image))
         input_data_format = ChannelDimension.LAST
     array = check_array(image, input_data_format)
     if do_rescale:
@@ -228,21 +275,24 @@ def _clear_errors(message: str) -> Iterator[None]:
         raise ValueError(f"{message}: {error}") from error
 
 
-def _to_8_bit(values: np.ndarray, mode: str) -> np.ndarray:
-    """Scales integers of more than 8 bits, or floats, to `uint8`; the range is what the mode or the values tell."""
-    values = values.astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("it contains NaN or infinite values")
-    low, high = float(values.min()), float(values.max())
+def _scale_to_8_bit(pieces: Iterable[np.ndarray], mode: str) -> float:
+    """What to multiply pixels of more than 8 bits, or floats, by: what the mode or the values tell."""
+    low, high = np.inf, -np.inf
+    for values in pieces:
+        if not np.isfinite(values).all():
+            raise ValueError("it contains NaN or infinite values")
+        low, high = min(low, float(values.min())), max(high, float(values.max()))
     if low < 0 or high > 65535:
         raise ValueError(f"its values range from {low:g} to {high:g}, expected 0 to 65535")
     if mode == "F" and high <= 1:
-        scale = 255.0
-    elif mode in ("I", "F") and high <= 255:  # these modes do not say how many bits are used
-        scale = 1.0
-    else:
-        scale = 255 / 65535
-    return np.rint(values * scale).astype(np.uint8)
+        return 255.0
+    if mode in ("I", "F") and high <= 255:  # these modes do not say how many bits are used
+        return 1.0
+    return _SCALE_16_BIT
+
+
+def _rounded(values: np.ndarray, scale: float) -> np.ndarray:
+    return np.rint(values.astype(np.float64) * scale).astype(np.uint8)
 
 
 def _infer_format(shape: tuple[int, ...]) -> ChannelDimension:
@@ -261,6 +311,14 @@ def _is_file(path: Path) -> bool:
         return path.is_file()
     except (OSError, ValueError):  # too long, or a NUL byte: then it is no path
         return False
+
+
+def _decode_data_uri(uri: str) -> bytes:
+    header, comma, content = uri.partition(",")
+    if not comma:
+        raise ValueError(f"Cannot decode the data URI {uri[:40]!r}: nothing comes after its header.")
+    content = unquote_to_bytes(content).decode("latin-1")
+    return _decode_base64(content) if header.endswith(";base64") else content.encode("latin-1")
 
 
 def _decode_base64(text: str) -> bytes:

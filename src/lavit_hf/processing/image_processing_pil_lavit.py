@@ -28,7 +28,10 @@ class LavitImageProcessorPil(LavitImageDefaults, PilBackend):
         **kwargs: Any,
     ) -> np.ndarray:
         """Returns one image as a checked array [C, H, W]."""
-        array = prepare_array(image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"))
+        size, resample = kwargs.get("size"), kwargs.get("resample")
+        is_fixed = kwargs.get("do_resize") and isinstance(resample, int) and size is not None
+        resized = (size.width, size.height) if is_fixed and size.height and size.width else None
+        array = prepare_array(image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"), resized, resample)
         return super().process_image(array, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, **kwargs)
 
 

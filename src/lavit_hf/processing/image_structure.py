@@ -20,13 +20,19 @@ def fetch_images(images: Any) -> Any:
     Raises:
         ValueError: for `None`, an empty list, or anything that is no image.
     """
+    images = check_images(images)
+    if isinstance(images, list):
+        return [fetch_images(image) if not _is_empty_list(image) else [] for image in images]
+    return load_image(images) if isinstance(images, (str, bytes, os.PathLike)) else images
+
+
+def check_images(images: Any) -> Any:
+    """As `fetch_images`, but leaves files closed: they are opened one by one, when they are processed."""
     if isinstance(images, (list, tuple)):
         if not images:
             raise ValueError("Got an empty list of images; pass at least one image.")
-        return [fetch_images(image) if not _is_empty_list(image) else [] for image in images]
-    if isinstance(images, (str, bytes, os.PathLike)):
-        return load_image(images)
-    if isinstance(images, (Image.Image, np.ndarray, torch.Tensor)):
+        return [check_images(image) if not _is_empty_list(image) else [] for image in images]
+    if isinstance(images, (str, bytes, os.PathLike, Image.Image, np.ndarray, torch.Tensor)):
         return images
     raise ValueError(f"An image must be {_ACCEPTED}, got {type(images).__name__}.")
 
@@ -67,7 +73,7 @@ class LavitImageDefaults(RemoteCodeDictMixin):
         return fetch_images(image_url_or_urls)
 
     def _prepare_images_structure(self, images: Any, expected_ndims: int = 3) -> list[Any]:
-        flat = flatten(self.fetch_images(images))
+        flat = flatten(check_images(images))  # opened in `process_image`, so that one at a time is in memory
         if not flat:
             raise ValueError("Got no images; pass at least one.")
         return flat

@@ -22,7 +22,7 @@ from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
 from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
 from .chat_template import DEFAULT_CHAT_TEMPLATE, hidden_bracket, hide_brackets, show_brackets
 from .generated_ids import as_rows, draw_images, join_runs, last_image
-from .image_structure import fetch_images, flatten
+from .image_structure import check_images, flatten
 from .prompt_layout import (
     TokenRow,
     assign_images,
@@ -174,7 +174,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # 1. Find out which image stands where.
         prompts = check_prompts(text, allow_empty=is_drawing)
         segments = [prompt.split(self.image_token) for prompt in prompts]
-        images = None if images is None or not flatten(images) else fetch_images(images)
+        images = None if images is None or not flatten(images) else check_images(images)
         flat_images = assign_images(images, [len(parts) - 1 for parts in segments], self.image_token)
         default_mode = "bare" if is_drawing else self.visual_mode
         modes = assign_modes(own["visual_mode"] or default_mode, len(flat_images))
@@ -231,7 +231,11 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             names = ["tools", "documents"]
             if is_strict:
                 names = [name for name in kwargs if name not in _CHAT_ARGUMENTS]
-            hidden, (conversation, *values) = hide_brackets(conversation, *(kwargs.get(name) for name in names))
+            hidden, (conversation, *values) = hide_brackets(
+                conversation,
+                *(kwargs.get(name) for name in names),
+                beside=[chat_template, self.chat_template, kwargs],
+            )
             kwargs.update(zip(names, values, strict=True))
         token = hidden_bracket.set(hidden)
         try:

@@ -20,6 +20,7 @@ IMAGE_TOKEN = "<image>"
 VISUAL_TOKEN = "<visual_{}>"
 
 _SPACE = "\u2581"  # sentencepiece's mark of a space
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 # Texts on which sentencepiece models of another kind than Llama's (unigram, normalizing, joining spaces) would differ.
 _PROBES = (
@@ -31,6 +32,22 @@ _PROBES = (
     "The quick brown foxes jumped over 1,234 lazy dogs; then they slept.",
     "\u4f60\u597d \u043f\u0440\u0438\u0432\u0435\u0442 \U0001f642",
 )
+
+
+def check_text(text: Any) -> None:
+    """Refuses text that holds half a character; it passes everything that is no text, or a list of texts.
+
+    Raises:
+        ValueError: If a text holds a lone surrogate, as JSON may spell it: no tokenizer takes it, and no file.
+    """
+    if isinstance(text, (list, tuple)):
+        for one in text:
+            check_text(one)
+    elif isinstance(text, str) and (found := _SURROGATE.search(text)):
+        raise ValueError(
+            f"A text holds the lone surrogate {found.group()!a} at position {found.start()}, half a character "
+            f"({text[max(found.start() - 20, 0) : found.end() + 20]!a}): repair or drop it."
+        )
 
 
 def read_sentencepiece(model_file: str | Path) -> tuple[Tokenizer, dict[str, str]]:

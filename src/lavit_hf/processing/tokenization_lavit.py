@@ -4,12 +4,15 @@ With V text ids and K codes: `<img>` is V, `</img>` V+1, `<visual_c>` V+2+c, and
 feature replaces, V+2+K.
 """
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
+from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
@@ -19,6 +22,7 @@ from .text_vocabulary import (
     BOI_TOKEN,
     EOI_TOKEN,
     IMAGE_TOKEN,
+    check_text,
     extend_with_visual_tokens,
     read_sentencepiece,
 )
@@ -26,6 +30,7 @@ from .text_vocabulary import (
 # How a tokenizer was loaded, which the base class keeps among its settings; remote code needs the last one there.
 _REMOTE_CODE_KWARGS = ("auto_map",) if IS_PACKAGE else ()
 _LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder", *_REMOTE_CODE_KWARGS)
+_VISUAL_NAME = re.compile(r"</?img>|<visual_\d+>")
 _Codes = TypeVar("_Codes", int, list[int], tuple[int, ...], np.ndarray, torch.Tensor)
 
 
@@ -35,6 +40,10 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
     It never adds a BOS or EOS, and pads on the left. Text is only ever text: `"</s>"`, `"<visual_7>"` or `"<image>"`
     typed by a user become the ids of their characters (`ImageTextProcessor` puts the images in). Decoding with
     `skip_special_tokens=True` hides the visual ids too.
+
+    Tokens that you add (`add_tokens`, or `add_special_tokens` with `extra_special_tokens`) lie behind all others and
+    are the exception: text that names one becomes it. Each stretch of text between them is tokenized as if it stood
+    alone.
     """
 
     vocab_files_names = {"tokenizer_file": "tokenizer.json"}
@@ -150,14 +159,63 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         rows = as_rows(ids)
         if len(rows) != 1:
             raise ValueError(f"Expected the ids of one sequence, got {len(rows)}.")
+        ids = _check_ids(rows[0])
         visual = VisualIds(self.boi_token_id, self.eoi_token_id, self.visual_token_offset, self.image_token_id)
-        return split_ids(rows[0], visual, set(self.all_special_ids))
+        return split_ids(ids, visual, self._control_ids)
 
     @staticmethod
     def _check_range(values: Any, low: int, high: int, name: str) -> None:
         for value in np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values).flat:
             if not low <= value < high:
                 raise ValueError(f"{value} is not a {name}: expected {low} to {high - 1}.")
+
+    def add_special_tokens(self, special_tokens_dict: dict[str, Any], *args: Any, **kwargs: Any) -> int:
+        """As everywhere, but `extra_special_tokens` are your own: they may be typed.
+
+        Raises:
+            ValueError: If one of them is a token of images.
+        """
+        for name in ("extra_special_tokens", "additional_special_tokens"):  # before anything changes
+            for token in special_tokens_dict.get(name) or ():
+                self._check_declared(str(token))
+        return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
+
+    def _add_tokens(self, new_tokens: Iterable[str | AddedToken], special_tokens: bool = False) -> int:
+        """Adds a caller's tokens so that text becomes them, and the named ones (BOS, EOS, ...) so that it does not."""
+        named = {str(token) for token in self._special_tokens_map.values() if token}
+        declared, control = [], []
+        for token in new_tokens:
+            is_special = special_tokens or getattr(token, "special", False)
+            token = token if isinstance(token, AddedToken) else AddedToken(token)
+            if token.content in named:
+                control.append(token)
+                continue
+            self._check_declared(token.content)
+            if is_special and token.content not in self.extra_special_tokens:
+                self._extra_special_tokens.append(token)
+            # To the backend it is not special, because special tokens cannot be typed. Nor is it normalized: "<point>"
+            # would become the word "\u2581<point>", which is found after a space only.
+            options = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
+            declared.append(AddedToken(token.content, special=False, normalized=False, **options))
+        return self._tokenizer.add_special_tokens(control) + self._tokenizer.add_tokens(declared)
+
+    @staticmethod
+    def _check_declared(token: str) -> None:
+        if IMAGE_TOKEN in token or _VISUAL_NAME.fullmatch(token):
+            raise ValueError(
+                f"{token!r} cannot be added: it names a token of images ({BOI_TOKEN}, {EOI_TOKEN}, {IMAGE_TOKEN} or a "
+                "visual code), which no text may become. Choose another name."
+            )
+
+    @property
+    def _control_ids(self) -> set[int]:
+        """Ids of the text tokenizer's own special tokens, without those that were added."""
+        return set(self.all_special_ids) - set(self.extra_special_tokens_ids)
+
+    def _encode_plus(self, text: Any, text_pair: Any = None, *args: Any, **kwargs: Any) -> Any:
+        check_text(text)
+        check_text(text_pair)
+        return super()._encode_plus(text, text_pair, *args, **kwargs)
 
     @overload
     def convert_ids_to_tokens(self, ids: int, skip_special_tokens: bool = False) -> str: ...
@@ -168,24 +226,46 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
     def convert_ids_to_tokens(self, ids: int | list[int], skip_special_tokens: bool = False) -> str | list[str]:
         """As everywhere; `skip_special_tokens` hides the visual ids too."""
         if isinstance(ids, (int, np.integer)):
-            ids = int(ids)  # NumPy's are no integers to the base class
-        elif skip_special_tokens:
-            ids = self._without_visual_ids(ids)
+            ids = _check_ids([ids])[0]  # NumPy's are no integers to the base class
+        else:
+            ids = self._without_visual_ids(_check_ids(ids)) if skip_special_tokens else _check_ids(ids)
         return super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
 
     def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+        if isinstance(token_ids, dict):
+            token_ids = token_ids["input_ids"]
+        ids = _check_ids([token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids)
         if skip_special_tokens:
-            ids = [int(token_ids)] if isinstance(token_ids, (int, np.integer)) else token_ids
-            token_ids = self._without_visual_ids(ids)
-        return super()._decode(token_ids, skip_special_tokens=skip_special_tokens, **kwargs)
+            ids = self._without_visual_ids(ids)
+        # Between added tokens as it was encoded: every stretch alone, without the space before its first word.
+        added = {index: token.content for index, token in self.added_tokens_decoder.items() if not token.special}
+        hidden = set(self.extra_special_tokens_ids) if skip_special_tokens else set()
+        parts = []
+        for is_added, stretch in groupby(ids, added.__contains__):
+            if is_added:
+                parts += [added[index] for index in stretch if index not in hidden]
+            else:
+                parts.append(super()._decode(list(stretch), skip_special_tokens=skip_special_tokens, **kwargs))
+        return "".join(parts)
 
     def _without_visual_ids(self, ids: Sequence[int]) -> list[int]:
         first, last = self.boi_token_id, self.image_token_id
-        return [index for index in map(int, ids) if not first <= index <= last]
+        return [index for index in ids if not first <= index <= last]
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
         self._tokenizer.encode_special_tokens = self.split_special_tokens  # the backend does not pickle this
+
+
+def _check_ids(ids: Iterable[Any]) -> list[int]:
+    """Ids as integers of Python, none of which is negative."""
+    checked = [int(index) for index in ids]
+    if negative := next((index for index in checked if index < 0), None):
+        raise ValueError(
+            f"{negative} is not a token id: ids are not negative. (Labels hold -100 where nothing is learned; replace "
+            "it before decoding.)"
+        )
+    return checked
 
 
 def _shift(values: Any, by: int) -> Any:

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..processing.processing_lavit import ImageTextProcessor
 from .lengths import measure_lengths
-from .sample_checks import check_sample, read_sample_id
+from .sample_checks import check_sample, read_codes, read_sample_id
 from .sample_images import read_images, read_message_images
 
 logger = logging.get_logger(__name__)
@@ -142,7 +142,7 @@ class TrainingDataset(Dataset):
         row = self.dataset[index]
         sample: dict[str, Any] = {}
         if self.image_column == "codes":
-            sample["codes"] = [list(codes) for codes in row.get("codes") or []]
+            sample["codes"] = read_codes(row.get("codes"))
         else:
             sample["images"] = read_images(row.get(self.image_column), self.image_root)
         sample["text"] = None if self.text_column is None else row.get(self.text_column)

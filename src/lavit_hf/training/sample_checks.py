@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from ..processing.text_vocabulary import IMAGE_TOKEN
+from ..processing.text_vocabulary import IMAGE_TOKEN, check_text
 from .sample_images import SOURCES
 
 
@@ -28,9 +28,23 @@ def check_sample(sample: Mapping[str, Any], needs_text: bool) -> None:
         prompt = sample.get("prompt") or ""
         if not isinstance(prompt, str):
             raise ValueError(f"the prompt is of type {type(prompt).__name__}")
+        check_text(prompt)
         _check_placeholders(prompt + sample["text"], len(pictures))
     elif not pictures:
         raise ValueError("the image is missing")
+
+
+def read_codes(value: Any) -> list[list[int]]:
+    """The codes of every image of a row, `None` being no image.
+
+    Raises:
+        ValueError: If it is no list of lists of integers.
+    """
+    images = [] if value is None else value
+    try:
+        return [[operator.index(code) for code in codes] for codes in images]
+    except TypeError as error:
+        raise ValueError(f"its codes are no lists of integers, one per image: {value!r:.60}") from error
 
 
 def read_sample_id(row: Mapping[str, Any], index: int) -> int:
@@ -54,6 +68,7 @@ def _check_text(text: Any) -> None:
         raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
     if not text.strip():
         raise ValueError("the text is empty")
+    check_text(text)
 
 
 def _check_placeholders(text: str, num_images: int) -> None:
@@ -63,10 +78,13 @@ def _check_placeholders(text: str, num_images: int) -> None:
 
 
 def _check_messages(messages: Any, num_images: int) -> None:
-    if not all(map(_is_message, messages)):
+    if not isinstance(messages, (list, tuple)) or not all(map(_is_message, messages)):
         raise ValueError(
             "one of its messages lacks a role, or a content that is a text or a list of parts with a type"
         )
+    for message in messages:
+        content = message["content"]
+        check_text(content if isinstance(content, str) else [part.get("text") for part in content])
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
         raise ValueError("there is nothing to learn: no message is the assistant's")
@@ -79,10 +97,18 @@ def _check_messages(messages: Any, num_images: int) -> None:
         raise ValueError(f"it has {num_images} image(s), but its messages have {count} part(s) that want one")
 
 
-def _is_message(message: Mapping[str, Any]) -> bool:
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping):
+        return False
     content = message.get("content")
-    has_parts = isinstance(content, (list, tuple)) and all(part.get("type") for part in content)
+    has_parts = isinstance(content, (list, tuple)) and all(map(_is_part, content))
     return isinstance(message.get("role"), str) and (isinstance(content, str) or has_parts)
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        return False
+    return part["type"] != "text" or isinstance(part.get("text"), str)
 
 
 def _says_something(content: Any) -> bool:
@@ -91,4 +117,4 @@ def _says_something(content: Any) -> bool:
     return any(part["type"] == "image" or (part.get("text") or "").strip() for part in content)
 
 
-__all__ = ["check_sample", "read_sample_id"]
+__all__ = ["check_sample", "read_codes", "read_sample_id"]

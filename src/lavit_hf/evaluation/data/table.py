@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...data.loading import load_data
+from ...processing.text_vocabulary import check_text
 from .sample import EvaluationSample
 
 
@@ -51,6 +52,7 @@ class TableSamples(Sequence):
         import datasets  # type: ignore[import-untyped]
 
         dataset, root = load_data(name, split, config, revision)
+        self._name = name
         self._root = image_root or root
         self._columns = columns
         self._has_questions = task == "vqa"
@@ -76,12 +78,21 @@ class TableSamples(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = self._dataset[index]
-        texts = row.get(self._columns.answer if self._has_questions else self._columns.text) or ()
+        texts = row.get(self._columns.answer if self._has_questions else self._columns.text)
+        references = tuple(texts or ()) if isinstance(texts, (list, tuple)) else () if texts is None else (texts,)
+        question = row[self._columns.question] if self._has_questions else None
+        wanted = (*references, question) if self._has_questions else references
+        if wrong := [text for text in wanted if not isinstance(text, str)]:
+            raise ValueError(f"{self._name}, row {index}: expected a text, got {wrong[0]!r:.60}.")
+        try:
+            check_text(wanted)
+        except ValueError as error:
+            raise ValueError(f"{self._name}, row {index}: {error}") from error
         return EvaluationSample(
             f"{index:06d}",
             row[self._columns.image],
-            references=(texts,) if isinstance(texts, str) else tuple(texts),
-            question=row[self._columns.question] if self._has_questions else None,
+            references=references,
+            question=question,
             image_root=self._root,
         )
 

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...processing.processing_lavit import ImageTextProcessor
+from ...processing.text_vocabulary import check_text
 from ..sample_checks import read_sample_id
 from ..sample_images import read_images
 from .directory import TokenizationReport
@@ -167,6 +168,7 @@ def _check_text(text: Any, has_messages: bool) -> str | None:
         raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
     if not text.strip() and not has_messages:
         raise ValueError("the text is empty")
+    check_text(text)
     return text
 
 
