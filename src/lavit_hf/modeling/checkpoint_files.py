@@ -1,7 +1,7 @@
 """The files of a checkpoint: which hold its weights, and whether the configuration fits them.
 
-Ten million layers would be built for hours, and another vocabulary would be refused after gigabytes were read, or loaded
-in part. The headers of safetensors tell within milliseconds, before anything is built.
+Ten million layers would be built for hours, and another vocabulary would be refused after gigabytes were read. The
+headers of safetensors tell within milliseconds.
 """
 
 from __future__ import annotations
@@ -18,9 +18,8 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import GenerationConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.configuration_utils import PreTrainedConfig
 from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
