@@ -13,9 +13,12 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from .pixel_decoder_checks import check_index, name_broken_part, read_object
+
 HIGHRES, LOWRES = "highres", "lowres"
 _COMPONENTS = ("token_decoder", "unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_IDS = ("visual_token_offset", "eoi_token_id")
 
 # `model_index.json` names files beside it, so that diffusers can load the classes without this package ...
 _PIPELINE = ("pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline")
@@ -45,14 +48,14 @@ class PixelDecoderStorage(DiffusionPipeline):
                 repository with the files of one.
             decoder: `"highres"` or `"lowres"`. By default what stands at the root, which in a LaVIT directory is the
                 high-resolution decoder.
-            **kwargs: As for any pipeline of diffusers: `dtype`, components, `revision`, ...
+            **kwargs: As for any pipeline of diffusers: `dtype`, `variant`, `device_map`, components, `revision`, ...
 
         Returns:
             The pipeline.
 
         Raises:
-            OSError: If there is no such decoder.
-            ValueError: If `decoder` is anything else.
+            OSError: If there is no such decoder, or a file is corrupt.
+            ValueError: If `decoder` is anything else, or the files do not fit together.
         """
         if decoder not in (None, HIGHRES, LOWRES):
             raise ValueError(f"`decoder` must be {HIGHRES!r} or {LOWRES!r}; got {decoder!r}.")
@@ -71,9 +74,28 @@ class PixelDecoderStorage(DiffusionPipeline):
         kind = _kind(folder)
         if decoder and kind and decoder != kind:
             raise OSError(f"{source} holds no {decoder} pixel decoder, only a {kind} one.")
-        pipeline = super().from_pretrained(str(folder), **kwargs)
+        check_index(folder, given=kwargs)
+        with name_broken_part(folder):
+            pipeline = super().from_pretrained(str(folder), **kwargs)
         pipeline.register_to_config(_name_or_path=source)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """See [`DiffusionPipeline.from_pipe`]. The ids of codes come along, from a language model if there is one."""
+        config = getattr(getattr(pipeline, "model", None), "config", None)
+        for name in _IDS:
+            if pipeline.config.get(name) is None and hasattr(config, name):
+                kwargs.setdefault(name, getattr(config, name))
+        return super().from_pipe(pipeline, **kwargs)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What another pipeline like this one is made of (`LavitPixelDecoderPipeline(**pipeline.components)`).
+
+        With the modules come the ids of codes, without which it could not read `input_ids`.
+        """
+        return {**super().components, **{name: self.config[name] for name in _IDS}}
 
     @classmethod
     def download(cls, pretrained_model_name: str, *, decoder: str | None = None, **kwargs: Any) -> str:
@@ -131,7 +153,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         for file, code in codes.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code, encoding="utf-8")
-        super().save_pretrained(save_directory, *args, **kwargs)
+        super().save_pretrained(str(folder), *args, **kwargs)
 
 
 def _find_decoder(root: Path, decoder: str | None) -> Path:
@@ -142,8 +164,8 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
 def _kind(folder: Path) -> str | None:
     """Which decoder a directory holds, by the token decoder's configuration."""
     try:
-        config = json.loads((folder / "token_decoder" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever loads it has more to say about what is wrong
+        config = read_object(folder / "token_decoder" / "config.json")
+    except OSError:  # whoever loads it has more to say about what is wrong
         return None
     return LOWRES if config.get("pooled_size", 0) is None else HIGHRES
 
@@ -152,7 +174,10 @@ def _snapshot(cls: type[DiffusionPipeline], repository: str, prefix: str, option
     folders = [f"{prefix}{name}/*" for name in _COMPONENTS]
     try:
         return snapshot_download(
-            repository, allow_patterns=[f"{prefix}{cls.config_name}", *folders], ignore_patterns=["*.py"], **options
+            repository,
+            allow_patterns=["config.json", f"{prefix}{cls.config_name}", *folders],
+            ignore_patterns=["*.py"],
+            **options,
         )
     except LocalEntryNotFoundError as error:
         raise OSError(f"{repository} is neither a directory nor a repository that can be reached: {error}") from error
