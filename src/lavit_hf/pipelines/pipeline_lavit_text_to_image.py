@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from ..modeling.token_progress import TokenProgress
 from ..processing.processing_lavit import ImageTextProcessor
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
 from .pixel_decoder_inputs import codes_of_ids
-from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS
+from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, keep_config
 from .prompts import release_pixel_values, split_prompts
 from .unet_and_vae import UNetAndVaeMixin
 
@@ -180,7 +181,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             **kwargs: As for [`LavitPixelDecoderPipeline.save_pretrained`].
         """
         sharding = {} if max_shard_size is None else {"max_shard_size": max_shard_size}
-        self.model.save_pretrained(save_directory, variant=variant, **sharding)
+        with keep_config(Path(save_directory), variant):
+            self.model.save_pretrained(save_directory, variant=variant, **sharding)
         self.processor.save_pretrained(save_directory)
         self.pixel_decoder.save_pretrained(
             save_directory,

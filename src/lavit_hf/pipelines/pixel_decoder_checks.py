@@ -124,9 +124,24 @@ def _try_part(folder: Path, part: str) -> None:
     with name_file(file):
         try:
             with torch.device("meta") if part != "scheduler" else torch.device("cpu"):
-                getattr(diffusers, entry[1]).from_config(read_object(file))
+                built = getattr(diffusers, entry[1]).from_config(read_object(file))
         except (RuntimeError, ImportError) as error:
             raise ValueError(str(error)) from error
+    if isinstance(built, torch.nn.Module):
+        _compare_shapes(built, file)
+
+
+def _compare_shapes(model: torch.nn.Module, config_file: Path) -> None:
+    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    for weights in sorted(config_file.parent.glob("*.safetensors")):
+        with safe_open(weights, framework="pt") as content:
+            found = {name: list(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
+        for name in sorted(found.keys() & expected.keys()):
+            if found[name] != expected[name]:
+                raise ValueError(
+                    f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the "
+                    f"weights have {found[name]}."
+                )
 
 
 def read_object(file: Path) -> dict[str, Any]:

@@ -6,6 +6,8 @@ import importlib
 import inspect
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +155,18 @@ class PixelDecoderStorage(DiffusionPipeline):
         for file, code in codes.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code, encoding="utf-8")
-        super().save_pretrained(str(folder), *args, **kwargs)
+        with keep_config(folder / "token_decoder", kwargs.get("variant")):
+            super().save_pretrained(str(folder), *args, **kwargs)
+
+
+@contextmanager
+def keep_config(folder: Path, variant: str | None) -> Iterator[None]:
+    """A variant leaves the configuration there is, which says what dtype the other weights are loaded in."""
+    file = folder / "config.json"
+    stored = file.read_bytes() if variant is not None and file.is_file() else None
+    yield
+    if stored is not None:
+        file.write_bytes(stored)
 
 
 def _find_decoder(root: Path, decoder: str | None) -> Path:
@@ -198,4 +211,4 @@ def _code(of_class: type, bundle: str) -> str:
     return Path(inspect.getfile(of_class)).read_text(encoding="utf-8")
 
 
-__all__ = ["PixelDecoderStorage"]
+__all__ = ["PixelDecoderStorage", "keep_config"]

@@ -56,6 +56,14 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
             **options,
         )
 
+    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Adds LoRA weights to those of the U-Net, see [`StableDiffusionLoraLoaderMixin.fuse_lora`]."""
+        super().fuse_lora(components=["unet"] if components is None else components, **kwargs)
+
+    def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+        """Takes them off again."""
+        super().unfuse_lora(components=["unet"] if components is None else components, **kwargs)
+
     def enable_vae_tiling(self) -> None:
         """Decodes large images tile by tile, with less memory."""
         self.vae.enable_tiling()
