@@ -44,6 +44,8 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
         entry = index.get(part, [None, None])
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(e, str | None) for e in entry):
             raise ValueError(f"{file}: {part} must name a library and a class, got {entry!r}.")
+        if entry == [None, None] and part not in ("safety_checker", "feature_extractor"):
+            raise ValueError(f"{file} names no {part}, which a pixel decoder needs.")
         if entry[0] == "diffusers" and not isinstance(getattr(diffusers, entry[1] or "", None), type):
             raise ValueError(f"{file}: {part} is of the class {entry[1]!r}, which diffusers does not have.")
         if entry[0] is not None:
