@@ -4,6 +4,7 @@ Importing the package registers its classes with transformers' Auto classes.
 """
 
 import importlib
+import importlib.util
 from typing import Any
 
 from .auto import register_auto_classes
@@ -14,6 +15,7 @@ from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel, 
 from .modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder
 from .modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, LavitVisualTokenizerOutput
+from .pipelines import __all__ as _pipelines
 from .processing.image_processing_lavit import LavitImageProcessor
 from .processing.image_processing_pil_lavit import LavitImageProcessorPil
 from .processing.processing_lavit import ImageTextProcessor
@@ -40,12 +42,14 @@ __all__ = [
     "default_checkpoint",
 ]
 
+if importlib.util.find_spec("diffusers") is not None:  # `from lavit_hf import *` works without it, too
+    __all__ += _pipelines
+
 register_auto_classes()
 
 
 def __getattr__(name: str) -> Any:
-    # Pipelines need diffusers, which importing the package must not load; for the same reason they are not in __all__.
-    pipelines = importlib.import_module(".pipelines", __name__)
-    if name in pipelines.__all__:
-        return getattr(pipelines, name)
+    # Pipelines need diffusers, which importing the package must not load.
+    if name in _pipelines:
+        return getattr(importlib.import_module(".pipelines", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,15 +2,17 @@
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
+from huggingface_hub import ModelCard
 from PIL import Image
 from transformers import GenerationConfig
 
-from lavit_hf import LavitForConditionalGeneration
+from lavit_hf import LavitForConditionalGeneration, LavitVisualTokenizer
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
 
 PROMPTS = ["a red bird", "two dogs on the grass", "cat", ""]
@@ -254,3 +256,53 @@ def test_missing_pixel_decoder(checkpoint, tmp_path: Path, model, light_processo
     light_processor.save_pretrained(tmp_path)
     with pytest.raises(OSError, match="pixel decoder"):
         LavitTextToImagePipeline.from_pretrained(tmp_path)
+
+
+PARTS = ("model", "token_decoder", "unet", "vae")
+
+
+def dtypes(pipeline) -> list[torch.dtype]:
+    return [next(getattr(pipeline, name).parameters()).dtype for name in PARTS]
+
+
+def test_a_variant_of_all_parts_beside_the_full_precision(pipeline, checkpoint, tmp_path: Path):
+    pipeline.save_pretrained(tmp_path)
+    full = {path: path.read_bytes() for path in tmp_path.rglob("*.safetensors")}
+    half = LavitTextToImagePipeline.from_pretrained(checkpoint, torch_dtype=torch.float16)
+    half.save_pretrained(tmp_path, variant="fp16", max_shard_size="100KB")
+    assert all(path.read_bytes() == content for path, content in full.items())
+    for folder, stem in (("", "model"), ("token_decoder", "model"), ("unet", "diffusion_pytorch_model")):
+        assert len(list((tmp_path / folder).glob(f"{stem}.fp16-*-of-*.safetensors"))) > 1
+    assert dtypes(LavitTextToImagePipeline.from_pretrained(tmp_path)) == [torch.float32] * 4
+    for path in full:
+        path.unlink()
+    options = {"variant": "fp16", "use_safetensors": True, "low_cpu_mem_usage": True}
+    loaded = LavitTextToImagePipeline.from_pretrained(tmp_path, torch_dtype=torch.float16, **options)
+    assert dtypes(loaded) == [torch.float16] * 4
+    assert LavitPixelDecoderPipeline.from_pretrained(tmp_path, **options).unet is not None
+    assert LavitVisualTokenizer.from_pretrained(tmp_path, device_map="cpu", **options) is not None
+    with pytest.raises(OSError, match=r"model\.safetensors"):
+        LavitForConditionalGeneration.from_pretrained(tmp_path)
+
+
+def test_arguments_of_loading_reach_the_language_model(checkpoint, tmp_path: Path):
+    chosen = {"model": torch.bfloat16, "vae": torch.float16, "default": torch.float32}
+    loaded = LavitTextToImagePipeline.from_pretrained(checkpoint, dtype=chosen)
+    assert dtypes(loaded) == [torch.bfloat16, torch.float32, torch.float32, torch.float16]
+    assert LavitTextToImagePipeline.from_pretrained(checkpoint, device_map="cpu").hf_device_map == "cpu"
+    with pytest.raises(ValueError, match="variant=fp61"):
+        LavitTextToImagePipeline.from_pretrained(checkpoint, variant="fp61")
+
+
+def test_uploading_while_saving(pipeline, tmp_path: Path, monkeypatch):
+    calls = []
+    monkeypatch.setattr(
+        "diffusers.pipelines.pipeline_utils.create_repo", lambda name, **kw: SimpleNamespace(repo_id=name)
+    )
+    monkeypatch.setattr(
+        "diffusers.pipelines.pipeline_utils.load_or_create_model_card", lambda *args, **kw: ModelCard("")
+    )
+    monkeypatch.setattr(LavitPixelDecoderPipeline, "_upload_folder", lambda self, *args, **kw: calls.append(args))
+    pipeline.save_pretrained(tmp_path / "pushed", push_to_hub=True, repo_id="me/lavit")
+    assert calls == [(str(tmp_path / "pushed"), "me/lavit")]
+    assert (tmp_path / "pushed" / "model.safetensors").is_file()

@@ -200,12 +200,13 @@ def test_a_full_disk_leaves_nothing(language_model, pixel_decoder, tmp_path: Pat
 
 
 def test_a_folder_put_together_by_hand_knows_its_ids(language_model, pixel_decoder, tmp_path: Path) -> None:
-    """Regression: `model_index.json` of stage 3 has no offset, or that of another language model."""
+    """Regression: `model_index.json` of stage 3 has no offset. One of another language model is refused."""
     right = draw(
         LavitPixelDecoderPipeline.from_pretrained(assemble(language_model, pixel_decoder, tmp_path / "right"))
     )
-    for number, values in enumerate(({}, {"visual_token_offset": 7, "eoi_token_id": 6})):
-        folder = Path(shutil.copytree(language_model, tmp_path / f"{number}"))
-        shutil.copytree(pixel_decoder, folder, dirs_exist_ok=True)
-        change_json(folder / "model_index.json", **values)
-        assert torch.equal(draw(LavitPixelDecoderPipeline.from_pretrained(folder)), right)
+    folder = Path(shutil.copytree(language_model, tmp_path / "by-hand"))
+    shutil.copytree(pixel_decoder, folder, dirs_exist_ok=True)
+    assert torch.equal(draw(LavitPixelDecoderPipeline.from_pretrained(folder)), right)
+    change_json(folder / "model_index.json", visual_token_offset=7, eoi_token_id=6)
+    with pytest.raises(ValueError, match="lavit assemble"):
+        LavitPixelDecoderPipeline.from_pretrained(folder)

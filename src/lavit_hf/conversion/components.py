@@ -7,6 +7,7 @@ import re
 
 import torch
 
+from ..modeling.checkpoint_files import check_counts
 from .errors import ConversionError, listing
 from .source import Component, OriginalCheckpoint
 from .weight_files import read_json
@@ -34,7 +35,12 @@ def _problems(source: OriginalCheckpoint, component: Component) -> list[str]:
     path = source.root / component.folder / "config.json"
     if not path.is_file():
         return [f"{component.folder}: missing config.json"]
-    expected = _expected_shapes(read_json(path), component.folder)
+    config = read_json(path)
+    try:
+        check_counts(config, len(component.weights.headers), path)
+    except ValueError as error:
+        return [str(error)]
+    expected = _expected_shapes(config, component.folder)
     found = {_new_name(name): (name, info.shape) for name, info in component.weights.headers.items()}
     problems = [f"{component.folder}: missing {n} {list(expected[n])}" for n in expected.keys() - found.keys()]
     for new_name, (name, shape) in found.items():

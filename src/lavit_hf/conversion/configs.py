@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..modeling.checkpoint_files import check_counts
 from ..modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
 from . import names
 from .errors import ConversionError
@@ -57,6 +58,8 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
         vision_config=_vision(encoder, width, counts["vision"]), **_merger(headers[names.STAGE1], counts["merger"])
     )
     text = _text(text_config)
+    if names.LANGUAGE_MODEL in headers:
+        _check_counts(text_config, len(headers[names.LANGUAGE_MODEL]))
     text_vocab = text.vocab_size - 2 - visual.codebook_size
     if text_vocab < 1:
         raise ConversionError(
@@ -150,6 +153,13 @@ def _set_negative(config: LavitTokenDecoderConfig, unconditional: Mapping[str, T
             f"{names.UNCONDITIONAL}: {rows} rows, but the token decoder has only {config.num_queries} queries."
         )
     config.num_negative_tokens = rows
+
+
+def _check_counts(text_config: Mapping, limit: int) -> None:
+    try:
+        check_counts(text_config, limit, "language_model/config.json")
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
 
 
 def _text(stored: Mapping) -> PreTrainedConfig:

@@ -92,6 +92,12 @@ def _read_weights(source: Path, config: LavitConfig) -> tuple[Weights, dict[str,
             names["model." + stored.removeprefix(_BASE)] = stored
         elif stored.startswith(_HEAD) and not config.tie_word_embeddings:
             names[stored] = stored
+    layers = {name.split(".")[2] for name in names if name.startswith("model.layers.")}
+    if len(layers) != config.text_config.num_hidden_layers:
+        raise PublishError(
+            f"{source / 'config.json'} does not fit the weights: text_config.num_hidden_layers is "
+            f"{config.text_config.num_hidden_layers}, but they have {len(layers)} layers."
+        )
     needed = {"model.embed_tokens.weight", *(() if config.tie_word_embeddings else ("lm_head.weight",))}
     if missing := sorted(needed - names.keys()):
         raise PublishError(f"{source} has no weights of a language model: {missing[0]} is missing.")

@@ -6,28 +6,27 @@ what it cannot find at random, with only a report.
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from safetensors import safe_open
+from transformers import PreTrainedModel
+from transformers.utils import SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file
 
-_HUB_KWARGS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
+from .checkpoint_files import (
+    _HUB_KWARGS,
+    check_config,
+    find_safetensors,
+    hub_options,
+    load_config,
+    name_corrupt_weights,
+    read_shapes,
+    with_variant,
 )
+from .file_errors import file_in
 
 
 def load_checkpoint_part(
@@ -51,14 +50,26 @@ def load_checkpoint_part(
 
     Raises:
         OSError: If weights are missing or unreadable.
-        ValueError: If the checkpoint lacks a tensor of the part.
+        ValueError: If the checkpoint lacks a tensor of the part, or the configuration does not fit its weights.
     """
-    hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
-    config = _load_part_config(model_class, checkpoint, hub_kwargs, kwargs)
-    state_dict = _read_part(checkpoint, model_class.base_model_prefix, kwargs.pop("variant", None), hub_kwargs)
-    wants_info = kwargs.pop("output_loading_info", False)
+    if kwargs.pop("use_safetensors", None) is False:
+        raise ValueError(f"{model_class.__name__} is loaded from safetensors only, not with use_safetensors=False.")
+    variant, wants_info = kwargs.pop("variant", None), kwargs.pop("output_loading_info", False)
+    hub_kwargs = hub_options(kwargs)
+    config = load_config(model_class, checkpoint, hub_kwargs, kwargs)
     for name in _HUB_KWARGS:
         kwargs.pop(name, None)
+    shards, prefix = _find_part(checkpoint, model_class.base_model_prefix, variant, hub_kwargs)
+    shapes = {
+        name[len(prefix) :]: shape
+        for name, shape in read_shapes(checkpoint, shards, hub_kwargs).items()
+        if name.startswith(prefix)
+    }
+    ignore = bool(kwargs.get("ignore_mismatched_sizes"))
+    check_config(model_class, config, shapes, file_in(checkpoint, "config.json"), *model_args, ignore=ignore)
+    state_dict: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        state_dict.update(_read_tensors(cached_file(checkpoint, shard, **hub_kwargs), prefix))
     model, info = loader(None, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise ValueError(
@@ -68,92 +79,28 @@ def load_checkpoint_part(
     return (model, info) if wants_info else model
 
 
-def _load_part_config(
-    model_class: type[PreTrainedModel],
-    checkpoint: str | os.PathLike,
-    hub_kwargs: dict[str, Any],
-    kwargs: dict[str, Any],
-) -> PreTrainedConfig:
-    config = kwargs.pop("config", None)
-    if isinstance(config, PreTrainedConfig):
-        return config
-    config_class = model_class.config_class
-    assert config_class is not None
-    # As in transformers, keyword arguments that name a configuration value override it.
-    known = config_class.__dataclass_fields__.keys() - {"dtype"}
-    overrides = {name: kwargs.pop(name) for name in list(kwargs) if name in known}
-    return config_class.from_pretrained(config or checkpoint, **hub_kwargs, **overrides)
-
-
-def _read_part(
-    checkpoint: str | os.PathLike, prefix: str, variant: str | None, hub_kwargs: dict[str, Any]
-) -> dict[str, torch.Tensor]:
-    index_file = cached_file(
-        checkpoint,
-        _with_variant(SAFE_WEIGHTS_INDEX_NAME, variant),
-        _raise_exceptions_for_missing_entries=False,
-        **hub_kwargs,
-    )
-    if index_file is None:
-        files = [_with_variant(SAFE_WEIGHTS_NAME, variant)]
-    else:
-        with open(index_file, encoding="utf-8") as file:
-            weight_map = json.load(file)["weight_map"]
-        inside = _prefix_in(weight_map, prefix)
-        files = sorted({shard for name, shard in weight_map.items() if name.startswith(inside)})
-        if elsewhere := [name for name in files if Path(name).name != name]:
-            raise OSError(f"{index_file} names {elsewhere[0]}, but files of weights are beside it.")
-    state_dict: dict[str, torch.Tensor] = {}
-    for name in files:
-        state_dict.update(_read_tensors(cached_file(checkpoint, name, **hub_kwargs), prefix))
-    return state_dict
+def _find_part(
+    checkpoint: str | os.PathLike, part: str, variant: str | None, hub_kwargs: dict[str, Any]
+) -> tuple[dict[str, list[str]], str]:
+    """The files that hold tensors of the part, with those that the index lists, and what their names start with."""
+    shards = find_safetensors(checkpoint, variant, hub_kwargs)
+    if not shards:  # its error says what is missing
+        cached_file(checkpoint, with_variant(SAFE_WEIGHTS_NAME, variant), **hub_kwargs)
+    names = [name for listed in shards.values() for name in listed] or read_shapes(checkpoint, shards, hub_kwargs)
+    prefix = _prefix_in(names, part)
+    parts = {shard: [name for name in listed if name.startswith(prefix)] for shard, listed in shards.items()}
+    return {shard: parts[shard] for shard, listed in shards.items() if parts[shard] or not listed}, prefix
 
 
 def _read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
     with name_corrupt_weights(path), safe_open(path, framework="pt") as file:
-        inside = _prefix_in(file.keys(), prefix)
-        names = [name for name in file.keys() if name.startswith(inside)]  # noqa: SIM118 - no dictionary
-        return {name[len(inside) :]: file.get_tensor(name) for name in names}
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no dictionary
+        return {name[len(prefix) :]: file.get_tensor(name) for name in names}
 
 
-@contextmanager
-def name_corrupt_weights(checkpoint: str | os.PathLike | None) -> Iterator[None]:
-    """Turns the bare message of safetensors about an unreadable file into one that says which and what to do.
-
-    Args:
-        checkpoint: A file of weights, a directory that holds some, or a Hub id.
-
-    Raises:
-        OSError: If the body raises a `SafetensorError`.
-    """
-    try:
-        yield
-    except SafetensorError as error:
-        folder = Path(checkpoint or "")
-        broken = [str(file) for file in sorted(folder.glob("*.safetensors")) if not _is_readable(file)]
-        raise OSError(
-            f"{', '.join(broken) or checkpoint} is not a readable safetensors file ({error}). Download or convert it "
-            "again."
-        ) from error
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except SafetensorError:
-        return False
-
-
-def _prefix_in(names: Any, prefix: str) -> str:
+def _prefix_in(names: Any, part: str) -> str:
     """Prefix of the part's tensors in a whole model, in its base model, or in a checkpoint of the part alone."""
-    for candidate in (f"model.{prefix}.", f"{prefix}."):
+    for candidate in (f"model.{part}.", f"{part}."):
         if any(name.startswith(candidate) for name in names):
             return candidate
     return ""
-
-
-def _with_variant(name: str, variant: str | None) -> str:
-    """`model.safetensors` -> `model.fp16.safetensors`, as transformers names variants."""
-    stem, extension = name.rsplit(".", 1)
-    return name if variant is None else f"{stem}.{variant}.{extension}"

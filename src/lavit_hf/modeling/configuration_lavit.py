@@ -3,9 +3,10 @@
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
-from transformers import AutoConfig
-from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
 
+from .file_errors import NamedConfigMixin
 from .saving import RemoteCodeDictMixin
 
 # EVA-CLIP ViT-g/14 as published: 40 layers, none of them skipped as BLIP-2 does.
@@ -26,12 +27,18 @@ def _check_heads(width: int, num_heads: int, name: str) -> None:
         raise ValueError(f"{name} must be positive and divide the width {width}, got {num_heads}.")
 
 
+def _check_positive(config: PreTrainedConfig, *names: str) -> None:
+    for name in names:
+        if getattr(config, name) < 1:
+            raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
+
+
 def _as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 @strict
-class LavitVisualTokenizerConfig(RemoteCodeDictMixin, PreTrainedConfig):
+class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitVisualTokenizer`]. The defaults are those of the published 7B checkpoints.
 
     Args:
@@ -87,6 +94,13 @@ class LavitVisualTokenizerConfig(RemoteCodeDictMixin, PreTrainedConfig):
 
     def validate_architecture(self) -> None:
         """Part of `@strict` validation: checks that the sizes fit together."""
+        _check_positive(self, "merger_intermediate_size", "codebook_size", "codebook_dim")
+        sizes = (*self.image_size, *_as_pair(self.vision_config.patch_size))
+        if min(sizes) < 1 or self.num_patches < 1:
+            raise ValueError(
+                f"vision_config: images of {self.vision_config.image_size} pixels have no patches of "
+                f"{self.vision_config.patch_size}."
+            )
         _check_heads(self.hidden_size, self.merger_num_heads, "merger_num_heads")
         if self.attention_smoothing < 0:
             raise ValueError(f"attention_smoothing must be 0 or positive, got {self.attention_smoothing}.")
@@ -109,7 +123,7 @@ class LavitVisualTokenizerConfig(RemoteCodeDictMixin, PreTrainedConfig):
 
 
 @strict
-class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
+class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitForConditionalGeneration`]. The defaults are those of the published 7B checkpoints.
 
     The vocabulary is that of the text tokenizer followed by image start, image end and one row per visual code.
@@ -170,7 +184,13 @@ class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
         )
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: checks that the vocabulary has room for the visual ids."""
+        """Part of `@strict` validation: checks the order of the visual ids and that there is room for them."""
+        ids = (self.boi_token_id, self.eoi_token_id, self.visual_token_offset)
+        if ids != (self.boi_token_id, self.boi_token_id + 1, self.boi_token_id + 2):
+            raise ValueError(
+                "boi_token_id, eoi_token_id and visual_token_offset must follow one another, as image start, image "
+                f"end and code 0 do in the vocabulary; got {', '.join(map(str, ids))}."
+            )
         codebook_size = self.visual_tokenizer_config.codebook_size
         vocab_size, last_code = self.text_config.vocab_size, self.visual_token_offset + codebook_size - 1
         if self.boi_token_id < 0 or max(self.boi_token_id, self.eoi_token_id, last_code) >= vocab_size:
@@ -222,7 +242,7 @@ class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
 
 
 @strict
-class LavitTokenDecoderConfig(PreTrainedConfig):
+class LavitTokenDecoderConfig(NamedConfigMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitTokenDecoder`]. The defaults are those of the published high-resolution decoder.
 
     Args:
@@ -263,7 +283,9 @@ class LavitTokenDecoderConfig(PreTrainedConfig):
     initializer_range: float = 0.02
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: checks that the negative condition fits into the condition."""
+        """Part of `@strict` validation: checks that the sizes fit together."""
+        _check_positive(self, "codebook_size", "codebook_dim", "intermediate_size", "num_queries", "output_size")
+        _check_heads(self.hidden_size, self.num_heads, "num_heads")
         if not 0 <= self.num_negative_tokens <= self.num_queries:
             raise ValueError(
                 f"num_negative_tokens must be between 0 and num_queries ({self.num_queries}), got "

@@ -8,10 +8,11 @@ from huggingface_hub.dataclasses import strict
 from transformers.configuration_utils import PreTrainedConfig, SubConfigSpec
 
 from .configuration_lavit import LavitTokenDecoderConfig, LavitVisualTokenizerConfig
+from .file_errors import NamedConfigMixin
 
 
 @strict
-class LavitPreTrainingConfig(PreTrainedConfig):
+class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitVisualTokenizerForPreTraining`].
 
     Args:

@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .cache_mask import apply_remembered_mask, remember_mask
-from .checkpoint_part import name_corrupt_weights
+from .checkpoint_files import CheckedLoadingMixin
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
 from .image_placeholders import (
@@ -74,7 +74,7 @@ class LavitCausalLMOutputWithPast(CausalLMOutputWithPast):
     attention_mask: torch.Tensor | None = None
 
 
-class LavitPreTrainedModel(PreTrainedModel):
+class LavitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     """Loading, saving and initialization of LaVIT models."""
 
     config: LavitConfig
@@ -89,14 +89,6 @@ class LavitPreTrainedModel(PreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-
-    @classmethod
-    def from_pretrained(
-        cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> Any:
-        """See [`PreTrainedModel.from_pretrained`]; a corrupt file is named in the error."""
-        with name_corrupt_weights(pretrained_model_name_or_path):
-            return super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
 
 
 class LavitModel(LavitPreTrainedModel):

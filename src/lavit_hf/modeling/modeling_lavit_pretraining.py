@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
+from .checkpoint_files import CheckedLoadingMixin
 from .codebook import LavitCodebookLearner
 from .configuration_lavit_pretraining import LavitPreTrainingConfig
 from .distributed import sum_over_processes, world_size
@@ -24,7 +25,7 @@ from .selector import select_patches
 from .selector_learner import LavitSelectorLearner, keep_rate_loss
 
 
-class LavitVisualTokenizerForPreTraining(PreTrainedModel):
+class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
     r"""Trains selector, merger, quantizer and token decoder to reconstruct the features of a frozen vision encoder.
 
     Both parts can be saved alone (`model.visual_tokenizer.save_pretrained(...)`, likewise `model.token_decoder`), and

@@ -14,6 +14,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.utils import ModelOutput
 from transformers.utils.output_capturing import capture_outputs
 
+from .checkpoint_files import CheckedLoadingMixin
 from .configuration_lavit import LavitTokenDecoderConfig
 from .merger import LavitCrossAttention, LavitMLP, LavitSelfAttention, merge_heads, split_heads
 
@@ -96,7 +97,7 @@ class LavitAttentionPooler(nn.Module):
         return self.c_proj(merge_heads(F.scaled_dot_product_attention(query, key, value))[:, 0])
 
 
-class LavitTokenDecoder(PreTrainedModel):
+class LavitTokenDecoder(CheckedLoadingMixin, PreTrainedModel):
     """Decodes visual codes to the features they stand for, and to the conditions of a diffusion U-Net."""
 
     config: LavitTokenDecoderConfig

@@ -16,7 +16,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .checkpoint_part import _HUB_KWARGS
+from .checkpoint_files import _HUB_KWARGS
 from .configuration_lavit import LavitConfig, LavitVisualTokenizerConfig
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer, without_pooler
 from .vision_resizing import resize_vision_model

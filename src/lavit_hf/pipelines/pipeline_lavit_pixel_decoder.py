@@ -23,6 +23,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from .pixel_decoder_inputs import check_codes, codes_of_ids, resolve_size, split_images
 from .pixel_decoder_loading import PixelDecoderStorage
+from .unet_and_vae import UNetAndVaeMixin
 
 logger = logging.get_logger(__name__)
 
@@ -44,7 +45,7 @@ class LavitPixelDecoderPipelineOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None
 
 
-class LavitPixelDecoderPipeline(PixelDecoderStorage):
+class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
     r"""Draws images from visual codes, as LaVIT writes them.
 
     Both decoders of the release are this class. The high-resolution one is an SDXL U-Net with a pooled condition
@@ -103,7 +104,8 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage):
             feature_extractor=feature_extractor,
         )
         self.register_to_config(visual_token_offset=visual_token_offset, eoi_token_id=eoi_token_id)
-        _check_fit(token_decoder, unet)
+        _check_fit(token_decoder, unet, vae)
+        _check_ids(token_decoder, visual_token_offset, eoi_token_id)
         self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._guidance_scale = 1.0
@@ -130,22 +132,6 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage):
     @property
     def interrupt(self) -> bool:
         return self._interrupt
-
-    def enable_vae_tiling(self) -> None:
-        """Decodes large images tile by tile, with less memory."""
-        self.vae.enable_tiling()
-
-    def disable_vae_tiling(self) -> None:
-        """Decodes images whole again."""
-        self.vae.disable_tiling()
-
-    def enable_vae_slicing(self) -> None:
-        """Decodes the images of a batch one by one, with less memory."""
-        self.vae.enable_slicing()
-
-    def disable_vae_slicing(self) -> None:
-        """Decodes batches at once again."""
-        self.vae.disable_slicing()
 
     @torch.no_grad()
     def __call__(
@@ -502,10 +488,27 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage):
         return pixels, [bool(is_flagged) for is_flagged in flagged]
 
 
-def _check_fit(token_decoder: Any, unet: Any) -> None:
-    """Refuses a token decoder and a U-Net of different decoders."""
+def _check_ids(token_decoder: Any, visual_token_offset: int | None, eoi_token_id: int | None) -> None:
+    """Refuses ids of which text, or the image end, would be taken for codes."""
+    if visual_token_offset is None:
+        return
+    end = visual_token_offset + (token_decoder.config.codebook_size if token_decoder is not None else 1)
+    if visual_token_offset < 0 or (eoi_token_id is not None and visual_token_offset <= eoi_token_id < end):
+        raise ValueError(
+            f"Codes have the ids {visual_token_offset} to {end - 1} by `visual_token_offset`, so the image end "
+            f"cannot have the id {eoi_token_id} (`eoi_token_id`)."
+        )
+
+
+def _check_fit(token_decoder: Any, unet: Any, vae: Any) -> None:
+    """Refuses a token decoder, a U-Net and a VAE of different decoders."""
     if token_decoder is None or unet is None:
         return
+    if vae is not None and vae.config.latent_channels != unet.config.in_channels:
+        raise ValueError(
+            f"The U-Net denoises {unet.config.in_channels} channels, but the VAE decodes "
+            f"{vae.config.latent_channels}: they belong to different pixel decoders."
+        )
     decoder, widths = token_decoder.config, unet.config.cross_attention_dim  # one, or one per block
     width = widths if isinstance(widths, int) else max(widths)
     if sum(decoder.cross_attention_dims) != width:

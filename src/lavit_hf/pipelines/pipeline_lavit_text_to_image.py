@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,17 +14,24 @@ import PIL.Image
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput
+from diffusers.utils import BaseOutput, logging
 from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.image_processing_base import ImageProcessingMixin
 
+from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..modeling.token_progress import TokenProgress
 from ..processing.processing_lavit import ImageTextProcessor
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
 from .pixel_decoder_inputs import codes_of_ids
-from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, save_and_push
+from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, keep_config, save_and_push
 from .prompts import release_pixel_values, split_prompts
+from .unet_and_vae import UNetAndVaeMixin
+
+logger = logging.get_logger(__name__)
+
+# Arguments of diffusers that models of transformers take as well. (They need no `low_cpu_mem_usage`.)
+_MODEL_OPTIONS = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors", "disable_mmap")
 
 # What the release draws with (LaVIT paper, appendix; its own scripts).
 _TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
@@ -45,7 +53,7 @@ class LavitTextToImagePipelineOutput(BaseOutput):
     nsfw_content_detected: list[bool] | None
 
 
-class LavitTextToImagePipeline(DiffusionPipeline):
+class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     r"""Draws pictures from prompts of text and images, and reconstructs pictures from their own tokens.
 
     Args:
@@ -57,6 +65,8 @@ class LavitTextToImagePipeline(DiffusionPipeline):
         scheduler: See there.
         safety_checker: See there.
         feature_extractor: See there.
+        visual_token_offset: Of a pixel decoder (`**pixel_decoder.components`); it must be the model's.
+        eoi_token_id: Likewise.
 
     Example:
 
@@ -87,9 +97,11 @@ class LavitTextToImagePipeline(DiffusionPipeline):
         scheduler: KarrasDiffusionSchedulers,
         safety_checker: PreTrainedModel | None = None,
         feature_extractor: ImageProcessingMixin | None = None,
+        visual_token_offset: int | None = None,
+        eoi_token_id: int | None = None,
     ):
         super().__init__()
-        _check_codebooks(model, processor, token_decoder)
+        _check_parts(model, processor, token_decoder, visual_token_offset, eoi_token_id)
         self.register_modules(
             model=model,
             processor=processor,
@@ -110,47 +122,75 @@ class LavitTextToImagePipeline(DiffusionPipeline):
         Args:
             pretrained_model_name_or_path: A directory with a LaVIT and its pixel decoders, or a repository of the Hub.
             decoder: `"highres"` (default) or `"lowres"`, see [`LavitPixelDecoderPipeline.from_pretrained`].
-            **kwargs: `dtype`; components that are loaded already, such as `model`; `revision`, `token`, `cache_dir`,
-                `force_download`, `local_files_only`; others as in [`LavitPixelDecoderPipeline.from_pretrained`].
+            **kwargs: As for any pipeline of diffusers, for the language model as for the others: `dtype` (one, or one
+                per component), `variant`, `device_map`, `use_safetensors`, `revision`, ...; or components that are
+                loaded already, such as `model`.
 
         Returns:
             The pipeline.
 
         Raises:
             OSError: If the model, the processor or the pixel decoder is not there.
+            ValueError: If they do not fit together.
         """
+        source = os.fspath(pretrained_model_name_or_path)
         if (dtype := kwargs.pop("torch_dtype", None)) is not None:
             kwargs.setdefault("dtype", dtype)
-        options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        located = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         model, processor = kwargs.pop("model", None), kwargs.pop("processor", None)
         if processor is None:
-            processor = ImageTextProcessor.from_pretrained(pretrained_model_name_or_path, **options)
+            processor = ImageTextProcessor.from_pretrained(source, **located)
+        pixel_decoder = LavitPixelDecoderPipeline.from_pretrained(source, decoder=decoder, **kwargs)
         if model is None:
-            if "dtype" in kwargs:
-                options["dtype"] = kwargs["dtype"]
-            model = LavitForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, **options)
-        pixel_decoder = LavitPixelDecoderPipeline.from_pretrained(
-            pretrained_model_name_or_path, decoder=decoder, **kwargs
-        )
-        return cls(model, processor, **pixel_decoder.components)
+            options = {name: kwargs[name] for name in _MODEL_OPTIONS if kwargs.get(name) is not None}
+            if isinstance(dtype := kwargs.get("dtype"), dict):
+                dtype = dtype.get("model", dtype.get("default", torch.float32))  # as for the other components
+            if dtype is not None:
+                options["dtype"] = dtype
+            if "variant" in options and not find_safetensors(source, options["variant"], located):
+                logger.warning(f"{source} has no language model of the variant {options.pop('variant')}.")
+            if (quantization := kwargs.get("quantization_config")) is not None:
+                options["quantization_config"] = (quantization.quant_mapping or {}).get("model")
+            model = LavitForConditionalGeneration.from_pretrained(source, **located, **options)
+        components = {name: getattr(pixel_decoder, name) for name in _COMPONENTS}
+        pipeline = cls(model, processor, **components)
+        pipeline.register_to_config(_name_or_path=source)
+        if kwargs.get("device_map") is not None:
+            placed = pixel_decoder.hf_device_map
+            pipeline.hf_device_map = {**placed, "model": model.device} if isinstance(placed, dict) else placed
+        return pipeline
 
     def save_pretrained(
-        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+        self,
+        save_directory: str | os.PathLike[str],
+        safe_serialization: bool = True,
+        variant: str | None = None,
+        max_shard_size: int | str | None = None,
+        push_to_hub: bool = False,
+        **kwargs: Any,
     ) -> None:
         """Saves model, processor and pixel decoder into one directory, from which each of them loads, too.
 
         Args:
             save_directory: Where to; created if needed.
-            *args: As for [`LavitPixelDecoderPipeline.save_pretrained`].
+            safe_serialization: Whether U-Net and VAE become safetensors or pickles; the models of transformers are
+                always saved as safetensors.
+            variant: Goes into the names of all weights (`model.fp16.safetensors`), beside which those of others stay.
+            max_shard_size: Largest size of a file of weights, such as `"5GB"`.
             push_to_hub: Whether to upload it as well; of the directory nothing else.
             **kwargs: As for [`LavitPixelDecoderPipeline.save_pretrained`].
         """
-        save_and_push(self._save, save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        if max_shard_size is not None:
+            kwargs["max_shard_size"] = max_shard_size
+        kwargs |= {"safe_serialization": safe_serialization, "variant": variant}
+        save_and_push(self._save, save_directory, push_to_hub=push_to_hub, **kwargs)
 
-    def _save(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
-        self.model.save_pretrained(save_directory)
+    def _save(self, save_directory: str | os.PathLike[str], variant: str | None, **kwargs: Any) -> None:
+        sharding = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
+        with keep_config(Path(save_directory), variant):
+            self.model.save_pretrained(save_directory, variant=variant, **sharding)
         self.processor.save_pretrained(save_directory)
-        self.pixel_decoder._save(save_directory, *args, **kwargs)
+        self.pixel_decoder._save(save_directory, variant=variant, **kwargs)
 
     @property
     def pixel_decoder(self) -> LavitPixelDecoderPipeline:
@@ -410,16 +450,34 @@ def _output(output: Any, codes: list[torch.Tensor], return_dict: bool) -> Any:
     )
 
 
-def _check_codebooks(model: Any, processor: Any, token_decoder: Any) -> None:
-    """Refuses parts with codebooks of different sizes, whose codes mean different things."""
-    sizes = {
-        "model": model.config.visual_tokenizer_config.codebook_size,
-        "processor": processor.tokenizer.codebook_size,
-        "token decoder": token_decoder.config.codebook_size,
+def _check_parts(
+    model: Any, processor: Any, token_decoder: Any, visual_token_offset: int | None, eoi_token_id: int | None
+) -> None:
+    """Refuses parts whose codes mean different things: of other codebooks, or with other ids."""
+    config, tokenizer = model.config, processor.tokenizer
+    visual = config.visual_tokenizer_config
+    values: dict[str, dict[str, int | None]] = {
+        "number of visual codes": {
+            "model": visual.codebook_size,
+            "processor": tokenizer.codebook_size,
+            "token decoder": token_decoder.config.codebook_size,
+        },
+        "width of a code": {"model": visual.codebook_dim, "token decoder": token_decoder.config.codebook_dim},
+        "id of code 0": {
+            "model": config.visual_token_offset,
+            "processor": tokenizer.visual_token_offset,
+            "pixel decoder": visual_token_offset,
+        },
+        "id of image end": {
+            "model": config.eoi_token_id,
+            "processor": tokenizer.eoi_token_id,
+            "pixel decoder": eoi_token_id,
+        },
     }
-    if len(set(sizes.values())) > 1:
-        found = ", ".join(f"{size} in the {name}" for name, size in sizes.items())
-        raise ValueError(f"These parts do not belong together: the number of visual codes is {found}.")
+    for what, found in values.items():
+        if len(set(found.values()) - {None}) > 1:
+            listed = ", ".join(f"{value} in the {name}" for name, value in found.items() if value is not None)
+            raise ValueError(f"These parts do not belong together: the {what} is {listed}.")
 
 
 __all__ = ["LavitTextToImagePipeline", "LavitTextToImagePipelineOutput"]

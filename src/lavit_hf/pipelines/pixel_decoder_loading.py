@@ -7,7 +7,8 @@ import inspect
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,12 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
+from .pixel_decoder_checks import check_index, name_broken_part, read_object
+
 HIGHRES, LOWRES = "highres", "lowres"
 _COMPONENTS = ("token_decoder", "unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 _HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+_IDS = ("visual_token_offset", "eoi_token_id")
 
 # `model_index.json` names files beside it, so that diffusers can load the classes without this package ...
 _PIPELINE = ("pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline")
@@ -47,14 +51,14 @@ class PixelDecoderStorage(DiffusionPipeline):
                 repository with the files of one.
             decoder: `"highres"` or `"lowres"`. By default what stands at the root, which in a LaVIT directory is the
                 high-resolution decoder.
-            **kwargs: As for any pipeline of diffusers: `dtype`, components, `revision`, ...
+            **kwargs: As for any pipeline of diffusers: `dtype`, `variant`, `device_map`, components, `revision`, ...
 
         Returns:
             The pipeline.
 
         Raises:
-            OSError: If there is no such decoder.
-            ValueError: If `decoder` is anything else.
+            OSError: If there is no such decoder, or a file is corrupt.
+            ValueError: If `decoder` is anything else, or the files do not fit together.
         """
         if decoder not in (None, HIGHRES, LOWRES):
             raise ValueError(f"`decoder` must be {HIGHRES!r} or {LOWRES!r}; got {decoder!r}.")
@@ -73,10 +77,30 @@ class PixelDecoderStorage(DiffusionPipeline):
         kind = _kind(folder)
         if decoder and kind and decoder != kind:
             raise OSError(f"{source} holds no {decoder} pixel decoder, only a {kind} one.")
-        pipeline = super().from_pretrained(str(folder), **kwargs)
+        check_index(folder, given=kwargs)
+        with name_broken_part(folder):
+            pipeline = super().from_pretrained(str(folder), **kwargs)
         beside = _ids_beside(folder.parent if folder.name == LOWRES else folder)
-        pipeline.register_to_config(_name_or_path=source, **beside)
+        unknown = {name: value for name, value in beside.items() if pipeline.config.get(name) is None}
+        pipeline.register_to_config(_name_or_path=source, **unknown)
         return pipeline
+
+    @classmethod
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+        """See [`DiffusionPipeline.from_pipe`]. The ids of codes come along, from a language model if there is one."""
+        config = getattr(getattr(pipeline, "model", None), "config", None)
+        for name in _IDS:
+            if pipeline.config.get(name) is None and hasattr(config, name):
+                kwargs.setdefault(name, getattr(config, name))
+        return super().from_pipe(pipeline, **kwargs)
+
+    @property
+    def components(self) -> dict[str, Any]:
+        """What another pipeline like this one is made of (`LavitPixelDecoderPipeline(**pipeline.components)`).
+
+        With the modules come the ids of codes, without which it could not read `input_ids`.
+        """
+        return {**super().components, **{name: self.config[name] for name in _IDS}}
 
     @classmethod
     def download(cls, pretrained_model_name: str, *, decoder: str | None = None, **kwargs: Any) -> str:
@@ -140,7 +164,18 @@ class PixelDecoderStorage(DiffusionPipeline):
         for file, code in codes.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code, encoding="utf-8")
-        super().save_pretrained(save_directory, *args, **kwargs)
+        with keep_config(folder / "token_decoder", kwargs.get("variant")):
+            super().save_pretrained(str(folder), *args, **kwargs)
+
+
+@contextmanager
+def keep_config(folder: Path, variant: str | None) -> Iterator[None]:
+    """A variant leaves the configuration there is, which says what dtype the other weights are loaded in."""
+    file = folder / "config.json"
+    stored = file.read_bytes() if variant is not None and file.is_file() else None
+    yield
+    if stored is not None:
+        file.write_bytes(stored)
 
 
 def save_and_push(
@@ -168,7 +203,7 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
 
 
 def _ids_beside(root: Path) -> dict[str, int]:
-    """The ids of codes and image end in the LaVIT of a directory, if there is one: its word counts there.
+    """The ids of codes and image end in the LaVIT of a directory, if there is one.
 
     A pixel decoder that was trained by itself and then copied to a language model does not know them.
     """
@@ -185,8 +220,8 @@ def _ids_beside(root: Path) -> dict[str, int]:
 def _kind(folder: Path) -> str | None:
     """Which decoder a directory holds, by the token decoder's configuration."""
     try:
-        config = json.loads((folder / "token_decoder" / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # whoever loads it has more to say about what is wrong
+        config = read_object(folder / "token_decoder" / "config.json")
+    except OSError:  # whoever loads it has more to say about what is wrong
         return None
     return LOWRES if config.get("pooled_size", 0) is None else HIGHRES
 
@@ -215,4 +250,4 @@ def _code(of_class: type, bundle: str) -> str:
     return Path(inspect.getfile(of_class)).read_text(encoding="utf-8")
 
 
-__all__ = ["PixelDecoderStorage"]
+__all__ = ["PixelDecoderStorage", "keep_config"]

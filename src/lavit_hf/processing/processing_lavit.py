@@ -17,10 +17,11 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
-from ..modeling.checkpoint_part import _HUB_KWARGS
+from ..modeling.checkpoint_files import _HUB_KWARGS
 from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
 from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
 from .chat_template import DEFAULT_CHAT_TEMPLATE, hidden_bracket, hide_brackets, show_brackets
+from .checkpoint_processor import fit_to_model, name_broken_file
 from .generated_ids import as_rows, draw_images, join_runs, last_image
 from .image_structure import check_images, flatten
 from .prompt_layout import (
@@ -439,6 +440,10 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             pretrained_model_name_or_path: A directory or a repository of the Hub.
             kwargs: `visual_tokenizer`, `pixel_decoder`, `visual_mode` and `image_seq_length` as for the class, and
                 those of `ProcessorMixin.from_pretrained`.
+
+        Raises:
+            OSError: If a file is missing or corrupt.
+            ValueError: If a file cannot be used, or does not fit the `config.json` of the model beside it.
         """
         if IS_PACKAGE:
             kwargs.pop("trust_remote_code", None)  # no remote code where the package is: the tokenizer's would run
@@ -448,7 +453,9 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # What locates the checkpoint: the visual tokenizer is loaded from the same place.
         hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
         check_visual_mode(own.get("visual_mode", "continuous"))
-        processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        with name_broken_file(pretrained_model_name_or_path):
+            processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        processor.image_seq_length = fit_to_model(processor, pretrained_model_name_or_path, hub_kwargs)
         processor._checkpoint = (pretrained_model_name_or_path, hub_kwargs)
         for name in names:  # in this order: the visual tokenizer is checked against the length
             if name in own:

@@ -1,0 +1,52 @@
+"""A processor fits the model that it stands beside; errors name the file."""
+
+import json
+import shutil
+
+import pytest
+from transformers import AutoProcessor
+
+from lavit_hf import ImageTextProcessor
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """A checkpoint to write into."""
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def without_processor_config(folder):
+    """As older versions of transformers save processors."""
+    config = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(config["image_processor"]))
+    (folder / "processor_config.json").unlink()
+
+
+def test_patches_come_from_the_model_where_no_file_of_the_processor_tells(folder):
+    without_processor_config(folder)
+    assert ImageTextProcessor.from_pretrained(folder).image_seq_length == 16
+    assert AutoProcessor.from_pretrained(folder).image_seq_length == 16
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match=r"how many patches an image has: processor_config\.json is missing"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(OSError, match=r"has no processor_config\.json"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": ', b"5"])
+def test_broken_files_are_named(folder, file, content):
+    (folder / file).write_bytes(content)
+    with pytest.raises(OSError, match=file):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+def test_processor_and_model_have_to_fit(folder):
+    config = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({**config, "image_seq_length": 256}))
+    with pytest.raises(ValueError, match=r"processor_config\.json does not fit .*image_seq_length is 256 .* 16"):
+        ImageTextProcessor.from_pretrained(folder)
