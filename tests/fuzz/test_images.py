@@ -179,19 +179,19 @@ def carry(rng: random.Random, content: bytes, folder: Path) -> Any:
 
 def encode_array(rng: random.Random) -> tuple[Any, np.ndarray]:
     """An array or tensor, and the picture that it shows."""
-    grey = rng.random() < 0.3
+    dtype = rng.choice(["uint8", "uint16", "int16", "int32", "int64", "float32", "float64", "float16", "bool"])
+    grey = dtype != "bool" and rng.random() < 0.3
     picture = paint(rng, grey)
     while not grey and (picture.shape[0] in (1, 3, 4) or picture.shape[1] in (1, 3, 4)):
         picture = paint(rng)  # where the channels are is a guess then
     array: Any = picture
-    if rng.random() < 0.3 and not grey:
+    if rng.random() < 0.3 and not grey and dtype != "bool":
         alpha = np.where(picture[..., :1] > 127, 255, 0).astype(np.uint8)
         array = np.concatenate([picture, alpha], -1)
         picture = np.where(alpha > 0, picture, 255).astype(np.uint8)
-    dtype = rng.choice(["uint8", "uint16", "int16", "int32", "int64", "float32", "float64", "float16", "bool"])
     if dtype == "bool":
-        array = picture = np.where(in_color(picture) > 127, 255, 0).astype(np.uint8)
-        array = array > 127
+        array = picture > 127
+        picture = np.where(array, 255, 0).astype(np.uint8)
     elif dtype == "uint16":
         array = array.astype(np.uint16) * 257
     else:
