@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import os
+import shutil
 import sys
 import traceback
 from collections.abc import Callable
@@ -166,16 +167,13 @@ USES: dict[str, Callable[[Path], dict[str, Any]]] = {
 
 def use_all(names: list[str], folder: str) -> None:
     """A job: several uses, one after another; what commands wrote is removed in between."""
-    import shutil
-
     for name in names:
-        errors = io.StringIO()
         before = os.fstat(2).st_size
         with contextlib.redirect_stdout(io.StringIO()) as stdout:
             use(name, folder)
         sys.stderr.flush()
-        text = Path(f"/proc/self/fd/{2}").read_text(encoding="utf-8", errors="replace")[before:]
+        log = Path("/proc/self/fd/2").read_bytes()[before:]
         answer = json.loads(stdout.getvalue().rpartition(ANSWER)[2])
-        answer["log"] = errors.getvalue() + text
+        answer["log"] = log.decode("utf-8", "replace")
         print(ANSWER + json.dumps({"use": name, **answer}), flush=True)
         shutil.rmtree(OUTPUT, ignore_errors=True)

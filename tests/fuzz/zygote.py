@@ -3,6 +3,7 @@
 A job is a call in a process of its own: with its own directory, output files, handlers of signals, and limit of memory.
 """
 
+import gc
 import importlib
 import json
 import os
@@ -18,7 +19,12 @@ from typing import Any
 
 TESTS = Path(__file__).resolve().parents[1]
 # What commands and training scripts import, which takes longer than they do.
-PRELOADED = ("datasets", "diffusers", "accelerate", "peft", "lavit_hf", "lavit_hf.pipelines", "lavit_cli", "evaluate")
+PRELOADED = (
+    *("accelerate", "datasets", "evaluate", "lavit_cli", "peft", "typer.testing", "transformers.trainer"),
+    *("diffusers.models", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition"),
+    *(f"lavit_hf.{name}" for name in ("conversion", "evaluation", "hub", "pipelines", "training")),
+    *(f"lavit_hf.cli.{name}" for name in ("caption", "convert", "draw", "evaluate", "publish", "tokenize")),
+)
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 
 
@@ -57,7 +63,7 @@ class Zygote:
             stdout=subprocess.PIPE,
             bufsize=0,
             cwd=TESTS,
-            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths},
+            env={**os.environ, **_ENVIRONMENT, "PYTHONPATH": paths, "HF_DATASETS_CACHE": str(folder / "cache")},
         )
         assert self._process.stdout.readline() == b"ready\n"
 
@@ -127,6 +133,7 @@ def _serve() -> None:
     """Forks a child for each line of the standard input; answers with its number, and then with its exit status."""
     for name in PRELOADED:
         importlib.import_module(name)
+    gc.freeze()  # or collecting garbage would copy all of it into every child
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     print("ready", file=answers)
     for line in sys.stdin:
