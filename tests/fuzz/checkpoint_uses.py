@@ -1,4 +1,4 @@
-"""What users do with a checkpoint, as jobs of their own processes: what comes out is printed as JSON, or the error is."""
+"""What users do with a checkpoint, as a job of a process of its own that prints what comes out as JSON."""
 
 import contextlib
 import hashlib

@@ -1,8 +1,10 @@
 """Checkpoints with a damaged or edited file: an error that names it, or the ids of the undamaged checkpoint."""
 
+import contextlib
 import json
 import os
 import random
+import re
 import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,11 +22,15 @@ ORIGINAL = Path(__file__).parents[1] / "data" / "tiny-original"
 _NO_CHECKPOINT = ("golden.safetensors", "golden_merger.safetensors", "golden_meta.json", "dims.json", "README.md")
 MEMORY = 2 * 2**30
 SECONDS = 60  # of each use
+_SHORT = 4  # a shorter value is in a message by chance
+# The last one is of configurations, and names the field.
+_CLEAR = {"ValueError", "TypeError", "OSError", "StrictDataclassFieldValidationError"}
 WHOLE = ["model", "processor", "visual_tokenizer", "pixel_decoder", "text_to_image", "caption"]
 TOOLS = ["to_original", "publish", "export_llama"]
 VALUES = [
-    *(None, True, False, 0, -1, 1, 7, 10**7, 2**31, 10**30, -(10**9), 0.5, 1e400, float("nan"), "", "7", "a", "../../x"),
-    *("/etc/passwd", [], [1], [None], {}, {"a": 1}, "\ud800", "a" * 10000, [[[[]]]], "os.system"),
+    *(None, True, False, 0, -1, 1, 7, 10**7, 2**31, 10**30, -(10**9), 0.5, 1e400, float("nan")),
+    *("", "7", "a", "../../x", "/etc/passwd", "os.system", "\ud800", "a" * 10000),
+    *([], [1], [None], {}, {"a": 1}, [[[[]]]]),
 ]
 
 
@@ -82,7 +88,9 @@ def mutate(rng: random.Random, folder: Path) -> Mutation:
         if kind == "append":
             content += rng.randbytes(50)
         elif kind == "replace":
-            content = rng.choice([b"[]", b"null", b"{}", b"3", b'"a"', b"\xff\xfe", b"[" * 100_000, rng.randbytes(500)])
+            content = rng.choice(
+                [b"[]", b"null", b"{}", b"3", b'"a"', b"\xff\xfe", b"[" * 100_000, rng.randbytes(500)]
+            )
     mutation.is_data |= name == "tokenizer.json" or path.suffix in (".bin", ".model", ".jinja", "")
     path.write_bytes(content)
     return mutation
@@ -103,8 +111,21 @@ def flip(rng: random.Random, content: bytes, mutation: Mutation) -> bytes:
         position = rng.randrange(first, last)
         changed[position] ^= 1 << rng.randrange(8)
         mutation.what += f" byte {position} is {bytes(changed[position : position + 1])!r},"
-    mutation.is_setting = mutation.file.endswith(".json")  # what stays JSON is a value
+    if mutation.file.endswith(".json"):
+        mutation.is_setting = True  # what stays JSON is a value
+        with contextlib.suppress(ValueError, RecursionError):
+            before, after = leaves(json.loads(content)), leaves(json.loads(changed))
+            mutation.names += [str(one) for place in dict(before ^ after) for one in place]
+            mutation.names += [value.strip('"') for _, value in after - before if len(value) > _SHORT]
     return bytes(changed)
+
+
+def leaves(value: Any, *place: Any) -> set[tuple[tuple, str]]:
+    """Places and values of JSON that hold no others."""
+    if isinstance(value, (dict, list)) and value:
+        items = value.items() if isinstance(value, dict) else enumerate(value)
+        return {leaf for key, part in items for leaf in leaves(part, *place, key)}
+    return {(place, json.dumps(value))}
 
 
 def change_value(rng: random.Random, content: bytes, mutation: Mutation) -> bytes:
@@ -133,6 +154,8 @@ def change_value(rng: random.Random, content: bytes, mutation: Mutation) -> byte
         return json.dumps(values).encode()
     else:
         container[key] = rng.choice(VALUES)
+    if len(repr(container[key])) > _SHORT:
+        mutation.names.append(str(container[key]))
     mutation.what = f"{key}: {container[key]!r:.80} instead of {before!r:.80}"
     return json.dumps(values).encode("utf-8", "surrogatepass")
 
@@ -182,7 +205,7 @@ def problems(name: str, answer: dict[str, Any], sound: dict[str, Any], mutation:
     if "error" in answer:
         kinds, message = answer["kinds"], answer["error"]
         is_raw = {"UnicodeError", "JSONDecodeError"} & set(kinds)
-        if is_raw or not {"ValueError", "TypeError", "OSError"} & set(kinds):
+        if is_raw or not _CLEAR & set(kinds):
             yield f"raw {kinds[0]} at {answer['where']}: {message[:200]}"
         elif not is_named(message, mutation):
             yield f"{kinds[0]} names neither file nor value, at {answer['where']}: {message[:200]}"
@@ -213,7 +236,7 @@ def problems_of_command(answer: dict[str, Any], sound: dict[str, Any], mutation:
     last = errors.splitlines()[-1] if errors else ""
     if code != 1 or "Traceback" in errors or not last.startswith("lavit: error: "):
         yield f"exits with {code}: {errors[-300:]}"
-    elif last.split(":")[2].strip().endswith(("Error", "Exception", "Iteration", "Interrupt")):
+    elif re.match(r"lavit: error: (?!StrictDataclassField)\w+(Error|Exception|StopIteration|Interrupt): ", last):
         yield f"raw error: {last[:250]}"
     elif not is_named(last, mutation):
         yield f"names neither file nor value: {last[:250]}"

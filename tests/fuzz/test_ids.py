@@ -85,8 +85,6 @@ def odd_ids(rng: random.Random) -> Any:
     return rng.choice([*odd, torch.zeros(1, 1, 2, dtype=torch.long), [2**70]])
 
 
-
-
 def check_decode(rng: random.Random, parts: Parts) -> None:
     """Known ids are decoded; others are refused, or do not count. Rows of a batch do not see one another."""
     rows = [write_ids(rng, parts) for _ in range(rng.choice([1, 2, 3]))]

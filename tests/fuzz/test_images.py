@@ -231,7 +231,7 @@ def odd_input(rng: random.Random) -> Any:
         [
             lambda: None,
             lambda: rng.choice([0, 3, 2.5, True]),
-            lambda: {},
+            dict,
             lambda: {"bytes": b"", "path": None},
             object,
             lambda: "",
@@ -357,12 +357,7 @@ def blank_png(width: int, height: int, depth: int, color_type: int, extra: bytes
     header = struct.pack(">IIBBBBB", width, height, depth, color_type, 0, 0, 0)
     palette = chunk(b"PLTE", bytes(6)) if color_type == 3 else b""
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + extra
-        + palette
-        + chunk(b"IDAT", content)
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + extra + palette + chunk(b"IDAT", content) + chunk(b"IEND", b"")
     )
 
 
@@ -386,9 +381,7 @@ def process_large_image(seed: int) -> None:
 def test_large_images_take_little_memory(seeds: list[int], zygote, tmp_path: Path) -> None:
     def check(seed: int) -> None:
         # Decoded, the largest of 8 bits takes 353 MB at four bytes per pixel, and once more where channels are joined.
-        result = zygote.run(
-            "fuzz.test_images:process_large_image", seed, cwd=tmp_path, seconds=100, memory=1200 * MB
-        )
+        result = zygote.run("fuzz.test_images:process_large_image", seed, cwd=tmp_path, seconds=100, memory=1200 * MB)
         assert result.code is not None, f"too slow: {result.stdout}"
         assert result.code == 0, f"{result.stdout} {result.stderr[-400:]}"
 

@@ -1,4 +1,4 @@
-"""Commands and training scripts that are killed at any moment: nothing half-written, and the next run makes it good."""
+"""Commands and training scripts, killed at any moment: nothing is half-written, and the next run makes it good."""
 
 import hashlib
 import json
@@ -126,7 +126,9 @@ WRITERS = {
         *("--max_steps", 6, "--batch_size", 4),
         results=("*.safetensors",),
     ),
-    "make_dataset": script("lavit_scenes/make_dataset.py", "--output_dir", OUT, "--num_rows", 60, results=("*.arrow",)),
+    "make_dataset": script(
+        "lavit_scenes/make_dataset.py", "--output_dir", OUT, "--num_rows", 60, results=("*.arrow",)
+    ),
     "recipe": script(
         *("lavit_scenes/train.py", "--output_dir", OUT, "--recipe", "{inputs}/recipe.yaml"), results=("*.safetensors",)
     ),

@@ -1,6 +1,6 @@
 """Runs jobs in children of a process that has imported everything, so that each starts at once and can be killed.
 
-A job is a call in a process of its own: with its own directory, output files, handlers of signals, and limit of memory.
+A job is a call in a process with its own directory, output files, handlers of signals, and limit of memory.
 """
 
 import gc
@@ -12,6 +12,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -148,13 +149,10 @@ def _serve() -> None:
 
 
 def _run(job: dict[str, Any]) -> None:
-    try:
-        os.setpgid(0, 0)
-    except PermissionError:  # it is done already
-        pass
+    os.setpgid(0, 0)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in jobs of a shell's background
     os.chdir(job["cwd"])
-    os.environ["TMPDIR"] = job["cwd"]
+    os.environ["TMPDIR"], tempfile.tempdir = job["cwd"], None
     for descriptor, path in ((0, os.devnull), (1, job["stdout"]), (2, job["stderr"])):
         opened = os.open(path, os.O_RDONLY if descriptor == 0 else os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(opened, descriptor)
