@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-newest test-learning conformance conformance-peers lint types format clean
+.PHONY: help install demo test test-lowest test-newest test-learning fuzz conformance conformance-peers lint types format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which 
 	$(BIN)/lavit demo --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/pytest -n 2 --ignore tests/learning --ignore tests/conformance
+	$(BIN)/pytest -n 2 --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance
 
 test-lowest: ## Run all tests with the lowest versions that setup.cfg allows
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
@@ -25,6 +25,9 @@ test-newest: ## Run all tests with the newest versions there are, of all but PyT
 
 test-learning: $(INSTALLED) ## Train small models for some minutes: does every stage learn?
 	$(BIN)/pytest -n 2 tests/learning
+
+fuzz: $(INSTALLED) ## Try odd inputs, damaged files and kills for some minutes; with FUZZ=full, many more
+	FUZZ=$(FUZZ) $(BIN)/pytest -n 2 tests/fuzz
 
 conformance: $(INSTALLED) ## Run transformers' own tests on the classes here; downloads the tests
 	$(BIN)/python tests/conformance/sources.py
