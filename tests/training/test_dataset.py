@@ -145,9 +145,10 @@ def test_images_of_unpacked_archives_are_read(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets.config, "DOWNLOADED_DATASETS_PATH", tmp_path / "cache")
     (tmp_path / "cache").mkdir()
     (tmp_path / "root").mkdir()
-    picture().save(tmp_path / "cache" / "a.png")
-    row = {"image": {"bytes": None, "path": str(tmp_path / "cache" / "a.png")}, "text": "a"}
-    assert TrainingDataset([row], image_root=tmp_path / "root")[0]["images"][0].size == (8, 6)
+    for name in ("a.png", "a" * 64):  # a download is called by its digest
+        picture().save(tmp_path / "cache" / name, format="PNG")
+        row = {"image": {"bytes": None, "path": str(tmp_path / "cache" / name)}, "text": "a"}
+        assert TrainingDataset([row], image_root=tmp_path / "root")[0]["images"][0].size == (8, 6)
 
 
 def test_prompts_and_messages_are_handed_on():

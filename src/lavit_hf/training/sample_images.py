@@ -99,11 +99,12 @@ def locate_image(source: str, root: str | os.PathLike[str]) -> str:
     if source.startswith(_NO_PATHS):
         return source
     path = Path(root, source)
-    if len(source) > 64 and not os.path.splitext(source)[1] and not (os.path.isfile(path) and is_inside(root, path)):
+    is_file = os.path.isfile(path)
+    if not is_file and len(source) > 64 and not os.path.splitext(source)[1]:
         return f"data:;base64,{source}"
     datasets = sys.modules.get("datasets")
-    if datasets is not None and is_inside(datasets.config.DOWNLOADED_DATASETS_PATH, path):
-        return str(path)  # of an archive that `datasets` unpacked
+    if is_file and datasets is not None and is_inside(datasets.config.DOWNLOADED_DATASETS_PATH, path):
+        return str(path)  # downloaded, or of an archive that `datasets` unpacked
     return str(resolve_inside(root, source, "the row"))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -166,7 +167,7 @@ def _content(value: Any, root: Path | None) -> bytes:
         if value["bytes"] is not None:
             return value["bytes"]
         path = _file_of(value["path"], root)
-        return path.read_bytes() if path and path.is_file() else str(value["path"]).encode()
+        return path.read_bytes() if path and os.path.isfile(path) else str(value["path"]).encode()
     if isinstance(value, (list, tuple)):
         return b"[" + b",".join(_content(one, root) for one in value) + b"]"
     if hasattr(value, "tobytes"):
