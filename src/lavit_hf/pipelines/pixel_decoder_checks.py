@@ -141,8 +141,8 @@ def _compare_shapes(model: torch.nn.Module, config_file: Path) -> None:
         for name in sorted(found.keys() & expected.keys()):
             if found[name] != expected[name]:
                 raise ValueError(
-                    f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the "
-                    f"weights have {found[name]}."
+                    f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but "
+                    f"the weights have {found[name]}."
                 )
 
 
