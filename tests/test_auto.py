@@ -1,6 +1,8 @@
 """Auto classes on a converted directory, and saving everything once more."""
 
 import filecmp
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,18 @@ def test_saving_and_loading_everything_is_lossless(checkpoint: Path, tmp_path: P
         assert torch.equal(one, other), name
     for name in ("tokenizer.json", "processor_config.json", "chat_template.jinja", "generation_config.json"):
         assert (first / name).read_text() == (checkpoint / name).read_text(), name
+
+
+@pytest.mark.parametrize("with_diffusers", [True, False])
+def test_star_import_has_the_pipelines(with_diffusers):
+    code = (
+        "import importlib.util, sys\n"
+        "find = importlib.util.find_spec\n"
+        f"importlib.util.find_spec = lambda name, *args: None if {not with_diffusers} and name == 'diffusers' "
+        "else find(name, *args)\n"
+        "import lavit_hf\n"
+        "assert 'diffusers' not in sys.modules\n"
+        "from lavit_hf import *\n"
+        f"assert ('LavitTextToImagePipeline' in globals()) == {with_diffusers} and LavitConfig\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

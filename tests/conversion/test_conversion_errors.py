@@ -51,6 +51,17 @@ def test_missing_files_are_all_named(original):
         assert name in message
 
 
+@pytest.mark.parametrize(
+    ("file", "name"),
+    [("language_model/config.json", "num_hidden_layers"), ("pixel_decoding/unet/config.json", "layers_per_block")],
+)
+def test_numbers_of_layers_that_nobody_could_build(original, file, name):
+    path = original / file
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: 10**7}))
+    message = _error(original)
+    assert file in message and f"{name} is 10000000" in message
+
+
 def test_source_that_is_no_checkpoint(tmp_path, original, checkpoint):
     assert "does not exist" in _error(tmp_path / "nowhere")
     assert "is not a directory" in _error(original / "language_model/config.json")

@@ -113,6 +113,13 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     build_model(model_type="qwen2").save_pretrained(tmp_path / "qwen")
     with pytest.raises(PublishError, match="'qwen2'"):
         export_llama(tmp_path / "qwen", tmp_path / "new", progress=False)
+    config = json.loads((full / "config.json").read_text())
+    config["text_config"]["num_hidden_layers"] = 10**7
+    shutil.copytree(full, tmp_path / "deep")
+    (tmp_path / "deep" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PublishError, match=r"config\.json does not fit the weights.*10000000.* 2 layers"):
+        export_llama(tmp_path / "deep", tmp_path / "new", progress=False)
+    shutil.rmtree(tmp_path / "deep")
     (full / "tokenizer.json").unlink()
     with pytest.raises((OSError, ValueError)):
         export_llama(full, tmp_path / "new", progress=False)

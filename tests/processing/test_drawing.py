@@ -296,6 +296,8 @@ def test_any_to_any_pipeline(checkpoint, model, images, monkeypatch):
     (answer,) = pipe(text="<image>Question: who? Answer:", images=images[0], max_new_tokens=3)
     assert answer["generated_text"].startswith("<image>Question: who? Answer:")
     chat = [{"role": "user", "content": [{"type": "text", "text": "a red bird"}]}]
+    with pytest.raises(ValueError, match=r'processor_kwargs=\{"generation_mode": "image"\}'):
+        pipe(text="a red bird", generation_mode="image", max_new_tokens=3)
     options = {"generation_mode": "image", "processor_kwargs": {"generation_mode": "image"}, "max_new_tokens": 3}
     for text in ("a red bird", ["a red bird", "cat"], chat):
         for drawn in pipe(text=text, **options):
