@@ -73,7 +73,8 @@ class PixelDecoderStorage(DiffusionPipeline):
             raise OSError(f"{source} holds no {decoder} pixel decoder, only a {kind} one.")
         pipeline = super().from_pretrained(str(folder), **kwargs)
         beside = _ids_beside(folder.parent if folder.name == LOWRES else folder)
-        pipeline.register_to_config(_name_or_path=source, **beside)
+        ids = {name: value for name, value in beside.items() if name not in kwargs}
+        pipeline.register_to_config(_name_or_path=source, **ids)
         return pipeline
 
     @classmethod
