@@ -158,7 +158,7 @@ class LavitGenerationMixin(GenerationMixin):
         input_ids = options.kwargs.get("input_ids")
         if input_ids is None or not is_inside_image(input_ids, self.config).all():
             raise ValueError(
-                'To draw, every prompt has to end with the image start. Use `processor(..., generation_mode="image")`; '
+                'To draw, prompts have to end with the image start. Use `processor(..., generation_mode="image")`; '
                 'a pipeline of transformers needs `processor_kwargs={"generation_mode": "image"}` as well.'
             )
         if options.kwargs.get("eos_token_id") is None:
