@@ -159,9 +159,8 @@ class LavitGenerationMixin(GenerationMixin):
         input_ids = options.kwargs.get("input_ids")
         if input_ids is None or not is_inside_image(input_ids, self.config).all():
             raise ValueError(
-                "To draw, every prompt has to end with the image start. Use `processor(..., "
-                'generation_mode="image")`; to `pipeline("any-to-any")` pass `processor_kwargs={"generation_mode": '
-                '"image"}` as well.'
+                'To draw, prompts have to end with the image start. Use `processor(..., generation_mode="image")`; '
+                'a pipeline of transformers needs `processor_kwargs={"generation_mode": "image"}` as well.'
             )
         if options.kwargs.get("eos_token_id") is None:
             options.set("eos_token_id", self.config.eoi_token_id)
