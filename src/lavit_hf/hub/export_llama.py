@@ -118,7 +118,9 @@ def _save_generation_config(source: Path, config: LavitConfig, folder: Path) -> 
     ids = {name: stored.get(name, getattr(text, name, None)) for name in ("bos_token_id", "eos_token_id")}
     placeholder = config.image_token_id
     suppressed = [placeholder] if placeholder < text.vocab_size else None
-    GenerationConfig(**ids, pad_token_id=stored.get("pad_token_id"), suppress_tokens=suppressed).save_pretrained(folder)
+    GenerationConfig(**ids, pad_token_id=stored.get("pad_token_id"), suppress_tokens=suppressed).save_pretrained(
+        folder
+    )
 
 
 def _save_tokenizer(source: Path, config: LavitConfig, folder: Path) -> None:

@@ -122,9 +122,7 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         special_tokens = {name: getattr(text_tokenizer, name) for name in names if getattr(text_tokenizer, name, None)}
         kwargs.setdefault("model_max_length", text_tokenizer.model_max_length)
         known = text_tokenizer.all_special_tokens
-        return cls._extend(
-            backend, special_tokens, codebook_size, known, text_vocab_size, image_token_id, **kwargs
-        )
+        return cls._extend(backend, special_tokens, codebook_size, known, text_vocab_size, image_token_id, **kwargs)
 
     @classmethod
     def _extend(
