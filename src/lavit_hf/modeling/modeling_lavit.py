@@ -243,7 +243,7 @@ class LavitModel(LavitPreTrainedModel):
         # Decoding steps and compiled graphs are spared the look at the data.
         if not is_step and not torch.compiler.is_compiling() and not input_ids.is_meta and input_ids.numel():
             self._check_not_negative(input_ids)
-        # Placeholders lie outside the embedding table.
+        # In models of old, placeholders lie outside of the embedding table.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         if images is None:
             if not is_step and not torch.compiler.is_compiling():
@@ -387,8 +387,9 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
     ) -> "LavitForConditionalGeneration":
         """A new LaVIT out of a vision encoder, or better a trained visual tokenizer, and a language model.
 
-        The language model's vocabulary is extended by image start, image end and one row per code. Text stays as it
-        was: the new model's logits of text are the language model's own.
+        The language model's vocabulary is extended by image start, image end, one row per code and one for the
+        placeholder of continuous images. Text stays as it was: the new model's logits of text are the language model's
+        own.
 
         Args:
             vision_model_name_or_path: Directory or Hub id of any plain vision transformer, or of a model that has one
