@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTextProcessor:
     """Builds the processor, checks that the text tokenizer fits the language model, and finds a row for placeholders.
 
-    All rows of the published embeddings are taken, but byte fallback leaves one without use: that of the unknown token.
+    All rows of the published embeddings are taken, but byte fallback leaves one without use: the unknown token's.
 
     Args:
         source: The original checkpoint.
