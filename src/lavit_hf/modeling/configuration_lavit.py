@@ -191,9 +191,10 @@ class LavitConfig(RemoteCodeDictMixin, PreTrainedConfig):
         is_row = 0 <= placeholder <= vocab_size
         if not is_row or placeholder in control_ids or placeholder in self.visual_token_ids:
             raise ValueError(
-                f"image_token_id ({placeholder}) must be a row of the vocabulary ({vocab_size} rows) that nothing else "
-                f"uses: the one after the last code ({last_code + 1}), or one of text that no text becomes, but neither "
-                "image start, image end or a code, nor the language model's bos_token_id, eos_token_id or pad_token_id."
+                f"image_token_id ({placeholder}) must be a row of the vocabulary ({vocab_size} rows) that nothing "
+                f"else uses: the one after the last code ({last_code + 1}), or one of text that no text becomes, but "
+                "neither image start, image end or a code, nor the language model's bos_token_id, eos_token_id or "
+                "pad_token_id."
             )
 
     @classmethod

@@ -1,8 +1,8 @@
 """LaVIT's tokenizer: the language model's text tokenizer with the visual vocabulary behind it.
 
 With V text ids and K codes: `<img>` is V, `</img>` V+1, `<visual_c>` V+2+c, and `<image>`, the placeholder that a
-feature replaces, V+2+K. Models without a row for V+2+K, as the published ones, have `<image>` in place of a row of text
-that no text becomes.
+feature replaces, V+2+K. Models without a row for V+2+K, as the published ones, have `<image>` in place of a row of
+text that no text becomes.
 """
 
 from collections.abc import Collection, Sequence
@@ -160,7 +160,7 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
 
     @property
     def image_token_id(self) -> int:
-        """The id of the placeholder that a continuous feature replaces: V+2+K, or a row of text's that is not in use."""
+        """The id of the placeholder that a continuous feature replaces: V+2+K, or an unused row of text."""
         return self._tokenizer.token_to_id(IMAGE_TOKEN)
 
     @property
