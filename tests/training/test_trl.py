@@ -98,3 +98,9 @@ def test_with_our_collator_the_model_learns_to_stop(conversations, tmp_path):
     assert all(text.strip().startswith("cat dog") and text.endswith("</s>") for text in texts)
     losses = train(trainer)
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_placeholders_in_the_labels_keep_the_loss_positive(conversations, tmp_path):
+    """Regression: the placeholder's id lay outside of the head, and TRL's fused loss took its logit for 0."""
+    losses = train(build_trainer(tmp_path, conversations))
+    assert min(losses) > 0 and losses[-1] < losses[0]
