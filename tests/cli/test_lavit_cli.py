@@ -114,7 +114,7 @@ def break_config(folder: Path) -> None:
     [
         (corrupt_weights, "corrupt"),
         (drop_tensor, "lm_head.weight"),
-        (reshape_tensor, "do not fit"),
+        (reshape_tensor, "config.json does not fit the weights"),
         (remove_weights, "model.safetensors"),
         (remove_tokenizer, "token"),
         (remove_processor, "no processor_config.json: save the processor there, too"),

@@ -279,5 +279,7 @@ def test_shards_are_beside_their_index(tmp_path, name):
     content = json.loads(path.read_text())
     content["weight_map"] = dict.fromkeys(content["weight_map"], name)
     path.write_text(json.dumps(content))
-    with pytest.raises(OSError, match=f"index.json names {name}, but files of weights are beside it"):
+    with pytest.raises(
+        OSError, match=f"index.json is no index of weights: '{name}' is not the name of a file beside it"
+    ):
         LavitVisualTokenizer.from_pretrained(tmp_path / "lavit")
