@@ -50,6 +50,29 @@ def test_both_forms_give_the_same_logits_at_text_positions(tiny, pixels):
         torch.testing.assert_close(one, other, atol=1e-5, rtol=0)
 
 
+@pytest.mark.parametrize("make_inputs", [light_inputs, attached_inputs])
+def test_labeled_placeholders_teach_nothing(pixels, make_inputs):
+    """TRL labels them, and applies the head to the base model's states itself."""
+    model = build_model().train()
+    inputs = make_inputs(model, pixels)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    labels[:, 1:] = labels[:, 1:].masked_fill(inputs["attention_mask"][:, :-1] == 0, -100)  # nothing predicts these
+    num_learned = ((labels[:, 1:] >= 0) & (labels[:, 1:] != model.config.image_token_id)).sum()
+
+    gradients = []
+    for whose in ("ours", "theirs"):
+        model.zero_grad()
+        if whose == "ours":
+            (model(**inputs, labels=labels).loss * num_learned).backward()
+        else:
+            states = model.base_model(**inputs).last_hidden_state[:, :-1]
+            targets = labels[:, 1:].clamp_max(model.config.text_config.vocab_size - 1).flatten()
+            nn.functional.cross_entropy(model.lm_head(states).flatten(0, 1), targets, reduction="sum").backward()
+        gradients.append({n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None})
+    torch.testing.assert_close(*gradients)
+    assert gradients[0]["model.multi_modal_projector.weight"].abs().sum() > 0
+
+
 def test_pixel_values_fit_attached_placeholders_too(tiny, pixels):
     inputs = attached_inputs(tiny, pixels)
     expected = tiny(**inputs).logits

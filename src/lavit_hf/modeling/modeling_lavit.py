@@ -49,6 +49,8 @@ class LavitModelOutputWithPast(BaseModelOutputWithPast):
     """Output of the language model.
 
     Args:
+        last_hidden_state: States of the last layer, `[batch, sequence, text hidden]`. They are zeros at placeholders of
+            dropped patches and, while training, wherever the next id is a placeholder: no loss learns from these.
         image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
         attention_mask: With one placeholder per patch: the mask of the cached positions, `[batch, past + sequence]`,
             to go on from `past_key_values`. Rows are packed to the right there, without empty placeholders, and
@@ -221,8 +223,13 @@ class LavitModel(LavitPreTrainedModel):
         )
         if is_empty is not None and attention_mask is not None and outputs.past_key_values is not None:
             remember_mask(outputs.past_key_values, attention_mask)
+        last_hidden_state = _unpack(outputs.last_hidden_state, source)
+        if self.training and images is not None:
+            assert input_ids is not None
+            # Nothing is learned from them, also not by a library that labels placeholders and applies the head itself.
+            last_hidden_state = last_hidden_state.masked_fill(self._before_placeholder(input_ids)[..., None], 0)
         return LavitModelOutputWithPast(
-            last_hidden_state=_unpack(outputs.last_hidden_state, source),
+            last_hidden_state=last_hidden_state,
             past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states and tuple(_unpack(state, source) for state in outputs.hidden_states),
             attentions=outputs.attentions,
@@ -257,6 +264,11 @@ class LavitModel(LavitPreTrainedModel):
         is_filled = is_placeholder if is_empty is None else is_placeholder & ~is_empty
         inputs_embeds = inputs_embeds.masked_scatter(is_filled[..., None], image_hidden_states)
         return inputs_embeds, image_hidden_states, is_empty
+
+    def _before_placeholder(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Mask of the positions whose next id is a placeholder, `[batch, sequence]`."""
+        is_placeholder = torch.eq(input_ids, self.config.image_token_id)
+        return nn.functional.pad(is_placeholder[:, 1:], (0, 1), value=False)
 
     def encode_images(
         self,
