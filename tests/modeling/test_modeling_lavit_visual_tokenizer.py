@@ -1,5 +1,6 @@
 """LavitVisualTokenizer: selection, branches, precision, loading."""
 
+import copy
 import json
 import shutil
 
@@ -111,6 +112,19 @@ def test_nan_pixels_are_refused(tokenizer, pixels):
 def test_wrong_image_size_is_refused(tokenizer, shape):
     with pytest.raises(ValueError, match="image processor"):
         tokenizer.encode(torch.zeros(shape))
+
+
+def test_pixels_of_any_precision(tokenizer, pixels):
+    narrow = pixels.to(torch.float8_e4m3fn)
+    for method in (tokenizer.encode, tokenizer.embed):
+        assert torch.equal(method(narrow).features, method(narrow.float()).features)
+
+
+def test_pixels_without_values_are_refused(tokenizer, pixels):
+    for model in (tokenizer, copy.deepcopy(tokenizer).to("meta")):
+        for method in (model.encode, model.embed):
+            with pytest.raises(ValueError, match="hold no values .*the device meta"):
+                method(pixels.to("meta"))
 
 
 def test_selection_is_in_fp32_under_autocast_and_in_half_precision(tokenizer, pixels):
