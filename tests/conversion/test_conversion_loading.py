@@ -93,7 +93,7 @@ def test_inferred_configuration(checkpoint):
     config = LavitForConditionalGeneration.from_pretrained(checkpoint).config
     visual = config.visual_tokenizer_config
     assert (config.boi_token_id, config.eoi_token_id, config.visual_token_offset) == (300, 301, 302)
-    assert (config.image_token_id, config.text_config.vocab_size) == (366, 366)
+    assert (config.image_token_id, config.text_config.vocab_size) == (0, 366)
     assert (visual.vision_config.image_size, visual.vision_config.patch_size, visual.num_patches) == (56, 14, 16)
     assert (visual.vision_config.num_attention_heads, visual.merger_num_heads, visual.merger_num_layers) == (4, 4, 2)
     assert (visual.codebook_size, visual.codebook_dim, visual.attention_smoothing) == (64, 8, 1e-6)

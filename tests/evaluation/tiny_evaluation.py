@@ -25,7 +25,7 @@ def load_checkpoint(path: Path) -> EvaluatedCheckpoint:
     lavit = load(str(path), "cpu")
 
     def pipeline(decoder: str | None) -> Any:
-        loaded = load_pipeline(lavit, str(path), decoder)
+        loaded = load_pipeline(lavit, decoder)
         loaded.set_progress_bar_config(disable=True)
         return loaded
 

@@ -58,7 +58,8 @@ def test_generation_is_equal(llama, tiny_checkpoint: Path) -> None:
 def test_tokenizer_is_the_same(llama_dir: Path, llama, tiny_checkpoint: Path) -> None:
     processor = ImageTextProcessor.from_pretrained(tiny_checkpoint)
     own, plain = processor.tokenizer, AutoTokenizer.from_pretrained(llama_dir)
-    assert len(plain) == llama.config.vocab_size == len(own) - 1
+    assert len(plain) == llama.config.vocab_size == len(own)
+    assert plain.convert_ids_to_tokens(own.image_token_id) == plain.unk_token == "<unk>"
     for text in ("a cat", "  two  spaces", "</s><s> <unk>", "<img><visual_3></img><image>", "caf\u00e9 \u4f60\n"):
         assert plain(text)["input_ids"] == own(text)["input_ids"], text
     (ids,) = processor.tokenize_images(PICTURE)

@@ -251,3 +251,23 @@ def test_a_single_placeholder_and_negative_ids_are_refused(tiny):
     for call in (model, lambda input_ids: model.generate(input_ids, max_new_tokens=1)):
         with pytest.raises(ValueError, match="ids are not negative"):
             call(input_ids=torch.tensor([[5, -100]]))
+
+
+def test_an_alias_of_a_text_row_gives_what_the_id_outside_of_the_vocabulary_gives(pixels):
+    outputs = []
+    for image_token_id in (116, 0):  # that of models of old, and one as in published models
+        model = build_model()
+        model.config.image_token_id = image_token_id
+        inputs = light_inputs(model, pixels)
+        outputs.append(model(**inputs).logits)
+        nn.init.zeros_(model.lm_head.weight)
+        written = model.generate(**inputs, max_new_tokens=60, do_sample=True, top_k=0, eos_token_id=[])
+        assert (written[:, inputs["input_ids"].shape[1] :] != model.config.image_token_id).all()
+    assert torch.equal(*outputs)
+
+
+def test_padding_with_the_placeholder_is_refused(pixels):
+    model = build_model()
+    model.config.image_token_id = 0
+    with pytest.raises(ValueError, match="pad_token_id=0 is the placeholder"):
+        model.generate(**light_inputs(model, pixels), pad_token_id=0, max_new_tokens=2)

@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from accelerate import cpu_offload
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from torch import nn
 from transformers import AutoModelForCausalLM, StaticCache
 
+import tiny_models
 from lavit_hf import LavitForConditionalGeneration
 from lavit_hf.modeling.cache_mask import apply_remembered_mask
 from tiny_models import (
@@ -394,3 +396,18 @@ def test_the_visual_tokenizer_is_the_encoder_of_images(tiny):
     assert tiny.get_encoder("image") is tiny.visual_tokenizer
     assert tiny.config.vision_config is tiny.visual_tokenizer.config.vision_config
     assert "vision_config" not in tiny.config.to_dict()
+
+
+@pytest.mark.parametrize("image_token_id", [0, 89, 116])
+def test_placeholders_may_have_a_row_that_nothing_uses_or_the_id_of_old(image_token_id):
+    config = tiny_models.lavit_config()
+    config.image_token_id = image_token_id
+    config.validate()
+
+
+@pytest.mark.parametrize("image_token_id", [-1, 1, 2, 90, 91, 92, 115, 117])
+def test_placeholders_may_not_take_an_id_in_use(image_token_id):
+    config = tiny_models.lavit_config()
+    config.image_token_id = image_token_id
+    with pytest.raises(StrictDataclassClassValidationError, match=f"image_token_id .{image_token_id}. must be a row"):
+        config.validate()

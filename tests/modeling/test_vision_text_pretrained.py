@@ -43,7 +43,7 @@ def combine(text_model="llama", **kwargs) -> LavitForConditionalGeneration:
 
 def test_config_puts_the_visual_ids_behind_the_embedding_table():
     config = LavitConfig.from_vision_text_configs(vision_config(), language_config(), **CODES)
-    assert config.text_config.vocab_size == TEXT_VOCAB + 2 + 24
+    assert config.text_config.vocab_size == TEXT_VOCAB + 2 + 24 + 1  # the last row is the placeholder's
     ids = (config.boi_token_id, config.eoi_token_id, config.visual_token_offset, config.image_token_id)
     assert ids == (TEXT_VOCAB, TEXT_VOCAB + 1, TEXT_VOCAB + 2, TEXT_VOCAB + 2 + 24)
     visual = config.visual_tokenizer_config

@@ -45,6 +45,12 @@ def test_broken_files_are_named(folder, file, content):
         ImageTextProcessor.from_pretrained(folder)
 
 
+def test_a_template_that_is_no_text(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xba\xff")
+    with pytest.raises(OSError, match=r"chat_template\.jinja is not readable"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
 def test_processor_and_model_have_to_fit(folder):
     config = json.loads((folder / "processor_config.json").read_text())
     (folder / "processor_config.json").write_text(json.dumps({**config, "image_seq_length": 256}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,6 @@ def measure_drawings(checkpoint: str, scale: float, num_drawings: int, output_di
     lavit = load(checkpoint, "cpu", "auto")
     data = read_data("scenes", task="text-to-image", split="validation", num_samples=num_drawings)
     task = TASKS["text-to-image"](data, {"guidance_scale": scale, "num_inference_steps": 20}, 0)
-    evaluated = EvaluatedCheckpoint(
-        checkpoint, lavit.model, lavit.processor, lambda decoder: load_pipeline(lavit, checkpoint, decoder)
-    )
+    evaluated = EvaluatedCheckpoint(checkpoint, lavit.model, lavit.processor, functools.partial(load_pipeline, lavit))
     (result,) = evaluate(evaluated, [task], output_dir, progress=False)["results"]
     return {part: result["metrics"][part] for part in _PARTS}

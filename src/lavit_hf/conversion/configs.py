@@ -44,7 +44,7 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
         heads: Numbers of attention heads by part, where the published ones do not apply.
 
     Returns:
-        The configurations.
+        The configurations. Only the text tokenizer tells the `image_token_id`, which is still to be set.
     """
     decoders = {
         model: file
@@ -72,7 +72,6 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
         boi_token_id=text_vocab,
         eoi_token_id=text_vocab + 1,
         visual_token_offset=text_vocab + 2,
-        image_token_id=text_vocab + 2 + visual.codebook_size,
         architectures=["LavitForConditionalGeneration"],
     )
     _set_dtype(model, [info for file in _model_files(headers) for info in headers[file].values()])

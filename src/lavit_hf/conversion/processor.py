@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import GenerationConfig
 
 from ..modeling.configuration_lavit import LavitConfig
@@ -17,11 +18,13 @@ if TYPE_CHECKING:
 
 
 def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTextProcessor:
-    """Builds the processor and checks that the text tokenizer fits the language model.
+    """Builds the processor, checks that the text tokenizer fits the language model, and finds a row for placeholders.
+
+    All rows of the published embeddings are taken, but byte fallback leaves one unused: that of the unknown token.
 
     Args:
         source: The original checkpoint.
-        config: The model's configuration.
+        config: The model's configuration. It gets the `image_token_id`.
 
     Returns:
         The processor, without a visual tokenizer.
@@ -29,13 +32,16 @@ def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTex
     # Imported here: importing the converter must not load the tokenizer and image libraries.
     from ..processing.image_processing_pil_lavit import LavitImageProcessorPil
     from ..processing.processing_lavit import ImageTextProcessor
+    from ..processing.text_vocabulary import read_sentencepiece
     from ..processing.tokenization_lavit import LavitTokenizer
 
     visual: Any = config.visual_tokenizer_config
     text: Any = config.text_config
     path = source.root / TEXT_TOKENIZER
     try:
-        tokenizer = LavitTokenizer.from_sentencepiece(path, visual.codebook_size)
+        backend, special_tokens = read_sentencepiece(path)
+        unknown_id = backend.token_to_id(special_tokens["unk_token"])
+        tokenizer = LavitTokenizer.from_sentencepiece(path, visual.codebook_size, image_token_id=unknown_id)
     except ValueError as error:
         raise ConversionError(f"{path}: {error}") from error
     if tokenizer.boi_token_id != config.boi_token_id:
@@ -44,11 +50,23 @@ def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTex
             f"({text.vocab_size}) less {visual.codebook_size} codes, image start and image end leaves "
             f"{config.boi_token_id}."
         )
+    _set_placeholder(config, unknown_id)
     height, width = visual.image_size
     image_processor = LavitImageProcessorPil(size={"height": height, "width": width})
     return ImageTextProcessor(
         image_processor=image_processor, tokenizer=tokenizer, image_seq_length=visual.num_patches
     )
+
+
+def _set_placeholder(config: LavitConfig, image_token_id: int) -> None:
+    text: Any = config.text_config
+    if getattr(text, "pad_token_id", None) == image_token_id:
+        text.pad_token_id = None  # Early Llamas pad with it; here padding is the end of text, and it is masked.
+    config.image_token_id = image_token_id
+    try:
+        config.validate()
+    except StrictDataclassClassValidationError as error:
+        raise ConversionError(f"The unknown token cannot be the placeholder of images: {error}") from error
 
 
 def save_generation_config(source: OriginalCheckpoint, config: LavitConfig, folder: Path) -> None:

@@ -24,6 +24,7 @@ from .licenses import find_notices
 
 # Where a converted checkpoint keeps the text tokenizer that it was converted from; llama.cpp reads it.
 _SENTENCEPIECE = "original/language_model/tokenizer.model"
+_UNKNOWN = "<unk>"
 _BASE, _HEAD = "model.language_model.", "lm_head."
 
 
@@ -38,7 +39,7 @@ def export_llama(
 
     Its vocabulary is that of the whole model: text, image start, image end, visual codes. So it computes the same
     logits for text and for images as codes, and is served by what serves Llama. Images as continuous features need the
-    whole model.
+    whole model; the row of their placeholder stays, if it has one, and is suppressed in generation.
 
     Args:
         checkpoint: Directory of a LaVIT around a Llama.
@@ -127,16 +128,24 @@ def _save_generation_config(source: Path, config: LavitConfig, folder: Path) -> 
     path = source / "generation_config.json"
     stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     ids = {name: stored.get(name, getattr(text, name, None)) for name in ("bos_token_id", "eos_token_id")}
-    GenerationConfig(**ids, pad_token_id=stored.get("pad_token_id")).save_pretrained(folder)
+    placeholder = config.image_token_id
+    suppressed = [placeholder] if placeholder < text.vocab_size else None
+    GenerationConfig(**ids, pad_token_id=stored.get("pad_token_id"), suppress_tokens=suppressed).save_pretrained(
+        folder
+    )
 
 
 def _save_tokenizer(source: Path, config: LavitConfig, folder: Path) -> None:
-    """The tokenizer as one of transformers' own, without the placeholder, which has no row in the embeddings."""
+    """The tokenizer as one of transformers' own, without a placeholder that has no row or has taken over `<unk>`'s."""
     tokenizer = LavitTokenizer.from_pretrained(source)
     content = json.loads(tokenizer.backend_tokenizer.to_str())
-    if tokenizer.image_token_id >= config.text_config.vocab_size:  # else tokens were added behind it
-        del content["model"]["vocab"][tokenizer.image_token]
+    vocab, placeholder = content["model"]["vocab"], tokenizer.image_token_id
     special = {name: getattr(tokenizer, name) for name in ("bos_token", "eos_token", "unk_token", "pad_token")}
+    if not tokenizer.boi_token_id < placeholder < config.text_config.vocab_size:
+        del vocab[tokenizer.image_token]
+    if placeholder < tokenizer.boi_token_id:
+        vocab[_UNKNOWN] = placeholder
+        special["unk_token"] = _UNKNOWN
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
     plain = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),

@@ -126,7 +126,9 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
 class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
     r"""Configuration of a [`LavitForConditionalGeneration`]. The defaults are those of the published 7B checkpoints.
 
-    The vocabulary is that of the text tokenizer followed by image start, image end and one row per visual code.
+    The vocabulary is that of the text tokenizer followed by image start, image end, one row per visual code and, in
+    new models, one for the placeholder of continuous images. Published ones have no row to spare: their placeholder is
+    Llama's `<unk>`, which no text becomes.
 
     Args:
         text_config: The language model, any transformers decoder; Llama by default. Its `vocab_size` counts the visual
@@ -135,8 +137,10 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
         boi_token_id: Id of the image start. By default the visual ids are taken to be the last ones of the vocabulary.
         eoi_token_id: Id of the image end.
         visual_token_offset: Id of visual code 0; code `c` has the id `visual_token_offset + c`.
-        image_token_id: Id of the placeholder that stands for one continuous feature in `input_ids`. It lies outside
-            the embedding table.
+        image_token_id: Id of the placeholder that stands for one continuous feature in `input_ids`: a row of the
+            vocabulary that nothing else uses. By default 0 with the default language model, and otherwise the id after
+            the last code. That may be `vocab_size`, outside of embeddings and head, as in models of old; trainers that
+            compute the loss from the head by themselves, such as TRL's, do not work with these.
         lm_head_bias: Whether the head has a bias, as that of Phi.
 
     Example:
@@ -146,7 +150,7 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
 
     >>> config = LavitConfig()
     >>> config.text_config.vocab_size, config.boi_token_id, config.image_token_id
-    (48386, 32000, 48386)
+    (48386, 32000, 0)
     ```
     """
 
@@ -169,6 +173,7 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
     tie_word_embeddings: bool = False
 
     def __post_init__(self, **kwargs):
+        is_published = self.text_config is None
         super().__post_init__(**kwargs)
         codebook_size = self.visual_tokenizer_config.codebook_size
         if self.boi_token_id is None:
@@ -178,13 +183,13 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
         if self.visual_token_offset is None:
             self.visual_token_offset = self.eoi_token_id + 1
         if self.image_token_id is None:
-            self.image_token_id = self.visual_token_offset + codebook_size
+            self.image_token_id = 0 if is_published else self.visual_token_offset + codebook_size
         self.tie_word_embeddings = self.tie_word_embeddings or bool(
             getattr(self.text_config, "tie_word_embeddings", False)
         )
 
     def validate_architecture(self) -> None:
-        """Part of `@strict` validation: checks the order of the visual ids and that there is room for them."""
+        """Part of `@strict` validation: checks the order of the visual ids, and that all of them have rows."""
         ids = (self.boi_token_id, self.eoi_token_id, self.visual_token_offset)
         if ids != (self.boi_token_id, self.boi_token_id + 1, self.boi_token_id + 2):
             raise ValueError(
@@ -199,10 +204,17 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
                 f"({self.eoi_token_id}) and {codebook_size} visual codes from {self.visual_token_offset} on. Resize "
                 "the language model's embeddings to text vocabulary + 2 + codebook_size."
             )
-        if self.image_token_id <= last_code:
+        text_ids = (getattr(self.text_config, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
+        control_ids = {id for ids in text_ids for id in (ids if isinstance(ids, list) else [ids])}
+        placeholder = self.image_token_id
+        # The id `vocab_size` is that of models of old, before the placeholder had a row.
+        is_row = 0 <= placeholder <= vocab_size
+        if not is_row or placeholder in control_ids or placeholder in self.visual_token_ids:
             raise ValueError(
-                f"image_token_id ({self.image_token_id}) must come after all ids of the vocabulary, the last of which "
-                f"is {last_code}: it stands for no row of the embeddings."
+                f"image_token_id ({placeholder}) must be a row of the vocabulary ({vocab_size} rows) that nothing "
+                f"else uses: the one after the last code ({last_code + 1}), or one of text that no text becomes, but "
+                "neither image start, image end or a code, nor the language model's bos_token_id, eos_token_id or "
+                "pad_token_id."
             )
 
     @classmethod

@@ -103,6 +103,11 @@ class LavitGenerationMixin(GenerationMixin):
         new_mask = self._prepare_images(kwargs)
         self._check_assistant(kwargs)
         options = _Options(generation_config, self.generation_config, kwargs)
+        if options.get("pad_token_id") == self.config.image_token_id:
+            raise ValueError(
+                f"pad_token_id={self.config.image_token_id} is the placeholder of continuous images: padding with it "
+                "would read as an image. Leave it out, or pad with the end of text."
+            )
         sampler = self._build_sampler(mode, generator, options)
         processors = LogitsProcessorList(logits_processor or [])
         processors.append(SuppressIds(self._forbidden_ids(mode, sampler, options)))
@@ -162,9 +167,8 @@ class LavitGenerationMixin(GenerationMixin):
         input_ids = options.kwargs.get("input_ids")
         if input_ids is None or not is_inside_image(input_ids, self.config).all():
             raise ValueError(
-                "To draw, every prompt has to end with the image start. Use `processor(..., "
-                'generation_mode="image")`; to `pipeline("any-to-any")` pass `processor_kwargs={"generation_mode": '
-                '"image"}` as well.'
+                'To draw, prompts have to end with the image start. Use `processor(..., generation_mode="image")`; '
+                'a pipeline of transformers needs `processor_kwargs={"generation_mode": "image"}` as well.'
             )
         if options.kwargs.get("eos_token_id") is None:
             options.set("eos_token_id", self.config.eoi_token_id)
@@ -210,9 +214,10 @@ class LavitGenerationMixin(GenerationMixin):
             )
 
     def _padding_id(self) -> int:
-        """Some text id to pad with under a mask."""
+        """Some id to pad with under a mask, and not that of a placeholder."""
         pad_token_id = self.generation_config.pad_token_id
-        return pad_token_id if isinstance(pad_token_id, int) else 0
+        is_usable = isinstance(pad_token_id, int) and pad_token_id != self.config.image_token_id
+        return pad_token_id if is_usable else self.config.boi_token_id
 
     @staticmethod
     def _check_one_by_one(options: _Options, what: str) -> None:
@@ -226,8 +231,8 @@ class LavitGenerationMixin(GenerationMixin):
     def _get_logits_processor(
         self, *args: Any, encoder_input_ids: torch.Tensor | None = None, **kwargs: Any
     ) -> LogitsProcessorList:
-        # Penalties that compare with the prompt look its ids up in the scores, where placeholders are not. Images
-        # begin with their start, so that this one says nothing new.
+        # Penalties that compare with the prompt look its ids up in the scores, where placeholders of old are not.
+        # Images begin with their start, so that this one says nothing new.
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():  # else: embeddings
             is_placeholder = encoder_input_ids == self.config.image_token_id
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.boi_token_id)

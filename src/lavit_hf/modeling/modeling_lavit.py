@@ -242,7 +242,7 @@ class LavitModel(LavitPreTrainedModel):
         is_placeholder = torch.eq(input_ids, self.config.image_token_id)
         if not is_step:
             self._check_not_negative(input_ids)
-        # Placeholders lie outside the embedding table.
+        # In models of old, placeholders lie outside of the embedding table.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         if images is None:
             if not is_step:
@@ -391,8 +391,9 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
     ) -> "LavitForConditionalGeneration":
         """A new LaVIT out of a vision encoder, or better a trained visual tokenizer, and a language model.
 
-        The language model's vocabulary is extended by image start, image end and one row per code. Text stays as it
-        was: the new model's logits of text are the language model's own.
+        The language model's vocabulary is extended by image start, image end, one row per code and one for the
+        placeholder of continuous images. Text stays as it was: the new model's logits of text are the language model's
+        own.
 
         Args:
             vision_model_name_or_path: Directory or Hub id of any plain vision transformer, or of a model that has one

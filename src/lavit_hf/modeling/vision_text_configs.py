@@ -46,7 +46,7 @@ def join_configs(
     check_language_model(language_model)
     text = text_config.to_dict()
     first_visual_id = text["vocab_size"]
-    text["vocab_size"] = first_visual_id + 2 + visual_config.codebook_size
+    text["vocab_size"] = first_visual_id + 2 + visual_config.codebook_size + 1  # the last one is the placeholder's
     return {
         "text_config": text,
         "visual_tokenizer_config": visual_config.to_dict(),

@@ -54,8 +54,8 @@ def add_unconditional_rows(
     ranks = torch.arange(input_ids.shape[1], device=input_ids.device)
     last_start = (ranks * torch.eq(input_ids, config.boi_token_id)).amax(dim=-1)
     first_seen = torch.where(is_inside_image(input_ids, config), last_start, input_ids.shape[1] - 1)
-    # Continuous images cannot be seen by a twin, so they need no features there.
-    twins = input_ids.masked_fill(torch.eq(input_ids, config.image_token_id), 0)
+    # Continuous images cannot be seen by a twin, so they need no features there; any other id stands in for them.
+    twins = input_ids.masked_fill(torch.eq(input_ids, config.image_token_id), config.boi_token_id)
     twin_mask = (ranks >= first_seen[:, None]).to(attention_mask.dtype)
     return torch.cat([input_ids, twins]), torch.cat([attention_mask, twin_mask])
 

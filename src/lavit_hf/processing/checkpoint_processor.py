@@ -80,6 +80,11 @@ def name_broken_file(checkpoint: str | os.PathLike) -> Iterator[None]:
         present = [folder / name for name in _JSON_FILES if (folder / name).is_file()]
         for file in present:
             _read(file)
+        for file in sorted(folder.glob("*.jinja")):
+            try:
+                file.read_text(encoding="utf-8")
+            except ValueError as reason:
+                raise OSError(f"{file} is not readable: {reason}") from error
         if (folder / "tokenizer.json") in present:
             _check_tokenizer(folder / "tokenizer.json")
         if not present or not isinstance(error, AttributeError | LookupError | TypeError | ValueError):

@@ -22,11 +22,11 @@ class IdRun(NamedTuple):
 
 
 class VisualIds(NamedTuple):
-    """The ids that tell images from text: V, V+1, V+2 (code 0) and V+2+K."""
+    """The ids that tell images from text: V, V+1, from V+2 on those of codes, and the placeholder's."""
 
     start: int
     end: int
-    first_code: int
+    codes: range
     placeholder: int
 
 
@@ -51,11 +51,11 @@ def split_ids(ids: Iterable[int], visual: VisualIds, special_ids: Collection[int
                 state = "image"
         elif index == visual.end:
             state = "text"
-        elif visual.first_code <= index < visual.placeholder:
+        elif index in visual.codes:
             if state == "text":
                 runs.append(IdRun("image", []))
                 state = "bare"
-            runs[-1].ids.append(index - visual.first_code)
+            runs[-1].ids.append(index - visual.codes.start)
         elif index == visual.placeholder:
             if state == "image":
                 runs[-1] = IdRun("features", [])

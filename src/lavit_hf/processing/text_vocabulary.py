@@ -82,7 +82,11 @@ def read_sentencepiece(model_file: str | Path) -> tuple[Tokenizer, dict[str, str
 
 
 def extend_with_visual_tokens(
-    tokenizer: Tokenizer, codebook_size: int, special_tokens: Collection[str], text_vocab_size: int | None = None
+    tokenizer: Tokenizer,
+    codebook_size: int,
+    special_tokens: Collection[str],
+    text_vocab_size: int | None = None,
+    image_token_id: int | None = None,
 ) -> Tokenizer:
     """Returns a copy of a BPE tokenizer with the visual vocabulary behind its own.
 
@@ -92,6 +96,11 @@ def extend_with_visual_tokens(
         special_tokens: The text tokenizer's special tokens. They keep their ids, as rows of the vocabulary.
         text_vocab_size: The id V at which the visual vocabulary starts, where the language model's vocabulary is
             larger than the tokenizer's; the ids between get reserved names.
+        image_token_id: The id of the placeholder, where it is not the one after the codes: that of a special token
+            which no text becomes, such as Llama's `<unk>`. It takes that row over.
+
+    Raises:
+        ValueError: If the tokenizer is of another kind, or a user could type one of these tokens.
     """
     spec = json.loads(tokenizer.to_str())
     if spec["model"]["type"] != "BPE":
@@ -108,7 +117,10 @@ def extend_with_visual_tokens(
     taken = [name for name in names if name in vocab]
     if taken:
         raise ValueError(f"The text tokenizer has tokens of its own with the names {', '.join(taken[:5])}.")
-    vocab.update({name: len(vocab) + position for position, name in enumerate(names)})
+    first_id = len(vocab)
+    vocab.update({name: first_id + position for position, name in enumerate(names)})
+    if image_token_id not in (None, vocab[IMAGE_TOKEN]):
+        _take_row_over(spec["model"], specials, image_token_id)
 
     # Merges into a control symbol would let a user type it; sentencepiece never makes them.
     unmergeable = specials | set(names)
@@ -175,6 +187,27 @@ def _fill_up_to(vocab: dict[str, int], text_vocab_size: int | None) -> None:
         raise ValueError(f"`text_vocab_size` is {text_vocab_size}, but the text tokenizer has ids up to {size - 1}.")
     for index in sorted(set(range(text_vocab_size or size)) - set(vocab.values())):
         vocab[f"<reserved_{index}>"] = index
+
+
+def _take_row_over(model: dict[str, Any], specials: set[str], image_token_id: int) -> None:
+    """Makes the row of a special token that of the placeholder, if no text can become it."""
+    vocab = model["vocab"]
+    name = next((token for token, index in vocab.items() if index == image_token_id), None)
+    if name not in specials:
+        raise ValueError(
+            f"The placeholder cannot take the id {image_token_id}, which is that of {name!r} and no special token's."
+        )
+    if model["unk_token"] == name:
+        bytes_known = all(f"<0x{byte:02X}>" in vocab for byte in range(256))
+        if not (model["byte_fallback"] and bytes_known):
+            raise ValueError(
+                f"{name!r} ({image_token_id}) cannot be the placeholder of images, because characters that the text "
+                "tokenizer does not know become it: it has no byte fallback. Use a tokenizer with byte fallback, as "
+                "Llama's, or give the model a row of its own for the placeholder."
+            )
+        model["unk_token"] = None
+    del vocab[name]
+    vocab[IMAGE_TOKEN] = image_token_id
 
 
 def _pairs(merges: Iterable[Any]) -> Iterable[tuple[str, str]]:

@@ -1,11 +1,12 @@
 """LaVIT's tokenizer: the language model's text tokenizer with the visual vocabulary behind it.
 
 With V text ids and K codes: `<img>` is V, `</img>` V+1, `<visual_c>` V+2+c, and `<image>`, the placeholder that a
-feature replaces, V+2+K.
+feature replaces, V+2+K. Models without a row for V+2+K, as the published ones, have `<image>` in place of a row of
+text that no text becomes.
 """
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeVar, overload
@@ -75,12 +76,29 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
 
     @classmethod
     def from_sentencepiece(
-        cls, model_file: str | Path, codebook_size: int, text_vocab_size: int | None = None, **kwargs: Any
+        cls,
+        model_file: str | Path,
+        codebook_size: int,
+        text_vocab_size: int | None = None,
+        image_token_id: int | None = None,
+        **kwargs: Any,
     ) -> "LavitTokenizer":
-        """Extends a sentencepiece BPE model (Llama's `tokenizer.model`); its ids stay exactly sentencepiece's."""
+        """Extends a sentencepiece BPE model (Llama's `tokenizer.model`); its ids stay exactly sentencepiece's.
+
+        Args:
+            model_file: The file.
+            codebook_size: Number of visual codes K.
+            text_vocab_size: V, if the language model has more embedding rows than the tokenizer has ids.
+            image_token_id: The model's; V+2+K by default. Llama's `<unk>`, 0, becomes `<image>` in published models.
+            kwargs: Those of the class.
+
+        Raises:
+            ValueError: If text can become `image_token_id`, or the file is of another kind.
+        """
         backend, special_tokens = read_sentencepiece(model_file)
-        extended = extend_with_visual_tokens(backend, codebook_size, special_tokens.values(), text_vocab_size)
-        return cls(tokenizer_object=extended, **{**special_tokens, **kwargs})
+        return cls._extend(
+            backend, special_tokens, codebook_size, special_tokens.values(), text_vocab_size, image_token_id, **kwargs
+        )
 
     @classmethod
     def from_text_tokenizer(
@@ -88,6 +106,7 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         text_tokenizer: PreTrainedTokenizerBase,
         codebook_size: int,
         text_vocab_size: int | None = None,
+        image_token_id: int | None = None,
         **kwargs: Any,
     ) -> "LavitTokenizer":
         """Extends a BPE text tokenizer of transformers; the ids of its tokens, added ones included, stay.
@@ -96,6 +115,11 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
             text_tokenizer: A tokenizer backed by the `tokenizers` library.
             codebook_size: Number of visual codes K.
             text_vocab_size: V, if the language model has more embedding rows than the tokenizer has ids.
+            image_token_id: The model's; V+2+K by default. Another one has to be the tokenizer's unknown token.
+            kwargs: Those of the class.
+
+        Raises:
+            ValueError: If text can become `image_token_id`, or the tokenizer is of another kind.
         """
         backend = getattr(text_tokenizer, "backend_tokenizer", None)
         if backend is None:
@@ -106,10 +130,27 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         names = ("bos_token", "eos_token", "unk_token", "pad_token")
         special_tokens = {name: getattr(text_tokenizer, name) for name in names if getattr(text_tokenizer, name, None)}
         kwargs.setdefault("model_max_length", text_tokenizer.model_max_length)
-        extended = extend_with_visual_tokens(
-            backend, codebook_size, text_tokenizer.all_special_tokens, text_vocab_size
-        )
-        return cls(tokenizer_object=extended, **{**special_tokens, **kwargs})
+        known = text_tokenizer.all_special_tokens
+        return cls._extend(backend, special_tokens, codebook_size, known, text_vocab_size, image_token_id, **kwargs)
+
+    @classmethod
+    def _extend(
+        cls,
+        backend: Any,
+        named_tokens: dict[str, str],
+        codebook_size: int,
+        special_tokens: Collection[str],
+        text_vocab_size: int | None,
+        image_token_id: int | None,
+        **kwargs: Any,
+    ) -> "LavitTokenizer":
+        extended = extend_with_visual_tokens(backend, codebook_size, special_tokens, text_vocab_size, image_token_id)
+        # The token that has become the placeholder is not there anymore.
+        lost = {name: token for name, token in named_tokens.items() if extended.token_to_id(token) is None}
+        if needed := sorted(lost.keys() - {"unk_token", "pad_token"}):
+            raise ValueError(f"The placeholder cannot take the id {image_token_id}: it is that of the {needed[0]}.")
+        kept = {name: token for name, token in named_tokens.items() if name not in lost}
+        return cls(tokenizer_object=extended, **{**kept, **kwargs})
 
     @property
     def boi_token_id(self) -> int:
@@ -128,13 +169,17 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
 
     @property
     def image_token_id(self) -> int:
-        """V+2+K: the id of the placeholder that a continuous feature replaces."""
+        """The id of the placeholder that a continuous feature replaces: V+2+K, or an unused row of text."""
         return self._tokenizer.token_to_id(IMAGE_TOKEN)
 
     @property
     def codebook_size(self) -> int:
         """K: the number of visual codes."""
-        return self.image_token_id - self.visual_token_offset
+        placeholder = self.image_token_id
+        # Tokens that were added later are not counted here.
+        has_own_row = placeholder > self.boi_token_id
+        end = placeholder if has_own_row else self._tokenizer.get_vocab_size(with_added_tokens=False)
+        return end - self.visual_token_offset
 
     def convert_codes_to_ids(self, codes: _Codes) -> _Codes:
         """Codes (0 to K-1; an int, a list, a tuple, an array or a tensor) to token ids."""
@@ -143,7 +188,8 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
 
     def convert_ids_to_codes(self, ids: _Codes) -> _Codes:
         """Token ids of visual codes (an int, a list, a tuple, an array or a tensor) to codes."""
-        self._check_range(ids, self.visual_token_offset, self.image_token_id, "visual token id")
+        codes = self._code_ids
+        self._check_range(ids, codes.start, codes.stop, "visual token id")
         return _shift(ids, -self.visual_token_offset)
 
     def split_images(self, ids: Any) -> list[IdRun]:
@@ -160,7 +206,7 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         if len(rows) != 1:
             raise ValueError(f"Expected the ids of one sequence, got {len(rows)}.")
         ids = _check_ids(rows[0])
-        visual = VisualIds(self.boi_token_id, self.eoi_token_id, self.visual_token_offset, self.image_token_id)
+        visual = VisualIds(self.boi_token_id, self.eoi_token_id, self._code_ids, self.image_token_id)
         return split_ids(ids, visual, self._control_ids)
 
     @staticmethod
@@ -249,8 +295,13 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         return "".join(parts)
 
     def _without_visual_ids(self, ids: Sequence[int]) -> list[int]:
-        first, last = self.boi_token_id, self.image_token_id
-        return [index for index in ids if not first <= index <= last]
+        first, end, placeholder = self.boi_token_id, self._code_ids.stop, self.image_token_id
+        return [index for index in ids if not first <= index < end and index != placeholder]
+
+    @property
+    def _code_ids(self) -> range:
+        first = self.visual_token_offset
+        return range(first, first + self.codebook_size)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -82,5 +82,8 @@ def build_tokenizer(source: Any, config: LavitConfig) -> LavitTokenizer:
             "Resize its embeddings first (`resize_token_embeddings`), or use its own tokenizer."
         )
     return LavitTokenizer.from_text_tokenizer(
-        source, config.visual_tokenizer_config.codebook_size, text_vocab_size=config.boi_token_id
+        source,
+        config.visual_tokenizer_config.codebook_size,
+        text_vocab_size=config.boi_token_id,
+        image_token_id=config.image_token_id,
     )

@@ -230,7 +230,8 @@ class LavitDataCollator(FollowsEpoch):
 
     def _add_noise(self, batch: Mapping[str, torch.Tensor], samples: list[Sample]) -> torch.Tensor:
         tokenizer, input_ids = self.processor.tokenizer, batch["input_ids"]
-        is_image = (input_ids >= tokenizer.visual_token_offset) & (input_ids <= tokenizer.image_token_id)
+        first, codebook_size = tokenizer.visual_token_offset, tokenizer.codebook_size
+        is_image = (input_ids >= first) & (input_ids < first + codebook_size) | (input_ids == tokenizer.image_token_id)
         seeds = [sample_seed(self.seed, sample.epoch, sample.sample_id, "noise") for sample in samples]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return add_text_noise(
