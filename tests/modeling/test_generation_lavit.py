@@ -195,7 +195,7 @@ def test_an_assistant_that_sees_no_images_is_refused(tiny, pixels, make_inputs):
 
 def test_numpy_integers_are_options(tiny, pixels):
     inputs = light_inputs(tiny, pixels)
-    options = {"max_new_tokens": 4, "min_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2}
+    options = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2}
     as_numpy = {name: np.int64(value) for name, value in options.items()}
     assert torch.equal(tiny.generate(**inputs, **as_numpy), tiny.generate(**inputs, **options))
 

@@ -4,6 +4,7 @@ import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -112,6 +113,13 @@ def test_nan_pixels_are_refused(tokenizer, pixels):
 def test_wrong_image_size_is_refused(tokenizer, shape):
     with pytest.raises(ValueError, match="image processor"):
         tokenizer.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["codebook_size", "merger_num_layers"])
+def test_numpy_integers_are_refused_by_name(name):
+    """As transformers does for every configuration: they cannot be written to JSON."""
+    with pytest.raises(StrictDataclassError, match=f"{name}.*expected int, got int64"):
+        visual_tokenizer_config(**{name: np.int64(2)})
 
 
 def test_pixels_of_any_precision(tokenizer, pixels):
