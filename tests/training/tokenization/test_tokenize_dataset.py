@@ -187,13 +187,15 @@ def test_nulls_integers_and_half_characters(output_format: str, processor, tmp_p
     ]
     rows = [{**good, **change} for change in [{}, *harmless, *bad]]
     stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
-    report = tokenize(stream, tmp_path / "out", processor, keep_columns=["name", "number"], output_format=output_format)
+    options = {"keep_columns": ["name", "number"], "output_format": output_format}
+    report = tokenize(stream, tmp_path / "out", processor, **options)
     first_bad = 1 + len(harmless)
     assert [index for index, _ in report.bad_samples] == list(range(first_bad, len(rows)))
     kept = load_tokenized_dataset(tmp_path / "out")
     for row, written in zip(rows, kept, strict=False):
         found = {name: written[name] for name in ("text", "prompt", "name", "number")}
-        assert found == {name: row[name] for name in found} and (written["messages"] or None) == (row["messages"] or None)
+        assert found == {name: row[name] for name in found}
+        assert (written["messages"] or None) == (row["messages"] or None)
     assert len(kept) == first_bad
 
 

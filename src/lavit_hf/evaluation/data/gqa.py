@@ -22,7 +22,7 @@ def read_gqa(content: dict[str, Any], folder: Path, num_samples: int | None = No
     """One sample per question, in the file's order.
 
     Raises:
-        ValueError: A question has no answer, a field is missing or of another type, or an image is missing in `folder`.
+        ValueError: A question has no answer, a field is missing or of another type, or an image is not in `folder`.
     """
     samples = []
     for question_id, asked in list(content.items())[:num_samples]:

@@ -27,7 +27,7 @@ def read_vqav2(
         num_samples: How many at most.
 
     Raises:
-        ValueError: A question has no answers, a field is missing or of another type, or an image is missing in `folder`.
+        ValueError: A question has no answers, a field is missing or of another type, or an image is not in `folder`.
     """
     answers = {}
     for index, annotation in enumerate(read_field(annotations, "annotations", list, "The file of --annotations")):
