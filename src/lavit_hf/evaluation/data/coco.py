@@ -29,17 +29,15 @@ def read_coco(content: dict[str, Any], folder: Path, num_samples: int | None = N
         where = f"annotations[{index}]"
         number = read_field(annotation, "image_id", int, where)
         captions[number].append(read_field(annotation, "caption", str, where))
-    names = {}
+    images = []
     for index, image in enumerate(content["images"]):
         where = f"images[{index}]"
         number = read_field(image, "id", int, where)
         if number in captions:
-            names[number] = read_field(image, "file_name", str, where)
+            images.append((number, read_field(image, "file_name", str, where)))
     return [
         EvaluationSample(
-            f"{number:012d}",
-            find_image(folder, f"Image {number}", names[number]),
-            references=tuple(captions[number]),
+            f"{number:012d}", find_image(folder, f"Image {number}", name), references=tuple(captions[number])
         )
-        for number in sorted(names)[:num_samples]
+        for number, name in sorted(images)[:num_samples]
     ]
