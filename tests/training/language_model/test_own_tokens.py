@@ -1,10 +1,14 @@
 """Tokens that a user adds, as for pointing: from text to training, generation and the disk, end to end."""
 
+import copy
+
 import pytest
 import torch
+from peft import get_peft_model
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.language_model.lora import get_lora_config
 from tiny_parts import CHECKPOINT, picture_rows
 
 POINT, END, BOX = "<point>", "</point>", "<box>"
@@ -57,6 +61,17 @@ def test_a_step_of_training_moves_their_rows(own, tmp_path):
     assert inputs.keys() == found.keys() and all(torch.equal(inputs[name], found[name]) for name in inputs)
     with torch.no_grad():
         assert torch.equal(again(**found).logits, model(**inputs).logits)
+
+
+def test_lora_learns_their_rows(own):
+    model, processor = own
+    adapted = get_peft_model(copy.deepcopy(model), get_lora_config(model))
+    batch = LavitDataCollator(processor)([{"image": picture_rows(1)[0]["image"], "text": TEXT, "sample_id": 0}])
+    adapted(**batch).loss.backward()
+    learned = {name: weight for name, weight in adapted.named_parameters() if "modules_to_save" in name}
+    assert len(learned) == 2
+    for weight in learned.values():
+        assert weight.grad[min(own_ids(processor)) :].ne(0).any(dim=-1).all()
 
 
 def test_chats_may_name_them(own):
