@@ -11,7 +11,7 @@ from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.sample_seeds import sample_uniform
 from tiny_parts import CHECKPOINT
 
-EOS, BOI, EOI, CODE_0, PLACEHOLDER = 2, 300, 301, 302, 366
+EOS, BOI, EOI, CODE_0, PLACEHOLDER = 2, 300, 301, 302, 0
 PATCHES = 16
 
 
@@ -48,7 +48,7 @@ def spell(ids: torch.Tensor, processor) -> str:
     for value in ids.tolist():
         if value in names:
             pieces.append(names[value])
-        elif value >= CODE_0:
+        elif value == PLACEHOLDER or value >= CODE_0:
             pieces.append("#" if value == PLACEHOLDER else "c")
         else:
             piece = processor.tokenizer.convert_ids_to_tokens(value).replace("▁", "_")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..plain_rows import check_columns, number_row
+from ..plain_rows import bad_sample, check_columns, number_row
 from ..sample_checks import check_learned_text, check_prompt, read_codes, read_messages, read_sample_id
 from ..sample_images import read_images
 
@@ -100,7 +100,7 @@ def read_sample(row: Mapping[str, Any], epoch: int = 0) -> Sample:
         has_codes = row.get("codes") is not None
         pictures = read_codes(row["codes"]) if has_codes else read_images(row.get("images", row.get("image")))
     except ValueError as error:
-        raise ValueError(f"Sample {sample_id} is bad: {error}. TrainingDataset skips such samples.") from error
+        raise bad_sample(sample_id, error) from error
     return Sample(
         pictures=pictures,
         text=row.get("text"),
