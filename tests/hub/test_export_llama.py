@@ -102,6 +102,25 @@ def test_tied_embeddings(tiny_checkpoint: Path, tmp_path: Path) -> None:
     assert torch.equal(llama(ids).logits, model(ids).logits)
 
 
+@torch.no_grad()
+def test_tokens_of_users(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    model = LavitForConditionalGeneration.from_pretrained(tiny_checkpoint)
+    processor = ImageTextProcessor.from_pretrained(tiny_checkpoint)
+    own = processor.tokenizer
+    own.add_special_tokens({"extra_special_tokens": ["<point>"]})
+    own.add_tokens(["<box>"])
+    model.resize_token_embeddings(len(own), mean_resizing=False)
+    model.save_pretrained(tmp_path / "own")
+    processor.save_pretrained(tmp_path / "own")
+    folder = export_llama(tmp_path / "own", tmp_path / "llama", progress=False)
+    llama, plain = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert len(llama.get_input_embeddings().weight) == len(own)
+    for text in ("the <point> is in a <box>", "<box><point>", "<image></s> <visual_3>"):
+        ids = own.encode(text)
+        assert plain.encode(text) == ids
+        assert torch.equal(llama(torch.tensor([ids])).logits, model(torch.tensor([ids])).logits)
+
+
 def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     full = tmp_path / "full"
     shutil.copytree(tiny_checkpoint, full)

@@ -124,6 +124,21 @@ def test_suppress_tokens_replaces_the_default(tiny, prompts):
     assert not is_code(tiny, drawn).any()
 
 
+def test_added_tokens_are_never_drawn(tiny, prompts):
+    """Rows behind the codes, which `resize_token_embeddings` makes, belong to text."""
+    larger = copy.deepcopy(tiny)
+    first = tiny.config.image_token_id + 1
+    larger.resize_token_embeddings(first + 2, mean_resizing=False)
+    nn.init.zeros_(larger.lm_head.weight)
+    options = {"do_sample": True, "top_k": 0, "max_new_tokens": 12}
+    width = prompts["input_ids"].shape[1]
+    for suppressed in ({}, {"suppress_tokens": list(range(3, tiny.config.boi_token_id))}):
+        drawn = larger.generate(**prompts, **options, **suppressed, generation_mode="image")
+        assert (drawn[:, width:] < first - 1).all()
+    written = larger.generate(**prompts, **options, suppress_tokens=list(range(first)), generation_mode="text")
+    assert (written[:, width:] >= first).all()
+
+
 def test_the_head_computes_allowed_ids_only(tiny, prompts, monkeypatch):
     sizes = []
     original = nn.functional.linear

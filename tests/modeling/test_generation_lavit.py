@@ -2,12 +2,13 @@
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 import transformers
 from packaging.version import Version
 from torch import nn
-from transformers import DynamicCache, GenerationConfig, StaticCache
+from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, StaticCache
 
 from tiny_models import (
     NUM_IMAGES,
@@ -17,6 +18,7 @@ from tiny_models import (
     light_inputs,
     make_prompts,
     random_pixels,
+    text_config,
 )
 
 FORMS = pytest.mark.parametrize("make_inputs", [attached_inputs, light_inputs], ids=["attached", "light"])
@@ -177,6 +179,25 @@ def test_assisted_generation(tiny, pixels, make_inputs):
     expected = tiny.generate(**inputs, **NEW)
     assert torch.equal(tiny.generate(**inputs, **NEW, assistant_model=build_model()), expected)
     assert torch.equal(tiny.generate(**inputs, **NEW, prompt_lookup_num_tokens=2), expected)
+
+
+@FORMS
+def test_an_assistant_that_sees_no_images_is_refused(tiny, pixels, make_inputs):
+    plain = LlamaForCausalLM(LlamaConfig(**text_config())).eval()
+    with pytest.raises(ValueError, match="LlamaForCausalLM, which cannot take images as features"):
+        tiny.generate(**make_inputs(tiny, pixels[:1], [ROWS[0]]), **NEW, assistant_model=plain)
+    text = make_prompts(tiny, [[[5, 6, 7]]])
+    codes = make_prompts(tiny, [[[tiny.config.boi_token_id, tiny.config.visual_token_offset, 5]]])
+    for inputs in (text, codes):
+        expected = tiny.generate(**inputs, **NEW)
+        assert torch.equal(tiny.generate(**inputs, **NEW, assistant_model=plain), expected)
+
+
+def test_numpy_integers_are_options(tiny, pixels):
+    inputs = light_inputs(tiny, pixels)
+    options = {"max_new_tokens": 4, "num_beams": 3, "num_return_sequences": 2}
+    as_numpy = {name: np.int64(value) for name, value in options.items()}
+    assert torch.equal(tiny.generate(**inputs, **as_numpy), tiny.generate(**inputs, **options))
 
 
 @FORMS

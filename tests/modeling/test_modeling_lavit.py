@@ -219,6 +219,23 @@ def test_inputs_that_do_not_fit_are_refused(tiny, pixels, change, message):
         tiny(**inputs)
 
 
+def test_negative_ids_are_refused(tiny):
+    ids = torch.tensor([[5, 6], [7, -100]])
+    for call in (tiny, tiny.generate):
+        with pytest.raises(ValueError, match="input_ids hold -100"):
+            call(ids)
+
+
+def test_text_needs_no_look_at_its_ids(tiny):
+    """Looking at them would wait for a GPU, and break graphs; so shapes can be computed without values, too."""
+    model = copy.deepcopy(tiny).to("meta")
+    ids = torch.ones(2, 5, dtype=torch.long, device="meta")
+    assert model(ids, labels=ids).logits.shape == (2, 5, tiny.config.text_config.vocab_size)
+    compiled = torch.compile(tiny, backend="eager", fullgraph=True)
+    ids = torch.arange(5, 11).reshape(2, 3)
+    assert torch.equal(compiled(ids, labels=ids, use_cache=False).loss, tiny(ids, labels=ids, use_cache=False).loss)
+
+
 def test_wrong_number_of_handed_over_features_is_refused(tiny, pixels):
     inputs = attached_inputs(tiny, pixels)
     inputs["image_features"] = inputs["image_features"][:-1]

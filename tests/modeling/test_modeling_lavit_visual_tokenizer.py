@@ -1,8 +1,10 @@
 """LavitVisualTokenizer: selection, branches, precision, loading."""
 
+import copy
 import json
 import shutil
 
+import numpy as np
 import pytest
 import torch
 from accelerate import cpu_offload
@@ -111,6 +113,26 @@ def test_nan_pixels_are_refused(tokenizer, pixels):
 def test_wrong_image_size_is_refused(tokenizer, shape):
     with pytest.raises(ValueError, match="image processor"):
         tokenizer.encode(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("name", ["codebook_size", "merger_num_layers"])
+def test_numpy_integers_are_refused_by_name(name):
+    """As transformers does for every configuration: they cannot be written to JSON."""
+    with pytest.raises(StrictDataclassError, match=f"{name}.*expected int, got int64"):
+        visual_tokenizer_config(**{name: np.int64(2)})
+
+
+def test_pixels_of_any_precision(tokenizer, pixels):
+    narrow = pixels.to(torch.float8_e4m3fn)
+    for method in (tokenizer.encode, tokenizer.embed):
+        assert torch.equal(method(narrow).features, method(narrow.float()).features)
+
+
+def test_pixels_without_values_are_refused(tokenizer, pixels):
+    for model in (tokenizer, copy.deepcopy(tokenizer).to("meta")):
+        for method in (model.encode, model.embed):
+            with pytest.raises(ValueError, match="hold no values .*the device meta"):
+                method(pixels.to("meta"))
 
 
 def test_selection_is_in_fp32_under_autocast_and_in_half_precision(tokenizer, pixels):

@@ -105,6 +105,17 @@ def test_several_pictures_of_a_prompt(pipeline):
     assert torch.equal(second.codes[0], output.codes[1])
 
 
+def test_numpy_numbers(pipeline):
+    options = {"num_images_per_prompt": 2, "min_new_tokens": 3, "max_new_tokens": 5, "num_inference_steps": 2}
+    numbers = {name: np.int64(value) for name, value in options.items()}
+    scales = [{"guidance_scale": kind(3), "decoder_guidance_scale": kind(2)} for kind in (float, np.float32)]
+    drawn = [
+        pipeline("cat", generator=torch.Generator().manual_seed(0), output_type="np", **values, **scale).images
+        for values, scale in zip((options, numbers), scales, strict=True)
+    ]
+    assert len(drawn[0]) == 2 and np.array_equal(*drawn)
+
+
 def test_pictures_in_prompts(pipeline, images, golden):
     prompt = [images[0], "it is running"]
     inputs = pipeline.encode_prompt(["<image>it is running"], [[images[0]]])

@@ -75,6 +75,21 @@ def test_other_arguments(refuse, options, match):
     refuse(ValueError, match, [[1, 2]], **options)
 
 
+def test_numpy_numbers(pipeline):
+    options = {"height": 64, "width": 64, "num_inference_steps": 2, "num_images_per_prompt": 2, "guidance_scale": 3.0}
+    numbers = {name: (np.float32 if name == "guidance_scale" else np.int64)(value) for name, value in options.items()}
+    drawn = [
+        pipeline([[1, 2]], generator=torch.Generator().manual_seed(0), output_type="pt", **values).images
+        for values in (options, numbers)
+    ]
+    assert len(drawn[0]) == 2 and torch.equal(*drawn)
+
+
+@pytest.mark.parametrize("options", [{"height": np.int64(60)}, {"num_inference_steps": np.int64(0)}])
+def test_wrong_numpy_numbers(refuse, options):
+    refuse(ValueError, "positive", [[1, 2]], **options)
+
+
 @pytest.mark.parametrize("latents", [torch.zeros(1, 4, 8, 8, dtype=torch.long), np.zeros((1, 4, 8, 8))])
 def test_latents_that_are_no_floats(refuse, latents):
     refuse(TypeError, "tensor of floats", [[1]], latents=latents)

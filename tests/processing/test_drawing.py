@@ -21,7 +21,7 @@ from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.processing.generated_ids import VisualIds, split_ids
 
 V, K = 300, 64
-START, END, CODE, IMAGE = V, V + 1, V + 2, V + 2 + K
+START, END, CODE, IMAGE = V, V + 1, V + 2, 0  # the placeholder has the row of <unk>
 AS_RELEASED = {"min_new_tokens": 6, "suppress_tokens": list(range(3, V))}
 
 
@@ -197,7 +197,7 @@ def test_golden_ids_to_codes(processor, golden, name, with_prompt):
         ([5, START, CODE, END, 6, START, END], [("text", [5]), ("image", [0]), ("text", [6]), ("image", [])]),
         ([START, CODE, CODE + 1], [("image", [0, 1])]),
         ([5, START], [("text", [5]), ("image", [])]),
-        ([START, 0, CODE, 1, START, CODE + 1, 2, 9, END, 2, 2], [("image", [0, 1]), ("text", [2, 2])]),
+        ([START, 8, CODE, 1, START, CODE + 1, 2, 9, END, 2, 2], [("image", [0, 1]), ("text", [2, 2])]),
         ([CODE, CODE + 1, 9, START, CODE + 2, END], [("image", [0, 1]), ("text", [9]), ("image", [2])]),
         ([2, CODE, 2, CODE + 1, END, 2], [("text", [2]), ("image", [0, 1]), ("text", [2])]),
         ([START, IMAGE, IMAGE, END, 5], [("features", []), ("text", [5])]),
@@ -214,9 +214,9 @@ def test_split_images_takes_one_sequence(tokenizer):
         tokenizer.split_images([[5], [6]])
 
 
-@given(st.lists(st.sampled_from([0, 1, 2, 9, START, END, CODE, CODE + 1, IMAGE])))
+@given(st.lists(st.sampled_from([8, 1, 2, 9, START, END, CODE, CODE + 1, IMAGE])))
 def test_any_ids_can_be_split(ids):
-    runs = split_ids(ids, VisualIds(START, END, CODE, IMAGE), {0, 1, 2})
+    runs = split_ids(ids, VisualIds(START, END, range(CODE, CODE + K), IMAGE), {1, 2})
     for run in runs:
         assert run.kind != "text" or (run.ids and max(run.ids) < V)
         assert run.kind != "image" or all(0 <= code < K for code in run.ids)

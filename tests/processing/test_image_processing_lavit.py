@@ -392,6 +392,31 @@ def test_large_16_bit_images_need_little_memory(tmp_path):
     assert int(run.stdout) < 300  # MB; it was more than 900 for one of them
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [
+        LavitImageProcessorPil,
+        pytest.param(
+            LavitImageProcessor,
+            marks=pytest.mark.skipif(not is_torchvision_available(), reason="needs torchvision"),
+        ),
+    ],
+)
+def test_pictures_of_a_batch_do_not_wait_at_full_size(backend, photo, monkeypatch):
+    own = backend(size={"height": 20, "width": 10})
+    shapes = []
+    preprocess = own._preprocess
+
+    def spy(images, **kwargs):
+        shapes.extend(image.shape for image in images)
+        return preprocess(images, **kwargs)
+
+    whole = pixels(own, [photo, IMAGES[0], photo.convert("L")])
+    monkeypatch.setattr(own, "_preprocess", spy)
+    assert torch.equal(pixels(own, [photo, IMAGES[0], photo.convert("L")]), whole)
+    assert shapes == [(3, 20, 10)] * 3
+
+
 def test_strips_change_nothing(processor, photo, monkeypatch):
     images = [photo.convert(mode) for mode in ("1", "L", "P", "RGBA", "CMYK", "LA")]
     images += [Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(40, 30) * 50), photo]

@@ -589,6 +589,20 @@ def files(path: Path) -> dict[str, str]:
     return {file.name: file.read_text() for file in path.iterdir() if file.suffix not in (".safetensors", ".py")}
 
 
+def test_numpy_integers(processor, tmp_path):
+    """They compute like others, and what cannot be written to a file never gets into the processor."""
+    own = ImageTextProcessor(processor.image_processor, processor.tokenizer, image_seq_length=np.int64(N))
+    own.save_pretrained(tmp_path)
+    assert ImageTextProcessor.from_pretrained(tmp_path).image_seq_length == N
+    options = {"max_length": 40, "padding": "max_length", "pad_to_multiple_of": 8, "truncation": True}
+    numbers = {**options, "max_length": np.int64(40), "pad_to_multiple_of": np.int64(8)}
+    expected, found = (own(images=PATHS[0], text="<image>a", return_tensors="pt", **o) for o in (options, numbers))
+    assert found["input_ids"].shape == (1, 40) and all(torch.equal(found[name], expected[name]) for name in expected)
+    for bad in (16.0, "16", None):
+        with pytest.raises(TypeError):
+            ImageTextProcessor(processor.image_processor, processor.tokenizer, image_seq_length=bad)
+
+
 def test_save_and_load_is_lossless(processor, tmp_path):
     processor.visual_mode = "discrete"
     processor.chat_template = "{{ messages[0].content }}"

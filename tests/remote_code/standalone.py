@@ -29,6 +29,8 @@ def compute(model, processor, pixel_decoder, picture: str) -> dict[str, torch.Te
     processor.visual_tokenizer = model
     inputs = processor(images=picture, text="<image>", return_tensors="pt")
     found["attached features"] = inputs["image_features"]
+    inputs = processor(text="it is <point>there</point>", return_tensors="pt")
+    found |= {"own tokens": inputs["input_ids"], "own logits": model(**inputs).logits}
     inputs = processor(text="a cat", generation_mode="image", return_tensors="pt")
     options = {"guidance_scale": 4.0, "do_sample": True, "generator": torch.Generator().manual_seed(0)}
     ids = model.generate(**inputs, generation_mode="image", max_new_tokens=12, **options)
@@ -39,20 +41,25 @@ def compute(model, processor, pixel_decoder, picture: str) -> dict[str, torch.Te
 
 
 def main(checkpoint: str, picture: str, folder: str, revision: str | None = None) -> None:
-    """Computes with remote code, saves everything, and computes with what was saved."""
+    """Computes with remote code, saves everything, also with more tokens, and computes with what was saved."""
     sys.meta_path.insert(0, BlockPackage())
     from diffusers import DiffusionPipeline
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     options = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
     pixel_decoder = DiffusionPipeline.from_pretrained(checkpoint, **options)
-    for name, source in (("first", checkpoint), ("again", str(Path(folder) / "saved"))):
+    saved, own = Path(folder) / "saved", Path(folder) / "own-tokens"
+    for name, source in (("first", checkpoint), ("again", saved), ("own-tokens", own)):
         model = AutoModelForImageTextToText.from_pretrained(source, **options)
         processor = AutoProcessor.from_pretrained(source, **options)
         torch.save(compute(model, processor, pixel_decoder, picture), Path(folder) / f"{name}.pt")
         if name == "first":
-            model.save_pretrained(Path(folder) / "saved")
-            processor.save_pretrained(Path(folder) / "saved")
+            model.save_pretrained(saved)
+            processor.save_pretrained(saved)
+            processor.tokenizer.add_special_tokens({"extra_special_tokens": ["<point>", "</point>"]})
+            model.resize_token_embeddings(len(processor.tokenizer))
+            model.save_pretrained(own)
+            processor.save_pretrained(own)
         assert not any(module.partition(".")[0] == "lavit_hf" for module in sys.modules)
 
 

@@ -32,16 +32,17 @@ def test_outputs_without_the_package_are_the_same(checkpoint: Path, tmp_path: Pa
     environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "home")}
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
-    expected = compute(
-        lavit_hf.LavitForConditionalGeneration.from_pretrained(checkpoint),
-        lavit_hf.ImageTextProcessor.from_pretrained(checkpoint),
-        lavit_hf.LavitPixelDecoderPipeline.from_pretrained(checkpoint),
-        str(PICTURE),
-    )
-    for name in ("first", "again"):
+    pixel_decoder = lavit_hf.LavitPixelDecoderPipeline.from_pretrained(checkpoint)
+    own_tokens = []
+    for name, source in (("first", checkpoint), ("again", checkpoint), ("own-tokens", tmp_path / "own-tokens")):
+        model = lavit_hf.LavitForConditionalGeneration.from_pretrained(source)
+        processor = lavit_hf.ImageTextProcessor.from_pretrained(source)
+        expected = compute(model, processor, pixel_decoder, str(PICTURE))
         found = torch.load(tmp_path / f"{name}.pt")
         assert found.keys() == expected.keys()
         assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
+        own_tokens.append(int((found["own tokens"] > processor.tokenizer.eoi_token_id).sum()))
+    assert own_tokens == [0, 0, 2]
 
 
 @pytest.mark.parametrize("trust", [None, True, False])

@@ -338,6 +338,7 @@ def test_which_parts_accelerate_tells_the_epoch(processes):
         {"text": "a", "prompt": "\ud83d"},
         {"text": None, "messages": [None]},
         {"text": None, "messages": 5},
+        {"text": "a", "messages": 0},
         {"text": None, "messages": [{"role": "assistant", "content": [None]}]},
         {"text": None, "messages": [{"role": "assistant", "content": [{"type": "text", "text": 5}]}]},
         {"text": None, "messages": [{"role": "assistant", "content": "\udcff"}]},
@@ -349,3 +350,10 @@ def test_which_parts_accelerate_tells_the_epoch(processes):
 def test_nulls_integers_and_half_characters_are_bad_samples(row):
     with pytest.raises(ValueError, match="Sample 0 of the dataset is bad"):
         TrainingDataset([row], on_bad_sample="raise")[0]
+
+
+def test_no_messages_beside_text_are_no_chat():
+    """Columns of chats have empty lists, or nothing, where a row has text alone."""
+    rows = [{"text": "a", "messages": messages} for messages in ([], (), None)]
+    expected = [{"images": [], "text": "a", "sample_id": index, "epoch": 0} for index in range(3)]
+    assert [TrainingDataset(rows, on_bad_sample="raise")[index] for index in range(3)] == expected

@@ -52,6 +52,13 @@ def test_chats(processor):
     assert first > second > 0
 
 
+def test_bad_rows_have_no_text(processor):
+    """They are left out when they are read; until then, nothing stops at them."""
+    bad = [{"text": "half \ud83d"}, {"text": 5}, {"text": "a", "prompt": 5}, {"messages": 5}, {"messages": [None]}]
+    dataset = TrainingDataset([*ROWS, *bad]).measure_lengths(processor)
+    assert lengths(dataset) == [*lengths(TrainingDataset(ROWS).measure_lengths(processor)), *[1] * len(bad)]
+
+
 def test_no_image_is_decoded(processor):
     features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
     corrupt = datasets.Dataset.from_dict({"image": [{"bytes": b"no", "path": None}], "text": ["a"]}, features=features)

@@ -97,6 +97,9 @@ def test_collators_of_pictures_take_plain_rows():
         assert len(batch["pixel_values"]) == 2 and len(set(batch["sample_seeds"].tolist())) == 2
         with pytest.raises(ValueError, match=r"nothing but \['label'\].*remove_unused_columns=False"):
             collator([{"label": 0}])
+        for image in (5, "data:,x", b"no image"):
+            with pytest.raises(ValueError, match="Sample 7 is bad: .*image.*. TrainingDataset skips"):
+                collator([{"image": image, "sample_id": 7}])
 
 
 def test_a_number_is_that_of_the_content():

@@ -125,6 +125,9 @@ class LavitGenerationMixin(GenerationMixin):
         elif mode == "image" and sampler.vocab_slice is None and options.get("suppress_tokens") is None:
             allowed = set(self._drawable_ids())
             forbidden += [id for id in range(self.config.text_config.vocab_size) if id not in allowed]
+        elif mode == "image":  # tokens that a user added are no part of an image, whatever else may be drawn
+            after_codes = self.config.visual_token_offset + self.config.visual_tokenizer_config.codebook_size
+            forbidden += range(after_codes, self.config.text_config.vocab_size)
         return forbidden
 
     def _drawable_ids(self) -> list[int]:
@@ -277,7 +280,7 @@ class LavitGenerationMixin(GenerationMixin):
             # An assistant model gets them in every round, cached or not.
             images["mm_encoder_outputs"] = None
         encoded = self.model.encode_images(new_ids, **images)
-        if input_ids is not None and input_ids.numel():
+        if input_ids is not None:
             self.model._check_not_negative(input_ids)
         if encoded is None or input_ids is None:
             if new_ids is not None:  # the model itself does not look at a single id after cached ones

@@ -247,13 +247,12 @@ class LavitModel(LavitPreTrainedModel):
             `[batch, sequence]` of placeholders without a token; the last two are `None` where there are none.
         """
         is_placeholder = torch.eq(input_ids, self.config.image_token_id)
-        # Decoding steps and compiled graphs are spared the look at the data.
-        if not is_step and not torch.compiler.is_compiling() and not input_ids.is_meta and input_ids.numel():
+        if not is_step:
             self._check_not_negative(input_ids)
         # In models of old, placeholders lie outside of the embedding table.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         if images is None:
-            if not is_step and not torch.compiler.is_compiling():
+            if not is_step:
                 self._check_no_placeholders(is_placeholder)
             return inputs_embeds, None, None
         num_tokens = [len(tokens) for tokens in images.pooler_output]
@@ -319,6 +318,9 @@ class LavitModel(LavitPreTrainedModel):
 
     @staticmethod
     def _check_not_negative(input_ids: torch.Tensor) -> None:
+        # On a GPU, to look at the ids would be to wait for them, and the lookup itself complains there.
+        if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
+            return
         if (lowest := int(input_ids.min())) < 0:
             raise ValueError(
                 f"input_ids hold {lowest}, but ids are not negative. (-100 is for labels; padding has its own id "
@@ -327,6 +329,8 @@ class LavitModel(LavitPreTrainedModel):
 
     @staticmethod
     def _check_no_placeholders(is_placeholder: torch.Tensor) -> None:
+        if is_placeholder.is_meta or torch.compiler.is_compiling():
+            return
         if is_placeholder.any():
             raise ValueError(
                 "The prompt holds image placeholders but no images were given. Pass what the processor returned: "

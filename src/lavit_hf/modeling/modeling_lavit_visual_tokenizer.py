@@ -213,6 +213,10 @@ class LavitVisualTokenizer(PreTrainedModel):
         keep_mask: torch.Tensor | None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
+        if pixel_values.is_meta:
+            raise ValueError(
+                "pixel_values hold no values (they are on the device meta), which decide how many tokens there are."
+            )
         outputs = self._run_vision_model(pixel_values, **kwargs)
         patch_features = self._patch_features(outputs)
         log_probs = branch.selector(patch_features)

@@ -6,6 +6,7 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -295,8 +296,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         codes = self.generate_codes(
             inputs,
             guidance_scale=guidance_scale,
-            min_new_tokens=min_new_tokens,
-            max_new_tokens=max_new_tokens,
+            min_new_tokens=int(min_new_tokens),  # `generate` takes no integers of NumPy
+            max_new_tokens=int(max_new_tokens),
             num_return_sequences=num_images_per_prompt,
             do_sample=do_sample,
             generator=generator,
@@ -378,7 +379,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         negative_prompt: Any,
     ) -> None:
         """Checks what concerns the writing of codes; the pixel decoder checks the rest."""
-        if not isinstance(guidance_scale, (int, float)) or not 0 <= guidance_scale < float("inf"):
+        if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < float("inf"):
             raise ValueError(f"`guidance_scale` must be a finite number from 0 on; got {guidance_scale!r}.")
         limit = self.token_decoder.config.num_queries
         if not 0 <= min_new_tokens <= max_new_tokens or not 1 <= max_new_tokens <= limit:

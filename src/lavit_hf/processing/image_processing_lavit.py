@@ -37,9 +37,14 @@ class LavitImageProcessor(LavitImageDefaults, TorchvisionBackend):
             device = image.device
         array = prepare_array(image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"))
         tensor = torch.from_numpy(array.copy())
-        return super().process_image(
+        tensor = super().process_image(
             tensor, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, device=device, **kwargs
         )
+        size = kwargs.get("size")
+        if kwargs.get("do_resize") and size is not None and size.height and size.width:
+            # Not with the rest of the batch later, of which full-size arrays would wait here.
+            tensor = self.resize(tensor, size, kwargs.get("resample"))
+        return tensor
 
 
 __all__ = ["LavitImageProcessor"]

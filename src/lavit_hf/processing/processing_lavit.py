@@ -9,6 +9,7 @@ An image's number of tokens is known only after the visual tokenizer has looked 
 """
 
 import copy
+import operator
 import os
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -117,7 +118,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # By its name: remote code has a class of its own.
         if LavitTokenizer.__name__ not in {base.__name__ for base in type(tokenizer).__mro__}:
             raise TypeError(f"{type(self).__name__} needs a LavitTokenizer, got {type(tokenizer).__name__}.")
-        self.image_seq_length = image_seq_length
+        self.image_seq_length = operator.index(image_seq_length)  # NumPy's integers cannot be saved
         self.visual_mode = check_visual_mode(visual_mode)
         self.image_token = tokenizer.image_token
         self.image_token_id = tokenizer.image_token_id

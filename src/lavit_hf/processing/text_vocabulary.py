@@ -7,7 +7,7 @@ added tokens could not promise.
 
 import json
 import re
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ _PROBES = (
 
 
 def check_text(text: Any) -> None:
-    """Refuses text that holds half a character; it passes everything that is no text, or a list of texts.
+    """Refuses text that holds half a character, in lists and dictionaries, too; it passes everything else.
 
     Raises:
         ValueError: If a text holds a lone surrogate, as JSON may spell it: no tokenizer takes it, and no file.
     """
-    if isinstance(text, (list, tuple)):
-        for one in text:
+    if isinstance(text, (list, tuple, Mapping)):
+        for one in text.values() if isinstance(text, Mapping) else text:
             check_text(one)
     elif isinstance(text, str) and (found := _SURROGATE.search(text)):
         raise ValueError(

@@ -12,7 +12,7 @@ from transformers.utils import logging
 
 from ..processing.processing_lavit import ImageTextProcessor
 from .lengths import measure_lengths
-from .sample_checks import check_sample, read_codes, read_sample_id
+from .sample_checks import check_sample, read_codes, read_messages, read_sample_id
 from .sample_images import read_images, read_message_images
 
 logger = logging.get_logger(__name__)
@@ -146,9 +146,10 @@ class TrainingDataset(Dataset):
         else:
             sample["images"] = read_images(row.get(self.image_column), self.image_root)
         sample["text"] = None if self.text_column is None else row.get(self.text_column)
-        for name in ("prompt", "messages"):
-            if row.get(name) is not None:
-                sample[name] = row[name]
+        if row.get("prompt") is not None:
+            sample["prompt"] = row["prompt"]
+        if (messages := read_messages(row)) is not None:
+            sample["messages"] = messages
         check_sample(sample, needs_text=self.text_column is not None)
         if "messages" in sample:
             sample["messages"] = read_message_images(sample["messages"], self.image_root)

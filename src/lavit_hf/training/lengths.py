@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..processing.processing_lavit import ImageTextProcessor
+from .sample_checks import check_prompt, read_messages
 
 _BATCH = 1000
 
@@ -66,7 +67,13 @@ def _count(value: Any) -> int:
 
 def _text(row: Mapping[str, Any], text_column: str) -> str:
     pieces = [row.get("prompt") or "", row.get(text_column) or ""]
-    for message in row.get("messages") or []:
+    try:
+        messages = read_messages(row) or []
+        for piece in pieces:
+            check_prompt(piece)
+    except ValueError:
+        return ""  # a bad sample, which says so when it is read
+    for message in messages:
         content = message["content"]
         parts = [{"text": content}] if isinstance(content, str) else content
         pieces.extend(part.get("text") or "" for part in parts)

@@ -46,11 +46,19 @@ def complete_row(row: Mapping[str, Any], epoch: int = 0) -> dict[str, Any]:
     sample = dict(row)
     if row.get("epoch") is None:
         sample["epoch"] = epoch
-    if "images" not in row and "image" in row:
-        sample["images"] = read_images(row["image"])
     if row.get("sample_id") is None:
         sample["sample_id"] = number_row(row)
+    if "images" not in row and "image" in row:
+        try:
+            sample["images"] = read_images(row["image"])
+        except ValueError as error:
+            raise bad_sample(sample["sample_id"], error) from error
     return sample
+
+
+def bad_sample(sample_id: int, error: ValueError) -> ValueError:
+    """The error of a collator about a row that a `TrainingDataset` would have left out."""
+    return ValueError(f"Sample {sample_id} is bad: {str(error).rstrip('.')}. TrainingDataset skips such samples.")
 
 
 def check_columns(row: Mapping[str, Any]) -> None:
@@ -92,4 +100,4 @@ def _digest(value: Any) -> str:
     return hashlib.blake2b(value if isinstance(value, bytes) else str(value).encode(), digest_size=16).hexdigest()
 
 
-__all__ = ["FollowsEpoch", "check_columns", "complete_row", "number_row"]
+__all__ = ["FollowsEpoch", "bad_sample", "check_columns", "complete_row", "number_row"]

@@ -24,14 +24,52 @@ def check_sample(sample: Mapping[str, Any], needs_text: bool) -> None:
     if sample.get("messages") is not None:
         _check_messages(sample["messages"], len(pictures))
     elif needs_text:
-        _check_text(sample["text"])
-        prompt = sample.get("prompt") or ""
-        if not isinstance(prompt, str):
-            raise ValueError(f"the prompt is of type {type(prompt).__name__}")
-        check_text(prompt)
-        _check_placeholders(prompt + sample["text"], len(pictures))
+        check_learned_text(sample["text"])
+        check_prompt(sample.get("prompt"))
+        _check_placeholders((sample.get("prompt") or "") + sample["text"], len(pictures))
     elif not pictures:
         raise ValueError("the image is missing")
+
+
+def check_learned_text(text: Any) -> None:
+    """Makes sure that there is text.
+
+    Raises:
+        ValueError: If it is missing, blank, or no text.
+    """
+    if not isinstance(text, str):
+        raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
+    if not text.strip():
+        raise ValueError("the text is empty")
+    check_text(text)
+
+
+def check_prompt(prompt: Any) -> None:
+    """Makes sure that a prompt is text, or not there.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"the prompt is of type {type(prompt).__name__}")
+    check_text(prompt)
+
+
+def read_messages(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The chat of a row; `None` if there is none, or one without messages beside other rows with some.
+
+    Raises:
+        ValueError: If it is no chat.
+    """
+    messages = row.get("messages")
+    if messages is None or (isinstance(messages, (list, tuple)) and not messages):
+        return None
+    if not isinstance(messages, (list, tuple)) or not all(map(_is_message, messages)):
+        raise ValueError(
+            "one of its messages lacks a role, or a content that is a text or a list of parts with a type"
+        )
+    check_text(messages)
+    return list(messages)
 
 
 def read_codes(value: Any) -> list[list[int]]:
@@ -63,28 +101,13 @@ def read_sample_id(row: Mapping[str, Any], index: int) -> int:
         raise ValueError(f"the sample_id {value!r} is no integer: number the samples, or rename the column") from error
 
 
-def _check_text(text: Any) -> None:
-    if not isinstance(text, str):
-        raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
-    if not text.strip():
-        raise ValueError("the text is empty")
-    check_text(text)
-
-
 def _check_placeholders(text: str, num_images: int) -> None:
     count = text.count(IMAGE_TOKEN)
     if count not in (0, num_images):
         raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
 
 
-def _check_messages(messages: Any, num_images: int) -> None:
-    if not isinstance(messages, (list, tuple)) or not all(map(_is_message, messages)):
-        raise ValueError(
-            "one of its messages lacks a role, or a content that is a text or a list of parts with a type"
-        )
-    for message in messages:
-        content = message["content"]
-        check_text(content if isinstance(content, str) else [part.get("text") for part in content])
+def _check_messages(messages: list[dict[str, Any]], num_images: int) -> None:
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
         raise ValueError("there is nothing to learn: no message is the assistant's")
@@ -117,4 +140,4 @@ def _says_something(content: Any) -> bool:
     return any(part["type"] == "image" or (part.get("text") or "").strip() for part in content)
 
 
-__all__ = ["check_sample", "read_codes", "read_sample_id"]
+__all__ = ["check_learned_text", "check_prompt", "check_sample", "read_codes", "read_messages", "read_sample_id"]

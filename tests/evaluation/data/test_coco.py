@@ -36,6 +36,14 @@ def test_the_first_images(folder, add_image):
     assert [sample.id for sample in read_coco(content(), folder, 1)] == ["000000000042"]
 
 
+def test_two_images_of_one_id_are_both_there(folder, add_image):
+    """So that whoever reads the file says so."""
+    add_image("COCO_val2014_000000000042.jpg")
+    twice = content()
+    twice["images"].append(twice["images"][1])
+    assert [sample.id for sample in read_coco(twice, folder, 2)] == ["000000000042"] * 2
+
+
 def test_missing_images(folder):
     with pytest.raises(ValueError, match="has no COCO_val2014_000000000042.jpg; --images takes"):
         read_coco(content(), folder)

@@ -1,6 +1,9 @@
 """Formats are recognized by what is in a file; whatever does not fit is refused before anything is computed."""
 
+import copy
+import functools
 import json
+import operator
 
 import pytest
 
@@ -82,6 +85,57 @@ def test_broken_files(write, folder, add_image):
     add_image("1.jpg")
     with pytest.raises(ValueError, match="two samples with the id 000000000001"):
         read_data(write({"images": [row, row]}), "caption", images=folder)
+
+
+def _formats(write) -> dict:
+    """Of every format: the content, how to get at a row of it, fields that are texts and integers, and the rest."""
+    karpathy = {"images": [test_karpathy.image(1, "test"), test_karpathy.image(2, "test")]}
+    vqav2 = {"annotations": write(test_vqav2.answers(), "answers.json")}
+    return {
+        "coco": (test_coco.content(), ("images", 1), ["file_name"], ["id"], "caption", {}),
+        "captions": (test_coco.content(), ("annotations", 1), ["caption"], ["image_id"], "caption", {}),
+        "karpathy": (karpathy, ("images", 1), ["filename", "split"], ["imgid"], "caption", {}),
+        "sentences": (karpathy, ("images", 1, "sentences", 1), ["raw"], [], "caption", {}),
+        "vqav2": (test_vqav2.content(), ("questions", 1), ["question"], ["question_id", "image_id"], "vqa", vqav2),
+        "gqa": (test_gqa.CONTENT, ("201640614",), ["question", "answer", "imageId"], [], "vqa", {}),
+        "vizwiz": ([test_vizwiz.asked(0, "a"), test_vizwiz.asked(1, "b")], (1,), ["question", "image"], [], "vqa", {}),
+        "answers": ([test_vizwiz.asked(0, "a", "b")], (0, "answers", 1), ["answer"], [], "vqa", {}),
+    }
+
+
+@pytest.mark.parametrize("name", ["coco", "captions", "karpathy", "sentences", "vqav2", "gqa", "vizwiz", "answers"])
+def test_nulls_integers_and_half_characters_are_named(write, folder, add_image, name):
+    for image in ("COCO_val2014_000000391895.jpg", "COCO_val2014_000000000042.jpg", "1.jpg", "2.jpg", "n161313.jpg"):
+        add_image(image)
+    for image in ("n235859.jpg", "000000262148.jpg", "VizWiz_val_00000000.jpg", "VizWiz_val_00000001.jpg"):
+        add_image(image)
+    original, keys, texts, integers, task, options = _formats(write)[name]
+    assert len(read_data(write(original), task, images=folder, **options).samples) > 0
+
+    def refuse(change, message: str) -> None:
+        content = copy.deepcopy(original)
+        *path, last = keys
+        parent = functools.reduce(operator.getitem, path, content)
+        parent[last] = change(parent[last])
+        with pytest.raises(ValueError, match=f"file.json: .*{message}"):
+            read_data(write(content), task, images=folder, **options)
+
+    refuse(lambda row: None, "None instead of an object")
+    for field in [*texts, *integers]:
+        kind = "a text" if field in texts else "an integer"
+        wrong = [None, 5, ["a"]] if field in texts else [None, "5", 1.5, True]
+        for value in wrong:
+            refuse(lambda row: {**row, field: value}, f"{field} is .*, expected {kind}")  # noqa: B023
+    for field in texts:
+        refuse(lambda row: {**row, field: "a\ud83d"}, f"{field}: A text holds the lone surrogate")  # noqa: B023
+
+
+def test_data_uris_are_no_files(write, folder):
+    uri = "data:image/png;base64," + "A" * 5000
+    content = {"images": [{"id": 3, "file_name": uri}], "annotations": [{"image_id": 3, "caption": "a"}]}
+    with pytest.raises(ValueError, match="file.json: Image 3: .* has no data:image/png;base64,AAA") as caught:
+        read_data(write(content), "caption", images=folder)
+    assert len(str(caught.value)) < 500
 
 
 def test_a_corrupt_image_is_named(write, folder, add_image):

@@ -52,6 +52,43 @@ def test_questions_and_paths(tmp_path, folder, add_image):
     assert elsewhere.open_image().getpixel((0, 0)) == (0, 0, 255)
 
 
+@pytest.mark.parametrize(
+    ("task", "values", "message"),
+    [
+        ("caption", {"text": None}, "got None"),
+        ("caption", {"text": 5}, "got 5"),
+        ("caption", {"text": []}, "there is no text"),
+        ("text-to-image", {"text": ["a", None]}, "got None"),
+        ("caption", {"text": "\ud83d"}, "lone surrogate"),
+        ("vqa", {"question": None, "answer": "b"}, "got None"),
+        ("vqa", {"question": 5, "answer": "b"}, "got 5"),
+        ("vqa", {"question": "a", "answer": None}, "got None"),
+        ("vqa", {"question": "a", "answer": [5]}, r"got 5"),
+        ("vqa", {"question": "a", "answer": []}, "there is no text"),
+    ],
+)
+def test_nulls_integers_and_half_characters(monkeypatch, task, values, message):
+    """Arrow itself holds no half characters, but rows may be computed by a transform."""
+    row = {"image": make_scenes(num_scenes=1)[0]["image"], **values}
+    table = datasets.Dataset.from_dict({name: [0] for name in row})
+    monkeypatch.setattr(datasets.Dataset, "__getitem__", lambda self, index: row)
+    monkeypatch.setattr("lavit_hf.evaluation.data.table.load_data", lambda *args: (table, None))
+    with pytest.raises(ValueError, match=f"the-data, row 0: .*{message}"):
+        TableSamples("the-data", task, "test", Columns())[0]
+
+
+def test_nulls_in_a_file(tmp_path, folder, add_image):
+    add_image("0.png", "blue")
+    rows = [{"image": image, "text": text} for image, text in ((None, "a"), ("0.png", None), ("data:,x", "a"))]
+    (folder / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    samples = TableSamples(str(folder / "rows.jsonl"), "caption", "test", Columns())
+    with pytest.raises(ValueError, match=r"rows.jsonl, row 1: expected a text, got None"):
+        samples[1]
+    for index, message in ((0, "Sample 000000: the image cannot"), (2, "Sample 000002: .*the data URI as an image")):
+        with pytest.raises(ValueError, match=message):
+            samples[index].open_image()
+
+
 def test_missing_columns(saved):
     with pytest.raises(ValueError, match="has no column 'question'; it has 'image', 'text', 'many'"):
         TableSamples(str(saved), "vqa", "test", Columns())

@@ -9,6 +9,8 @@ from transformers import CLIPModel, CLIPProcessor
 from evaluation.metrics.tiny_networks import save_tiny_clip
 from lavit_hf.evaluation.metrics import load_metric
 from lavit_hf.evaluation.metrics.clip_similarity import ClipSimilarity
+from lavit_hf.evaluation.metrics.images import open_image
+from lavit_hf.evaluation.tasks.drawing import open_picture
 
 TEXTS = ["a red bird", "two cats", "snow"]
 
@@ -55,8 +57,21 @@ def test_paths_and_pictures_give_the_same(clip: Path, pictures: list[Image.Image
     metric = load_metric("clip_score", model_name_or_path=str(clip), weight=100.0, prefix="")
     from_paths = metric.compute(predictions=paths, references=TEXTS)
     assert from_paths == metric.compute(predictions=pictures, references=TEXTS)
-    with pytest.raises(FileNotFoundError, match="nowhere.png"):
+    with pytest.raises(ValueError, match="nowhere.png"):
         metric.compute(predictions=["nowhere.png"], references=["a bird"])
+
+
+@pytest.mark.parametrize("factor", [1.5, 3])
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_decompression_bombs_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, factor: float) -> None:
+    path = tmp_path / "bomb.png"
+    Image.new("RGB", (300, 200)).save(path)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", int(300 * 200 / factor))
+    for stored in ({"path": str(path), "bytes": None}, {"path": None, "bytes": path.read_bytes()}):
+        with pytest.raises(ValueError, match="pixels|too large"):
+            open_image(stored)
+    with pytest.raises(ValueError, match="bomb.png.*(pixels|too large)|(pixels|too large).*bomb.png"):
+        open_picture({"id": "1", "picture": path.name}, tmp_path)
 
 
 def test_the_best_of_several_drawings(clip: Path, pictures: list[Image.Image]) -> None:

@@ -11,7 +11,7 @@ from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.sample_seeds import sample_uniform
 from tiny_parts import CHECKPOINT
 
-EOS, BOI, EOI, CODE_0, PLACEHOLDER = 2, 300, 301, 302, 366
+EOS, BOI, EOI, CODE_0, PLACEHOLDER = 2, 300, 301, 302, 0
 PATCHES = 16
 
 
@@ -48,7 +48,7 @@ def spell(ids: torch.Tensor, processor) -> str:
     for value in ids.tolist():
         if value in names:
             pieces.append(names[value])
-        elif value >= CODE_0:
+        elif value == PLACEHOLDER or value >= CODE_0:
             pieces.append("#" if value == PLACEHOLDER else "c")
         else:
             piece = processor.tokenizer.convert_ids_to_tokens(value).replace("▁", "_")
@@ -364,7 +364,13 @@ def test_images_that_do_not_fit(processor):
         ([], "no rows"),
         ([{"input_ids": range(3)}], "remove_unused_columns=False"),
         ([{"text": "a", "sample_id": "first"}], "sample_id 'first' is no integer"),
-        ([{"text": " ", "sample_id": 4}], "Sample 4 has no text"),
+        ([{"text": " ", "sample_id": 4}], "Sample 4 is bad: the text is empty"),
+        ([{"text": 5, "sample_id": 4}], "Sample 4 is bad: the text is of type int"),
+        ([{"text": "a", "prompt": 5, "sample_id": 4}], "Sample 4 is bad: the prompt is of type int"),
+        ([{"text": "a", "messages": 0, "sample_id": 4}], "Sample 4 is bad: one of its messages"),
+        ([{"text": "a", "codes": [5], "sample_id": 4}], "Sample 4 is bad: its codes"),
+        ([{"text": "a", "image": 5, "sample_id": 4}], "Sample 4 is bad: the image is of type int"),
+        ([{"text": "\ud83d", "sample_id": 4}], "Sample 4 is bad: A text holds the lone surrogate"),
         ([row("<image><image>")], r"has 1 image\(s\), but its text has 2 <image>"),
         ([row("a", 0, prompt="<image>")], r"has 0 image\(s\), but its text has 1 <image>"),
         ([row(None, 0, messages=[{"role": "user", "content": "hi"}])], "nothing to learn"),

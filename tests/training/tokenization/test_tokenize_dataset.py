@@ -160,6 +160,45 @@ def test_bad_samples_stop_if_wanted(processor, tmp_path: Path) -> None:
         load_tokenized_dataset(tmp_path / "out")
 
 
+_CHAT = [{"role": "user", "content": "What?"}, {"role": "assistant", "content": "a ring"}]
+
+
+@pytest.mark.parametrize("output_format", ["arrow", "webdataset"])
+def test_nulls_integers_and_half_characters(output_format: str, processor, tmp_path: Path) -> None:
+    good = {"image": SCENES[0]["image"], "text": "a", "prompt": "b", "messages": _CHAT, "name": "c", "number": 1}
+    harmless = [{name: None} for name in ("prompt", "messages", "name", "number")] + [{"messages": []}]
+    bad = [
+        {"text": 5},
+        {"text": "\ud83d"},
+        {"prompt": 5},
+        {"prompt": "\ud83d"},
+        {"messages": 0},
+        {"messages": [None]},
+        {"messages": [{"role": "user", "content": 5}]},
+        {"messages": [{"role": "user", "content": "\ud83d"}]},
+        {"image": 5},
+        {"image": "data:image/png;base64,AAA"},
+        {"name": 5},
+        {"name": ["c"]},
+        {"name": "\ud83d"},
+        {"number": "one"},
+        {"number": 1.5},
+        {"number": 2**70},
+    ]
+    rows = [{**good, **change} for change in [{}, *harmless, *bad]]
+    stream = datasets.IterableDataset.from_generator(lambda: iter(rows))
+    options = {"keep_columns": ["name", "number"], "output_format": output_format}
+    report = tokenize(stream, tmp_path / "out", processor, **options)
+    first_bad = 1 + len(harmless)
+    assert [index for index, _ in report.bad_samples] == list(range(first_bad, len(rows)))
+    kept = load_tokenized_dataset(tmp_path / "out")
+    for row, written in zip(rows, kept, strict=False):
+        found = {name: written[name] for name in ("text", "prompt", "name", "number")}
+        assert found == {name: row[name] for name in found}
+        assert (written["messages"] or None) == (row["messages"] or None)
+    assert len(kept) == first_bad
+
+
 def test_nothing_but_bad_samples(processor, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="None of the 3 samples can be used; the first one: .*bytes"):
         tokenize(damaged_scenes().select(range(10, 13)), tmp_path / "out", processor)

@@ -6,6 +6,7 @@ from collections import defaultdict
 from pathlib import Path
 from typing import Any
 
+from .fields import read_field
 from .image_files import find_image
 from .sample import EvaluationSample
 
@@ -21,17 +22,22 @@ def read_coco(content: dict[str, Any], folder: Path, num_samples: int | None = N
     """One sample per image that has captions, in order of image ids.
 
     Raises:
-        ValueError: An image is missing in `folder`.
+        ValueError: A field is missing or of another type, or an image is missing in `folder`.
     """
     captions = defaultdict(list)
-    for annotation in content["annotations"]:
-        captions[annotation["image_id"]].append(annotation["caption"])
-    images = sorted((image for image in content["images"] if image["id"] in captions), key=lambda image: image["id"])
+    for index, annotation in enumerate(content["annotations"]):
+        where = f"annotations[{index}]"
+        number = read_field(annotation, "image_id", int, where)
+        captions[number].append(read_field(annotation, "caption", str, where))
+    images = []
+    for index, image in enumerate(content["images"]):
+        where = f"images[{index}]"
+        number = read_field(image, "id", int, where)
+        if number in captions:
+            images.append((number, read_field(image, "file_name", str, where)))
     return [
         EvaluationSample(
-            f"{image['id']:012d}",
-            find_image(folder, f"Image {image['id']}", image["file_name"]),
-            references=tuple(captions[image["id"]]),
+            f"{number:012d}", find_image(folder, f"Image {number}", name), references=tuple(captions[number])
         )
-        for image in images[:num_samples]
+        for number, name in sorted(images)[:num_samples]
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from ...files.paths import resolve_inside
@@ -19,6 +20,6 @@ def find_image(folder: Path, row: str, *names: str) -> str:
         ValueError: None does, or a name leads out of the folder.
     """
     for name in names:
-        if (path := resolve_inside(folder, name, row)).is_file():
+        if os.path.isfile(path := resolve_inside(folder, name, row)):
             return str(path)
-    raise ValueError(f"{row}: {folder} has no {names[0]}; --images takes the folder that the images are in.")
+    raise ValueError(f"{row}: {folder} has no {names[0]:.100}; --images takes the folder that the images are in.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .fields import read_field, read_texts
 from .image_files import find_image
 from .sample import EvaluationSample
 
@@ -26,22 +27,21 @@ def read_karpathy(
         num_samples: How many at most.
 
     Raises:
-        ValueError: There is no such split, or an image is missing in `folder`.
+        ValueError: There is no such split, a field is missing or of another type, or an image is missing in `folder`.
     """
-    images = [image for image in content["images"] if image["split"] == split]
-    if not images:
-        splits = sorted({image["split"] for image in content["images"]})
-        raise ValueError(f"The file has no split {split!r}; it has {', '.join(splits)}.")
-    return [
-        EvaluationSample(
-            f"{image['imgid']:012d}",
-            find_image(folder, f"Image {image['imgid']}", *_names(image)),
-            references=tuple(sentence["raw"] for sentence in image["sentences"]),
-        )
-        for image in images[:num_samples]
-    ]
+    rows = [(f"images[{index}]", image) for index, image in enumerate(content["images"])]
+    splits = [read_field(image, "split", str, where) for where, image in rows]
+    if split not in splits:
+        raise ValueError(f"The file has no split {split!r}; it has {', '.join(sorted(set(splits)))}.")
+    chosen = [row for row, of in zip(rows, splits, strict=True) if of == split]
+    return [_read_image(image, folder, where) for where, image in chosen[:num_samples]]
 
 
-def _names(image: dict[str, Any]) -> list[str]:
-    """Where the image may be; COCO's are also in folders of their own."""
-    return [image["filename"], f"{image.get('filepath', '.')}/{image['filename']}"]
+def _read_image(image: dict[str, Any], folder: Path, where: str) -> EvaluationSample:
+    number, name = read_field(image, "imgid", int, where), read_field(image, "filename", str, where)
+    return EvaluationSample(
+        f"{number:012d}",
+        # Those of COCO are also in folders of their own.
+        find_image(folder, f"Image {number}", name, f"{image.get('filepath', '.')}/{name}"),
+        references=read_texts(image, "sentences", "raw", where),
+    )

@@ -64,6 +64,8 @@ def read_data(
         data = _read_benchmark(path, _read_json(path), split, num_samples, folder or path.parent, annotations)
     except (KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} looks like the file of a benchmark, but is incomplete ({error!r}).") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
     if data is None:
         split = split or "test"
         table = TableSamples(name, task, split, Columns(*columns), folder, num_samples, config, revision)
@@ -99,8 +101,9 @@ def _read_benchmark(
         samples = read_coco(content, folder, num_samples)
     elif is_vqav2(content):
         if annotations is None:
-            raise ValueError(f"{path} holds questions; --annotations takes the file with their answers.")
-        answers = json.loads(Path(annotations).read_text(encoding="utf-8"))
+            raise ValueError("it holds questions; --annotations takes the file with their answers.")
+        if (answers := _read_json(Path(annotations))) is None:
+            raise ValueError(f"--annotations takes a JSON file, which {annotations} is not.")
         samples, metric = read_vqav2(content, answers, folder, num_samples), "vqa_accuracy"
     elif is_gqa(content):
         samples = read_gqa(content, folder, num_samples)
@@ -109,7 +112,7 @@ def _read_benchmark(
     else:
         return None
     if split is not None:
-        raise ValueError(f"{path} is of one split; leave --split out.")
+        raise ValueError("it is of one split; leave --split out.")
     return EvaluationData(str(path), None, samples, answer_metric=metric, is_benchmark=True)
 
 

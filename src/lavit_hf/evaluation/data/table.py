@@ -56,8 +56,9 @@ class TableSamples(Sequence):
         self._root = image_root or root
         self._columns = columns
         self._has_questions = task == "vqa"
+        self._has_texts = task != "reconstruction"
         wanted = [columns.image]
-        if task != "reconstruction":
+        if self._has_texts:
             wanted += [columns.question, columns.answer] if self._has_questions else [columns.text]
         if missing := [column for column in wanted if column not in dataset.column_names]:
             raise ValueError(
@@ -78,20 +79,22 @@ class TableSamples(Sequence):
         if not 0 <= index < len(self):
             raise IndexError(index)
         row = self._dataset[index]
-        texts = row.get(self._columns.answer if self._has_questions else self._columns.text)
-        references = tuple(texts or ()) if isinstance(texts, (list, tuple)) else () if texts is None else (texts,)
+        references = row.get(self._columns.answer if self._has_questions else self._columns.text, [])
+        references = references if isinstance(references, (list, tuple)) else [references]
         question = row[self._columns.question] if self._has_questions else None
-        wanted = (*references, question) if self._has_questions else references
-        if wrong := [text for text in wanted if not isinstance(text, str)]:
-            raise ValueError(f"{self._name}, row {index}: expected a text, got {wrong[0]!r:.60}.")
         try:
-            check_text(wanted)
+            if self._has_texts and not references:
+                raise ValueError("there is no text.")
+            for text in [*references, question] if self._has_questions else references:
+                if not isinstance(text, str):
+                    raise ValueError(f"expected a text, got {text!r:.60}.")
+                check_text(text)
         except ValueError as error:
             raise ValueError(f"{self._name}, row {index}: {error}") from error
         return EvaluationSample(
             f"{index:06d}",
             row[self._columns.image],
-            references=references,
+            references=tuple(references),
             question=question,
             image_root=self._root,
         )

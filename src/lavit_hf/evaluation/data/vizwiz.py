@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .fields import read_field, read_kind, read_texts
 from .image_files import find_image
 from .sample import EvaluationSample
 
@@ -21,15 +22,19 @@ def read_vizwiz(content: list[Any], folder: Path, num_samples: int | None = None
     """One sample per question, in the file's order.
 
     Raises:
-        ValueError: An image is missing in `folder`.
+        ValueError: A field is missing or of another type, or an image is missing in `folder`.
     """
-    return [
-        EvaluationSample(
-            Path(asked["image"]).stem,
-            find_image(folder, f"Question {index}", asked["image"]),
-            references=tuple(answer["answer"] for answer in asked["answers"]),
-            question=asked["question"],
-            meta={"kind": asked.get("answer_type", "other")},
+    samples = []
+    for index, asked in enumerate(content[:num_samples]):
+        where = f"Question {index}"
+        image = read_field(asked, "image", str, where)
+        samples.append(
+            EvaluationSample(
+                Path(image).stem,
+                find_image(folder, where, image),
+                references=read_texts(asked, "answers", "answer", where),
+                question=read_field(asked, "question", str, where),
+                meta={"kind": read_kind(asked, "answer_type", where)},
+            )
         )
-        for index, asked in enumerate(content[:num_samples])
-    ]
+    return samples

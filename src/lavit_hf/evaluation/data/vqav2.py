@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from .fields import read_field, read_kind, read_texts
 from .image_files import find_image
 from .sample import EvaluationSample
 
@@ -26,28 +27,28 @@ def read_vqav2(
         num_samples: How many at most.
 
     Raises:
-        ValueError: A question has no answers, or an image is missing in `folder`.
+        ValueError: A question has no answers, a field is missing or of another type, or an image is not in `folder`.
     """
-    answers = {annotation["question_id"]: annotation for annotation in annotations.get("annotations", [])}
+    answers = {}
+    for index, annotation in enumerate(read_field(annotations, "annotations", list, "The file of --annotations")):
+        where = f"annotations[{index}] of --annotations"
+        answers[read_field(annotation, "question_id", int, where)] = (annotation, where)
     subtype = content.get("data_subtype", "val2014")
     samples = []
-    for asked in content["questions"][:num_samples]:
-        if asked["question_id"] not in answers:
-            raise ValueError(f"Question {asked['question_id']} has no answers; are --annotations of the same split?")
-        annotation = answers[asked["question_id"]]
-        number = f"{asked['image_id']:012d}"
+    for index, asked in enumerate(content["questions"][:num_samples]):
+        where = f"questions[{index}]"
+        question_id = read_field(asked, "question_id", int, where)
+        if question_id not in answers:
+            raise ValueError(f"Question {question_id} has no answers; are --annotations of the same split?")
+        annotation, where_answered = answers[question_id]
+        number = f"{read_field(asked, 'image_id', int, where):012d}"
         samples.append(
             EvaluationSample(
-                f"{asked['question_id']:012d}",
-                find_image(
-                    folder,
-                    f"Question {asked['question_id']}",
-                    f"COCO_{subtype}_{number}.jpg",
-                    f"{number}.jpg",
-                ),
-                references=tuple(answer["answer"] for answer in annotation["answers"]),
-                question=asked["question"],
-                meta={"kind": annotation.get("answer_type", "other")},
+                f"{question_id:012d}",
+                find_image(folder, f"Question {question_id}", f"COCO_{subtype}_{number}.jpg", f"{number}.jpg"),
+                references=read_texts(annotation, "answers", "answer", where_answered),
+                question=read_field(asked, "question", str, where),
+                meta={"kind": read_kind(annotation, "answer_type", where_answered)},
             )
         )
     return samples

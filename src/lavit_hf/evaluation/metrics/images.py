@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-import io
+from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+
+from ...processing.image_conversion import load_image
 
 
 def open_image(stored: dict[str, Any]) -> Image.Image:
@@ -16,10 +18,10 @@ def open_image(stored: dict[str, Any]) -> Image.Image:
         stored: `bytes` of a file, or the `path` of one; what `datasets.Image(decode=False)` makes of paths and images.
 
     Raises:
-        OSError: The file is missing or no image.
+        ValueError: The file is missing, no image, or too large to be decoded safely.
     """
     content = stored["bytes"]
-    with Image.open(stored["path"] if content is None else io.BytesIO(content)) as image:
+    with load_image(Path(stored["path"]) if content is None else content) as image:
         return image.convert("RGB")
 
 

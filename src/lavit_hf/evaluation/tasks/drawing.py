@@ -9,6 +9,7 @@ from PIL import Image
 
 from ...data.scenes import Scene, facts_of, judge
 from ...files.paths import resolve_inside
+from ...processing.image_conversion import load_image
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement
 from ..scenes.facts import Comparison, compare_facts, measure_facts, wrong_parts
@@ -16,8 +17,12 @@ from .base import Record, Shown
 
 
 def open_picture(record: Record, folder: Path) -> Image.Image:
-    """What was drawn."""
-    with Image.open(picture_path(record, folder)) as picture:
+    """What was drawn.
+
+    Raises:
+        ValueError: The file is missing, no image, too large to be decoded safely, or elsewhere.
+    """
+    with load_image(picture_path(record, folder)) as picture:
         return picture.convert("RGB")
 
 

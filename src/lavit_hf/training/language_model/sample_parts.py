@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from ..plain_rows import check_columns, number_row
-from ..sample_checks import read_sample_id
+from ..plain_rows import bad_sample, check_columns, number_row
+from ..sample_checks import check_learned_text, check_prompt, read_codes, read_messages, read_sample_id
 from ..sample_images import read_images
 
 
@@ -91,21 +91,24 @@ def read_sample(row: Mapping[str, Any], epoch: int = 0) -> Sample:
         ValueError: If nothing is in it to learn.
     """
     check_columns(row)
-    if row.get("codes") is not None:
-        pictures: list[Any] = [list(codes) for codes in row["codes"]]
-    else:
-        pictures = [*read_images(row.get("images", row.get("image")))]
-    sample = Sample(
+    sample_id = number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0)
+    try:
+        messages = read_messages(row)
+        if messages is None:
+            check_learned_text(row.get("text"))
+        check_prompt(row.get("prompt"))
+        has_codes = row.get("codes") is not None
+        pictures = read_codes(row["codes"]) if has_codes else read_images(row.get("images", row.get("image")))
+    except ValueError as error:
+        raise bad_sample(sample_id, error) from error
+    return Sample(
         pictures=pictures,
         text=row.get("text"),
         prompt=row.get("prompt"),
-        messages=row.get("messages"),
-        sample_id=number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0),
+        messages=messages,
+        sample_id=sample_id,
         epoch=epoch if row.get("epoch") is None else int(row["epoch"]),
     )
-    if not sample.messages and not (sample.text or "").strip():
-        raise ValueError(f"Sample {sample.sample_id} has no text. TrainingDataset skips such samples.")
-    return sample
 
 
 def arrange_parts(sample: Sample, image_token: str, is_image_first: bool, is_dropped: bool) -> list[Part]:

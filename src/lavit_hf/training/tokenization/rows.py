@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 
 from ...processing.processing_lavit import ImageTextProcessor
 from ...processing.text_vocabulary import check_text
-from ..sample_checks import read_sample_id
+from ..sample_checks import check_learned_text, check_prompt, read_messages, read_sample_id
 from ..sample_images import read_images
 from .directory import TokenizationReport
 
@@ -47,7 +47,7 @@ class RowTokenizer:
         processor: With the visual tokenizer attached.
         image_column: Where the images are.
         text_column: Where the text is, or `None`.
-        kept_columns: What else is kept.
+        kept: Names of columns that are kept, with what `datasets` knows about each.
         batch_size: Images that are encoded at a time.
         image_root: Where relative paths of images start.
         on_bad_sample: `"skip"` or `"raise"`.
@@ -58,7 +58,7 @@ class RowTokenizer:
         processor: ImageTextProcessor,
         image_column: str,
         text_column: str | None,
-        kept_columns: Sequence[str],
+        kept: Mapping[str, Any],
         batch_size: int,
         image_root: Path | None,
         on_bad_sample: str,
@@ -66,7 +66,7 @@ class RowTokenizer:
         self.processor = processor
         self.image_column = image_column
         self.text_column = text_column
-        self.kept_columns = kept_columns
+        self.kept = kept
         self.batch_size = batch_size
         self.image_root = image_root
         self.on_bad_sample = on_bad_sample
@@ -113,16 +113,22 @@ class RowTokenizer:
     def _prepare(self, numbered: tuple[int, Mapping[str, Any]]) -> PreparedRow:
         index, row = numbered
         sample_id = read_sample_id(row, index)
-        values = {name: row[name] for name in self.kept_columns if name != "sample_id"}
+        values = {name: row[name] for name in self.kept}
         prepared = PreparedRow(sample_id, values)
         try:
+            has_messages = read_messages(row) is not None
+            check_prompt(row.get("prompt"))
+            for name, value in values.items():
+                _check_kept(name, value, self.kept[name])
             if self.text_column is not None:
-                values["text"] = _check_text(row[self.text_column], bool(row.get("messages")))
+                values["text"] = text = row[self.text_column]
+                if not has_messages or (text is not None and str(text).strip()):
+                    check_learned_text(text)
             images = read_images(row[self.image_column], self.image_root)
             if images:
                 inputs = self.processor.image_processor(images, return_tensors="pt")
                 prepared.pixel_values = inputs["pixel_values"]
-            elif self.text_column is None and not row.get("messages"):
+            elif self.text_column is None and not has_messages:
                 raise ValueError("the image is missing")
         except ValueError as error:
             prepared.error = error
@@ -161,15 +167,20 @@ class RowTokenizer:
         return [piece for text in texts if text for piece in text.split(self.processor.image_token) if piece]
 
 
-def _check_text(text: Any, has_messages: bool) -> str | None:
-    if text is None and has_messages:
-        return None
-    if not isinstance(text, str):
-        raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
-    if not text.strip() and not has_messages:
-        raise ValueError("the text is empty")
-    check_text(text)
-    return text
+def _check_kept(name: str, value: Any, feature: Any) -> None:
+    """Refuses what the column cannot hold as it is: `datasets` would change it, or fail while it writes."""
+    import datasets  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped]
+
+    check_text(value)
+    if not isinstance(feature, datasets.Value):
+        return
+    try:
+        stored = pyarrow.scalar(value, feature.pa_type).as_py()
+    except (pyarrow.ArrowException, OverflowError) as error:
+        raise ValueError(f"{name} is {value!r:.60}, but the column is of type {feature.dtype}") from error
+    if pyarrow.types.is_integer(feature.pa_type) and stored != value:
+        raise ValueError(f"{name} is {value!r}, but the column holds integers")
 
 
 def ahead_of(function: Callable[[_In], _Out], items: Iterable[_In], executor: Executor, ahead: int) -> Iterator[_Out]:

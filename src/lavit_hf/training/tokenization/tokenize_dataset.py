@@ -110,7 +110,8 @@ def tokenize_dataset(
     if not directory.is_complete:
         if source.length is not None and state.is_main_process:
             directory.finish_source(0, source.num_shards())
-        rows = RowTokenizer(processor, image_column, text_column, source.kept_columns, batch_size, root, on_bad_sample)
+        kept = {name: features[name] for name in source.kept_columns if name != "sample_id"}
+        rows = RowTokenizer(processor, image_column, text_column, kept, batch_size, root, on_bad_sample)
         _write_shards(source, directory, rows, state, num_threads, progress)
         state.wait_for_everyone()
         if state.is_main_process:
