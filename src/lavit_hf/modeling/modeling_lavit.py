@@ -49,8 +49,8 @@ class LavitModelOutputWithPast(BaseModelOutputWithPast):
     """Output of the language model.
 
     Args:
-        last_hidden_state: States of the last layer, `[batch, sequence, text hidden]`. They are zeros at placeholders of
-            dropped patches and, while training, wherever the next id is a placeholder: no loss learns from these.
+        last_hidden_state: States of the last layer, `[batch, sequence, text hidden]`. They are zeros at placeholders
+            of dropped patches and, while training, where the next id is a placeholder: no loss learns from these.
         image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
         attention_mask: With one placeholder per patch: the mask of the cached positions, `[batch, past + sequence]`,
             to go on from `past_key_values`. Rows are packed to the right there, without empty placeholders, and
