@@ -74,7 +74,7 @@ def build_model(tokenizer: LavitTokenizer) -> LavitForConditionalGeneration:
     config = LavitConfig(
         text_config={
             "model_type": "llama",
-            "vocab_size": tokenizer.image_token_id,
+            "vocab_size": len(tokenizer),
             "hidden_size": 256,
             "intermediate_size": 688,
             "num_hidden_layers": 4,

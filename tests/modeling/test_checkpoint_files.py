@@ -23,6 +23,26 @@ def changed(checkpoint: Path, target: Path, file: str, *path: str, value: object
     return target
 
 
+def test_fewer_layers_on_purpose(checkpoint):
+    """Of a configuration that the caller passes, transformers loads what there is."""
+    config = LavitConfig.from_pretrained(checkpoint)
+    config.text_config.num_hidden_layers -= 1
+    model = LavitForConditionalGeneration.from_pretrained(checkpoint, config=config)
+    assert len(model.model.language_model.layers) == config.text_config.num_hidden_layers
+    config.text_config.num_hidden_layers = 10**7
+    with pytest.raises(ValueError, match=r"The given configuration does not fit.*num_hidden_layers is 10000000"):
+        LavitForConditionalGeneration.from_pretrained(checkpoint, config=config, ignore_mismatched_sizes=True)
+
+
+def test_models_of_more_than_their_configuration(checkpoint):
+    class Named(LavitForConditionalGeneration):
+        def __init__(self, config, name):
+            super().__init__(config)
+            self.name = name
+
+    assert Named.from_pretrained(checkpoint, name="a").name == "a"
+
+
 LAYERS = [
     ("text_config", "num_hidden_layers"),
     ("visual_tokenizer_config", "merger_num_layers"),

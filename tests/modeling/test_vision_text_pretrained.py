@@ -175,7 +175,7 @@ def test_new_rows_start_like_the_others(model_type, is_tied):
     expected = text_model.get_input_embeddings().weight.detach().mean(dim=0)
     model = combine(text_model)
     new_rows = model.get_input_embeddings().weight[TEXT_VOCAB:]
-    assert model.config.tie_word_embeddings == is_tied and len(new_rows) == 26
+    assert model.config.tie_word_embeddings == is_tied and len(new_rows) == 27
     torch.testing.assert_close(new_rows.mean(dim=0), expected, atol=1e-3, rtol=0)
     # The head grows, too, its bias included, so that no visual id is likelier than a typical word.
     logits = model(input_ids=torch.tensor([[5, 6, 7]])).logits[0, -1]

@@ -313,7 +313,15 @@ def test_uploading_while_saving(pipeline, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(
         "diffusers.pipelines.pipeline_utils.load_or_create_model_card", lambda *args, **kw: ModelCard("")
     )
-    monkeypatch.setattr(LavitPixelDecoderPipeline, "_upload_folder", lambda self, *args, **kw: calls.append(args))
+
+    def upload(self, folder, repo_id, **kwargs):
+        calls.append((repo_id, {path.name for path in Path(folder).iterdir()}))
+
+    monkeypatch.setattr(LavitPixelDecoderPipeline, "_upload_folder", upload)
+    (tmp_path / "pushed").mkdir()
+    (tmp_path / "pushed" / "token.txt").write_text("mine")
     pipeline.save_pretrained(tmp_path / "pushed", push_to_hub=True, repo_id="me/lavit")
-    assert calls == [(str(tmp_path / "pushed"), "me/lavit")]
+    ((repository, names),) = calls
+    assert repository == "me/lavit" and {"model.safetensors", "model_index.json"} <= names
+    assert "token.txt" not in names  # what lay there before is nobody's business
     assert (tmp_path / "pushed" / "model.safetensors").is_file()

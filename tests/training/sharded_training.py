@@ -41,7 +41,8 @@ def batch(config, rank: int) -> dict[str, torch.Tensor]:
     generator = torch.Generator().manual_seed(rank)
     image = [config.boi_token_id, *[config.image_token_id] * 16, config.eoi_token_id]
     text = torch.randint(3, 250, (2, 6), generator=generator).tolist()
-    codes = torch.randint(config.visual_token_offset, config.image_token_id, (2, 5), generator=generator).tolist()
+    ids = (config.visual_token_offset, config.text_config.vocab_size)
+    codes = torch.randint(*ids, (2, 5), generator=generator).tolist()
     rows = [[*image, *words, config.boi_token_id, *drawn] for words, drawn in zip(text, codes, strict=True)]
     input_ids = torch.tensor(rows)
     pixel_values = torch.randn(2, 3, 56, 56, generator=generator)
@@ -130,7 +131,7 @@ def outputs(model) -> dict[str, list]:
     """What an image makes the model write, and the shortcut that computes only some rows of the head."""
     config = model.eval().config
     ids = torch.tensor([[5, 6, config.boi_token_id]])
-    part = (config.eoi_token_id, config.image_token_id)
+    part = (config.eoi_token_id, config.text_config.vocab_size)
     drawing = model(input_ids=ids, vocab_slice=part).logits[0, -1].tolist()
     inputs = batch(config, 0)
     del inputs["labels"]

@@ -94,6 +94,6 @@ def test_what_is_saved_loads_unsharded(folder, way):
         model, info = LavitForConditionalGeneration.from_pretrained(folder / way, output_loading_info=True)
         assert not info["missing_keys"]
     ids = torch.tensor([[5, 6, model.config.boi_token_id]])
-    part = (model.config.eoi_token_id, model.config.image_token_id)
+    part = (model.config.eoi_token_id, model.config.text_config.vocab_size)
     logits = model.eval()(input_ids=ids, vocab_slice=part).logits[0, -1]
     torch.testing.assert_close(logits, torch.tensor(json.loads((folder / "results.json").read_text())[way]["drawing"]))

@@ -13,6 +13,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ except ImportError:  # Windows: nothing can be locked this way, so nothing is cl
     fcntl = None  # type: ignore[assignment]
 
 PARTIAL = ".partial"
+_UMASK = threading.Lock()
 # A random name of `tempfile`, or the number of a process, as earlier versions had it.
 _RANDOM = r"([a-z0-9_]{8}|\d+)"
 # With less than this left, a write that failed for no stated reason failed for this one.
@@ -194,8 +196,9 @@ def readable_size(size: float) -> str:
 
 def new_file_mode(mode: int) -> int:
     """The permissions that a new file or directory asking for `mode` gets."""
-    umask = os.umask(0)
-    os.umask(umask)
+    with _UMASK:  # it can only be read by setting it
+        umask = os.umask(0)
+        os.umask(umask)
     return mode & ~umask
 
 

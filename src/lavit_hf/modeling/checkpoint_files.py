@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
 from .file_errors import file_in, name_file
@@ -37,6 +37,9 @@ _HUB_KWARGS = (
 
 # Values that say how often something is built, such as `num_hidden_layers` and `layers_per_block`.
 _COUNT = re.compile(r"(^|_)(layers?|experts)(_|$)")
+
+# Named instead of a file where a caller asks for other numbers of layers, of which transformers loads what there is.
+_GIVEN = "The given configuration"
 
 Shapes = dict[str, list[int]]
 
@@ -85,10 +88,14 @@ def check_checkpoint(
     shards = find_safetensors(checkpoint, kwargs.get("variant"), hub_kwargs)
     if not shards:  # adapters or pickles, or nothing at all, which transformers has an error for
         return
-    config = load_config(model_class, checkpoint, hub_kwargs, dict(kwargs))
+    rest = dict(kwargs)
+    config = load_config(model_class, checkpoint, hub_kwargs, rest)
     shapes = read_shapes(checkpoint, shards, hub_kwargs)
     file = file_in(os.path.join(checkpoint, kwargs.get("subfolder") or ""), "config.json")
-    check_config(model_class, config, shapes, file, *model_args, ignore=bool(kwargs.get("ignore_mismatched_sizes")))
+    if len(rest) < len(kwargs) and not _counts_as_stored(config, checkpoint, hub_kwargs):
+        file = _GIVEN
+    ignore = bool(kwargs.get("ignore_mismatched_sizes"))
+    check_config(model_class, config, shapes, file, *model_args, ignore=ignore)
     if model_class.can_generate() and kwargs.get("generation_config") is None:
         path = cached_file(
             checkpoint, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
@@ -209,9 +216,10 @@ def check_config(
         ValueError: If they do not fit.
     """
     values = dict(_flatten(config.to_dict()))
-    if ignore:
-        return
     check_counts(values, len(shapes), file)
+    # A subclass may need arguments that are nobody else's business.
+    if ignore or model_args or not _is_ours(model_class):
+        return
     # On the meta device a model of any size costs a moment and no memory.
     with name_file(file), _as_value_error(), torch.device("meta"), init.no_init_weights():
         model = model_class(copy.deepcopy(config), *model_args)
@@ -221,7 +229,7 @@ def check_config(
     found = max(forms, key=lambda form: len(form.keys() & expected.keys()))
     present, wanted = _numbers(found), _numbers(expected)
     for name in sorted(present.keys() & wanted.keys()):
-        if present[name] != wanted[name]:
+        if present[name] != wanted[name] and file != _GIVEN:
             hint = _hint({key: v for key, v in values.items() if _COUNT.search(key)}, {len(wanted[name])})
             raise ValueError(
                 f"{file} does not fit the weights{hint}: it describes {len(wanted[name])} of {name}, but the weights "
@@ -237,6 +245,22 @@ def check_config(
                 f"{expected[name]}, but the weights have {found[name]}. (`ignore_mismatched_sizes=True` loads the "
                 "others nevertheless.)"
             )
+
+
+def _counts_as_stored(config: PreTrainedConfig, checkpoint: str | os.PathLike, hub_kwargs: dict[str, Any]) -> bool:
+    """Whether a configuration that was passed has the numbers of layers of the file, as that of an Auto class has."""
+    path = cached_file(checkpoint, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    if path is None:
+        return False
+    with name_file(path):
+        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    values = dict(_flatten(config.to_dict()))
+    return all(values.get(name, value) == value for name, value in _flatten(stored) if _COUNT.search(name))
+
+
+def _is_ours(model_class: type[PreTrainedModel]) -> bool:
+    """Whether a model is made of its configuration alone, as those here are."""
+    return model_class.__init__.__module__.partition(".")[0] == __name__.partition(".")[0]
 
 
 def check_counts(values: Mapping[str, Any], limit: int, file: str | os.PathLike | None) -> None:

@@ -100,6 +100,8 @@ class LavitGenerationMixin(GenerationMixin):
             kwargs["input_ids"] = inputs
         self._restore_cached_mask(kwargs)
         prompt = kwargs.get("input_ids")
+        if prompt is not None and prompt.shape[-1] == 0:
+            raise ValueError("The prompt is empty: input_ids hold no id. For a caption, put an image into it.")
         new_mask = self._prepare_images(kwargs)
         self._check_assistant(kwargs)
         options = _Options(generation_config, self.generation_config, kwargs)
@@ -281,7 +283,7 @@ class LavitGenerationMixin(GenerationMixin):
             images["mm_encoder_outputs"] = None
         encoded = self.model.encode_images(new_ids, **images)
         if input_ids is not None:
-            self.model._check_not_negative(input_ids)
+            self.model._check_ids(input_ids)
         if encoded is None or input_ids is None:
             if new_ids is not None:  # the model itself does not look at a single id after cached ones
                 self.model._check_no_placeholders(torch.eq(new_ids, self.config.image_token_id))

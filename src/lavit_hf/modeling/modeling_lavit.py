@@ -248,7 +248,7 @@ class LavitModel(LavitPreTrainedModel):
         """
         is_placeholder = torch.eq(input_ids, self.config.image_token_id)
         if not is_step:
-            self._check_not_negative(input_ids)
+            self._check_ids(input_ids)
         # In models of old, placeholders lie outside of the embedding table.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         if images is None:
@@ -316,15 +316,21 @@ class LavitModel(LavitPreTrainedModel):
                 "processor."
             )
 
-    @staticmethod
-    def _check_not_negative(input_ids: torch.Tensor) -> None:
+    def _check_ids(self, input_ids: torch.Tensor) -> None:
         # On a GPU, to look at the ids would be to wait for them, and the lookup itself complains there.
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
             return
-        if (lowest := int(input_ids.min())) < 0:
+        lowest, highest = (int(value) for value in input_ids.aminmax())
+        if lowest < 0:
             raise ValueError(
                 f"input_ids hold {lowest}, but ids are not negative. (-100 is for labels; padding has its own id "
                 "and a mask.)"
+            )
+        last = max(self.config.text_config.vocab_size - 1, self.config.image_token_id)
+        if highest > last:
+            raise ValueError(
+                f"input_ids hold {highest}, but the last id of the vocabulary is {last}. (After adding tokens, call "
+                "resize_token_embeddings.)"
             )
 
     @staticmethod

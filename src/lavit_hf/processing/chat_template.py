@@ -1,6 +1,6 @@
 """The default chat template, and what keeps text typed in a chat from becoming an image placeholder."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
@@ -53,6 +53,39 @@ hidden_bracket: ContextVar[str | None] = ContextVar("hidden_bracket", default=No
 
 _MEDIA_KEYS = ("image", "url", "path", "base64", "image_url")
 _PRIVATE_USE = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
+
+
+def check_chat(conversation: Any) -> None:
+    """Checks the form of a chat, or of a batch of them; what a template makes of its roles is for that to say.
+
+    Raises:
+        ValueError: It is something else, or empty.
+    """
+    if isinstance(conversation, str) or not isinstance(conversation, (list, tuple)):
+        raise ValueError(f"A chat is a list of messages, got {conversation!r:.80}.")
+    if not conversation:
+        raise ValueError("The chat is empty: it holds no message.")
+    if isinstance(conversation[0], (list, tuple)):
+        for chat in conversation:
+            check_chat(chat)
+        return
+    for index, message in enumerate(conversation):
+        _check_message(f"Message {index} of the chat", message)
+
+
+def _check_message(name: str, message: Any) -> None:
+    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
+        raise ValueError(f"{name} must have a role and a content, got {message!r:.80}.")
+    content = message.get("content")
+    if isinstance(content, str) or (content is None and message.get("tool_calls")):
+        return
+    if not isinstance(content, (list, tuple)):
+        raise ValueError(f"{name}: the content must be a text or a list of parts, got {content!r:.80}.")
+    for part in content:
+        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+            raise ValueError(f"{name}: every part must have a type, such as 'text' or 'image'; got {part!r:.80}.")
+        if part["type"] == "text" and not isinstance(part.get("text"), str):
+            raise ValueError(f"{name}: a part of type 'text' must have a text, got {part!r:.80}.")
 
 
 def hide_brackets(*values: Any, beside: Any = ()) -> tuple[str, list[Any]]:

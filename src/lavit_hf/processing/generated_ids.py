@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable
-from numbers import Integral
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -68,11 +67,18 @@ def split_ids(ids: Iterable[int], visual: VisualIds, special_ids: Collection[int
 
 
 def as_rows(ids: Any) -> list[list[int]]:
-    """Ids of one sequence or several (a tensor, an array, a list of these) as lists of ints."""
-    values = ids.tolist() if hasattr(ids, "tolist") else list(ids)
-    if not values or isinstance(values[0], Integral):
+    """Ids of one sequence or several (a tensor, an array, a list of these) as lists of ints.
+
+    Raises:
+        ValueError: There are more dimensions than these two.
+    """
+    values = [row.tolist() if hasattr(row, "tolist") else row for row in ids]
+    if not values or not isinstance(values[0], (list, tuple)):
         return [values]
-    return [row.tolist() if hasattr(row, "tolist") else list(row) for row in values]
+    rows = [list(row) for row in values]
+    if any(isinstance(index, (list, tuple)) for row in rows for index in row):
+        raise ValueError("Expected the ids of a sequence, or of a batch of them; got more than two dimensions.")
+    return rows
 
 
 def last_image(runs: list[IdRun]) -> torch.Tensor:

@@ -137,8 +137,9 @@ def check_array(
         The array [C, H, W], `uint8` if it came with 16 bits or as booleans, otherwise of its own dtype.
     """
     if isinstance(image, torch.Tensor):
-        if image.is_meta or image.layout != torch.strided:
-            what = "without values, on the device meta" if image.is_meta else f"of layout {image.layout}"
+        if image.is_meta or image.layout != torch.strided or image.is_quantized:
+            what = f"of layout {image.layout} and dtype {image.dtype}"
+            what = "without values, on the device meta" if image.is_meta else what
             raise ValueError(f"An image must be a dense tensor of pixels, got one {what}.")
         image = image.detach().cpu()
         is_narrow = image.is_floating_point() and image.dtype not in (torch.float32, torch.float64)

@@ -21,7 +21,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from ..modeling.checkpoint_files import _HUB_KWARGS
 from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
 from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
-from .chat_template import DEFAULT_CHAT_TEMPLATE, hidden_bracket, hide_brackets, show_brackets
+from .chat_template import DEFAULT_CHAT_TEMPLATE, check_chat, hidden_bracket, hide_brackets, show_brackets
 from .checkpoint_processor import fit_to_model, name_broken_file
 from .generated_ids import as_rows, draw_images, join_runs, last_image
 from .image_structure import check_images, flatten
@@ -224,6 +224,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         `sanitize_control_tokens=True` that of template variables, too); a prompt that is rendered first and passed to
         the processor afterwards cannot make that difference. `generation_mode` reaches the template, too.
         """
+        check_chat(conversation)
         self._share_generation_mode(chat_template, kwargs)
         is_strict = kwargs.pop("sanitize_control_tokens", False)  # done here, not in transformers: more strictly
         if is_strict and not kwargs.get("tokenize"):

@@ -8,6 +8,7 @@ text that no text becomes.
 import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
+from numbers import Integral
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -31,6 +32,7 @@ from .text_vocabulary import (
 # How a tokenizer was loaded, which the base class keeps among its settings; remote code needs the last one there.
 _REMOTE_CODE_KWARGS = ("auto_map",) if IS_PACKAGE else ()
 _LOADING_KWARGS = ("is_local", "local_files_only", "trust_remote_code", "added_tokens_decoder", *_REMOTE_CODE_KWARGS)
+_LARGEST_ID = 2**32 - 1  # the backend knows no larger ones
 _VISUAL_NAME = re.compile(r"</?img>|<visual_\d+>")
 _Codes = TypeVar("_Codes", int, list[int], tuple[int, ...], np.ndarray, torch.Tensor)
 
@@ -200,19 +202,24 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
 
         Returns:
             Runs in order, each with its `kind` (`"text"`, `"image"`, or `"features"` for continuous images of the
-            prompt) and its `ids` (text ids, or codes). Ids that do not belong into an image are dropped.
+            prompt) and its `ids` (text ids, or codes). Ids that do not belong into an image, or do not exist, are
+            dropped.
+
+        Raises:
+            ValueError: It is no sequence of ids.
         """
         rows = as_rows(ids)
         if len(rows) != 1:
             raise ValueError(f"Expected the ids of one sequence, got {len(rows)}.")
-        ids = _check_ids(rows[0])
+        last = max(self._code_ids.stop - 1, self.image_token_id)  # behind it are tokens that were added, or nothing
+        ids = [i for i in _check_ids(rows[0]) if i <= last or self._tokenizer.id_to_token(i) is not None]
         visual = VisualIds(self.boi_token_id, self.eoi_token_id, self._code_ids, self.image_token_id)
         return split_ids(ids, visual, self._control_ids)
 
     @staticmethod
     def _check_range(values: Any, low: int, high: int, name: str) -> None:
         for value in np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values).flat:
-            if not low <= value < high:
+            if not low <= _check_integer(value) < high:
                 raise ValueError(f"{value} is not a {name}: expected {low} to {high - 1}.")
 
     def add_special_tokens(self, special_tokens_dict: dict[str, Any], *args: Any, **kwargs: Any) -> int:
@@ -309,14 +316,24 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
 
 
 def _check_ids(ids: Iterable[Any]) -> list[int]:
-    """Ids as integers of Python, none of which is negative."""
-    checked = [int(index) for index in ids]
+    """Ids as integers of Python, none of which is negative or larger than any vocabulary."""
+    checked = [_check_integer(index) for index in ids]
+    if too_large := next((index for index in checked if index > _LARGEST_ID), None):
+        raise ValueError(f"{too_large} is not a token id: it is larger than any vocabulary.")
     if negative := next((index for index in checked if index < 0), None):
         raise ValueError(
             f"{negative} is not a token id: ids are not negative. (Labels hold -100 where nothing is learned; replace "
             "it before decoding.)"
         )
     return checked
+
+
+def _check_integer(value: Any) -> int:
+    if isinstance(value, (torch.Tensor, np.ndarray)) and value.ndim == 0:
+        value = value.item()
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise ValueError(f"{value!r} is not a token id or code: these are integers.")
+    return int(value)
 
 
 def _shift(values: Any, by: int) -> Any:

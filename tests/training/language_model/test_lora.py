@@ -49,7 +49,7 @@ def example(model) -> dict[str, torch.Tensor]:
     """A light image, text, and an image that is drawn."""
     config = model.config
     image = [config.boi_token_id, *[config.image_token_id] * 16, config.eoi_token_id]
-    drawn = [config.boi_token_id, *range(config.visual_token_offset, config.image_token_id, 5), config.eoi_token_id]
+    drawn = [config.boi_token_id, *config.visual_token_ids[2::5], config.eoi_token_id]
     return {"input_ids": torch.tensor([[*image, 5, 6, 7, *drawn]]), "pixel_values": random_pixels(1)}
 
 
@@ -187,7 +187,7 @@ def test_merged_model_equals_the_adapted_one(saved, tmp_path):
 def test_drawing_uses_the_trained_head(saved):
     """The shortcut that computes only some rows of a plain head must not read the base model's."""
     model = saved.model
-    ids, part = torch.tensor([[5, 6, 7]]), (model.config.eoi_token_id, model.config.image_token_id)
+    ids, part = torch.tensor([[5, 6, 7]]), (model.config.eoi_token_id, model.config.text_config.vocab_size)
     with torch.no_grad():
         expected = model(input_ids=ids).logits[..., slice(*part)]
         torch.testing.assert_close(model(input_ids=ids, vocab_slice=part).logits, expected)
