@@ -50,7 +50,8 @@ class LavitModelOutputWithPast(BaseModelOutputWithPast):
 
     Args:
         last_hidden_state: States of the last layer, `[batch, sequence, text hidden]`. They are zeros at placeholders
-            of dropped patches and, while training, where the next id is a placeholder: no loss learns from these.
+            of dropped patches and, while training, from the start of a continuous image up to its end: what comes next
+            there is given, and no loss learns it.
         image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
         attention_mask: With one placeholder per patch: the mask of the cached positions, `[batch, past + sequence]`,
             to go on from `past_key_values`. Rows are packed to the right there, without empty placeholders, and
@@ -226,8 +227,8 @@ class LavitModel(LavitPreTrainedModel):
         last_hidden_state = _unpack(outputs.last_hidden_state, source)
         if self.training and images is not None:
             assert input_ids is not None
-            # Nothing is learned from them, also not by a library that labels placeholders and applies the head itself.
-            last_hidden_state = last_hidden_state.masked_fill(self._before_placeholder(input_ids)[..., None], 0)
+            # Nothing is to be learned there, also not by a library that labels it and applies the head itself.
+            last_hidden_state = last_hidden_state.masked_fill(self._inside_images(input_ids)[..., None], 0)
         return LavitModelOutputWithPast(
             last_hidden_state=last_hidden_state,
             past_key_values=outputs.past_key_values,
@@ -264,10 +265,10 @@ class LavitModel(LavitPreTrainedModel):
         inputs_embeds = inputs_embeds.masked_scatter(is_filled[..., None], image_hidden_states)
         return inputs_embeds, image_hidden_states, is_empty
 
-    def _before_placeholder(self, input_ids: torch.Tensor) -> torch.Tensor:
-        """Mask of the positions whose next id is a placeholder, `[batch, sequence]`."""
+    def _inside_images(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """Mask of placeholders, and of the image start before them, `[batch, sequence]`: what comes next is given."""
         is_placeholder = torch.eq(input_ids, self.config.image_token_id)
-        return nn.functional.pad(is_placeholder[:, 1:], (0, 1), value=False)
+        return is_placeholder | nn.functional.pad(is_placeholder[:, 1:], (0, 1), value=False)
 
     def encode_images(
         self,
