@@ -5,12 +5,27 @@ import pytest
 import torch
 import trl
 from packaging.version import Version
-from trl import SFTConfig, SFTTrainer
+from peft import get_peft_model
+from transformers import Trainer, TrainingArguments, set_seed
+from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.lora import get_lora_config
 from tiny_parts import CHECKPOINT, picture_rows
+
+ARGUMENTS = {
+    "max_steps": 6,
+    "per_device_train_batch_size": 5,
+    "learning_rate": 1e-2,
+    "logging_steps": 1,
+    "save_strategy": "no",
+    "report_to": "none",
+    "use_cpu": True,
+    "bf16": False,
+    "disable_tqdm": True,
+    "remove_unused_columns": False,
+}
 
 
 @pytest.fixture(scope="module")
@@ -35,20 +50,7 @@ def conversations() -> datasets.Dataset:
 def build_trainer(output_dir, train_dataset, assistant_only_loss=False, **kwargs) -> SFTTrainer:
     torch.manual_seed(0)
     model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
-    arguments = SFTConfig(
-        str(output_dir),
-        max_steps=6,
-        per_device_train_batch_size=5,
-        learning_rate=1e-2,
-        logging_steps=1,
-        save_strategy="no",
-        report_to="none",
-        use_cpu=True,
-        bf16=False,
-        disable_tqdm=True,
-        remove_unused_columns=False,
-        assistant_only_loss=assistant_only_loss,
-    )
+    arguments = SFTConfig(str(output_dir), **ARGUMENTS, assistant_only_loss=assistant_only_loss)
     return SFTTrainer(
         model=model,
         args=arguments,
@@ -104,3 +106,67 @@ def test_placeholders_in_the_labels_keep_the_loss_positive(conversations, tmp_pa
     """Regression: the placeholder's id lay outside of the head, and TRL's fused loss took its logit for 0."""
     losses = train(build_trainer(tmp_path, conversations))
     assert min(losses) > 0 and losses[-1] < losses[0]
+
+
+def test_with_our_collator_the_loss_is_that_of_trainer(conversations, tmp_path):
+    losses = []
+    for build in (build_trainer, build_plain_trainer):
+        processor = ImageTextProcessor.from_pretrained(CHECKPOINT)
+        losses.append(train(build(tmp_path, conversations, data_collator=LavitDataCollator(processor))))
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+
+
+def build_plain_trainer(output_dir, train_dataset, **kwargs) -> Trainer:
+    torch.manual_seed(0)
+    model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+    set_seed(42)  # as SFTTrainer does before it adds adapters
+    arguments = TrainingArguments(str(output_dir), **ARGUMENTS)
+    return Trainer(get_peft_model(model, get_lora_config(model)), arguments, train_dataset=train_dataset, **kwargs)
+
+
+def test_prompts_and_completions(conversations, tmp_path):
+    def split(row):
+        return {"prompt": row["messages"][:1], "completion": row["messages"][1:]}
+
+    pairs = conversations.map(split, remove_columns=["messages"])
+    losses = train(build_trainer(tmp_path, pairs))
+    assert losses[-1] < 0.7 * losses[0]
+
+
+def preferences(conversations):
+    def prefer(row):
+        rejected = [{"role": "assistant", "content": [{"type": "text", "text": "a dog"}]}]
+        return {"prompt": row["messages"][:1], "chosen": row["messages"][1:], "rejected": rejected}
+
+    return conversations.map(prefer, remove_columns=["messages", "sample_id"])
+
+
+@pytest.mark.parametrize("is_adapted", [False, True])
+def test_preferences(conversations, tmp_path, is_adapted):
+    model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+    trainer = DPOTrainer(
+        model=model,
+        args=DPOConfig(str(tmp_path), **{**ARGUMENTS, "max_steps": 2, "remove_unused_columns": True}),
+        train_dataset=preferences(conversations),
+        processing_class=ImageTextProcessor.from_pretrained(CHECKPOINT),
+        peft_config=get_lora_config(model) if is_adapted else None,
+    )
+    trainer.train()
+    losses = [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+    assert losses[0] == pytest.approx(0.6931, abs=1e-3)  # both answers as likely as before
+    assert losses[1] < losses[0]
+
+
+def test_rewards(conversations, tmp_path):
+    """GRPO writes answers to pictures itself; here long words are rewarded."""
+    prompts = conversations.map(lambda row: {"prompt": row["messages"][:1]}, remove_columns=["messages", "sample_id"])
+    options = {**ARGUMENTS, "per_device_train_batch_size": 2, "max_steps": 2, "remove_unused_columns": True}
+    trainer = GRPOTrainer(
+        model=LavitForConditionalGeneration.from_pretrained(CHECKPOINT),
+        args=GRPOConfig(str(tmp_path), num_generations=2, max_completion_length=5, **options),
+        reward_funcs=lambda completions, **kwargs: [float(len(answer[0]["content"])) for answer in completions],
+        train_dataset=prompts,
+        processing_class=ImageTextProcessor.from_pretrained(CHECKPOINT),
+    )
+    trainer.train()
+    assert len([entry for entry in trainer.state.log_history if "reward" in entry]) == 2

@@ -1,6 +1,6 @@
 """Configurations of the LaVIT models (Jin et al., ICLR 2024, https://arxiv.org/abs/2309.04669)."""
 
-from typing import Any
+from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -155,6 +155,10 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
     """
 
     model_type = "lavit"
+    # Without a file that says so: TRL asks for the Auto class of models that transformers itself does not have.
+    auto_map: ClassVar[dict[str, str]] = {
+        "AutoModelForImageTextToText": "modeling_lavit.LavitForConditionalGeneration"
+    }
     keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "attention_mask"]
     sub_configs_defaults = {
         "text_config": SubConfigSpec(
