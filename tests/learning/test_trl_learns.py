@@ -15,7 +15,7 @@ NUM_JUDGED = 32
 def count_right(model, processor, scenes: datasets.Dataset) -> int:
     """How many captions say what is true, and nothing else."""
     model.eval()
-    inputs = processor(images=scenes["image"], text=["<image>"] * len(scenes), padding=True, return_tensors="pt")
+    inputs = processor(images=list(scenes["image"]), text=["<image>"] * len(scenes), padding=True, return_tensors="pt")
     output = model.generate(**inputs, max_new_tokens=64)
     captions = processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     right = 0

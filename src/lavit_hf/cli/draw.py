@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 
 from ..conversion.progress import bar_options
-from ..training.assembly import same_codebooks
 from .loading import Lavit, load, without_bars
 from .pictures import open_image, open_images, save_picture
 
@@ -85,20 +84,9 @@ def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImageP
             )
     except OSError as error:
         raise ValueError(f"{lavit.pixel_decoders} cannot draw: {error}") from error
-    _check_codes(lavit, pipeline)
     # No bars for what takes less than a second.
     pipeline.set_progress_bar_config(**bar_options("Drawing", delay=1.0, leave=False))
     return pipeline.to(lavit.model.device)
-
-
-def _check_codes(lavit: Lavit, pipeline: LavitTextToImagePipeline) -> None:
-    """Refuses a pixel decoder that was copied to a model of another visual tokenizer: it would draw anything."""
-    own = lavit.model.visual_tokenizer.discrete.quantizer.codebook.weight
-    if not same_codebooks(pipeline.token_decoder.codebook.weight, own):
-        raise ValueError(
-            f"{lavit.pixel_decoders} cannot draw: its pixel decoder was trained with the codes of another visual "
-            "tokenizer. See lavit assemble --help."
-        )
 
 
 def make_generator(seed: int | None) -> tuple[int, torch.Generator]:

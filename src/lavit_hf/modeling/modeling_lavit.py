@@ -479,7 +479,8 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
 
         Args:
-            labels: Ids to predict, `[batch, sequence]`, unshifted; -100 and image placeholders are ignored.
+            labels: Ids to predict, `[batch, sequence]`, unshifted; -100, image placeholders and what follows them are
+                ignored.
             use_cache: Whether to return a cache; by default what the configuration says (`Trainer` says no), and if it
                 says nothing, what the language model's says.
             logits_to_keep: Compute only the last so many logits (0: all), or those at the given positions.
@@ -509,6 +510,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         loss = None
         if labels is not None:
             labels = self._ignore_placeholders(labels, kwargs.get("num_items_in_batch"))
+            labels = self._ignore_image_ends(labels, input_ids)
             labels = self._ignore_after_padding(labels, attention_mask)
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
@@ -541,6 +543,13 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
                 "Trainer does) took them for tokens to learn, which makes the loss too small. Set them to -100."
             )
         return labels.masked_fill(is_placeholder, -100)
+
+    def _ignore_image_ends(self, labels: torch.Tensor, input_ids: torch.Tensor | None) -> torch.Tensor:
+        """The end of a continuous image follows from its length: nothing predicts it."""
+        if input_ids is None:
+            return labels
+        is_after = nn.functional.pad(torch.eq(input_ids, self.config.image_token_id)[:, :-1], (1, 0), value=False)
+        return labels.masked_fill(is_after, -100)
 
     @staticmethod
     def _ignore_after_padding(labels: torch.Tensor, attention_mask: torch.Tensor | None) -> torch.Tensor:

@@ -8,6 +8,9 @@ from torch.nn import functional as F
 
 from .configuration_lavit import LavitVisualTokenizerConfig
 
+# Copies of one codebook may differ by rounding, if one is stored in half precision.
+_ROUNDING = 2**-7
+
 
 class LavitQuantizer(nn.Module):
     """Projects tokens to the codebook's width and picks the nearest row.
@@ -40,3 +43,10 @@ class LavitQuantizer(nn.Module):
             codebook = self.codebook(torch.arange(self.codebook.num_embeddings, device=tokens.device)).float()
             # |t|^2 is the same for every row, so it cannot change which one is nearest.
             return (codebook.square().sum(dim=-1) - 2 * tokens @ codebook.T).argmin(dim=-1)
+
+
+def same_codebooks(one: torch.Tensor, other: torch.Tensor) -> bool:
+    """Whether codes mean the same by two codebooks, `[codebook_size, codebook_dim]` each, whatever their dtypes."""
+    if one.shape != other.shape:
+        return False
+    return torch.allclose(one.detach().float().cpu(), other.detach().float().cpu(), rtol=_ROUNDING, atol=_ROUNDING)

@@ -21,6 +21,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
+from ..modeling.quantizer import same_codebooks
 from ..modeling.token_progress import TokenProgress
 from ..processing.processing_lavit import ImageTextProcessor
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
@@ -153,6 +154,13 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             if (quantization := kwargs.get("quantization_config")) is not None:
                 options["quantization_config"] = (quantization.quant_mapping or {}).get("model")
             model = LavitForConditionalGeneration.from_pretrained(source, **located, **options)
+        own = model.visual_tokenizer.discrete.quantizer.codebook.weight
+        theirs = pixel_decoder.token_decoder.codebook.weight
+        if not (own.is_meta or theirs.is_meta or same_codebooks(own, theirs)):
+            raise ValueError(
+                f"{source} cannot draw: its pixel decoder was trained with the codes of another visual tokenizer than "
+                "that of the language model. See lavit assemble --help."
+            )
         components = {name: getattr(pixel_decoder, name) for name in _COMPONENTS}
         pipeline = cls(model, processor, **components)
         pipeline.register_to_config(_name_or_path=source)

@@ -18,6 +18,7 @@ from ..conversion.pixel_decoders import link_pixel_decoders
 from ..conversion.source import find_component_weights
 from ..conversion.weight_files import Weights, read_json
 from ..modeling.configuration_lavit import LavitConfig
+from ..modeling.quantizer import same_codebooks
 from ..pipelines.pixel_decoder_files import copy_pixel_decoders
 from ..remote_code.checkpoint import save_remote_code
 
@@ -41,8 +42,6 @@ _FILES = (
     "README.md",
 )
 _CODEBOOK = "visual_tokenizer.discrete.quantizer.codebook.weight"
-# Copies of one codebook may differ by rounding, if one is stored in half precision.
-_ROUNDING = 2**-7
 
 
 def assemble(
@@ -80,7 +79,10 @@ def assemble(
     with complete_directory(target) as folder:
         for path in files:
             shutil.copyfile(path, folder / path.name)
-        copy_pixel_decoders(drawing, folder)
+        try:
+            copy_pixel_decoders(drawing, folder)
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
         link_pixel_decoders(folder)
         for origin in (source, drawing):
             copy_notices_of(origin, folder)
@@ -89,13 +91,6 @@ def assemble(
             names = f"{describe_source(str(source))} and the pixel decoder of {describe_source(str(drawing))}"
             save_derived_card(folder, f"It was put together with `lavit assemble`, of {names}.", [str(source)])
     return target
-
-
-def same_codebooks(one: torch.Tensor, other: torch.Tensor) -> bool:
-    """Whether codes mean the same by two codebooks, `[codebook_size, codebook_dim]` each, whatever their dtypes."""
-    if one.shape != other.shape:
-        return False
-    return torch.allclose(one.detach().float().cpu(), other.detach().float().cpu(), rtol=_ROUNDING, atol=_ROUNDING)
 
 
 def _read_language_model(root: Path) -> LavitConfig:
@@ -181,4 +176,4 @@ def _check_directory(root: Path) -> None:
         raise ConversionError(f"{root} is not a directory." if root.exists() else f"{root} does not exist.")
 
 
-__all__ = ["assemble", "same_codebooks"]
+__all__ = ["assemble"]
