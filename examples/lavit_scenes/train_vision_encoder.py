@@ -210,7 +210,9 @@ def accuracies(prediction: Any) -> dict[str, float]:
 
 def complete_model(vision_model: Any) -> Any:
     """The encoder with its last normalization, which LaVIT leaves out, but which `from_pretrained` expects."""
-    complete = type(vision_model)(vision_model.config)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # what was not trained, such as a pooler, is the same in every run
+        complete = type(vision_model)(vision_model.config)
     complete.load_state_dict({**complete.state_dict(), **vision_model.state_dict()})
     return complete
 

@@ -24,7 +24,7 @@ SIZES = {
     "chats": (200, 1000),
     "ids": (250, 1000),
     "checkpoints": (30, 330),
-    "kills": (20, 100),
+    "kills": (23, 115),
 }
 BLOCKS = 10
 

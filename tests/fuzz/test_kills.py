@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import get_peft_model
 
 from fuzz.runner import blocks, check_all, dice
-from lavit_hf import LavitImageProcessorPil
+from lavit_hf import LavitForConditionalGeneration, LavitImageProcessorPil
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.training import get_lora_config
 from tiny_models import build_visual_tokenizer
 from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, unet_config
 
@@ -56,21 +58,15 @@ def script(path: str, *arguments: Any, resume: Callable = lambda folder: [], res
     return Writer("fuzz.zygote:script", [EXAMPLES / path, *arguments], resume=resume, results=results)
 
 
-def last_checkpoint(folder: Path) -> list[str]:
-    """What the recipe's runner and users pass to scripts with a `Trainer`."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    return ["--resume_from_checkpoint", str(found[-1])] if found else []
-
-
 def latest(folder: Path) -> list[str]:
-    """What is passed to scripts with a loop of their own."""
+    """What the recipe's runner and users pass to scripts: whatever is complete."""
     return ["--resume_from_checkpoint", "latest"]
 
 
 def trainer_script(path: str, *arguments: Any) -> Writer:
     options = ["--output_dir", OUT, "--max_steps", 3, "--save_steps", 1, "--logging_steps", 1, "--report_to", "none"]
     options += ["--per_device_train_batch_size", 4, "--use_cpu", True, "--disable_tqdm", True]
-    return script(path, *arguments, *options, resume=last_checkpoint, results=("*.safetensors",))
+    return script(path, *arguments, *options, resume=latest, results=("*.safetensors",))
 
 
 def loop_script(path: str, *arguments: Any) -> Writer:
@@ -87,6 +83,8 @@ WRITERS = {
     "convert": command("convert", ORIGINAL, OUT, "--heads", "vision=4,merger=4,decoder=4", appears=True),
     "to-original": command("convert", "--to-original", TINY, OUT, appears=True),
     "export-llama": command("export-llama", TINY, OUT, appears=True),
+    "assemble": command("assemble", TINY, TINY, OUT, appears=True),
+    "merge": command("merge", "{inputs}/adapter", OUT, appears=True),
     "publish": command("publish", TINY, "user/name", "--dry-run", "--license", "apache-2.0"),
     "draw": command("draw", "a cat", *_DRAWING, appears=True),
     "reconstruct": command("reconstruct", _PICTURE, *_DRAWING, appears=True),
@@ -129,6 +127,9 @@ WRITERS = {
     "make_dataset": script(
         "lavit_scenes/make_dataset.py", "--output_dir", OUT, "--num_rows", 60, results=("*.arrow",)
     ),
+    "assemble lavit-scenes": script(
+        *("lavit_scenes/assemble.py", "--trained", "{inputs}/trained", "--output_dir", OUT), results=("*.safetensors",)
+    ),
     "recipe": script(
         *("lavit_scenes/train.py", "--output_dir", OUT, "--recipe", "{inputs}/recipe.yaml"), results=("*.safetensors",)
     ),
@@ -149,6 +150,11 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     build_token_decoder().save_pretrained(folder / "token_decoder")
     build_visual_tokenizer().save_pretrained(folder / "tokenizer")
     LavitImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "tokenizer")
+    model = LavitForConditionalGeneration.from_pretrained(TINY)
+    get_peft_model(model, get_lora_config(model)).save_pretrained(folder / "adapter")
+    (folder / "trained").mkdir()
+    for part in ("lavit", "pixel_decoder"):
+        (folder / "trained" / part).symlink_to(TINY)
     vision = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     vision |= {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
     stage = {"script": "train_autoencoder.py", "options": {"vae": str(folder / "vae"), "dataset": "scenes"}}

@@ -227,6 +227,18 @@ def test_negative_ids_are_refused(tiny):
             call(ids)
 
 
+def test_ids_behind_the_vocabulary_are_refused(tiny):
+    for call in (tiny, tiny.generate):
+        with pytest.raises(ValueError, match="input_ids hold 1000, but the last id of the vocabulary is 116"):
+            call(torch.tensor([[5, 1000]]))
+
+
+def test_empty_prompts_are_refused(tiny):
+    for mode in ("text", "image", "interleaved"):
+        with pytest.raises(ValueError, match="The prompt is empty"):
+            tiny.generate(torch.empty(1, 0, dtype=torch.long), generation_mode=mode)
+
+
 def test_text_needs_no_look_at_its_ids(tiny):
     """Looking at them would wait for a GPU, and break graphs; so shapes can be computed without values, too."""
     model = copy.deepcopy(tiny).to("meta")

@@ -51,6 +51,14 @@ def test_a_template_that_is_no_text(folder):
         ImageTextProcessor.from_pretrained(folder)
 
 
+def test_placeholders_are_those_of_the_model(folder):
+    """Else images would be read as text, and text as images."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "image_token_id": 5}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json does not fit .*image_token_id is 0 .* 5"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
 def test_processor_and_model_have_to_fit(folder):
     config = json.loads((folder / "processor_config.json").read_text())
     (folder / "processor_config.json").write_text(json.dumps({**config, "image_seq_length": 256}))

@@ -214,6 +214,25 @@ def test_split_images_takes_one_sequence(tokenizer):
         tokenizer.split_images([[5], [6]])
 
 
+def test_split_images_drops_ids_that_do_not_exist(tokenizer):
+    """Regression: after bare codes one ended the image, and the codes behind it were lost."""
+    runs = tokenizer.split_images([CODE, CODE + 1, 2**31, CODE + 2])
+    assert [tuple(run) for run in runs] == [("image", [0, 1, 2])]
+
+
+@pytest.mark.parametrize("ids", [[1.5], ["5"], [None], [True], [2**70], torch.tensor([0.5]), np.array([0.5])])
+def test_what_is_no_id_is_named(tokenizer, ids):
+    calls = (tokenizer.decode, tokenizer.split_images, tokenizer.convert_codes_to_ids, tokenizer.convert_ids_to_codes)
+    for call in calls:
+        with pytest.raises(ValueError, match="is not a"):
+            call(ids)
+
+
+def test_rows_of_rows_are_refused(processor):
+    with pytest.raises(ValueError, match="more than two dimensions"):
+        processor.post_process_multimodal_output(torch.zeros(1, 1, 2, dtype=torch.long), generation_mode="interleaved")
+
+
 @given(st.lists(st.sampled_from([8, 1, 2, 9, START, END, CODE, CODE + 1, IMAGE])))
 def test_any_ids_can_be_split(ids):
     runs = split_ids(ids, VisualIds(START, END, range(CODE, CODE + K), IMAGE), {1, 2})

@@ -709,6 +709,27 @@ def test_encoder_runs_once(checkpoint):
     assert inputs["image_features"].shape[0] == (inputs["input_ids"] == IMAGE).sum()
 
 
+@pytest.mark.parametrize(
+    ("chat", "message"),
+    [
+        ("a chat", "A chat is a list of messages, got 'a chat'"),
+        (None, "A chat is a list of messages, got None"),
+        ([], "The chat is empty"),
+        ([[]], "The chat is empty"),
+        (["a"], "Message 0 of the chat must have a role and a content, got 'a'"),
+        ([{"content": "a"}], "must have a role"),
+        ([{"role": "user"}], "the content must be a text or a list of parts, got None"),
+        ([{"role": "user", "content": "a"}, {"role": "user", "content": 5}], "Message 1 .* got 5"),
+        ([{"role": "user", "content": [{"text": "a"}]}], "every part must have a type"),
+        ([{"role": "user", "content": [{"type": "text", "text": None}]}], "a part of type 'text' must have a text"),
+    ],
+)
+def test_chats_of_other_forms_are_refused(processor, chat, message):
+    for options in ({}, {"tokenize": True, "return_dict": True}):
+        with pytest.raises(ValueError, match=message):
+            processor.apply_chat_template(chat, **options)
+
+
 def test_every_character_of_a_chat_stays_what_it_is():
     from lavit_hf.processing.chat_template import hide_brackets, show_brackets
 

@@ -52,6 +52,7 @@ def fit_to_model(processor: Any, checkpoint: str | os.PathLike, hub_kwargs: dict
         ("image_seq_length", _PROCESSOR_FILE, own, visual.num_patches),
         ("codebook_size", "tokenizer.json", tokenizer.codebook_size, visual.codebook_size),
         ("visual_token_offset", "tokenizer.json", tokenizer.visual_token_offset, config.visual_token_offset),
+        ("image_token_id", "tokenizer.json", tokenizer.image_token_id, config.image_token_id),
     ):
         if found != expected:
             raise ValueError(

@@ -1,6 +1,7 @@
 """How callers hand over images (one, a flat list, one list per prompt), and what both image backends share."""
 
 import os
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -67,6 +68,18 @@ class LavitImageDefaults(RemoteCodeDictMixin):
     do_rescale = True
     do_normalize = True
     do_convert_rgb = True
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for name, is_used in (
+            ("rescale_factor", self.do_rescale),
+            ("image_mean", self.do_normalize),
+            ("image_std", self.do_normalize),
+        ):
+            value = getattr(self, name)
+            values = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
+            if is_used and not all(isinstance(one, Real) and not isinstance(one, bool) for one in values):
+                raise ValueError(f"{name} must be a number, or numbers per channel for mean and std; got {value!r}.")
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens paths, URLs and file contents; images pass through. The nesting is kept."""
