@@ -49,7 +49,7 @@ def build_parts(scenes: datasets.Dataset) -> tuple[LavitForConditionalGeneration
         text_model=build_text_model(
             hidden_size=64, intermediate_size=128, vocab_size=len(tokenizer), initializer_range=0.05
         ),
-        codebook_size=16,
+        codebook_size=20,
         codebook_dim=4,
         merger_num_layers=1,
     )
@@ -106,7 +106,7 @@ def judge(captions: list[str], scenes: datasets.Dataset, style: re.Pattern) -> t
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 def test_a_frozen_model_learns_a_new_style_of_captions(tmp_path):
     set_seed(0)
-    scenes, few = make_scenes("train", num_scenes=1000), make_scenes("train", num_scenes=600, seed=1)
+    scenes, few = make_scenes("train", num_scenes=2000), make_scenes("train", num_scenes=600, seed=1)
     unseen = make_scenes("validation", num_scenes=64)
     model, processor = build_parts(few)
     train(
@@ -114,9 +114,9 @@ def test_a_frozen_model_learns_a_new_style_of_captions(tmp_path):
         processor,
         captioned(scenes, old_caption),
         tmp_path,
-        max_steps=220,
+        max_steps=500,
         per_device_train_batch_size=32,
-        learning_rate=3e-3,
+        learning_rate=2e-3,
     )
     before = describe(model, processor, unseen)
     style, background, colors = judge(before, unseen, OLD_STYLE)

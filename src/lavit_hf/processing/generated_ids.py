@@ -72,7 +72,8 @@ def as_rows(ids: Any) -> list[list[int]]:
     Raises:
         ValueError: There are more dimensions than these two.
     """
-    values = [row.tolist() if hasattr(row, "tolist") else row for row in ids]
+    rows = ids.tolist() if hasattr(ids, "tolist") else ids  # at once: one by one would wait for a GPU each time
+    values = [row.tolist() if hasattr(row, "tolist") else row for row in rows]
     if not values or not isinstance(values[0], (list, tuple)):
         return [values]
     rows = [list(row) for row in values]
