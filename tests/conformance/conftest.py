@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-# Processors with AVX-512 FP16 add up in half precision, which turns the choice of a patch here and there: two attentions
+# Processors with AVX-512 FP16 add up in half precision, which turns the choice of a patch here and there: attentions
 # then see other tokens. The tests compare numbers, for which all processors should compute alike.
 os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 os.environ["RUN_SLOW"] = "1"  # some tests are marked slow, which with tiny models they are not

@@ -38,7 +38,7 @@ _HUB_KWARGS = (
 # Values that say how often something is built, such as `num_hidden_layers` and `layers_per_block`.
 _COUNT = re.compile(r"(^|_)(layers?|experts)(_|$)")
 
-# So many layers are built on the meta device in about a second, and may be missing from the weights, as any tensor may.
+# So many layers are built on the meta device in about a second, and may be missing from the weights as tensors may.
 _BUILT_IN_SECONDS = 1000
 
 # Named instead of a file where a caller asks for other numbers of layers, of which transformers loads what there is.
