@@ -14,7 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,6 +98,33 @@ def complete_folder(path: Path) -> Iterator[Path]:
             os.close(descriptor)
 
 
+@contextmanager
+def temporary_folder(prefix: str) -> Iterator[Path]:
+    """Yields a new folder, which goes with the body.
+
+    First removes the folders of this prefix whose processes are gone.
+
+    Args:
+        prefix: Of the folder's name; what has it belongs to this function.
+    """
+    place = Path(tempfile.gettempdir())
+    _remove_abandoned(path for path in place.glob(f"{prefix}*") if path.is_dir())
+    folder, descriptor = None, None
+    try:
+        while True:
+            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
+            if descriptor is None or _lock(descriptor, folder, wait=True):
+                break
+            os.close(descriptor)
+        yield folder
+    finally:
+        if folder is not None:
+            shutil.rmtree(folder, ignore_errors=True)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def remove_partials(folder: Path, name: str | None = None) -> None:
     """Removes what killed processes left behind in a directory.
 
@@ -108,8 +135,15 @@ def remove_partials(folder: Path, name: str | None = None) -> None:
     if not fcntl or not folder.is_dir():
         return
     pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.{_RANDOM}{re.escape(PARTIAL)}")
-    for path in [path for path in folder.iterdir() if pattern.fullmatch(path.name) and not path.is_symlink()]:
+    _remove_abandoned(path for path in folder.iterdir() if pattern.fullmatch(path.name))
+
+
+def _remove_abandoned(paths: Iterable[Path]) -> None:
+    """Removes files and folders of this user that no living process has locked; links are nobody's."""
+    for path in [path for path in paths if fcntl and not path.is_symlink()]:
         try:
+            if path.stat().st_uid != os.getuid():
+                continue
             descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
         except OSError:  # gone, or somebody else's
             continue
@@ -211,6 +245,7 @@ __all__ = [
     "read_json",
     "readable_size",
     "remove_partials",
+    "temporary_folder",
     "why_not_written",
     "write_json",
 ]

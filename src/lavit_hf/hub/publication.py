@@ -13,6 +13,7 @@ from huggingface_hub import ModelCardData
 
 from ..conversion.pixel_decoders import link_pixel_decoders
 from ..data.public_text import is_path, without_paths
+from ..files.complete import temporary_folder
 from ..pipelines.remote_code import PIPELINE_MODULE, write_code
 from ..remote_code.checkpoint import save_remote_code
 from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, write_card
@@ -21,7 +22,6 @@ from .errors import PublishError
 from .facts import ADAPTER_CONFIG, Adapter, is_adapter, read_adapter, read_config, read_facts
 from .files import DECODERS, MODEL_INDEX, FileList, list_files, mapped_modules, read_parts
 from .licenses import check_licenses, find_license
-from .staging import temporary_folder
 
 _PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
 _PREFIX = "lavit-publish-"
