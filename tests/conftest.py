@@ -3,6 +3,7 @@
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # tests look at bars
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each use all cores slow one another down several times over.
     os.environ.setdefault("OMP_NUM_THREADS", "1")

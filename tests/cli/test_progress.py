@@ -6,12 +6,13 @@ from pathlib import Path
 
 import datasets
 import pytest
+from diffusers.utils import logging as diffusers_logging
 from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging
 
 import lavit_cli
+from lavit_hf.cli import loading
 from lavit_hf.cli.draw import load_pipeline
-from lavit_hf.cli.loading import load
 from lavit_hf.conversion import progress
 from lavit_hf.data.scenes import make_scenes
 
@@ -61,9 +62,16 @@ def test_bars_and_lines(
 
 
 def test_bars_of_drawing(random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pipeline = load_pipeline(load(str(random_checkpoint)))
+    pipeline = load_pipeline(loading.load(str(random_checkpoint)))
     assert pipeline._progress_bar_config == pipeline.pixel_decoder._progress_bar_config
     assert pipeline._progress_bar_config["desc"] == "Drawing" and pipeline._progress_bar_config["mininterval"] == 30
     monkeypatch.setattr(sys, "stderr", Terminal())
-    assert "mininterval" not in load_pipeline(load(str(random_checkpoint)))._progress_bar_config
+    assert "mininterval" not in load_pipeline(loading.load(str(random_checkpoint)))._progress_bar_config
     assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+
+
+def test_nothing_is_shown_of_loading_what_is_small_whatever_the_variable_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "HF_HUB_DISABLE_PROGRESS_BARS", True)
+    with loading.without_bars(diffusers_logging):
+        assert not diffusers_logging.is_progress_bar_enabled()
+    assert diffusers_logging.is_progress_bar_enabled()

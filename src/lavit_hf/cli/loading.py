@@ -158,7 +158,8 @@ def without_bars(logging: Any) -> Iterator[None]:
     Args:
         logging: The library's module of this name.
     """
-    if HF_HUB_DISABLE_PROGRESS_BARS is not None or not logging.is_progress_bar_enabled():
+    # Set to false, the variable asks for bars; set to true, diffusers does not know of it.
+    if HF_HUB_DISABLE_PROGRESS_BARS is False or not logging.is_progress_bar_enabled():
         yield  # decided already
         return
     logging.disable_progress_bar()
