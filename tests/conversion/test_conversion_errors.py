@@ -62,6 +62,14 @@ def test_numbers_of_layers_that_nobody_could_build(original, file, name):
     assert file in message and f"{name} is 10000000" in message
 
 
+@pytest.mark.parametrize("value", [[[]], "x", {"a": 1}, -1])
+@pytest.mark.parametrize("name", ["down_block_types", "block_out_channels"])
+def test_networks_of_a_pixel_decoder_that_nobody_could_build(original, name, value):
+    path = original / "pixel_decoding/vae/config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), name: value}))
+    assert "pixel_decoding/vae/config.json does not describe a network of the class AutoencoderKL" in _error(original)
+
+
 def test_source_that_is_no_checkpoint(tmp_path, original, checkpoint):
     assert "does not exist" in _error(tmp_path / "nowhere")
     assert "is not a directory" in _error(original / "language_model/config.json")

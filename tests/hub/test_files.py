@@ -114,6 +114,16 @@ def test_a_pixel_decoder_without_a_part_is_refused(folder: Path) -> None:
         dry_run(folder)
 
 
+@pytest.mark.parametrize("file", ["lowres/token_decoder/config.json", "scheduler/scheduler_config.json"])
+def test_a_part_of_a_pixel_decoder_without_its_configuration_is_refused(folder: Path, file: str) -> None:
+    (folder / file).unlink()
+    with pytest.raises(
+        PublishError,
+        match=f"{(folder / file).parent} has no configuration|names scheduler, but scheduler is not there",
+    ):
+        dry_run(folder)
+
+
 def test_other_files_are_published_where_they_are_asked_for(folder: Path) -> None:
     add(folder, "docs/a.md", "docs/b/c.md", "docs/d.pkl", "private_data.csv", "train.py")
     report = dry_run(folder, include=["docs", "*.csv"])

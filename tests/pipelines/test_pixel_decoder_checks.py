@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
 
@@ -24,6 +25,7 @@ def change(checkpoint, folder, file, **values):
         ("model_index.json", {"unet": 5}),
         ("model_index.json", {"unet": "nothing"}),
         ("model_index.json", {"scheduler": ["diffusers", "NoScheduler"]}),
+        ("model_index.json", {"unet": ["no_library", "UNet2DConditionModel"]}),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": "many"}),
         ("unet/config.json", {"layers_per_block": 10**7}),
         ("unet/config.json", {"block_out_channels": "x"}),
@@ -63,6 +65,18 @@ def test_corrupt_weights(checkpoint, tmp_path):
     file = tmp_path / "broken" / "vae" / "diffusion_pytorch_model.safetensors"
     file.write_bytes(file.read_bytes()[:1000])
     with pytest.raises(OSError, match=str(file)):
+        LavitPixelDecoderPipeline.from_pretrained(tmp_path / "broken")
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_weights_that_lack_a_tensor(checkpoint, tmp_path, part):
+    shutil.copytree(checkpoint, tmp_path / "broken")
+    file = tmp_path / "broken" / part / "diffusion_pytorch_model.safetensors"
+    weights = load_file(file)
+    lost = max(weights)
+    del weights[lost]
+    save_file(weights, file, metadata={"format": "pt"})
+    with pytest.raises(OSError, match=f"{file} lacks 1 tensors, the first is {lost}"):
         LavitPixelDecoderPipeline.from_pretrained(tmp_path / "broken")
 
 

@@ -6,7 +6,7 @@ import shutil
 import pytest
 from transformers import AutoProcessor
 
-from lavit_hf import ImageTextProcessor
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitTokenizer
 
 
 @pytest.fixture
@@ -64,3 +64,34 @@ def test_processor_and_model_have_to_fit(folder):
     (folder / "processor_config.json").write_text(json.dumps({**config, "image_seq_length": 256}))
     with pytest.raises(ValueError, match=r"processor_config\.json does not fit .*image_seq_length is 256 .* 16"):
         ImageTextProcessor.from_pretrained(folder)
+
+
+def test_a_tokenizer_alone_names_files_too(folder):
+    for file, content in (("tokenizer.json", b"\xff"), ("chat_template.jinja", b"\xff")):
+        before = (folder / file).read_bytes()
+        (folder / file).write_bytes(content)
+        with pytest.raises(OSError, match=file.replace(".", r"\.")):
+            LavitTokenizer.from_pretrained(folder)
+        (folder / file).write_bytes(before)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": "7"}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json.*model_max_length must be a number"):
+        LavitTokenizer.from_pretrained(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(OSError, match=r"has no tokenizer\.json: save the tokenizer there, too"):
+        LavitTokenizer.from_pretrained(folder)
+
+
+def test_added_tokens_need_rows(folder):
+    """Else an id of the tokenizer has no embedding, or is that of something else."""
+    model, processor = (
+        LavitForConditionalGeneration.from_pretrained(folder),
+        ImageTextProcessor.from_pretrained(folder),
+    )
+    processor.tokenizer.add_tokens(["<point>"])
+    processor.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"'<point>' has the id 366, but the model 366 rows.*resize_token_embeddings"):
+        ImageTextProcessor.from_pretrained(folder)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.save_pretrained(folder)
+    assert ImageTextProcessor.from_pretrained(folder).tokenizer("<point>")["input_ids"] == [366]

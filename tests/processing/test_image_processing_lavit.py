@@ -437,7 +437,10 @@ def test_float8_meta_and_sparse_tensors(processor):
         pixels(processor, torch.quantize_per_tensor(image, 1.0, 0, torch.quint8))
 
 
-@pytest.mark.parametrize("values", [{"rescale_factor": None}, {"image_mean": ["a"] * 3}, {"image_std": True}])
+@pytest.mark.parametrize(
+    "values",
+    [{"rescale_factor": None}, {"image_mean": [float("nan")] * 3}, {"image_mean": ["a"] * 3}, {"image_std": True}],
+)
 def test_settings_that_are_no_numbers(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))} must be a number"):
         LavitImageProcessorPil(**values)

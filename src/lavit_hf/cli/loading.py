@@ -13,7 +13,6 @@ import torch
 from huggingface_hub import ModelCard
 from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
 from safetensors import SafetensorError
-from transformers import AutoProcessor
 from transformers.utils import logging
 
 from .. import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
@@ -117,7 +116,7 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
 def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> ImageTextProcessor:
     if Path(model).is_dir() and not (Path(model) / "processor_config.json").is_file():
         raise ValueError(f"{model} has no processor_config.json: save the processor there, too.")
-    return AutoProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer)
+    return ImageTextProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer)
 
 
 def _prepare(device: str, dtype: str) -> tuple[torch.device, str]:

@@ -8,6 +8,7 @@ import re
 import torch
 
 from ..modeling.checkpoint_files import check_counts
+from ..modeling.file_errors import name_file
 from .errors import ConversionError, listing
 from .source import Component, OriginalCheckpoint
 from .weight_files import read_json
@@ -58,10 +59,12 @@ def _expected_shapes(config: dict, folder: str) -> dict[str, tuple[int, ...]]:
     if model_class is None or not issubclass(model_class, diffusers.ModelMixin):
         raise ConversionError(f"{folder}/config.json names no model of diffusers ({config.get('_class_name')}).")
     try:
-        with torch.device("meta"):
+        with name_file(f"{folder}/config.json"), torch.device("meta"):
             model = model_class.from_config(config)
-    except (TypeError, ValueError, KeyError) as error:
-        raise ConversionError(f"{folder}/config.json does not describe a {model_class.__name__}: {error}") from error
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConversionError(
+            f"{folder}/config.json does not describe a network of the class {model_class.__name__}: {error}"
+        ) from error
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

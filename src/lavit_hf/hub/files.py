@@ -33,7 +33,7 @@ METRICS = ("metrics.json", "evaluation/metrics.json")
 _WEIGHTS = re.compile(
     r"(model|diffusion_pytorch_model|adapter_model)([.-][\w.-]+)?\.safetensors(\.index(\.\w+)?\.json)?"
 )
-_CONFIGURATIONS = {
+CONFIGURATIONS = {
     "adapter_config.json",
     "config.json",
     "generation_config.json",
@@ -251,7 +251,7 @@ class _KnownFiles:
 
 
 def _is_file_of_model(name: str) -> bool:
-    return name in _CONFIGURATIONS or name in _TEXT or bool(_WEIGHTS.fullmatch(name))
+    return name in CONFIGURATIONS or name in _TEXT or bool(_WEIGHTS.fullmatch(name))
 
 
 def read_parts(index: Path) -> tuple[list[str], list[str]]:

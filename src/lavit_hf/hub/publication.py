@@ -20,7 +20,7 @@ from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, wr
 from .checks import check_weights, is_index, read_object
 from .errors import PublishError
 from .facts import ADAPTER_CONFIG, Adapter, is_adapter, read_adapter, read_config, read_facts
-from .files import DECODERS, MODEL_INDEX, FileList, list_files, mapped_modules, read_parts
+from .files import CONFIGURATIONS, DECODERS, MODEL_INDEX, FileList, list_files, mapped_modules, read_parts
 from .licenses import check_licenses, find_license
 
 _PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -121,6 +121,8 @@ def _check_files(root: Path, found: FileList) -> None:
             for part in read_parts(root / folder / MODEL_INDEX)[0]:
                 if not any(file.startswith(f"{folder}{part}/") for file in found.published):
                     raise PublishError(f"{root / folder / MODEL_INDEX} names {part}, but {folder}{part} is not there.")
+                if not any(f"{folder}{part}/{name}" in found.published for name in CONFIGURATIONS):
+                    raise PublishError(f"{root / folder / part} has no configuration: save the pixel decoder again.")
 
 
 def _find_base(root: Path, adapter: Adapter, data: ModelCardData, origin: Origin) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +25,7 @@ _CONFIG_FILES = {
     "safety_checker": "config.json",
     "feature_extractor": "preprocessor_config.json",
 }
+_OF_DIFFUSERS = ("scheduler", "unet", "vae")
 _ID_NAMES = ("visual_token_offset", "eoi_token_id")
 
 
@@ -46,6 +48,8 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
             raise ValueError(f"{file}: {part} must name a library and a class, got {entry!r}.")
         if entry == [None, None] and part not in ("safety_checker", "feature_extractor"):
             raise ValueError(f"{file} names no {part}, which a pixel decoder needs.")
+        if part in _OF_DIFFUSERS and not _is_known(entry[0], folder / part):
+            raise ValueError(f"{file}: {part} is of the library {entry[0]!r}; expected 'diffusers'.")
         if entry[0] == "diffusers" and not isinstance(getattr(diffusers, entry[1] or "", None), type):
             raise ValueError(f"{file}: {part} is of the class {entry[1]!r}, which diffusers does not have.")
         if entry[0] is not None:
@@ -61,6 +65,11 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
         )
     for root in (folder, folder.parent) if folder.name == "lowres" else (folder,):
         _check_whole(root / "config.json", file, ids, None if "token_decoder" in given else folder / "token_decoder")
+
+
+def _is_known(library: str, folder: Path) -> bool:
+    """Whether diffusers loads from it: a file of code beside the component, or what was imported already."""
+    return library == "diffusers" or (folder / f"{library}.py").is_file() or library.partition(".")[0] in sys.modules
 
 
 def _check_part(folder: Path, name: str) -> None:
@@ -116,7 +125,7 @@ def name_broken_part(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if str(folder) not in str(error):
-            for part in ("scheduler", "unet", "vae"):
+            for part in _OF_DIFFUSERS:
                 _try_part(folder, part)
         raise
 
@@ -149,6 +158,28 @@ def _compare_shapes(model: torch.nn.Module, config_file: Path) -> None:
                 )
 
 
+def check_complete(folder: Path, components: dict[str, Any]) -> None:
+    """Refuses networks that diffusers has left without some of their weights, with a warning at most.
+
+    Args:
+        folder: Where they were loaded from.
+        components: Networks by the names of their parts.
+
+    Raises:
+        OSError: If a tensor is in no file.
+    """
+    for part, network in components.items():
+        empty = {name for name, tensor in network.state_dict().items() if tensor.is_meta}
+        if not empty:
+            continue
+        files = sorted((folder / part).glob("*.safetensors"))
+        for file in files:
+            with safe_open(file, framework="pt") as content:
+                empty -= set(content.keys())
+        if empty and files:  # else it was offloaded
+            raise OSError(f"{files[0]} lacks {len(empty)} tensors, the first is {min(empty)}; save it again.")
+
+
 def read_object(file: Path) -> dict[str, Any]:
     """Reads a JSON object.
 
@@ -164,4 +195,4 @@ def read_object(file: Path) -> dict[str, Any]:
     return content
 
 
-__all__ = ["check_index", "name_broken_part", "read_object"]
+__all__ = ["check_complete", "check_index", "name_broken_part", "read_object"]

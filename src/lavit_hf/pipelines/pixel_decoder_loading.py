@@ -16,7 +16,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from .pixel_decoder_checks import check_index, name_broken_part, read_object
+from .pixel_decoder_checks import check_complete, check_index, name_broken_part, read_object
 
 HIGHRES, LOWRES = "highres", "lowres"
 _COMPONENTS = ("token_decoder", "unet", "vae", "scheduler", "safety_checker", "feature_extractor")
@@ -80,6 +80,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         check_index(folder, given=kwargs)
         with name_broken_part(folder):
             pipeline = super().from_pretrained(str(folder), **kwargs)
+        check_complete(folder, {name: getattr(pipeline, name) for name in ("unet", "vae") if name not in kwargs})
         beside = _ids_beside(folder.parent if folder.name == LOWRES else folder)
         unknown = {name: value for name, value in beside.items() if pipeline.config.get(name) is None}
         pipeline.register_to_config(_name_or_path=source, **unknown)

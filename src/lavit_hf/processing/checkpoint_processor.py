@@ -15,7 +15,12 @@ from transformers.utils.hub import cached_file
 from ..modeling.configuration_lavit import LavitConfig
 
 _PROCESSOR_FILE = "processor_config.json"
-_JSON_FILES = (_PROCESSOR_FILE, "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json")
+_TOKENIZER_FILE = "tokenizer.json"
+# Of what a processor and a tokenizer are made; at least one of the first must be there.
+_FILES = {
+    "processor": ((_PROCESSOR_FILE, "preprocessor_config.json"), ("tokenizer_config.json", _TOKENIZER_FILE)),
+    "tokenizer": ((_TOKENIZER_FILE,), ("tokenizer_config.json",)),
+}
 
 
 def fit_to_model(processor: Any, checkpoint: str | os.PathLike, hub_kwargs: dict[str, Any]) -> int:
@@ -47,6 +52,14 @@ def fit_to_model(processor: Any, checkpoint: str | os.PathLike, hub_kwargs: dict
         return own
     config = LavitConfig.from_pretrained(checkpoint, **hub_kwargs)
     tokenizer, visual = processor.tokenizer, config.visual_tokenizer_config
+    rows = config.text_config.vocab_size
+    for index, token in tokenizer.added_tokens_decoder.items():
+        if index >= rows and index != config.image_token_id:
+            raise ValueError(
+                f"{os.path.join(checkpoint, _TOKENIZER_FILE)} does not fit {files['config.json']}: the token "
+                f"{token.content!r:.50} has the id {index}, but the model {rows} rows of embeddings. If you added "
+                "tokens, call `model.resize_token_embeddings(len(processor.tokenizer))` before you save the model."
+            )
     own = visual.num_patches if own is None else own
     for name, file, found, expected in (
         ("image_seq_length", _PROCESSOR_FILE, own, visual.num_patches),
@@ -63,8 +76,12 @@ def fit_to_model(processor: Any, checkpoint: str | os.PathLike, hub_kwargs: dict
 
 
 @contextmanager
-def name_broken_file(checkpoint: str | os.PathLike) -> Iterator[None]:
-    """Finds out which file is to blame when the processor of a directory cannot be loaded.
+def name_broken_file(checkpoint: str | os.PathLike, kind: str = "processor") -> Iterator[None]:
+    """Finds out which file is to blame when the processor or the tokenizer of a directory cannot be loaded.
+
+    Args:
+        checkpoint: The directory; nothing is found out about a repository.
+        kind: What of it is loaded: `"processor"` or `"tokenizer"`.
 
     Raises:
         OSError: If a file is no JSON, or not what it should be.
@@ -74,11 +91,12 @@ def name_broken_file(checkpoint: str | os.PathLike) -> Iterator[None]:
         yield
     except Exception as error:
         folder = Path(checkpoint)
-        if folder.is_dir() and not any((folder / name).is_file() for name in _JSON_FILES[:2]):
-            raise OSError(f"{folder} has no {_PROCESSOR_FILE}: save the processor there, too.") from error
+        needed, others = _FILES[kind]
+        if folder.is_dir() and not any((folder / name).is_file() for name in needed):
+            raise OSError(f"{folder} has no {needed[0]}: save the {kind} there, too.") from error
         if not folder.is_dir() or str(folder) in str(error):
             raise
-        present = [folder / name for name in _JSON_FILES if (folder / name).is_file()]
+        present = [folder / name for name in needed + others if (folder / name).is_file()]
         for file in present:
             _read(file)
         for file in sorted(folder.glob("*.jinja")):
@@ -86,13 +104,13 @@ def name_broken_file(checkpoint: str | os.PathLike) -> Iterator[None]:
                 file.read_text(encoding="utf-8")
             except ValueError as reason:
                 raise OSError(f"{file} is not readable: {reason}") from error
-        if (folder / "tokenizer.json") in present:
-            _check_tokenizer(folder / "tokenizer.json")
-        if not present or not isinstance(error, AttributeError | LookupError | TypeError | ValueError):
+        if (folder / _TOKENIZER_FILE) in present:
+            _check_tokenizer(folder / _TOKENIZER_FILE)
+        if not isinstance(error, AttributeError | LookupError | TypeError | ValueError):
             raise
-        names = " or ".join(file.name for file in present if file.name != "tokenizer.json")
+        names = " or ".join(file.name for file in present if file.name != _TOKENIZER_FILE)
         raise ValueError(
-            f"{folder}: no processor can be made of what its files say ({names}): {type(error).__name__}: {error}"
+            f"{folder}: no {kind} can be made of what its files say ({names}): {type(error).__name__}: {error}"
         ) from error
 
 

@@ -1,6 +1,7 @@
 """How callers hand over images (one, a flat list, one list per prompt), and what both image backends share."""
 
 import os
+from math import isfinite
 from numbers import Real
 from typing import Any
 
@@ -78,7 +79,8 @@ class LavitImageDefaults(RemoteCodeDictMixin):
         ):
             value = getattr(self, name)
             values = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
-            if is_used and not all(isinstance(one, Real) and not isinstance(one, bool) for one in values):
+            is_number = [isinstance(one, Real) and not isinstance(one, bool) and isfinite(one) for one in values]
+            if is_used and not all(is_number):
                 raise ValueError(f"{name} must be a number, or numbers per channel for mean and std; got {value!r}.")
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:

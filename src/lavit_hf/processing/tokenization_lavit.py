@@ -8,7 +8,7 @@ text that no text becomes.
 import re
 from collections.abc import Collection, Iterable, Sequence
 from itertools import groupby
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, TypeVar, overload
 
@@ -19,6 +19,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
+from .checkpoint_processor import name_broken_file
 from .generated_ids import IdRun, VisualIds, as_rows, split_ids
 from .text_vocabulary import (
     BOI_TOKEN,
@@ -63,6 +64,8 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         if kwargs.get("pad_token") is None:
             kwargs["pad_token"] = kwargs.get("eos_token")
         super().__init__(*args, split_special_tokens=split_special_tokens, **kwargs)
+        if isinstance(self.model_max_length, bool) or not isinstance(self.model_max_length, Real):
+            raise ValueError(f"model_max_length must be a number of ids; got {self.model_max_length!r}.")
         for name in _LOADING_KWARGS:  # or they would be saved as settings
             self.init_kwargs.pop(name, None)
         if self._tokenizer.token_to_id(IMAGE_TOKEN) is None:
@@ -70,6 +73,17 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
                 "This tokenizer has no visual vocabulary; make one with `LavitTokenizer.from_text_tokenizer` or "
                 "`LavitTokenizer.from_sentencepiece`."
             )
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """See [`PreTrainedTokenizerBase.from_pretrained`].
+
+        Raises:
+            OSError: If a file is missing or corrupt.
+            ValueError: If values in a file cannot be used.
+        """
+        with name_broken_file(pretrained_model_name_or_path, "tokenizer"):
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)
 
     @classmethod
     def convert_to_native_format(cls, trust_remote_code: bool = False, **kwargs: Any) -> dict[str, Any]:
