@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .selector import KEEP
+from .modeling_lavit_visual_tokenizer import KEEP
 
 
 @torch.compiler.disable

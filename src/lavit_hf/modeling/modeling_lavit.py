@@ -23,8 +23,7 @@ from .image_placeholders import (
     split_image_features,
     trim_rows,
 )
-from .merger import gather_positions
-from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer, gather_positions
 from .split_linear import split_linear
 
 logger = logging.get_logger(__name__)

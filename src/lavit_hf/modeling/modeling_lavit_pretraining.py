@@ -16,12 +16,10 @@ from .checkpoint_files import CheckedLoadingMixin
 from .codebook import LavitCodebookLearner
 from .configuration_lavit_pretraining import LavitPreTrainingConfig
 from .distributed import sum_over_processes, world_size
-from .merger import padded_positions
 from .modeling_lavit_token_decoder import LavitTokenDecoder
-from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer, padded_positions, select_patches
 from .pretraining_metrics import TokenizerMetrics, perplexity
 from .pretraining_output import LavitVisualTokenizerForPreTrainingOutput
-from .selector import select_patches
 from .selector_learner import LavitSelectorLearner, keep_rate_loss
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from .distributed import sum_over_processes
-from .selector import KEEP
+from .modeling_lavit_visual_tokenizer import KEEP
 
 
 class TokenizerMetrics:

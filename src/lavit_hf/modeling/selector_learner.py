@@ -10,7 +10,7 @@ from torch import nn
 from .configuration_lavit_pretraining import LavitPreTrainingConfig
 from .distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
 from .gumbel import gumbel_noise, straight_through_keep
-from .selector import KEEP, LavitSelector, select_patches
+from .modeling_lavit_visual_tokenizer import KEEP, LavitSelector, select_patches
 
 
 class LavitSelectorLearner(nn.Module):
