@@ -7,7 +7,7 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, BertConfig, CLIPConfig
 
 from lavit_hf import LavitConfig, LavitForConditionalGeneration
-from lavit_hf.modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
+from lavit_hf.modeling.configuration_lavit import LavitPreTrainingConfig
 from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from tiny_models import build_visual_tokenizer, lavit_config, random_pixels, spread_selector
 from tiny_parts import (

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from .configuration_lavit_pretraining import LavitPreTrainingConfig
+from .configuration_lavit import LavitPreTrainingConfig
 from .modeling_lavit_token_decoder import LavitTokenDecoder
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 from .vision_text_configs import build_visual_config
