@@ -6,8 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .file_errors import NamedConfigMixin
-from .saving import RemoteCodeDictMixin
+from .checkpoint_files import NamedConfigMixin, RemoteCodeDictMixin
 
 # EVA-CLIP ViT-g/14 as published: 40 layers, none of them skipped as BLIP-2 does.
 _PUBLISHED_VISION = {

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 from transformers.processing_utils import Unpack
 from transformers.utils import ModelOutput, TransformersKwargs
 
-from .checkpoint_part import load_checkpoint_part
+from .checkpoint_files import load_checkpoint_part
 from .configuration_lavit import LavitVisualTokenizerConfig
 
 KEEP = 0

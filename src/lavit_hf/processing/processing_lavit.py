@@ -18,8 +18,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
-from ..modeling.checkpoint_files import _HUB_KWARGS
-from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
+from ..modeling.checkpoint_files import _HUB_KWARGS, IS_PACKAGE, RemoteCodeMixin
 from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
 from .chat_template import DEFAULT_CHAT_TEMPLATE, check_chat, hidden_bracket, hide_brackets, show_brackets
 from .checkpoint_processor import fit_to_model, name_broken_file
