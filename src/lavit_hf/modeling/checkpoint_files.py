@@ -503,6 +503,25 @@ def _prefix_in(names: Any, part: str) -> str:
 # What is saved can be loaded where this package is not installed, with `trust_remote_code=True`.
 
 
+def import_composition() -> Any:
+    """The module `lavit_hf.composition`, which makes new models and does not travel with weights.
+
+    Raises:
+        ImportError: If this is remote code.
+    """
+    if not IS_PACKAGE:
+        raise ImportError(
+            "Remote code makes no new LaVIT out of other models. Install the package, lavit-hf, and call this method "
+            "of its class: `from lavit_hf import ...`."
+        )
+    return _import_from_package("composition")
+
+
+def _import_from_package(name: str) -> Any:
+    # Named by a string: transformers takes every package that remote code imports for one that it needs.
+    return importlib.import_module(f"lavit_hf.{name}")
+
+
 class RemoteCodeMixin:
     """Saves the code that the Auto classes need along with a configuration, a processor or a part of one.
 
@@ -526,8 +545,7 @@ class RemoteCodeMixin:
         if not IS_PACKAGE:  # transformers copies the files of remote code by itself
             return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
         saved = save(save_directory, *args, **({} if push_to_hub else kwargs))
-        # Named by a string: transformers takes every package that remote code imports for one that it needs.
-        importlib.import_module("lavit_hf.remote_code.checkpoint").save_remote_code(Path(save_directory))
+        _import_from_package("remote_code.checkpoint").save_remote_code(Path(save_directory))
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]
@@ -556,6 +574,7 @@ __all__ = [
     "file_in",
     "find_safetensors",
     "hub_options",
+    "import_composition",
     "load_checkpoint_part",
     "load_config",
     "name_corrupt_weights",

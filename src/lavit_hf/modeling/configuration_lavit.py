@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .checkpoint_files import NamedConfigMixin, RemoteCodeDictMixin
+from .checkpoint_files import NamedConfigMixin, RemoteCodeDictMixin, import_composition
 
 # EVA-CLIP ViT-g/14 as published: 40 layers, none of them skipped as BLIP-2 does.
 _PUBLISHED_VISION = {
@@ -32,7 +32,7 @@ def _check_positive(config: PreTrainedConfig, *names: str) -> None:
             raise ValueError(f"{name} must be positive, got {getattr(config, name)}.")
 
 
-def _as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
+def as_pair(size: int | list[int] | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -94,7 +94,7 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
     def validate_architecture(self) -> None:
         """Part of `@strict` validation: checks that the sizes fit together."""
         _check_positive(self, "merger_intermediate_size", "codebook_size", "codebook_dim")
-        sizes = (*self.image_size, *_as_pair(self.vision_config.patch_size))
+        sizes = (*self.image_size, *as_pair(self.vision_config.patch_size))
         if min(sizes) < 1 or self.num_patches < 1:
             raise ValueError(
                 f"vision_config: images of {self.vision_config.image_size} pixels have no patches of "
@@ -112,12 +112,12 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
     @property
     def image_size(self) -> tuple[int, int]:
         """Height and width of the images the encoder takes, in pixels."""
-        return _as_pair(self.vision_config.image_size)
+        return as_pair(self.vision_config.image_size)
 
     @property
     def num_patches(self) -> int:
         """Patches per image, which is also the largest number of tokens an image can become."""
-        (height, width), (patch_height, patch_width) = self.image_size, _as_pair(self.vision_config.patch_size)
+        (height, width), (patch_height, patch_width) = self.image_size, as_pair(self.vision_config.patch_size)
         return (height // patch_height) * (width // patch_width)
 
 
@@ -237,12 +237,11 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
                 visual tokenizer has by default merger heads and MLPs like the encoder's, and `attention_smoothing=0`.
 
         Raises:
+            ImportError: If this is remote code: the package composes models.
             TypeError: If a keyword argument is unknown.
             ValueError: If the vision encoder gives no features per patch, or the language model is no decoder.
         """
-        from .vision_text_configs import join_configs
-
-        return cls(**join_configs(vision_config, text_config, **kwargs))
+        return cls(**import_composition().join_configs(vision_config, text_config, **kwargs))
 
     @property
     def vision_config(self) -> PreTrainedConfig:

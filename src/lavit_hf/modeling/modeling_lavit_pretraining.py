@@ -14,7 +14,7 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
-from .checkpoint_files import CheckedLoadingMixin
+from .checkpoint_files import CheckedLoadingMixin, import_composition
 from .codebook_learner import LavitCodebookLearner
 from .configuration_lavit import LavitPreTrainingConfig
 from .distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
@@ -424,9 +424,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         Raises:
             ValueError: If the encoder gives no features per patch, or parts do not fit together.
         """
-        from .pretraining_init import build_pretraining_model
-
-        return build_pretraining_model(
+        return import_composition().compose_pretraining_model(
             cls, pretrained_model_name_or_path, vision_model, token_decoder, visual_tokenizer_config or {}, **kwargs
         )
 
