@@ -9,8 +9,12 @@ from typing import Any
 
 from .auto import register_auto_classes
 from .bundled_checkpoint import default_checkpoint
-from .modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
-from .modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
+from .modeling.configuration_lavit import (
+    LavitConfig,
+    LavitPreTrainingConfig,
+    LavitTokenDecoderConfig,
+    LavitVisualTokenizerConfig,
+)
 from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel, LavitPreTrainedModel
 from .modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder

@@ -13,8 +13,12 @@ from transformers import (
     AutoTokenizer,
 )
 
-from .modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
-from .modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
+from .modeling.configuration_lavit import (
+    LavitConfig,
+    LavitPreTrainingConfig,
+    LavitTokenDecoderConfig,
+    LavitVisualTokenizerConfig,
+)
 from .modeling.modeling_lavit import LavitForConditionalGeneration, LavitModel
 from .modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder

@@ -19,7 +19,7 @@ SKIPPED = {
     r"not an encoder-decoder|No sequence-to-sequence": "no encoder-decoder",
     r"not support sliding window mask": "`test_modeling_lavit.py` tests it with Mistral and Gemma",
     r"not have partial rope|not have RoPE|not support RoPE|no axial RoPE": "rotary positions are tested with Llama",
-    r"not have position embeddings": "`test_vision_text_pretrained.py` tests other image sizes",
+    r"not have position embeddings": "`test_composition.py` tests other image sizes",
     r"not support SDPA": "there is one test for models made of others, and one for the rest; the other one runs",
     # What the visual tokenizer and the token decoder have not
     r"No (decoder-only )?language modeling head|not have a TP plan": "no language model",

@@ -6,9 +6,8 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 
 from lavit_hf import LavitTokenDecoder, LavitVisualTokenizer
-from lavit_hf.modeling.gumbel import gumbel_noise
-from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
-from lavit_hf.modeling.selector import KEEP
+from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining, gumbel_noise
+from lavit_hf.modeling.modeling_lavit_visual_tokenizer import KEEP
 from modeling.tiny_pretraining import (
     SCHEDULE,
     build_pretraining_model,

@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from lavit_hf.modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
+from lavit_hf.modeling.configuration_lavit import LavitPreTrainingConfig
 from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from tiny_models import spread_selector, visual_tokenizer_config
 

@@ -40,6 +40,15 @@ def compute(model, processor, pixel_decoder, picture: str) -> dict[str, torch.Te
     return {**found, "pixels": pixel_decoder(input_ids=ids, **drawing).images}
 
 
+def points_to_the_package(part) -> bool:
+    """Whether a class of remote code says who composes new models."""
+    try:
+        part.from_vision_text_pretrained("vision", "text")
+    except ImportError as error:
+        return "Install the package, lavit-hf" in str(error)
+    return False
+
+
 def main(checkpoint: str, picture: str, folder: str, revision: str | None = None) -> None:
     """Computes with remote code, saves everything, also with more tokens, and computes with what was saved."""
     sys.meta_path.insert(0, BlockPackage())
@@ -54,6 +63,7 @@ def main(checkpoint: str, picture: str, folder: str, revision: str | None = None
         processor = AutoProcessor.from_pretrained(source, **options)
         torch.save(compute(model, processor, pixel_decoder, picture), Path(folder) / f"{name}.pt")
         if name == "first":
+            assert points_to_the_package(model) and points_to_the_package(processor)
             model.save_pretrained(saved)
             processor.save_pretrained(saved)
             processor.tokenizer.add_special_tokens({"extra_special_tokens": ["<point>", "</point>"]})

@@ -10,6 +10,7 @@ import torch
 import transformers
 
 import lavit_hf
+from lavit_hf import composition
 from lavit_hf.remote_code.checkpoint import code_files, save_remote_code
 from remote_code.standalone import compute
 
@@ -104,6 +105,15 @@ def test_directories_of_others_are_left_alone(tmp_path: Path) -> None:
     save_remote_code(tmp_path)
     assert (tmp_path / "config.json").read_text() == before
     assert [path.name for path in tmp_path.iterdir()] == ["config.json"]
+
+
+def test_code_does_not_compose_new_models() -> None:
+    code = "".join(code_files().values())
+    functions = [
+        name for name, value in vars(composition).items() if getattr(value, "__module__", "") == composition.__name__
+    ]
+    assert "compose_model" in functions
+    assert [name for name in functions if f"def {name}(" in code] == []
 
 
 def test_code_has_no_undefined_names(tmp_path: Path) -> None:

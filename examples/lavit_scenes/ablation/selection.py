@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import nn
 
-from lavit_hf.modeling.selector import KEEP
+from lavit_hf.modeling.modeling_lavit_visual_tokenizer import KEEP
 
 DYNAMIC, ALL, RANDOM = "dynamic", "all patches", "random"
 KEEP_RATE = 0.33  # of `random`; about that of `dynamic`

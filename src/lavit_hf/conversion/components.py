@@ -7,8 +7,7 @@ import re
 
 import torch
 
-from ..modeling.checkpoint_files import check_counts
-from ..modeling.file_errors import name_file
+from ..modeling.checkpoint_files import check_counts, name_file
 from .errors import ConversionError, listing
 from .source import Component, OriginalCheckpoint
 from .weight_files import read_json

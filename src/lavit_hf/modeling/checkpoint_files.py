@@ -1,4 +1,4 @@
-"""The files of a checkpoint: which hold its weights, and whether the configuration fits them.
+"""The files of a checkpoint: errors name them, weights are compared with the configuration, code is saved beside them.
 
 Ten million layers would be built for hours, and another vocabulary would be refused after gigabytes were read. The
 headers of safetensors tell within milliseconds.
@@ -7,23 +7,29 @@ headers of safetensors tell within milliseconds.
 from __future__ import annotations
 
 import copy
+import importlib
 import json
 import os
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
 
-from .file_errors import file_in, name_file
+# Where this is remote code, saving is left to transformers.
+IS_PACKAGE = __name__.startswith("lavit_hf.")
+
+# What reading and building from values of a file ends in when they are of other types, missing or out of range.
+_UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, StrictDataclassError, TypeError, ValueError)
 
 _HUB_KWARGS = (
     "cache_dir",
@@ -45,6 +51,59 @@ _BUILT_IN_SECONDS = 1000
 _GIVEN = "The given configuration"
 
 Shapes = dict[str, list[int]]
+
+
+# Errors about what a file holds say which file it is.
+
+
+@contextmanager
+def name_file(file: str | os.PathLike | None) -> Iterator[None]:
+    """Turns errors of the body into one that names a file, unless they do already.
+
+    Args:
+        file: The file that the body builds something from; with `None`, errors stay as they are.
+
+    Raises:
+        ValueError: If the body raises one of those.
+    """
+    try:
+        yield
+    except _UNUSABLE as error:
+        if file is None or str(file) in str(error):
+            raise
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{file} cannot be used ({type(error).__name__}: {reason[:500]}).") from error
+
+
+def file_in(checkpoint: str | os.PathLike | None, name: str) -> str | None:
+    """What to call a file of a checkpoint, a directory or a repository of the Hub."""
+    if checkpoint is None or os.path.isfile(checkpoint):
+        return None if checkpoint is None else str(checkpoint)
+    return os.path.join(checkpoint, name)
+
+
+class NamedConfigMixin:
+    """A configuration whose errors name the file that it was read from."""
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+        """See [`PreTrainedConfig.from_pretrained`].
+
+        Raises:
+            OSError: If there is no such file, or it is no JSON.
+            ValueError: If values in it are impossible, or do not fit together.
+        """
+        with name_file(file_in(pretrained_model_name_or_path, "config.json")):
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """See [`PreTrainedConfig.from_dict`]; `AutoConfig` reads the file itself and says where it is."""
+        with name_file(file_in(kwargs.get("name_or_path"), "config.json")):
+            return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
+
+
+# Configurations and the headers of weights.
 
 
 class CheckedLoadingMixin:
@@ -359,15 +418,167 @@ def with_variant(name: str, variant: str | None) -> str:
     return name if variant is None else f"{stem}.{variant}.{extension}"
 
 
+# One sub-model out of a whole checkpoint, without touching the shards of the rest. transformers would load it through
+# `base_model_prefix`, but needs every shard of the index for it and leaves what it cannot find at random, with only a
+# report.
+
+
+def load_checkpoint_part(
+    model_class: type[PreTrainedModel],
+    loader: Callable[..., Any],
+    checkpoint: str | os.PathLike,
+    *model_args: Any,
+    **kwargs: Any,
+) -> Any:
+    """Loads `model_class` from its own checkpoint or from that of a model that contains it.
+
+    Args:
+        model_class: Its `base_model_prefix` names the part inside the whole.
+        loader: The `from_pretrained` to finish with.
+        checkpoint: Directory or Hub id.
+        model_args: Passed on to the model.
+        kwargs: Those of [`PreTrainedModel.from_pretrained`].
+
+    Returns:
+        What `loader` returns.
+
+    Raises:
+        OSError: If weights are missing or unreadable.
+        ValueError: If the checkpoint lacks a tensor of the part, or the configuration does not fit its weights.
+    """
+    if kwargs.pop("use_safetensors", None) is False:
+        raise ValueError(f"{model_class.__name__} is loaded from safetensors only, not with use_safetensors=False.")
+    variant, wants_info = kwargs.pop("variant", None), kwargs.pop("output_loading_info", False)
+    hub_kwargs = hub_options(kwargs)
+    config = load_config(model_class, checkpoint, hub_kwargs, kwargs)
+    for name in _HUB_KWARGS:
+        kwargs.pop(name, None)
+    shards, prefix = _find_part(checkpoint, model_class.base_model_prefix, variant, hub_kwargs)
+    shapes = {
+        name[len(prefix) :]: shape
+        for name, shape in read_shapes(checkpoint, shards, hub_kwargs).items()
+        if name.startswith(prefix)
+    }
+    ignore = bool(kwargs.get("ignore_mismatched_sizes"))
+    check_config(model_class, config, shapes, file_in(checkpoint, "config.json"), *model_args, ignore=ignore)
+    state_dict: dict[str, torch.Tensor] = {}
+    for shard in shards:
+        state_dict.update(_read_tensors(cached_file(checkpoint, shard, **hub_kwargs), prefix))
+    model, info = loader(None, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs)
+    if info["missing_keys"]:
+        raise ValueError(
+            f"{checkpoint} lacks these tensors of {model_class.__name__}: {', '.join(sorted(info['missing_keys']))}."
+        )
+    model.name_or_path = model.config.name_or_path = str(checkpoint)
+    return (model, info) if wants_info else model
+
+
+def _find_part(
+    checkpoint: str | os.PathLike, part: str, variant: str | None, hub_kwargs: dict[str, Any]
+) -> tuple[dict[str, list[str]], str]:
+    """The files that hold tensors of the part, with those that the index lists, and what their names start with."""
+    shards = find_safetensors(checkpoint, variant, hub_kwargs)
+    if not shards:  # its error says what is missing
+        cached_file(checkpoint, with_variant(SAFE_WEIGHTS_NAME, variant), **hub_kwargs)
+    names = [name for listed in shards.values() for name in listed] or read_shapes(checkpoint, shards, hub_kwargs)
+    prefix = _prefix_in(names, part)
+    parts = {shard: [name for name in listed if name.startswith(prefix)] for shard, listed in shards.items()}
+    return {shard: parts[shard] for shard, listed in shards.items() if parts[shard] or not listed}, prefix
+
+
+def _read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
+    with name_corrupt_weights(path), safe_open(path, framework="pt") as file:
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no dictionary
+        return {name[len(prefix) :]: file.get_tensor(name) for name in names}
+
+
+def _prefix_in(names: Any, part: str) -> str:
+    """Prefix of the part's tensors in a whole model, in its base model, or in a checkpoint of the part alone."""
+    for candidate in (f"model.{part}.", f"{part}."):
+        if any(name.startswith(candidate) for name in names):
+            return candidate
+    return ""
+
+
+# What is saved can be loaded where this package is not installed, with `trust_remote_code=True`.
+
+
+def import_composition() -> Any:
+    """The module `lavit_hf.composition`, which makes new models and does not travel with weights.
+
+    Raises:
+        ImportError: If this is remote code.
+    """
+    if not IS_PACKAGE:
+        raise ImportError(
+            "Remote code makes no new LaVIT out of other models. Install the package, lavit-hf, and call this method "
+            "of its class: `from lavit_hf import ...`."
+        )
+    return _import_from_package("composition")
+
+
+def _import_from_package(name: str) -> Any:
+    # Named by a string: transformers takes every package that remote code imports for one that it needs.
+    return importlib.import_module(f"lavit_hf.{name}")
+
+
+class RemoteCodeMixin:
+    """Saves the code that the Auto classes need along with a configuration, a processor or a part of one.
+
+    transformers does this for classes that were registered with `register_for_auto_class`, but copies the modules of
+    one folder only.
+    """
+
+    def save_pretrained(
+        self, save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool = False, **kwargs: Any
+    ) -> Any:
+        """Saves as in transformers, and writes the files of code beside it.
+
+        Args:
+            save_directory: Where to; created if needed.
+            args: As in transformers.
+            push_to_hub: Whether to upload it as well, as `push_to_hub` does.
+            kwargs: As in transformers; with `push_to_hub=True` those of `push_to_hub`, of which `repo_id` is the name
+                of the directory by default.
+        """
+        save: Any = super().save_pretrained  # type: ignore[misc]
+        if not IS_PACKAGE:  # transformers copies the files of remote code by itself
+            return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
+        saved = save(save_directory, *args, **({} if push_to_hub else kwargs))
+        _import_from_package("remote_code.checkpoint").save_remote_code(Path(save_directory))
+        if push_to_hub:
+            repo_id = kwargs.pop("repo_id", Path(save_directory).name)
+            self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]
+        return saved
+
+
+class RemoteCodeDictMixin(RemoteCodeMixin):
+    """The same for classes that are saved as a dictionary, which is then equal to that of what was saved."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in transformers, without what only the files say: which classes there are in the files of code."""
+        values: dict[str, Any] = super().to_dict()  # type: ignore[misc]
+        if IS_PACKAGE:
+            values.pop("auto_map", None)
+        return values
+
+
 __all__ = [
     "CheckedLoadingMixin",
+    "NamedConfigMixin",
+    "RemoteCodeDictMixin",
+    "RemoteCodeMixin",
     "check_checkpoint",
     "check_config",
     "check_counts",
+    "file_in",
     "find_safetensors",
     "hub_options",
+    "import_composition",
+    "load_checkpoint_part",
     "load_config",
     "name_corrupt_weights",
+    "name_file",
     "read_shapes",
     "with_variant",
 ]

@@ -1,4 +1,7 @@
-"""The few collective operations that data parallelism needs; without a process group they do nothing."""
+"""The few collective operations that data parallelism needs; without a process group they do nothing.
+
+Both files of stage 1 need them, [`codebook_learner`] and [`modeling_lavit_pretraining`].
+"""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .cache_mask import apply_remembered_mask, remember_mask
-from .checkpoint_files import CheckedLoadingMixin
+from .checkpoint_files import CheckedLoadingMixin, import_composition
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
 from .image_placeholders import (
@@ -23,8 +23,7 @@ from .image_placeholders import (
     split_image_features,
     trim_rows,
 )
-from .merger import gather_positions
-from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer, gather_positions
 from .split_linear import split_linear
 
 logger = logging.get_logger(__name__)
@@ -428,19 +427,13 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
                 others are for [`LavitConfig.from_vision_text_configs`], such as `codebook_size`.
 
         Raises:
+            ImportError: If this is remote code: the package composes models.
             TypeError: If an argument is unknown or no model.
             ValueError: If the models cannot become a LaVIT.
         """
-        from .vision_text_init import build_lavit, load_language_model, load_visual_part, take_prefixed
-
-        vision_kwargs, text_kwargs = take_prefixed(kwargs, "vision_"), take_prefixed(kwargs, "text_")
-        if "dtype" in kwargs:
-            text_kwargs.setdefault("dtype", kwargs.pop("dtype"))
-        language_model = load_language_model(text_model_name_or_path, **text_kwargs)
-        vision_kwargs.setdefault("dtype", language_model.dtype)
-        visual_part = load_visual_part(vision_model_name_or_path, visual_tokenizer, **vision_kwargs)
-        config = LavitConfig.from_vision_text_configs(visual_part.config, language_model.config, **kwargs)
-        return build_lavit(cls, config, visual_part, language_model, mean_resizing)
+        return import_composition().compose_model(
+            cls, vision_model_name_or_path, text_model_name_or_path, visual_tokenizer, mean_resizing, **kwargs
+        )
 
     @property
     def visual_tokenizer(self) -> LavitVisualTokenizer:

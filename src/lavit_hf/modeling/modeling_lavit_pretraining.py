@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,19 +12,301 @@ from torch import nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 from transformers import initialization as init
-from transformers.utils import can_return_tuple
+from transformers.utils import ModelOutput, can_return_tuple
 
-from .checkpoint_files import CheckedLoadingMixin
-from .codebook import LavitCodebookLearner
-from .configuration_lavit_pretraining import LavitPreTrainingConfig
-from .distributed import sum_over_processes, world_size
-from .merger import padded_positions
+from .checkpoint_files import CheckedLoadingMixin, import_composition
+from .codebook_learner import LavitCodebookLearner
+from .configuration_lavit import LavitPreTrainingConfig
+from .distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
 from .modeling_lavit_token_decoder import LavitTokenDecoder
-from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
-from .pretraining_metrics import TokenizerMetrics, perplexity
-from .pretraining_output import LavitVisualTokenizerForPreTrainingOutput
-from .selector import select_patches
-from .selector_learner import LavitSelectorLearner, keep_rate_loss
+from .modeling_lavit_visual_tokenizer import (
+    KEEP,
+    LavitSelector,
+    LavitVisualTokenizer,
+    padded_positions,
+    select_patches,
+)
+
+
+@dataclass
+class LavitVisualTokenizerForPreTrainingOutput(ModelOutput):
+    """What stage 1 makes of a batch of images; tokens of all images follow one another, split by `num_tokens`.
+
+    Args:
+        loss: The terms that follow, weighted by the configuration.
+        reconstruction_loss: Mean of 1 - cosine between the features of all patches and their reconstruction.
+        keep_rate_loss: Squared distance of the kept share from the wanted one.
+        commitment_loss: Mean squared distance between tokens and their codes; 0 without quantization.
+        cosine: Mean cosine similarity of features and reconstruction, never centered.
+        keep_rate: Mean share of kept patches.
+        keep_rate_spread: Its standard deviation over the images.
+        argmax_keep_rate: What inference would keep.
+        live_codes: Different codes in the batch; `None` without quantization, as the next.
+        perplexity: Of the codes of the batch.
+        codes: Visual codes, `[total kept]`; `None` without quantization.
+        num_tokens: Tokens per image, `[batch]`.
+        keep_mask: True where a patch was kept, `[batch, num_patches]`.
+        selector_log_probs: Log-probabilities of keeping (index 0) and dropping, `[batch, num_patches, 2]`.
+        features: The reconstruction, `[batch, num_patches, hidden]`.
+        patch_features: Features of the vision encoder, `[batch, num_patches, hidden]`.
+    """
+
+    loss: torch.Tensor | None = None
+    reconstruction_loss: torch.Tensor | None = None
+    keep_rate_loss: torch.Tensor | None = None
+    commitment_loss: torch.Tensor | None = None
+    cosine: torch.Tensor | None = None
+    keep_rate: torch.Tensor | None = None
+    keep_rate_spread: torch.Tensor | None = None
+    argmax_keep_rate: torch.Tensor | None = None
+    live_codes: torch.Tensor | None = None
+    perplexity: torch.Tensor | None = None
+    codes: torch.Tensor | None = None
+    num_tokens: torch.Tensor | None = None
+    keep_mask: torch.Tensor | None = None
+    selector_log_probs: torch.Tensor | None = None
+    features: torch.Tensor | None = None
+    patch_features: torch.Tensor | None = None
+
+
+# The selector learns by straight-through Gumbel-softmax decisions (LaVIT paper, section 3.1).
+
+
+@torch.compiler.disable
+def gumbel_noise(sample_seeds: torch.Tensor, num_patches: int) -> torch.Tensor:
+    """Noise that is a function of every image's own seed: neither batch, process nor global generator matter.
+
+    Drawn on the CPU, so that it is the same on every device.
+
+    Args:
+        sample_seeds: Seed of every image, integers `[batch]`.
+        num_patches: Patches per image.
+
+    Returns:
+        Standard Gumbel noise `[batch, num_patches, 2]` in fp32, on the device of `sample_seeds`.
+    """
+    generator = torch.Generator()
+    noise = torch.empty(len(sample_seeds), num_patches, 2)
+    for row, seed in zip(noise, sample_seeds.tolist(), strict=True):
+        row.exponential_(generator=generator.manual_seed(seed))
+    # As in `F.gumbel_softmax`: the negative logarithm of an exponential variable.
+    return -noise.log().to(sample_seeds.device)
+
+
+def straight_through_keep(log_probs: torch.Tensor, noise: torch.Tensor | None, temperature: float) -> torch.Tensor:
+    """Decides which patches to keep, with a gradient.
+
+    Args:
+        log_probs: Scores of [`LavitSelector`], `[batch, num_patches, 2]`.
+        noise: Of [`gumbel_noise`]; without it the likelier decision is taken, as in inference.
+        temperature: Of the softmax whose gradient is used.
+
+    Returns:
+        `[batch, num_patches]`, exactly 1 where a patch is kept and exactly 0 where not; its gradient is that of the
+        softmax.
+    """
+    scores = log_probs if noise is None else log_probs + noise
+    is_kept = (scores[..., KEEP] > scores[..., 1 - KEEP]).to(scores.dtype)
+    soft = (scores / temperature).softmax(dim=-1)[..., KEEP]
+    return is_kept + (soft - soft.detach())  # the bracket is exactly 0; in another order it would round
+
+
+def _noise(sample_seeds: torch.Tensor | None, log_probs: torch.Tensor) -> torch.Tensor:
+    if sample_seeds is None or sample_seeds.shape != log_probs.shape[:1]:
+        raise ValueError(
+            "Training needs sample_seeds, one integer for each image, which VisualTokenizerDataCollator makes; got "
+            f"{None if sample_seeds is None else list(sample_seeds.shape)} for {len(log_probs)} images."
+        )
+    return gumbel_noise(sample_seeds, log_probs.shape[1]).to(log_probs.device)
+
+
+class LavitSelectorLearner(nn.Module):
+    """Takes the decisions of training, and follows what calibration needs.
+
+    Under Gumbel noise a selector that gives every patch the probability rho meets the wanted rate, while its argmax
+    keeps nothing. So the noise ends when the selector has learned: `threshold` is measured for some more steps, and
+    then subtracted from its bias, after which the argmax keeps the wanted share, those patches that it likes best.
+    """
+
+    threshold: torch.Tensor
+
+    def __init__(self, config: LavitPreTrainingConfig):
+        super().__init__()
+        self.config = config
+        self.register_buffer("threshold", torch.zeros(()))  # log-odds that the wanted share of patches exceeds
+
+    @torch.compiler.disable(recursive=False)
+    def forward(
+        self, selector: LavitSelector, patch_features: torch.Tensor, sample_seeds: torch.Tensor | None, step: int
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            selector: Scores the patches; its bias is shifted once, when it has learned.
+            patch_features: Features of the vision encoder, `[batch, num_patches, hidden]`.
+            sample_seeds: Seeds of the images' noise, `[batch]`.
+            step: Forwards in training mode so far.
+
+        Returns:
+            Log-probabilities `[batch, num_patches, 2]`, and 1 where a patch is kept, else 0, with a gradient,
+            `[batch, num_patches]`.
+
+        Raises:
+            ValueError: If training lacks seeds, or features are not finite.
+        """
+        learned, calibrated = self._schedule()
+        if self.training and step == calibrated > learned:
+            self._shift(selector)
+        if step < learned:
+            log_probs = selector(patch_features)
+        else:
+            with torch.no_grad():
+                log_probs = selector(patch_features)
+        select_patches(log_probs.detach())  # complains about NaN
+        noise = None
+        if self.training and step < calibrated:
+            noise = _noise(sample_seeds, log_probs)
+            if step >= learned:
+                self._measure(log_probs, step - learned)
+        return log_probs, straight_through_keep(log_probs, noise, self.config.gumbel_temperature)
+
+    def _schedule(self) -> tuple[float, float]:
+        """Steps at which the selector stops learning, and from which on the argmax decides."""
+        steps = self.config.selector_steps
+        if steps is None:
+            return math.inf, math.inf
+        return steps, steps + (self.config.calibration_steps if steps > 0 else 0)
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _measure(self, log_probs: torch.Tensor, num_measured: float) -> None:
+        """Averages the threshold over steps, each of them over the batches of all processes."""
+        log_odds = gather_rows((log_probs[..., KEEP] - log_probs[..., 1 - KEEP]).reshape(-1, 1)).flatten()
+        rank = min(max(round((1 - self.config.keep_rate) * len(log_odds)), 1), len(log_odds))
+        self.threshold.lerp_(log_odds.kthvalue(rank).values, 1 / (num_measured + 1))
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def _shift(self, selector: LavitSelector) -> None:
+        take_from_first_process(self.threshold)
+        selector.out_proj_3.bias[KEEP] -= self.threshold
+
+
+def keep_rate_loss(keep: torch.Tensor, config: LavitPreTrainingConfig) -> torch.Tensor:
+    """Squared distance of the kept share from the wanted one.
+
+    Args:
+        keep: 1 where a patch is kept, else 0, with a gradient, `[batch, num_patches]`.
+        config: The wanted share, and whether it is that of every image or of all of them, those of other processes
+            included.
+    """
+    rate = keep.mean(dim=-1)
+    if config.keep_rate_per_image:
+        return (config.keep_rate - rate).square().mean()
+    mean = rate.mean()
+    # Of all processes, with this one's share of the gradient: gradients are averaged afterwards.
+    mean = sum_over_processes(mean) / world_size() + (mean - mean.detach())
+    return (config.keep_rate - mean).square()
+
+
+# Numbers to watch.
+
+
+class TokenizerMetrics:
+    """Sums over batches; what becomes of them is only computed when asked for.
+
+    Args:
+        codebook_size: Number of visual codes.
+    """
+
+    def __init__(self, codebook_size: int):
+        self.codebook_size = codebook_size
+        self.reset()
+
+    def reset(self) -> None:
+        """Starts anew."""
+        self._sums: dict[str, torch.Tensor] = {}
+        self._uses: torch.Tensor | None = None
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._sums
+
+    @torch.compiler.disable
+    @torch.no_grad()
+    def update(
+        self,
+        losses: dict[str, torch.Tensor],
+        cosine: torch.Tensor,
+        is_kept: torch.Tensor,
+        log_probs: torch.Tensor,
+        codes: torch.Tensor | None,
+    ) -> None:
+        """Adds a batch.
+
+        Args:
+            losses: Terms of the loss by name, each a mean over images.
+            cosine: Similarity of features and their reconstruction, `[batch, num_patches]`.
+            is_kept: The decision that was taken, `[batch, num_patches]`.
+            log_probs: The selector's scores, `[batch, num_patches, 2]`.
+            codes: Codes of all tokens, `[total]`, if there are any.
+        """
+        rate = is_kept.double().mean(dim=-1)
+        probability = log_probs[..., KEEP].double().exp()
+        argmax = (log_probs[..., KEEP] > log_probs[..., 1 - KEEP]).double().mean(dim=-1)
+        self._add("images", torch.ones_like(rate).sum())
+        for name, loss in losses.items():
+            self._add(name, loss.double() * len(rate))
+        self._add("cosine", cosine.double().mean(dim=-1).sum())
+        for name, values in (("keep_rate", rate), ("argmax_keep_rate", argmax)):
+            self._add(name, values.sum())
+            self._add(f"{name}_squared", values.square().sum())
+        self._add("empty", (argmax == 0).double().sum())
+        self._add("probability", probability.mean(dim=-1).sum())
+        self._add("probability_squared", probability.square().mean(dim=-1).sum())
+        if codes is not None:
+            uses = torch.bincount(codes, minlength=self.codebook_size)
+            self._uses = uses if self._uses is None else self._uses + uses
+
+    def _add(self, name: str, value: torch.Tensor) -> None:
+        self._sums[name] = self._sums[name] + value if name in self._sums else value
+
+    def compute(self) -> dict[str, float]:
+        """Means over the images of all processes, each of which has to call this.
+
+        Returns:
+            The terms of the loss; `cosine`; `keep_rate` and `keep_rate_spread` (standard deviation over images) as
+            decided; `argmax_keep_rate`, `argmax_keep_rate_spread` and `argmax_empty_images` (share of images without a
+            token) as inference would decide; `keep_probability_spread` (over patches: near zero the selector tells
+            nothing apart); with codes also `live_codes`, `used_tokens` and `perplexity`.
+        """
+        names = list(self._sums)
+        totals = sum_over_processes(torch.stack([self._sums[name] for name in names])).tolist()
+        sums = dict(zip(names, totals, strict=True))
+        images = sums.pop("images")
+        means = {name: value / images for name, value in sums.items()}
+        metrics = {name: value for name, value in means.items() if name.endswith("_loss")}
+        metrics["cosine"] = means["cosine"]
+        for name in ("keep_rate", "argmax_keep_rate"):
+            metrics[name] = means[name]
+            metrics[f"{name}_spread"] = _deviation(means[name], means[f"{name}_squared"])
+        metrics["argmax_empty_images"] = means["empty"]
+        metrics["keep_probability_spread"] = _deviation(means["probability"], means["probability_squared"])
+        if self._uses is not None:
+            uses = sum_over_processes(self._uses)
+            metrics["live_codes"] = int((uses > 0).sum())
+            metrics["used_tokens"] = int(uses.sum())
+            metrics["perplexity"] = float(perplexity(uses))
+        return metrics
+
+
+def perplexity(uses: torch.Tensor) -> torch.Tensor:
+    """How many equally common codes would be as hard to guess as codes that were used so often, `[codebook_size]`."""
+    share = uses.double() / uses.sum().clamp_min(1)
+    return torch.special.entr(share).sum().exp()
+
+
+def _deviation(mean: float, mean_square: float) -> float:
+    return max(mean_square - mean * mean, 0.0) ** 0.5
 
 
 class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
@@ -44,7 +328,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
     Example:
 
     ```python
-    >>> from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
+    >>> from lavit_hf import LavitVisualTokenizerForPreTraining
 
     >>> model = LavitVisualTokenizerForPreTraining.from_vision_pretrained("openai/clip-vit-large-patch14")
     >>> loss = model(pixel_values, sample_seeds=torch.arange(len(pixel_values))).loss
@@ -140,9 +424,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         Raises:
             ValueError: If the encoder gives no features per patch, or parts do not fit together.
         """
-        from .pretraining_init import build_pretraining_model
-
-        return build_pretraining_model(
+        return import_composition().compose_pretraining_model(
             cls, pretrained_model_name_or_path, vision_model, token_decoder, visual_tokenizer_config or {}, **kwargs
         )
 

@@ -16,7 +16,13 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import CheckedLoadingMixin
 from .configuration_lavit import LavitTokenDecoderConfig
-from .merger import LavitCrossAttention, LavitMLP, LavitSelfAttention, merge_heads, split_heads
+from .modeling_lavit_visual_tokenizer import (
+    LavitCrossAttention,
+    LavitMLP,
+    LavitSelfAttention,
+    merge_heads,
+    split_heads,
+)
 
 # Added to attention logits at padding, as the original does.
 _PADDING_BIAS = -10000.0

@@ -21,7 +21,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 
 from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
-from ..modeling.quantizer import same_codebooks
+from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ..modeling.token_progress import TokenProgress
 from ..processing.processing_lavit import ImageTextProcessor
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline

@@ -13,8 +13,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError, safe_open
 
-from ..modeling.checkpoint_files import check_counts
-from ..modeling.file_errors import name_file
+from ..modeling.checkpoint_files import check_counts, name_file
 
 _INDEX_FILE = "model_index.json"
 _CONFIG_FILES = {

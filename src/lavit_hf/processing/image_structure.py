@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD, PILImageResampling
 
-from ..modeling.saving import RemoteCodeDictMixin
+from ..modeling.checkpoint_files import RemoteCodeDictMixin
 from .image_conversion import load_image
 
 _ACCEPTED = "a PIL image, a NumPy array, a tensor, a path, a URL or the bytes of an image file"

@@ -18,8 +18,7 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
-from ..modeling.checkpoint_files import _HUB_KWARGS
-from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
+from ..modeling.checkpoint_files import _HUB_KWARGS, IS_PACKAGE, RemoteCodeMixin, import_composition
 from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
 from .chat_template import DEFAULT_CHAT_TEMPLATE, check_chat, hidden_bracket, hide_brackets, show_brackets
 from .checkpoint_processor import fit_to_model, name_broken_file
@@ -34,7 +33,6 @@ from .prompt_layout import (
     check_visual_mode,
 )
 from .tokenization_lavit import LavitTokenizer
-from .vision_text_processor import build_image_processor, build_tokenizer, resolve_config
 
 _UNSUPPORTED_TEXT_KWARGS = (
     "text_pair",
@@ -489,15 +487,18 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             kwargs: Those of the class, such as `visual_tokenizer` and `visual_mode`.
 
         Raises:
+            ImportError: If this is remote code: the package composes processors.
             TypeError: If `config` is neither a model nor its configuration.
             ValueError: If something is missing, or the tokenizer does not fit the language model.
         """
-        codes = {} if codebook_size is None else {"codebook_size": codebook_size}
-        config = resolve_config(config, vision_model_name_or_path, text_model_name_or_path, **codes)
-        return cls(
-            build_image_processor(image_processor or vision_model_name_or_path, config),
-            build_tokenizer(tokenizer or text_model_name_or_path, config),
-            image_seq_length=config.visual_tokenizer_config.num_patches,
+        return import_composition().compose_processor(
+            cls,
+            vision_model_name_or_path,
+            text_model_name_or_path,
+            config,
+            image_processor,
+            tokenizer,
+            codebook_size,
             **kwargs,
         )
 

@@ -18,7 +18,7 @@ from tokenizers import AddedToken
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from ..modeling.saving import IS_PACKAGE, RemoteCodeMixin
+from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin
 from .checkpoint_processor import name_broken_file
 from .generated_ids import IdRun, VisualIds, as_rows, split_ids
 from .text_vocabulary import (

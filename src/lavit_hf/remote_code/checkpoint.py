@@ -17,9 +17,10 @@ _ENTRIES = (
     "modeling/modeling_lavit.py",
     "processing/processing_lavit.py",
     "processing/image_processing_lavit.py",
+    "processing/image_processing_pil_lavit.py",
 )
 # These define no network, and the configuration must be there before the networks are.
-_OF_CONFIGURATION = {"configuration_lavit.py", "file_errors.py", "saving.py"}
+_OF_CONFIGURATION = {"configuration_lavit.py", "checkpoint_files.py"}
 
 # `auto_map` tells the Auto classes which file has which class.
 _MODEL_MAPS = {

@@ -18,7 +18,7 @@ from ..conversion.pixel_decoders import link_pixel_decoders
 from ..conversion.source import find_component_weights
 from ..conversion.weight_files import Weights, read_json
 from ..modeling.configuration_lavit import LavitConfig
-from ..modeling.quantizer import same_codebooks
+from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ..pipelines.pixel_decoder_files import copy_pixel_decoders
 from ..remote_code.checkpoint import save_remote_code
 

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ...modeling.configuration_lavit_pretraining import LavitPreTrainingConfig
+from ...modeling.configuration_lavit import LavitPreTrainingConfig
 from ...modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 
 logger = logging.get_logger(__name__)

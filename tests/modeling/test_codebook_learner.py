@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from lavit_hf.modeling.codebook import LavitCodebookLearner
-from lavit_hf.modeling.kmeans import nearest_rows, spherical_kmeans
+from lavit_hf.modeling.codebook_learner import LavitCodebookLearner, nearest_rows, spherical_kmeans
 from modeling.tiny_pretraining import pretraining_config
 from tiny_models import CODEBOOK_SIZE
 
