@@ -17,6 +17,7 @@ _ENTRIES = (
     "modeling/modeling_lavit.py",
     "processing/processing_lavit.py",
     "processing/image_processing_lavit.py",
+    "processing/image_processing_pil_lavit.py",
 )
 # These define no network, and the configuration must be there before the networks are.
 _OF_CONFIGURATION = {"configuration_lavit.py", "file_errors.py", "saving.py"}
