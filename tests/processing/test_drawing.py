@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.processing.generated_ids import VisualIds, split_ids
+from lavit_hf.processing.tokenization_lavit import VisualIds, split_ids
 
 V, K = 300, 64
 START, END, CODE, IMAGE = V, V + 1, V + 2, 0  # the placeholder has the row of <unk>

@@ -19,10 +19,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers.utils import is_torchvision_available
 
-from lavit_hf.processing import image_conversion
-from lavit_hf.processing.image_conversion import to_rgb
+from lavit_hf.processing import image_processing_pil_lavit
 from lavit_hf.processing.image_processing_lavit import LavitImageProcessor
-from lavit_hf.processing.image_processing_pil_lavit import LavitImageProcessorPil
+from lavit_hf.processing.image_processing_pil_lavit import LavitImageProcessorPil, to_rgb
 
 DATA = Path(__file__).parents[1] / "data" / "tiny-original"
 IMAGES = [DATA / "images" / f"{i}.png" for i in range(3)]
@@ -361,7 +360,7 @@ def test_decompression_bombs_are_errors(processor, tmp_path, monkeypatch, factor
 
 def test_scaled_floats_are_warned_about(processor, monkeypatch):
     warned = []
-    monkeypatch.setattr(image_conversion.logger, "warning_once", warned.append)
+    monkeypatch.setattr(image_processing_pil_lavit.logger, "warning_once", warned.append)
     image = np.random.default_rng(0).random((8, 8, 3), dtype=np.float32)
     unscaled = processor((image * 255).round(), return_tensors="pt")["pixel_values"]
     scaled = processor(image, do_rescale=False, return_tensors="pt")["pixel_values"]
@@ -421,7 +420,7 @@ def test_strips_change_nothing(processor, photo, monkeypatch):
     images = [photo.convert(mode) for mode in ("1", "L", "P", "RGBA", "CMYK", "LA")]
     images += [Image.fromarray(np.arange(1200, dtype=np.uint16).reshape(40, 30) * 50), photo]
     whole = pixels(processor, images)
-    monkeypatch.setattr(image_conversion, "_STRIP_PIXELS", 70)
+    monkeypatch.setattr(image_processing_pil_lavit, "_STRIP_PIXELS", 70)
     assert torch.equal(pixels(processor, images), whole)
     assert torch.equal(pixels(processor, [np.asarray(to_rgb(image)) for image in images]), whole)
 

@@ -3,6 +3,7 @@
 import copy
 import json
 import pickle
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from transformers import AutoImageProcessor, AutoProcessor, AutoTokenizer, Blip2
 
 from lavit_hf import (
     ImageTextProcessor,
+    LavitForConditionalGeneration,
     LavitImageProcessorPil,
     LavitTokenizer,
     LavitVisualTokenizer,
@@ -86,7 +88,7 @@ def attached(processor) -> ImageTextProcessor:
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tokenizer, tmp_path_factory) -> Path:
+def small_checkpoint(tokenizer, tmp_path_factory) -> Path:
     """A directory with a processor and a visual tokenizer, as a converted one has."""
     path = tmp_path_factory.mktemp("checkpoint")
     vision = Blip2VisionConfig(
@@ -164,8 +166,8 @@ def test_mode_per_image(attached, modes):
     assert attached.get_num_image_tokens(inputs["input_ids"])[2] == [META["cont_counts"][1], META["disc_counts"][2]]
 
 
-def test_light_form_with_one_discrete_image(checkpoint):
-    processor = AutoProcessor.from_pretrained(checkpoint)
+def test_light_form_with_one_discrete_image(small_checkpoint):
+    processor = AutoProcessor.from_pretrained(small_checkpoint)
     inputs = processor(IMAGES[:2], "<image><image>", visual_mode=["discrete", "continuous"], return_tensors="pt")
     assert inputs["pixel_values"].shape[0] == 1  # still light: nothing was attached
     torch.testing.assert_close(inputs["pixel_values"], GOLDEN["pixel_values"][1:2], atol=1e-6, rtol=0)
@@ -187,16 +189,16 @@ def test_dtype_of_the_visual_tokenizer_is_used(attached):
     assert attached(IMAGES[0], "<image>", return_tensors="np")["image_features"].dtype == np.float32
 
 
-def test_tokenize_images(attached, checkpoint):
+def test_tokenize_images(attached, small_checkpoint):
     expected = GOLDEN["disc_llm_ids_with_special"].split([count + 2 for count in META["disc_counts"]])
     for images in (IMAGES, PATHS, [[IMAGES[0]], IMAGES[1:]]):
         ids = attached.tokenize_images(images)
         assert all(torch.equal(a, b) for a, b in zip(ids, expected, strict=True))
-    loaded = ImageTextProcessor.from_pretrained(checkpoint)
+    loaded = ImageTextProcessor.from_pretrained(small_checkpoint)
     ids = loaded.tokenize_images(IMAGES)
     assert loaded._visual_tokenizer_for_codes().dtype == torch.float32
     again = AutoProcessor.from_pretrained(
-        checkpoint, visual_tokenizer=LavitVisualTokenizer.from_pretrained(checkpoint, dtype=torch.float32)
+        small_checkpoint, visual_tokenizer=LavitVisualTokenizer.from_pretrained(small_checkpoint, dtype=torch.float32)
     )
     assert all(torch.equal(a, b) for a, b in zip(ids, again.tokenize_images(IMAGES), strict=True))
 
@@ -206,8 +208,8 @@ def test_discrete_needs_a_visual_tokenizer(processor):
         processor(IMAGES[0], "<image>", visual_mode="discrete")
 
 
-def test_attached_must_fit(processor, checkpoint):
-    visual_tokenizer = LavitVisualTokenizer.from_pretrained(checkpoint)
+def test_attached_must_fit(processor, small_checkpoint):
+    visual_tokenizer = LavitVisualTokenizer.from_pretrained(small_checkpoint)
     visual_tokenizer.config.codebook_size = 5
     with pytest.raises(ValueError, match="codebook_size is 5"):
         processor.visual_tokenizer = visual_tokenizer
@@ -217,16 +219,16 @@ def test_attached_must_fit(processor, checkpoint):
         )
 
 
-def test_a_whole_model_may_be_attached(processor, checkpoint):
+def test_a_whole_model_may_be_attached(processor, small_checkpoint):
     whole = torch.nn.Module()
     whole.visual_tokenizer = FakeVisualTokenizer()
     processor.visual_tokenizer = whole
     assert processor.visual_tokenizer is whole.visual_tokenizer
-    loaded = AutoProcessor.from_pretrained(checkpoint, visual_tokenizer=whole)
+    loaded = AutoProcessor.from_pretrained(small_checkpoint, visual_tokenizer=whole)
     assert loaded.visual_tokenizer is whole.visual_tokenizer
-    for wrong in (str(checkpoint), checkpoint, torch.nn.Linear(1, 1)):
+    for wrong in (str(small_checkpoint), small_checkpoint, torch.nn.Linear(1, 1)):
         with pytest.raises(TypeError, match="must be a LavitVisualTokenizer or a model that has one"):
-            AutoProcessor.from_pretrained(checkpoint, visual_tokenizer=wrong)
+            AutoProcessor.from_pretrained(small_checkpoint, visual_tokenizer=wrong)
 
 
 def test_a_directory_without_a_visual_tokenizer(processor, tmp_path):
@@ -616,16 +618,16 @@ def test_save_and_load_is_lossless(processor, tmp_path):
     assert loaded.to_dict() == processor.to_dict()
 
 
-def test_auto_classes(checkpoint):
-    assert type(AutoTokenizer.from_pretrained(checkpoint)) is LavitTokenizer
-    assert type(AutoImageProcessor.from_pretrained(checkpoint, backend="pil")) is LavitImageProcessorPil
-    assert type(AutoProcessor.from_pretrained(checkpoint)) is ImageTextProcessor
+def test_auto_classes(small_checkpoint):
+    assert type(AutoTokenizer.from_pretrained(small_checkpoint)) is LavitTokenizer
+    assert type(AutoImageProcessor.from_pretrained(small_checkpoint, backend="pil")) is LavitImageProcessorPil
+    assert type(AutoProcessor.from_pretrained(small_checkpoint)) is ImageTextProcessor
 
 
-def test_own_arguments_of_from_pretrained_do_not_leak(checkpoint, tmp_path):
-    visual_tokenizer = LavitVisualTokenizer.from_pretrained(checkpoint)
+def test_own_arguments_of_from_pretrained_do_not_leak(small_checkpoint, tmp_path):
+    visual_tokenizer = LavitVisualTokenizer.from_pretrained(small_checkpoint)
     processor = AutoProcessor.from_pretrained(
-        checkpoint, visual_tokenizer=visual_tokenizer, visual_mode="discrete", image_seq_length=N
+        small_checkpoint, visual_tokenizer=visual_tokenizer, visual_mode="discrete", image_seq_length=N
     )
     assert processor.visual_tokenizer is visual_tokenizer and processor.visual_mode == "discrete"
     for part in (processor.tokenizer.init_kwargs, processor.image_processor.to_dict()):
@@ -635,10 +637,10 @@ def test_own_arguments_of_from_pretrained_do_not_leak(checkpoint, tmp_path):
     assert not list(tmp_path.glob("*.safetensors"))
     assert AutoProcessor.from_pretrained(tmp_path).visual_tokenizer is None
     with pytest.raises(ValueError, match="'continuous', 'discrete' or 'bare'"):
-        AutoProcessor.from_pretrained(checkpoint, visual_mode="other")
+        AutoProcessor.from_pretrained(small_checkpoint, visual_mode="other")
 
 
-def test_visual_tokenizer_comes_from_the_same_place(checkpoint, monkeypatch):
+def test_visual_tokenizer_comes_from_the_same_place(small_checkpoint, monkeypatch):
     seen = {}
 
     def from_pretrained(path, **kwargs):
@@ -646,17 +648,17 @@ def test_visual_tokenizer_comes_from_the_same_place(checkpoint, monkeypatch):
         return FakeVisualTokenizer()
 
     monkeypatch.setattr(LavitVisualTokenizer, "from_pretrained", from_pretrained)
-    processor = AutoProcessor.from_pretrained(checkpoint, cache_dir="somewhere", token="secret", revision="v1")
+    processor = AutoProcessor.from_pretrained(small_checkpoint, cache_dir="somewhere", token="secret", revision="v1")
     assert not seen
     processor.tokenize_images(IMAGES)
     processor.tokenize_images(IMAGES)
     assert seen.pop("dtype") == torch.float32
-    assert seen == {"path": checkpoint, "cache_dir": "somewhere", "token": "secret", "revision": "v1"}
+    assert seen == {"path": small_checkpoint, "cache_dir": "somewhere", "token": "secret", "revision": "v1"}
     assert len(processor._loaded_visual_tokenizer.calls) == 2
     assert "secret" not in processor.to_json_string()
 
 
-def test_pickle_and_deepcopy(attached, checkpoint):
+def test_pickle_and_deepcopy(attached, small_checkpoint):
     expected = attached(IMAGES, "<image><image><image>", return_tensors="pt")["input_ids"]
     clone = copy.deepcopy(attached)
     assert clone.visual_tokenizer is attached.visual_tokenizer  # by reference: it may have billions of weights
@@ -664,10 +666,10 @@ def test_pickle_and_deepcopy(attached, checkpoint):
     unpickled = pickle.loads(pickle.dumps(attached))
     for other in (clone, unpickled):
         assert torch.equal(other(IMAGES, "<image><image><image>", return_tensors="pt")["input_ids"], expected)
-    loaded = ImageTextProcessor.from_pretrained(checkpoint)
+    loaded = ImageTextProcessor.from_pretrained(small_checkpoint)
     ids = loaded.tokenize_images(IMAGES)
     size = len(pickle.dumps(loaded))
-    assert size == len(pickle.dumps(ImageTextProcessor.from_pretrained(checkpoint)))
+    assert size == len(pickle.dumps(ImageTextProcessor.from_pretrained(small_checkpoint)))
     assert torch.equal(pickle.loads(pickle.dumps(loaded)).tokenize_images(IMAGES)[0], ids[0])
 
 
@@ -693,9 +695,9 @@ def test_needs_its_own_tokenizer(processor):
         ImageTextProcessor(processor.image_processor, None)
 
 
-def test_encoder_runs_once(checkpoint):
-    visual_tokenizer = LavitVisualTokenizer.from_pretrained(checkpoint).eval()
-    processor = AutoProcessor.from_pretrained(checkpoint, visual_tokenizer=visual_tokenizer)
+def test_encoder_runs_once(small_checkpoint):
+    visual_tokenizer = LavitVisualTokenizer.from_pretrained(small_checkpoint).eval()
+    processor = AutoProcessor.from_pretrained(small_checkpoint, visual_tokenizer=visual_tokenizer)
     batches = []
     visual_tokenizer.vision_model.register_forward_hook(
         lambda module, args, kwargs, output: batches.append(
@@ -731,7 +733,7 @@ def test_chats_of_other_forms_are_refused(processor, chat, message):
 
 
 def test_every_character_of_a_chat_stays_what_it_is():
-    from lavit_hf.processing.chat_template import hide_brackets, show_brackets
+    from lavit_hf.processing.chat_messages import hide_brackets, show_brackets
 
     first, text = "\U000f0000", "<image> \U000f0000"
     hidden, (chat,) = hide_brackets([{"role": "user", "content": text, "<key>": "<"}], beside={"x": "\U000f0001"})
@@ -740,3 +742,94 @@ def test_every_character_of_a_chat_stays_what_it_is():
     everything = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))))
     with pytest.raises(ValueError, match="every private-use character"):
         hide_brackets([{"role": "user", "content": everything}])
+
+
+# Its files, beside those of a model
+
+
+@pytest.fixture
+def folder(checkpoint, tmp_path):
+    """A checkpoint to write into."""
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def without_processor_config(folder):
+    """As older versions of transformers save processors."""
+    config = json.loads((folder / "processor_config.json").read_text())
+    (folder / "preprocessor_config.json").write_text(json.dumps(config["image_processor"]))
+    (folder / "processor_config.json").unlink()
+
+
+def test_patches_come_from_the_model_where_no_file_of_the_processor_tells(folder):
+    without_processor_config(folder)
+    assert ImageTextProcessor.from_pretrained(folder).image_seq_length == 16
+    assert AutoProcessor.from_pretrained(folder).image_seq_length == 16
+    (folder / "config.json").unlink()
+    with pytest.raises(OSError, match=r"how many patches an image has: processor_config\.json is missing"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+def test_a_missing_file_is_named(folder):
+    (folder / "processor_config.json").unlink()
+    with pytest.raises(OSError, match=r"has no processor_config\.json"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("file", ["processor_config.json", "tokenizer_config.json", "tokenizer.json"])
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"a": ', b"5"])
+def test_broken_files_are_named(folder, file, content):
+    (folder / file).write_bytes(content)
+    with pytest.raises(OSError, match=file):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+def test_a_template_that_is_no_text(folder):
+    (folder / "chat_template.jinja").write_bytes(b"\xba\xff")
+    with pytest.raises(OSError, match=r"chat_template\.jinja is not readable"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+def test_placeholders_are_those_of_the_model(folder):
+    """Else images would be read as text, and text as images."""
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**config, "image_token_id": 5}))
+    with pytest.raises(ValueError, match=r"tokenizer\.json does not fit .*image_token_id is 0 .* 5"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+def test_processor_and_model_have_to_fit(folder):
+    config = json.loads((folder / "processor_config.json").read_text())
+    (folder / "processor_config.json").write_text(json.dumps({**config, "image_seq_length": 256}))
+    with pytest.raises(ValueError, match=r"processor_config\.json does not fit .*image_seq_length is 256 .* 16"):
+        ImageTextProcessor.from_pretrained(folder)
+
+
+def test_a_tokenizer_alone_names_files_too(folder):
+    for file, content in (("tokenizer.json", b"\xff"), ("chat_template.jinja", b"\xff")):
+        before = (folder / file).read_bytes()
+        (folder / file).write_bytes(content)
+        with pytest.raises(OSError, match=file.replace(".", r"\.")):
+            LavitTokenizer.from_pretrained(folder)
+        (folder / file).write_bytes(before)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    (folder / "tokenizer_config.json").write_text(json.dumps({**config, "model_max_length": "7"}))
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json.*model_max_length must be a number"):
+        LavitTokenizer.from_pretrained(folder)
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(OSError, match=r"has no tokenizer\.json: save the tokenizer there, too"):
+        LavitTokenizer.from_pretrained(folder)
+
+
+def test_added_tokens_need_rows(folder):
+    """Else an id of the tokenizer has no embedding, or is that of something else."""
+    model, processor = (
+        LavitForConditionalGeneration.from_pretrained(folder),
+        ImageTextProcessor.from_pretrained(folder),
+    )
+    processor.tokenizer.add_tokens(["<point>"])
+    processor.save_pretrained(folder)
+    with pytest.raises(ValueError, match=r"'<point>' has the id 366, but the model 366 rows.*resize_token_embeddings"):
+        ImageTextProcessor.from_pretrained(folder)
+    model.resize_token_embeddings(len(processor.tokenizer))
+    model.save_pretrained(folder)
+    assert ImageTextProcessor.from_pretrained(folder).tokenizer("<point>")["input_ids"] == [366]

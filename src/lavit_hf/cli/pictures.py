@@ -10,7 +10,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 from ..files.complete import complete_file
-from ..processing.image_conversion import load_image, to_rgb
+from ..processing.image_processing_pil_lavit import load_image, to_rgb
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},

@@ -32,8 +32,7 @@ def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTex
     # Imported here: importing the converter must not load the tokenizer and image libraries.
     from ..processing.image_processing_pil_lavit import LavitImageProcessorPil
     from ..processing.processing_lavit import ImageTextProcessor
-    from ..processing.text_vocabulary import read_sentencepiece
-    from ..processing.tokenization_lavit import LavitTokenizer
+    from ..processing.tokenization_lavit import LavitTokenizer, read_sentencepiece
 
     visual: Any = config.visual_tokenizer_config
     text: Any = config.text_config

@@ -10,8 +10,7 @@ import PIL.Image
 import torch
 from torch.nn import functional as F
 
-from ..processing.image_conversion import prepare_array
-from ..processing.image_structure import check_images, flatten
+from ..processing.image_processing_pil_lavit import check_images, flatten, prepare_array
 
 _IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor)
 

@@ -1,4 +1,4 @@
-"""LaVIT's image processor, torchvision backend."""
+"""LaVIT's image processor, torchvision backend: in a file of its own, as transformers has one for each backend."""
 
 from typing import Any
 
@@ -8,8 +8,7 @@ from transformers.image_utils import ChannelDimension, ImageInput
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import requires_backends
 
-from .image_conversion import prepare_array
-from .image_structure import LavitImageDefaults
+from .image_processing_pil_lavit import LavitImageDefaults, prepare_array
 
 
 class LavitImageProcessor(LavitImageDefaults, TorchvisionBackend):

@@ -8,31 +8,35 @@ An image's number of tokens is known only after the visual tokenizer has looked 
 - discrete: an image is the ids of its visual codes; the model needs nothing else. (Bare: without start and end.)
 """
 
+from __future__ import annotations
+
 import copy
 import operator
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
+from transformers.utils.hub import cached_file
 
 from ..modeling.checkpoint_files import _HUB_KWARGS, IS_PACKAGE, RemoteCodeMixin, import_composition
-from .attached_models import Checkpoint, check_visual_tokenizer, load_visual_tokenizer
-from .chat_template import DEFAULT_CHAT_TEMPLATE, check_chat, hidden_bracket, hide_brackets, show_brackets
-from .checkpoint_processor import fit_to_model, name_broken_file
-from .generated_ids import as_rows, draw_images, join_runs, last_image
-from .image_structure import check_images, flatten
-from .prompt_layout import (
-    TokenRow,
-    assign_images,
-    assign_modes,
-    check_generation_mode,
-    check_prompts,
-    check_visual_mode,
+from ..modeling.configuration_lavit import LavitConfig
+from ..modeling.generation_lavit import GENERATION_MODES
+from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
+from .image_processing_pil_lavit import check_images, flatten, is_nested
+from .tokenization_lavit import (
+    PROCESSOR_FILE,
+    TOKENIZER_FILE,
+    IdRun,
+    LavitTokenizer,
+    as_rows,
+    name_broken_file,
+    read_json_object,
 )
-from .tokenization_lavit import LavitTokenizer
 
 _UNSUPPORTED_TEXT_KWARGS = (
     "text_pair",
@@ -55,11 +59,11 @@ _CHAT_ARGUMENTS = (
     "load_audio_from_video",
     "processor_kwargs",
 )
-
-
 # Models that are neither saved nor copied with the processor.
 _BY_REFERENCE = ("_visual_tokenizer", "_loaded_visual_tokenizer", "pixel_decoder")
 _OWN_KWARGS = ("visual_mode", "generation_mode", "return_mm_token_type_ids", "return_text_replacement_offsets")
+VISUAL_MODES = ("continuous", "discrete", "bare")
+Checkpoint = tuple[str | os.PathLike, dict[str, Any]]
 
 
 class ImageTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -122,7 +126,9 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         self.image_token_id = tokenizer.image_token_id
         self._checkpoint: Checkpoint | None = None
         self._loaded_visual_tokenizer: Any = None
-        super().__init__(image_processor, tokenizer, chat_template=chat_template or DEFAULT_CHAT_TEMPLATE, **kwargs)
+        if not chat_template and IS_PACKAGE:  # remote code has it beside the weights
+            chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
+        super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         self.visual_tokenizer = visual_tokenizer
         self.pixel_decoder = pixel_decoder
 
@@ -433,7 +439,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> "ImageTextProcessor":
+    ) -> ImageTextProcessor:
         """Loads a processor.
 
         Args:
@@ -473,7 +479,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         tokenizer: Any = None,
         codebook_size: int | None = None,
         **kwargs: Any,
-    ) -> "ImageTextProcessor":
+    ) -> ImageTextProcessor:
         """The processor of a model that [`LavitForConditionalGeneration.from_vision_text_pretrained`] has built.
 
         Args:
@@ -518,7 +524,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             del light.__dict__[name]
         return super(ImageTextProcessor, light).to_dict()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> "ImageTextProcessor":
+    def __deepcopy__(self, memo: dict[int, Any]) -> ImageTextProcessor:
         for shared in (self.__dict__[name] for name in _BY_REFERENCE):
             if shared is not None:
                 memo[id(shared)] = shared
@@ -548,6 +554,280 @@ def _convert_image_inputs(inputs: dict[str, torch.Tensor], return_tensors: Any) 
 def _pad_offsets(offsets: list[tuple[int, int]], length: int, side: str) -> list[tuple[int, int]]:
     padding = [(0, 0)] * (length - len(offsets))
     return padding + offsets if side == "left" else offsets + padding
+
+
+@dataclass
+class TokenRow:
+    """The tokens of one prompt.
+
+    `offsets` are the characters a token stands for, in the prompt with every placeholder replaced by the names of its
+    image's tokens (empty ranges for those themselves); `replacements` tell where that happened, as `ProcessorMixin`
+    does.
+    """
+
+    ids: list[int] = field(default_factory=list)
+    offsets: list[tuple[int, int]] = field(default_factory=list)
+    image_spans: list[tuple[int, int]] = field(default_factory=list)
+    replacements: list[dict[str, Any]] = field(default_factory=list)
+    _prompt_length: int = 0
+    _expanded_length: int = 0
+
+    def add_text(self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]) -> None:
+        """Appends a text segment."""
+        start = self._expanded_length
+        self.ids.extend(ids)
+        self.offsets.extend((start + first, start + last) for first, last in offsets)
+        self._prompt_length += len(text)
+        self._expanded_length += len(text)
+
+    def add_image(self, ids: Sequence[int], placeholder: str, replacement: str) -> None:
+        """Appends the tokens of an image, whose names are `replacement`."""
+        start, new_start = self._prompt_length, self._expanded_length
+        self.image_spans.append((len(self.ids), len(self.ids) + len(ids)))
+        self.ids.extend(ids)
+        self.offsets.extend([(new_start, new_start)] * len(ids))
+        self._prompt_length += len(placeholder)
+        self._expanded_length += len(replacement)
+        self.replacements.append(
+            {
+                "type": "image",
+                "span": (start, self._prompt_length),
+                "new_span": (new_start, self._expanded_length),
+                "text": placeholder,
+                "replacement": replacement,
+            }
+        )
+
+    def add_start(self, index: int) -> None:
+        """Appends the start of an image that is to be drawn; it stands for no characters."""
+        self.ids.append(index)
+        self.offsets.append((self._expanded_length, self._expanded_length))
+
+    def truncate(self, max_length: int, side: str, prompt_index: int) -> None:
+        """Cuts text off one side; refuses to cut images, whose features the model would look for in vain."""
+        excess = len(self.ids) - max_length
+        if excess <= 0:
+            return
+        first, last = (excess, len(self.ids)) if side == "left" else (0, max_length)
+        if any(start < first or end > last for start, end in self.image_spans):
+            raise ValueError(
+                f"Truncating prompt {prompt_index} from {len(self.ids)} to `max_length={max_length}` tokens on the "
+                f"{side} would cut an image. Raise `max_length`, or pass fewer images or shorter text."
+            )
+        self.ids, self.offsets = self.ids[first:last], self.offsets[first:last]
+        self.image_spans = [(start - first, end - first) for start, end in self.image_spans]
+
+
+def check_prompts(text: Any, allow_empty: bool = False) -> list[str]:
+    """One prompt or a list of them, as a list."""
+    prompts = [text] if isinstance(text, str) else text
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError("`text` must be a string or a list of strings.")
+    if not prompts:
+        raise ValueError("`text` is an empty list; pass at least one prompt.")
+    for index, prompt in enumerate(prompts):
+        if not prompt and not allow_empty:
+            raise ValueError(f"Prompt {index} is empty: it holds neither text nor an image placeholder.")
+    return list(prompts)
+
+
+def assign_images(images: Any, counts: Sequence[int], image_token: str) -> list[Any]:
+    """All images in order of appearance, after checking that every prompt has as many images as placeholders.
+
+    Args:
+        images: Opened images: one, a flat list, a list per prompt, or `None`.
+        counts: Placeholders per prompt.
+        image_token: The placeholder, for messages.
+    """
+    if images is None:
+        groups: list[list[Any]] = [[]]
+    elif is_nested(images):
+        groups = [flatten(group) for group in images]
+    else:
+        groups = [flatten(images)]
+    details = _find_mismatch(groups, counts, image_token, per_prompt=images is not None and is_nested(images))
+    if details:
+        raise ValueError(
+            f"The number of {image_token} tokens in the prompts should be the same as the number of images passed: "
+            f"{details}."
+        )
+    return flatten(groups)
+
+
+def _find_mismatch(groups: list[list[Any]], counts: Sequence[int], image_token: str, per_prompt: bool) -> str:
+    if per_prompt and len(groups) != len(counts):
+        return f"got {len(groups)} lists of images for {len(counts)} prompts"
+    if per_prompt:
+        wrong = (i for i, (group, count) in enumerate(zip(groups, counts, strict=True)) if len(group) != count)
+        if (index := next(wrong, None)) is not None:
+            return f"prompt {index} has {counts[index]}, but got {len(groups[index])} image(s) for it"
+        return ""
+    num_images = sum(map(len, groups))
+    if num_images == sum(counts):
+        return ""
+    where = ", ".join(f"{count} in prompt {index}" for index, count in enumerate(counts))
+    return f"found {sum(counts)} ({where}), but got {num_images} image(s)"
+
+
+def assign_modes(visual_mode: Any, num_images: int) -> list[str]:
+    """The visual mode of every image, from one for all or (nested) lists of one per image."""
+    if isinstance(visual_mode, str):
+        modes = [visual_mode] * num_images
+    else:
+        modes = flatten(visual_mode)
+        if len(modes) != num_images:
+            raise ValueError(f"Got {len(modes)} visual modes for {num_images} image(s).")
+    return [check_visual_mode(mode) for mode in modes]
+
+
+def check_visual_mode(mode: Any) -> str:
+    """Returns the mode of an image if it is one."""
+    if mode not in VISUAL_MODES:
+        raise ValueError(f"`visual_mode` must be 'continuous', 'discrete' or 'bare', got {mode!r}.")
+    return mode
+
+
+def check_generation_mode(mode: str | None) -> str:
+    """Returns what is to be generated; text by default."""
+    mode = "text" if mode is None else mode
+    if mode not in GENERATION_MODES:
+        raise ValueError(f"`generation_mode` must be 'text', 'image' or 'interleaved', got {mode!r}.")
+    return mode
+
+
+def check_visual_tokenizer(visual_tokenizer: Any, codebook_size: int, image_seq_length: int) -> Any:
+    """Returns the visual tokenizer (of a whole model: its part) after checking that it fits the processor.
+
+    Raises:
+        TypeError: If it is something else, such as a path.
+        ValueError: If its sizes do not fit.
+    """
+    if visual_tokenizer is None:
+        return None
+    part = getattr(visual_tokenizer, "visual_tokenizer", visual_tokenizer)
+    if not all(callable(getattr(part, name, None)) for name in ("embed", "encode")):
+        raise TypeError(
+            "`visual_tokenizer` must be a LavitVisualTokenizer or a model that has one, got "
+            f"{type(visual_tokenizer).__name__}. From a path, load it with `LavitVisualTokenizer.from_pretrained`."
+        )
+    config = getattr(part, "config", None)
+    for name, expected, what in (
+        ("codebook_size", codebook_size, "tokenizer's visual vocabulary"),
+        ("num_patches", image_seq_length, "processor's `image_seq_length`"),
+    ):
+        if config is not None and getattr(config, name, expected) != expected:
+            raise ValueError(
+                f"The visual tokenizer does not fit this processor: its {name} is {getattr(config, name)}, "
+                f"the {what} is {expected}."
+            )
+    return part
+
+
+def load_visual_tokenizer(checkpoint: Checkpoint | None) -> Any:
+    """The visual tokenizer of a processor's own checkpoint, in fp32: codes are exact.
+
+    Args:
+        checkpoint: Directory or Hub id, and what locates it; `None` if the processor was not loaded from one.
+    """
+    if checkpoint is None:
+        raise ValueError(
+            "Discrete images need a visual tokenizer: pass `visual_tokenizer=`, or load the processor with "
+            "`from_pretrained` from a checkpoint that has one."
+        )
+    from ..modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+
+    path, hub_kwargs = checkpoint
+    try:
+        return LavitVisualTokenizer.from_pretrained(path, dtype=torch.float32, **hub_kwargs).eval()
+    except (OSError, ValueError) as error:
+        raise ValueError(
+            f"Discrete images need a visual tokenizer, and none could be loaded from the processor's own directory, "
+            f"{path}: pass `visual_tokenizer=` to the processor. ({error})"
+        ) from error
+
+
+def last_image(runs: list[IdRun]) -> torch.Tensor:
+    """The codes of the last image; none if there is no image."""
+    return next((_codes(run) for run in reversed(runs) if run.kind != "text"), torch.empty(0, dtype=torch.long))
+
+
+def draw_images(codes: list[torch.Tensor], pixel_decoder: Callable[..., Any] | None) -> list[Any]:
+    """The images of a list of codes, all decoded in one call; without a pixel decoder, the codes."""
+    if pixel_decoder is None or not codes:
+        return list(codes)
+    images = pixel_decoder(codes=codes).images
+    if len(images) != len(codes):
+        raise ValueError(f"The pixel decoder returned {len(images)} image(s) for {len(codes)} lists of codes.")
+    return list(images)
+
+
+def join_runs(
+    rows: list[list[IdRun]], decode: Callable[[list[int]], str], pixel_decoder: Callable[..., Any] | None
+) -> list[list[Any]]:
+    """Per row its texts and images in order, without empty texts and without images that have no codes to show."""
+    codes = [_codes(run) for runs in rows for run in runs if run.kind == "image"]
+    images = iter(draw_images(codes, pixel_decoder))
+    joined: list[list[Any]] = []
+    for runs in rows:
+        parts = [next(images) if run.kind == "image" else decode(run.ids) for run in runs if run.kind != "features"]
+        joined.append([part for part in parts if not isinstance(part, str) or part])
+    return joined
+
+
+def _codes(run: IdRun) -> torch.Tensor:
+    return torch.tensor(run.ids, dtype=torch.long)
+
+
+def fit_to_model(processor: Any, checkpoint: str | os.PathLike, hub_kwargs: dict[str, Any]) -> int:
+    """Compares a processor with the `config.json` beside it, if that is a LaVIT's.
+
+    Args:
+        processor: As its own files made it.
+        checkpoint: Directory or Hub id of both.
+        hub_kwargs: What locates it.
+
+    Returns:
+        Patches per image: what its own file says, or else what the model's configuration says.
+
+    Raises:
+        OSError: If neither file tells.
+        ValueError: If the two do not fit.
+    """
+    files = {
+        name: cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+        for name in ("config.json", PROCESSOR_FILE)
+    }
+    own = read_json_object(files[PROCESSOR_FILE]).get("image_seq_length")
+    if read_json_object(files["config.json"]).get("model_type") != LavitConfig.model_type:
+        if own is None:
+            raise OSError(
+                f"{checkpoint} does not say how many patches an image has: {PROCESSOR_FILE} is missing, or has no "
+                "`image_seq_length`, and there is no config.json of a LaVIT. Save the processor there again."
+            )
+        return own
+    config = LavitConfig.from_pretrained(checkpoint, **hub_kwargs)
+    tokenizer, visual = processor.tokenizer, config.visual_tokenizer_config
+    rows = config.text_config.vocab_size
+    for index, token in tokenizer.added_tokens_decoder.items():
+        if index >= rows and index != config.image_token_id:
+            raise ValueError(
+                f"{os.path.join(checkpoint, TOKENIZER_FILE)} does not fit {files['config.json']}: the token "
+                f"{token.content!r:.50} has the id {index}, but the model {rows} rows of embeddings. If you added "
+                "tokens, call `model.resize_token_embeddings(len(processor.tokenizer))` before you save the model."
+            )
+    own = visual.num_patches if own is None else own
+    for name, file, found, expected in (
+        ("image_seq_length", PROCESSOR_FILE, own, visual.num_patches),
+        ("codebook_size", "tokenizer.json", tokenizer.codebook_size, visual.codebook_size),
+        ("visual_token_offset", "tokenizer.json", tokenizer.visual_token_offset, config.visual_token_offset),
+        ("image_token_id", "tokenizer.json", tokenizer.image_token_id, config.image_token_id),
+    ):
+        if found != expected:
+            raise ValueError(
+                f"{os.path.join(checkpoint, file)} does not fit {files['config.json']}: {name} is {found} by the "
+                f"former and {expected} by the latter."
+            )
+    return own
 
 
 __all__ = ["ImageTextProcessor"]

@@ -6,7 +6,7 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
-from ..processing.text_vocabulary import IMAGE_TOKEN, check_text
+from ..processing.tokenization_lavit import IMAGE_TOKEN, check_text
 from .sample_images import SOURCES
 
 

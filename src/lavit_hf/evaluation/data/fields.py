@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from ...processing.text_vocabulary import check_text
+from ...processing.tokenization_lavit import check_text
 
 _NAMES = {int: "an integer", str: "a text", list: "a list"}
 _T = TypeVar("_T", int, str, list)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...data.loading import load_data
-from ...processing.text_vocabulary import check_text
+from ...processing.tokenization_lavit import check_text
 from .sample import EvaluationSample
 
 

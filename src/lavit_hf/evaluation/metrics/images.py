@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from ...processing.image_conversion import load_image
+from ...processing.image_processing_pil_lavit import load_image
 
 
 def open_image(stored: dict[str, Any]) -> Image.Image:

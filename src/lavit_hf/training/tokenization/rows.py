@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import torch
 
 from ...processing.processing_lavit import ImageTextProcessor
-from ...processing.text_vocabulary import check_text
+from ...processing.tokenization_lavit import check_text
 from ..sample_checks import check_learned_text, check_prompt, read_messages, read_sample_id
 from ..sample_images import read_images
 from .directory import TokenizationReport

@@ -1,56 +1,17 @@
-"""The default chat template, and what keeps text typed in a chat from becoming an image placeholder."""
+"""The messages of a chat: their form, and what keeps text typed in one from becoming an image placeholder.
+
+`chat_template.jinja` renders an image and "what is it?" as the release's VQA prompt, "<image>Question: what is it?
+Answer:"; an image alone is its caption prompt. Only the answer to a text question starts with " Answer:": that of an
+image alone is a caption. With `generation_mode="image"` a user's text describes what to draw and stays as it is.
+"""
 
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
-# Renders [image, "what is it?"] as the release's VQA prompt, "<image>Question: what is it? Answer:"; an image alone is
-# its caption prompt. Only the answer to a text question starts with " Answer:", so [image] -> "a cat" is a caption.
-# With generation_mode="image" a user's text describes what to draw and stays as it is.
-DEFAULT_CHAT_TEMPLATE = """\
-{%- set drawing = generation_mode is defined and generation_mode == "image" -%}
-{%- set ns = namespace(after_text=false, question=false, opened=false) -%}
-{%- for message in messages -%}
-    {%- if message.content is string -%}
-        {%- set parts = [{"type": "text", "text": message.content}] -%}
-    {%- else -%}
-        {%- set parts = message.content -%}
-    {%- endif -%}
-    {%- set ns.opened = false -%}
-    {%- if message.role == "user" -%}
-        {%- set ns.question = false -%}
-    {%- endif -%}
-    {%- for part in parts -%}
-        {%- if part.type == "image" -%}
-            {{- "<image>" -}}
-            {%- set ns.after_text = false -%}
-        {%- elif part.type == "text" -%}
-            {%- if message.role == "user" -%}
-                {{- (" " if ns.after_text else "") + ("" if ns.opened or drawing else "Question: ") + part.text -}}
-                {%- set ns.opened = true -%}
-                {%- set ns.question = not drawing -%}
-            {%- elif message.role == "assistant" -%}
-                {{- " Answer:" if ns.question else "" -}}
-                {%- generation -%}
-                    {{- (" " if ns.question or ns.after_text else "") + part.text -}}
-                {%- endgeneration -%}
-                {%- set ns.question = false -%}
-            {%- else -%}
-                {{- (" " if ns.after_text else "") + part.text -}}
-            {%- endif -%}
-            {%- set ns.after_text = true -%}
-        {%- else -%}
-            {{- raise_exception("LaVIT's chat template takes text and images, not " ~ part.type) -}}
-        {%- endif -%}
-    {%- endfor -%}
-{%- endfor -%}
-{{- " Answer:" if add_generation_prompt and ns.question else "" -}}
-"""
-
 # Set while a chat is tokenized: the character that stands for a "<" typed in it. transformers renders the chat and
 # calls the processor in one go; an argument to hand the character on by would be one that all callers see.
 hidden_bracket: ContextVar[str | None] = ContextVar("hidden_bracket", default=None)
-
 _MEDIA_KEYS = ("image", "url", "path", "base64", "image_url")
 _PRIVATE_USE = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 
