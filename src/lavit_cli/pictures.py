@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files.complete import complete_file
-from ..processing.image_conversion import load_image, to_rgb
+from lavit_hf.files.complete import complete_file
+from lavit_hf.processing.image_conversion import load_image, to_rgb
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},
@@ -139,3 +140,17 @@ def save_picture(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with complete_file(path) as file:
         image.save(file, format=picture_format, **_SAVE_OPTIONS.get(picture_format, {}))
+
+
+def write_drawing(draw: Callable[..., Any], path: Path, seed: int | None) -> None:
+    """Draws one picture, writes it, and says where it is.
+
+    Args:
+        draw: Takes a `generator`, and gives the output of a pipeline.
+        path: The file.
+        seed: The same seed draws the same picture on every device; by default a new one is drawn, and printed.
+    """
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    (drawing,) = draw(generator=torch.Generator().manual_seed(seed)).images
+    save_picture(drawing, path)
+    print(f"Wrote {path} ({drawing.width} x {drawing.height} pixels, seed {seed})")
