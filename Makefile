@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python 3.10 or newer and nothing else; both install into .venv on their first run.
+# `make demo` and `make test` need Python 3.11 or newer and nothing else; both install into .venv on their first run.
 PYTHON ?= python3
 VENV ?= .venv
 CONSTRAINTS ?= constraints.txt
@@ -59,8 +59,8 @@ $(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python
 	@touch $@
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
-		echo "lavit-hf needs Python 3.10 or newer, but '$(PYTHON)' is missing or older." \
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "lavit-hf needs Python 3.11 or newer, but '$(PYTHON)' is missing or older." \
 		"Name one, for example: make PYTHON=python3.12 $(MAKECMDGOALS)" >&2; exit 1; }
 	$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo "'$(PYTHON) -m venv' failed; on Debian and Ubuntu it needs the package python3-venv." >&2; exit 1; }
