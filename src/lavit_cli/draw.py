@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated
 
 import typer
@@ -45,18 +44,19 @@ def draw(
     checkpoint = find_model(model)
 
     from .loading import load, load_pipeline
-    from .pictures import open_images, write_drawing
+    from .pictures import make_generator, open_images, save_drawing
 
     images, failures = open_images(image or [])
     if failures:
         raise ValueError("\n".join(failures))
     pipeline = load_pipeline(load(checkpoint, device, dtype.value), decoder and decoder.value)
-    drawing = functools.partial(
-        pipeline,
+    seed, generator = make_generator(seed)
+    (drawing,) = pipeline(
         [*(picture for _, picture in images), prompt] if images else prompt,
         negative_prompt=negative_prompt,
         aspect_ratio=aspect_ratio,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
-    )
-    write_drawing(drawing, output, seed)
+        generator=generator,
+    ).images
+    save_drawing(drawing, output, seed)

@@ -192,7 +192,7 @@ def join_processes(device: str) -> tuple[Any, str]:
 
     Raises:
         ImportError: accelerate is not installed.
-        ValueError: There is no such device.
+        ValueError: There is no such device, or accelerate was set up before for other processes.
     """
     state = process_state(resolve_device(device))
     if device == "auto" and state.num_processes > 1:

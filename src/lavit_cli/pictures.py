@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -142,15 +142,13 @@ def save_picture(image: Image.Image, path: Path) -> None:
         image.save(file, format=picture_format, **_SAVE_OPTIONS.get(picture_format, {}))
 
 
-def write_drawing(draw: Callable[..., Any], path: Path, seed: int | None) -> None:
-    """Draws one picture, writes it, and says where it is.
-
-    Args:
-        draw: Takes a `generator`, and gives the output of a pipeline.
-        path: The file.
-        seed: The same seed draws the same picture on every device; by default a new one is drawn, and printed.
-    """
+def make_generator(seed: int | None) -> tuple[int, torch.Generator]:
+    """A source of randomness that is the same on every device, and its seed; a new one by default."""
     seed = secrets.randbelow(2**32) if seed is None else seed
-    (drawing,) = draw(generator=torch.Generator().manual_seed(seed)).images
+    return seed, torch.Generator().manual_seed(seed)
+
+
+def save_drawing(drawing: Image.Image, path: Path, seed: int) -> None:
+    """Writes a picture, and prints where it is and which seed draws it again."""
     save_picture(drawing, path)
     print(f"Wrote {path} ({drawing.width} x {drawing.height} pixels, seed {seed})")

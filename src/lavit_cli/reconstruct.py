@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 from typing import Annotated
 
 import typer
@@ -34,15 +33,16 @@ def reconstruct(
     checkpoint = find_model(model)
 
     from .loading import load, load_pipeline
-    from .pictures import open_image, write_drawing
+    from .pictures import make_generator, open_image, save_drawing
 
     picture = open_image(image)
     pipeline = load_pipeline(load(checkpoint, device, dtype.value), decoder and decoder.value)
-    drawing = functools.partial(
-        pipeline.reconstruct,
+    seed, generator = make_generator(seed)
+    (drawing,) = pipeline.reconstruct(
         picture,
         aspect_ratio=aspect_ratio,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
-    )
-    write_drawing(drawing, output, seed)
+        generator=generator,
+    ).images
+    save_drawing(drawing, output, seed)
