@@ -12,7 +12,31 @@ from pathlib import Path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
+_DEFAULT = "lavit-scenes"  # the checkpoint that comes along
 _CHECKPOINT = "--model takes a converted checkpoint (see lavit convert --help)"
+
+
+def find_model(name: str | None) -> str:
+    """The checkpoint that `--model` names.
+
+    Args:
+        name: A directory, a name on the Hub, or `"lavit-scenes"`, which `None` stands for, too.
+
+    Raises:
+        ValueError: As for `check_model`.
+    """
+    checkpoint = find_checkpoint(name)
+    check_model(checkpoint)
+    return checkpoint
+
+
+def find_checkpoint(name: str | None) -> str:
+    """The checkpoint of this name, whatever is in it; the one that comes along can be named from anywhere."""
+    if name is None or (name == _DEFAULT and not Path(name).exists()):
+        from lavit_hf import default_checkpoint
+
+        return default_checkpoint()
+    return name
 
 
 def check_model(model: str) -> None:

@@ -27,38 +27,6 @@ class Decoder(str, Enum):
     lowres = "lowres"
 
 
-class EvaluationTask(str, Enum):
-    """What a checkpoint is asked to do."""
-
-    caption = "caption"
-    vqa = "vqa"
-    text_to_image = "text-to-image"
-    reconstruction = "reconstruction"
-    all = "all"
-
-
-class TokenizedFormat(str, Enum):
-    """Files that codes are stored in."""
-
-    arrow = "arrow"
-    webdataset = "webdataset"
-
-
-class BadSamples(str, Enum):
-    """What to do about samples that cannot be used."""
-
-    skip = "skip"
-    stop = "raise"
-
-
-class StoredDtype(str, Enum):
-    """Precision of converted weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
-
-
 Model = Annotated[
     str | None,
     typer.Option(
@@ -71,9 +39,16 @@ Model = Annotated[
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]
 RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
+ImageSource = Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)]
+NewDirectory = Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.", show_default=False)]
+MaxShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")]
 # Of these, a checkpoint's generation config may have defaults of its own.
 Beams = Annotated[
     int | None, typer.Option(min=1, help="Beams of the search; 1 is greedy.", show_default="2, answers 5")
+]
+LengthPenalty = Annotated[
+    float | None,
+    typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.", show_default="1, answers 0"),
 ]
 MinNewTokens = Annotated[
     int | None, typer.Option(min=0, help="Shortest text, in tokens.", show_default="8, answers 2")
@@ -96,8 +71,4 @@ Output = Annotated[
     typer.Option(
         "--output", "-o", metavar="PICTURE", help="PNG, JPEG, WebP, TIFF or BMP to write.", show_default=False
     ),
-]
-LengthPenalty = Annotated[
-    float | None,
-    typer.Option(help="Above 0 favors longer texts, below 0 shorter ones.", show_default="1, answers 0"),
 ]

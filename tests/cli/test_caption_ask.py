@@ -6,8 +6,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit_hf.cli import generation
-from lavit_hf.cli.generation import first_sentence
+from lavit_cli import generation
+from lavit_cli.generation import first_sentence
 from lavit_hf.modeling.token_progress import TokenProgress
 
 
@@ -86,7 +86,7 @@ def test_first_sentence() -> None:
 
 
 def test_progress_counts_tokens(checkpoint, pictures, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lavit_hf.cli.loading import load
+    from lavit_cli.loading import load
 
     counted = []
     monkeypatch.setattr(TokenProgress, "__call__", count(TokenProgress.__call__, counted))

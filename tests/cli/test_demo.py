@@ -7,8 +7,8 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit_hf.cli.demo_subjects import is_caption_right, is_drawing_right
-from lavit_hf.cli.pictures import Panel, contact_sheet, grey_out_dropped, save_picture
+from lavit_cli.demo_sheet import is_caption_right, is_drawing_right
+from lavit_cli.pictures import Panel, contact_sheet, grey_out_dropped, save_picture
 from lavit_hf.data.scenes import facts_of, render, sample_scene
 from lavit_hf.data.scenes.language import captions_of
 

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file, save_file
 
-import lavit_cli
+from lavit_cli.checks import find_checkpoint
+from lavit_cli.errors import one_line
 from lavit_hf import default_checkpoint
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -202,10 +203,10 @@ def test_numbers_out_of_range_name_their_option(lavit, photo: Path, options: lis
 
 
 def test_the_checkpoint_that_comes_along_has_a_name(lavit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert lavit_cli._checkpoint("lavit-scenes") == lavit_cli._checkpoint(None) == default_checkpoint()
+    assert find_checkpoint("lavit-scenes") == find_checkpoint(None) == default_checkpoint()
     monkeypatch.chdir(tmp_path)
     Path("lavit-scenes").mkdir()
-    assert lavit_cli._checkpoint("lavit-scenes") == "lavit-scenes"
+    assert find_checkpoint("lavit-scenes") == "lavit-scenes"
 
 
 def test_without_a_model_the_checkpoint_that_comes_along_is_used(lavit) -> None:
@@ -220,20 +221,20 @@ def test_debug_shows_the_traceback(lavit, random_checkpoint: Path) -> None:
 
 
 def test_unexpected_errors_name_their_type() -> None:
-    assert lavit_cli.one_line(RuntimeError("broken\n  badly")) == "RuntimeError: broken badly"
-    assert lavit_cli.one_line(AssertionError()) == "AssertionError"
-    assert lavit_cli.one_line(ValueError("a:\n" + "\n".join(map(str, range(9))))) == (
+    assert one_line(RuntimeError("broken\n  badly")) == "RuntimeError: broken badly"
+    assert one_line(AssertionError()) == "AssertionError"
+    assert one_line(ValueError("a:\n" + "\n".join(map(str, range(9))))) == (
         "a: 0; 1; 2; 3; 4; and 4 more (lavit --debug shows all)"
     )
 
 
 def test_interrupt(lavit, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
-    from lavit_hf.cli import caption
+    from lavit_cli import loading
 
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(caption, "run", interrupt)
+    monkeypatch.setattr(loading, "load", interrupt)
     result = lavit("caption", photo)
     assert result.exit_code == 130
     assert result.stderr == "lavit: interrupted\n"

@@ -11,8 +11,8 @@ from huggingface_hub.utils import are_progress_bars_disabled
 from transformers.utils import logging
 
 import lavit_cli
-from lavit_hf.cli import loading
-from lavit_hf.cli.draw import load_pipeline
+from lavit_cli import loading
+from lavit_cli.loading import load_pipeline
 from lavit_hf.conversion import progress
 from lavit_hf.data.scenes import make_scenes
 

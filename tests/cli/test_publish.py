@@ -7,7 +7,7 @@ import pytest
 from huggingface_hub import ModelCard
 from transformers import AutoModelForCausalLM
 
-from lavit_hf.cli import publish
+from lavit_hf import hub
 from lavit_hf.hub import PublishReport
 
 
@@ -58,7 +58,7 @@ def test_options_and_report(lavit, monkeypatch: pytest.MonkeyPatch) -> None:
         calls.append((checkpoint, repository, options))
         return PublishReport(repository, {"a": 2000, "b": 1}, ["old.safetensors"], {}, ["A hint."], "http://x", "abc")
 
-    monkeypatch.setattr(publish, "publish", fake)
+    monkeypatch.setattr(hub, "publish", fake)
     options = ["--private", "--license", "mit", "--dataset", "c/d", "--dataset", "e/f", "--revision", "next"]
     options += ["--include", "docs/*", "--include-evaluation"]
     result = lavit("publish", "folder", "me/tiny", *options)

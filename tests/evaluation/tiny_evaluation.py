@@ -8,8 +8,7 @@ from typing import Any
 
 import torch
 
-from lavit_hf.cli.draw import load_pipeline
-from lavit_hf.cli.loading import load
+from lavit_cli.loading import load, load_pipeline
 from lavit_hf.evaluation import TASKS, EvaluatedCheckpoint, evaluate, read_data
 from lavit_hf.evaluation.predictions import PredictionWriter
 

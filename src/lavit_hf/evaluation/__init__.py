@@ -17,6 +17,7 @@ from .data import EvaluationData, EvaluationSample, read_data
 from .evaluator import evaluate
 from .measurement import Measurement
 from .report import format_metrics
+from .settings import EvaluationSettings, build_tasks
 from .tasks import TASKS, Task
 
 __all__ = [
@@ -24,8 +25,10 @@ __all__ = [
     "EvaluatedCheckpoint",
     "EvaluationData",
     "EvaluationSample",
+    "EvaluationSettings",
     "Measurement",
     "Task",
+    "build_tasks",
     "evaluate",
     "format_metrics",
     "read_data",

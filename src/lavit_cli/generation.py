@@ -7,10 +7,18 @@ from typing import Any
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from ..conversion.progress import progress_bar
-from ..modeling.token_progress import TokenProgress
-from ..pipelines import image_to_text
-from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, answer_options, first_sentence, question_prompt
+from lavit_hf.conversion.progress import progress_bar
+from lavit_hf.modeling.token_progress import TokenProgress
+from lavit_hf.pipelines import image_to_text
+from lavit_hf.pipelines.image_to_text import (
+    ANSWER,
+    CAPTION,
+    answer_of,
+    answer_options,
+    first_sentence,
+    question_prompt,
+)
+
 from .loading import Lavit
 
 

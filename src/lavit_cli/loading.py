@@ -1,4 +1,4 @@
-"""Loads model and processor for the command line, with errors that name what is wrong."""
+"""Loads model, processor and pixel decoder for commands, with errors that name what is wrong."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub import ModelCard
@@ -15,8 +15,13 @@ from huggingface_hub.constants import HF_HUB_DISABLE_PROGRESS_BARS
 from safetensors import SafetensorError
 from transformers.utils import logging
 
-from .. import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
-from ..training.language_model.adapters import apply_adapter, find_adapter
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
+from lavit_hf.conversion.progress import bar_options
+from lavit_hf.training.language_model.adapters import apply_adapter, find_adapter
+from lavit_hf.training.tokenization.processes import process_state
+
+if TYPE_CHECKING:
+    from lavit_hf.pipelines import LavitTextToImagePipeline
 
 RANDOM_WEIGHTS_TAG = "random-weights"
 
@@ -113,6 +118,34 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
     return _load_processor(adapter.processor if adapter else model, visual_tokenizer.to(target).eval())
 
 
+def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImagePipeline:
+    """Adds a pixel decoder to a loaded checkpoint.
+
+    Args:
+        lavit: Model and processor.
+        decoder: Which of its pixel decoders; by default the high-resolution one.
+
+    Raises:
+        ImportError: diffusers is not installed.
+        ValueError: The checkpoint has no such pixel decoder, or one of other codes.
+    """
+    from diffusers.utils import logging as diffusers_logging
+
+    from lavit_hf.pipelines import LavitTextToImagePipeline
+
+    parts = {"model": lavit.model, "processor": lavit.processor}
+    try:
+        with without_bars(diffusers_logging), without_bars(logging):
+            pipeline = LavitTextToImagePipeline.from_pretrained(
+                lavit.pixel_decoders, decoder=decoder, dtype=lavit.model.dtype, **parts
+            )
+    except OSError as error:
+        raise ValueError(f"{lavit.pixel_decoders} cannot draw: {error}") from error
+    # No bars for what takes less than a second.
+    pipeline.set_progress_bar_config(**bar_options("Drawing", delay=1.0, leave=False))
+    return pipeline.to(lavit.model.device)
+
+
 def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> ImageTextProcessor:
     if Path(model).is_dir() and not (Path(model) / "processor_config.json").is_file():
         raise ValueError(f"{model} has no processor_config.json: save the processor there, too.")
@@ -146,6 +179,25 @@ def resolve_device(device: str) -> torch.device:
         reason = str(error).splitlines()[0].partition(". ")[0].rstrip(".")
         raise ValueError(f"--device {device} cannot be used: {reason}; {_DEVICES}.") from error
     return target
+
+
+def join_processes(device: str) -> tuple[Any, str]:
+    """Joins the processes that accelerate or torchrun started.
+
+    Args:
+        device: As for `load`; for `"auto"`, each of several processes has a device of its own.
+
+    Returns:
+        An `accelerate.PartialState`, and the device of this process.
+
+    Raises:
+        ImportError: accelerate is not installed.
+        ValueError: There is no such device, or accelerate was set up before for other processes.
+    """
+    state = process_state(resolve_device(device))
+    if device == "auto" and state.num_processes > 1:
+        device = str(state.device)
+    return state, device
 
 
 @contextmanager

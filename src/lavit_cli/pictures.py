@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files.complete import complete_file
-from ..processing.image_processing_pil_lavit import load_image, to_rgb
+from lavit_hf.files.complete import complete_file
+from lavit_hf.processing.image_processing_pil_lavit import load_image, to_rgb
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},
@@ -139,3 +140,15 @@ def save_picture(image: Image.Image, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     with complete_file(path) as file:
         image.save(file, format=picture_format, **_SAVE_OPTIONS.get(picture_format, {}))
+
+
+def make_generator(seed: int | None) -> tuple[int, torch.Generator]:
+    """A source of randomness that is the same on every device, and its seed; a new one by default."""
+    seed = secrets.randbelow(2**32) if seed is None else seed
+    return seed, torch.Generator().manual_seed(seed)
+
+
+def save_drawing(drawing: Image.Image, path: Path, seed: int) -> None:
+    """Writes a picture, and prints where it is and which seed draws it again."""
+    save_picture(drawing, path)
+    print(f"Wrote {path} ({drawing.width} x {drawing.height} pixels, seed {seed})")

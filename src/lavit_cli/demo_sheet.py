@@ -1,0 +1,202 @@
+"""What `lavit demo` shows: pictures and prompts, and a sheet of what a checkpoint makes of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from PIL import Image
+
+from lavit_hf.data.scenes import BACKGROUNDS, Facts, Scene, facts_of, judge, parse_caption, render, sample_scene
+from lavit_hf.data.scenes.language import captions_of
+from lavit_hf.data.scenes.questions import Question, ask_questions
+from lavit_hf.data.scenes.sampling import QUESTIONS, dice_for
+from lavit_hf.evaluation.scenes.facts import read_facts
+
+from .generation import answer_question, caption_images
+from .loading import Lavit
+from .pictures import Panel, contact_sheet, fit_panel, grey_out_dropped
+
+if TYPE_CHECKING:
+    from lavit_hf.pipelines import LavitTextToImagePipeline
+
+SEED = 0  # of drawings
+_STEPS = 25
+_SCENES_SEED = 1  # of scenes that no training has seen
+_SHOWN = (("validation", 0), ("validation", 1), ("held_out", 0))
+_DRAWN = (("validation", 2), ("validation", 3), ("validation", 4), ("held_out", 1))
+
+
+@dataclass
+class Subject:
+    """A picture of the demo.
+
+    Attributes:
+        name: Where it is from.
+        image: The picture.
+        question: What to ask about it.
+        change: What to draw of it.
+        answer: The right answer, if it is known.
+        facts: All that is on it, if it is known.
+        changed_facts: All that should be on the changed one.
+    """
+
+    name: str
+    image: Image.Image
+    question: str
+    change: str
+    answer: str | None = None
+    facts: Facts | None = None
+    changed_facts: Facts | None = None
+
+
+@dataclass
+class Subjects:
+    """All of the demo: pictures to look at, and prompts to draw, with what should be on a drawing if it is known."""
+
+    pictures: list[Subject] = field(default_factory=list)
+    prompts: list[tuple[str, Facts | None]] = field(default_factory=list)
+
+
+def given_subjects(images: Iterable[tuple[str, Image.Image]], question: str, change: str, prompt: str) -> Subjects:
+    """Pictures of the user, with their names."""
+    pictures = [Subject(name, image, question, change) for name, image in images]
+    return Subjects(pictures, [(prompt, None)])
+
+
+def scene_subjects() -> Subjects:
+    """Scenes that no training has seen, always the same ones, whatever becomes of them."""
+    prompts = [captions_of(sample_scene(split, _SCENES_SEED, index))[0] for split, index in _DRAWN]
+    return Subjects(
+        [_scene_subject(split, index) for split, index in _SHOWN],
+        [(prompt, parse_caption(prompt)) for prompt in prompts],
+    )
+
+
+def _scene_subject(split: str, index: int) -> Subject:
+    scene = sample_scene(split, _SCENES_SEED, index)
+    question: Question = ask_questions(scene, dice_for(split, _SCENES_SEED, index, QUESTIONS))[-2]  # what stands where
+    used = {scene.background, *(item.color for item in scene.objects)}
+    background = next(name for name in BACKGROUNDS if name not in used)
+    return Subject(
+        name=f"scene {index} of {split}",
+        image=render(scene),
+        question=question.question,
+        change=f"on a {background} background",
+        answer=question.answer,
+        facts=facts_of(scene),
+        changed_facts=facts_of(Scene(background, scene.objects)),
+    )
+
+
+def verdict(is_right: bool | None) -> str:
+    """What to write behind something, if it is known whether it is right."""
+    return "" if is_right is None else " (right)" if is_right else " (wrong)"
+
+
+def is_caption_right(caption: str, facts: Facts | None) -> bool | None:
+    """Whether a caption says all of what is there and nothing else."""
+    return None if facts is None else read_facts(caption) == facts
+
+
+def is_drawing_right(drawing: Image.Image, facts: Facts | None) -> bool | None:
+    """Whether all of that is on a drawing and nothing else."""
+    return None if facts is None else facts_of(judge(drawing)) == facts
+
+
+def make_sheet(lavit: Lavit, pipeline: LavitTextToImagePipeline, subjects: Subjects) -> Image.Image:
+    """Prints what a checkpoint makes of pictures and prompts, and draws a sheet of all.
+
+    Args:
+        lavit: The checkpoint.
+        pipeline: The same with its pixel decoder.
+        subjects: What to show.
+
+    Returns:
+        One row per picture, and one of the prompts.
+    """
+    return contact_sheet([*_show_pictures(lavit, pipeline, subjects.pictures), _show_prompts(pipeline, subjects)])
+
+
+def _show_pictures(lavit: Lavit, pipeline: LavitTextToImagePipeline, subjects: list[Subject]) -> list[list[Panel]]:
+    """One row per picture: itself, what is kept of it, and what is drawn of it."""
+    images = [subject.image for subject in subjects]
+    again = _draw(pipeline.reconstruct, images)
+    changed = _draw(pipeline, [[subject.image, subject.change] for subject in subjects])
+    captions = caption_images(lavit, images)
+    rows = []
+    for subject, caption, *drawings in zip(subjects, captions, again, changed, strict=True):
+        rows.append(_describe(lavit, subject, caption) + _drawings(subject, *drawings))
+    return rows
+
+
+def _describe(lavit: Lavit, subject: Subject, caption: str) -> list[Panel]:
+    """Prints what the model says of a picture; returns it with the patches that either branch keeps."""
+    image, masks, grid = fit_panel(subject.image), _keep_masks(lavit, subject.image), _grid(lavit)
+    answer = answer_question(lavit, subject.image, subject.question)
+    caption_verdict = verdict(is_caption_right(caption, subject.facts))
+    answer_verdict = verdict(None if subject.answer is None else answer == subject.answer)
+    print(f"\nPicture     {subject.name} ({subject.image.width} x {subject.image.height} pixels)")
+    for branch, mask in masks.items():
+        use = "understanding" if branch == "continuous" else "drawing"
+        print(f"Tokens      {int(mask.sum())} of {len(mask)} patches became tokens for {use} ({branch})")
+    print(f"Caption     {caption}{caption_verdict}")
+    print(f"Question    {subject.question}")
+    print(f"Answer      {answer}{answer_verdict}")
+    kept = [
+        Panel(f"kept for {use}: {int(mask.sum())} of {len(mask)}", grey_out_dropped(image, mask, grid))
+        for use, mask in zip(("reading", "drawing"), masks.values(), strict=True)
+    ]
+    texts = f"{caption}{caption_verdict}\n{subject.question} {answer}{answer_verdict}"
+    return [Panel(texts, image), *kept]
+
+
+def _drawings(subject: Subject, again: Image.Image, changed: Image.Image) -> list[Panel]:
+    verdicts = [
+        verdict(is_drawing_right(again, subject.facts)),
+        verdict(is_drawing_right(changed, subject.changed_facts)),
+    ]
+    print(f"Again       drawn from its own tokens{verdicts[0]}")
+    print(f"Changed     {subject.change!r}{verdicts[1]}")
+    size = fit_panel(subject.image).size
+    titles = (f"drawn from these tokens{verdicts[0]}", f"picture + {subject.change!r}{verdicts[1]}")
+    return [Panel(title, fit_panel(one, size)) for title, one in zip(titles, (again, changed), strict=True)]
+
+
+def _show_prompts(pipeline: LavitTextToImagePipeline, subjects: Subjects) -> list[Panel]:
+    size = fit_panel(subjects.pictures[0].image).size
+    panels = []
+    print()
+    for drawing, (prompt, facts) in zip(
+        _draw(pipeline, [prompt for prompt, _ in subjects.prompts]), subjects.prompts, strict=True
+    ):
+        title = f"{prompt}{verdict(is_drawing_right(drawing, facts))}"
+        print(f"Drawing     {title}")
+        panels.append(Panel(title, fit_panel(drawing, size)))
+    return panels
+
+
+def _draw(pipeline: Callable[..., Any], prompts: list[Any]) -> list[Image.Image]:
+    generators = [torch.Generator().manual_seed(SEED) for _ in prompts]
+    return pipeline(prompts, num_inference_steps=_STEPS, generator=generators).images
+
+
+@torch.no_grad()
+def _keep_masks(lavit: Lavit, image: Image.Image) -> dict[str, torch.Tensor]:
+    """Which patches either branch keeps, `[num_patches]` each."""
+    tokenizer = lavit.model.visual_tokenizer
+    pixel_values = lavit.processor.image_processor([image], return_tensors="pt")["pixel_values"].to(tokenizer.device)
+    return {
+        "continuous": tokenizer.embed(pixel_values).keep_mask[0],
+        "discrete": tokenizer.encode(pixel_values).keep_mask[0],
+    }
+
+
+def _grid(lavit: Lavit) -> tuple[int, int]:
+    """Rows and columns of patches."""
+    config = lavit.model.config.visual_tokenizer_config
+    height, width = config.image_size
+    rows = round((config.num_patches * height / width) ** 0.5)
+    return rows, config.num_patches // rows

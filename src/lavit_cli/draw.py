@@ -1,0 +1,62 @@
+"""`lavit draw`: draws a picture of a prompt."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from .checks import check_picture_output, check_pictures, find_model
+from .options import AspectRatio, Device, Dtype, Model, Output, PixelDecoder, RunDtype, Seed
+
+
+def draw(
+    prompt: Annotated[str, typer.Argument(help="What to draw, in quotes.", show_default=False)],
+    output: Output,
+    model: Model = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", metavar="IMAGE", help="Picture before the text; may be given several times."),
+    ] = None,
+    negative_prompt: Annotated[str | None, typer.Option(help="What not to draw.", show_default=False)] = None,
+    decoder: PixelDecoder = None,
+    aspect_ratio: AspectRatio = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres 50")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="How much to stress the prompt.", show_default="4, with pictures 5")
+    ] = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Draw a picture of a prompt.
+
+    \b
+    Examples:
+      lavit draw "a cat on a red chair" --model lavit-7b-v2 -o cat.png
+      lavit draw "a fox in the snow" --model lavit-7b-v2 -o fox.png --aspect-ratio 16:9 --seed 7
+      lavit draw "this dog on a beach" --image dog.jpg --model lavit-7b-v2 -o beach.png
+    """
+    if not prompt.strip() and not image:
+        raise ValueError("The prompt is empty: say what to draw.")
+    check_pictures(image or [])
+    check_picture_output(output)
+    checkpoint = find_model(model)
+
+    from .loading import load, load_pipeline
+    from .pictures import make_generator, open_images, save_drawing
+
+    images, failures = open_images(image or [])
+    if failures:
+        raise ValueError("\n".join(failures))
+    pipeline = load_pipeline(load(checkpoint, device, dtype.value), decoder and decoder.value)
+    seed, generator = make_generator(seed)
+    (drawing,) = pipeline(
+        [*(picture for _, picture in images), prompt] if images else prompt,
+        negative_prompt=negative_prompt,
+        aspect_ratio=aspect_ratio,
+        num_inference_steps=steps,
+        guidance_scale=guidance_scale,
+        generator=generator,
+    ).images
+    save_drawing(drawing, output, seed)

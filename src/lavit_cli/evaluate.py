@@ -1,0 +1,176 @@
+"""`lavit evaluate`: measures how well a checkpoint describes, answers, draws and reconstructs."""
+
+from __future__ import annotations
+
+import functools
+from enum import Enum
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .checks import check_data, check_output_directory, check_source, find_model
+from .options import MAX_SEED, Decoder, Device, Dtype, RunDtype
+
+
+class EvaluationTask(str, Enum):
+    """What a checkpoint is asked to do."""
+
+    caption = "caption"
+    vqa = "vqa"
+    text_to_image = "text-to-image"
+    reconstruction = "reconstruction"
+    all = "all"
+
+
+def evaluate(
+    checkpoint: Annotated[
+        str, typer.Argument(help="Checkpoint, its name on the Hub, or lavit-scenes.", show_default=False)
+    ],
+    task: Annotated[
+        list[EvaluationTask], typer.Option("--task", "-t", help="May be given several times.", show_default=False)
+    ],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="scenes; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; VQAv2, OK-VQA, GQA or "
+            "VizWiz questions); or a dataset, as for lavit tokenize.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="To write.", show_default=False)],
+    split: Annotated[
+        list[str] | None,
+        typer.Option(help="May be given several times.", show_default="validation of scenes, else test"),
+    ] = None,
+    num_samples: Annotated[
+        int | None,
+        typer.Option(min=1, help="First images (or questions of a file).", show_default="1000 scenes, or all"),
+    ] = None,
+    num_drawings: Annotated[
+        int | None, typer.Option(min=1, help="The same for tasks that draw.", show_default="--num-samples")
+    ] = None,
+    images: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where a file's images are.", show_default="beside it")
+    ] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(metavar="JSON", help="Answers of VQAv2 and OK-VQA.", show_default=False)
+    ] = None,
+    config: Annotated[str | None, typer.Option(help="Configuration of the dataset.", show_default=False)] = None,
+    revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
+    image_column: Annotated[str, typer.Option(help="Column of a dataset.")] = "image",
+    text_column: Annotated[str, typer.Option(help="Column of the caption, or a list of them.")] = "text",
+    question_column: Annotated[str, typer.Option(help="Column of the question.")] = "question",
+    answer_column: Annotated[str, typer.Option(help="Column of the answer, or a list of them.")] = "answer",
+    batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = 0,
+    beams: Annotated[
+        int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5, scenes 1")
+    ] = None,
+    length_penalty: Annotated[float | None, typer.Option(help="Of captions and answers.", show_default="1; 0")] = None,
+    min_new_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Of captions and answers.", show_default="8; 2; scenes 1")
+    ] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Of captions and answers.", show_default="36, scenes 64; 10")
+    ] = None,
+    decoder: Annotated[
+        Decoder | None, typer.Option(help="Pixel decoder.", show_default="highres; prompts of benchmarks lowres")
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Denoising steps.", show_default="25, lowres and reconstruction 50")
+    ] = None,
+    guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="How much to stress the prompt.", show_default="the checkpoint's, or 4; benchmarks 1.5"
+        ),
+    ] = None,
+    decoder_guidance_scale: Annotated[
+        float | None,
+        typer.Option(
+            min=0, help="How much to stress the tokens.", show_default="7, lowres and reconstruction 5; benchmarks 1.5"
+        ),
+    ] = None,
+    top_k: Annotated[
+        int | None, typer.Option(min=0, help="Draw among so many codes.", show_default="50; benchmarks 300")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of drawing codes.", show_default="1")] = None,
+    candidates: Annotated[
+        int | None, typer.Option(min=1, help="Keep the best by CLIP.", show_default="1; benchmarks 4")
+    ] = None,
+    clip: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Weights of CLIP, to choose and score.", show_default=False)
+    ] = None,
+    fid_weights: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Weights of Inception, for the FID.", show_default=False)
+    ] = None,
+    shown: Annotated[int, typer.Option(min=1, help="Samples on the page: the first ones.")] = 36,
+    device: Device = "auto",
+    dtype: RunDtype = Dtype.auto,
+) -> None:
+    """Measure how well a checkpoint describes, answers, draws and reconstructs.
+
+    Writes predictions, metrics and a page of samples, and prints the metrics. Of an interrupted run, the same command
+    makes the rest. Processes and machines share the work if they are started by accelerate or torchrun.
+
+    \b
+    Examples:
+      lavit evaluate lavit-scenes --data scenes --task all -o out/scenes
+      lavit evaluate lavit-7b-v2 --data captions.json --images val2014 --task caption -o out/coco
+      lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
+      lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
+    """
+    check_data(data)
+    check_source(images, "--images")
+    check_source(annotations, "--annotations", is_file=True)
+    check_source(clip, "--clip")
+    check_source(fid_weights, "--fid-weights", is_file=True)
+    check_output_directory(output)
+    checkpoint = find_model(checkpoint)
+
+    from lavit_hf import evaluation
+
+    from .loading import join_processes, load, load_pipeline
+
+    settings = evaluation.EvaluationSettings(
+        data,
+        tasks=tuple(evaluation.TASKS) if EvaluationTask.all in task else [one.value for one in task],
+        splits=split or (),
+        num_samples=num_samples,
+        num_drawings=num_drawings,
+        images=images,
+        annotations=annotations,
+        config=config,
+        revision=revision,
+        columns=(image_column, text_column, question_column, answer_column),
+        seed=seed,
+        options={
+            "num_beams": beams,
+            "length_penalty": length_penalty,
+            "min_new_tokens": min_new_tokens,
+            "max_new_tokens": max_new_tokens,
+            "decoder": decoder and decoder.value,
+            "num_inference_steps": steps,
+            "guidance_scale": guidance_scale,
+            "decoder_guidance_scale": decoder_guidance_scale,
+            "top_k": top_k,
+            "temperature": temperature,
+            "num_candidates": candidates,
+            "clip": clip and str(clip),
+            "fid_weights": fid_weights and str(fid_weights),
+        },
+    )
+    state, device = join_processes(device)
+    with state.main_process_first():  # so that one process fills the cache of `datasets`
+        tasks = evaluation.build_tasks(settings)
+    lavit = load(checkpoint, device, dtype.value)
+    evaluated = evaluation.EvaluatedCheckpoint(
+        checkpoint, lavit.model, lavit.processor, functools.partial(load_pipeline, lavit)
+    )
+    metrics = evaluation.evaluate(evaluated, tasks, output, batch_size=batch_size, num_shown=shown)
+    if state.is_main_process:
+        print(evaluation.format_metrics(metrics))
+        print(f"\nWrote {output / 'metrics.json'}")
+    state.destroy_process_group()

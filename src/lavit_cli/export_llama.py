@@ -1,0 +1,33 @@
+"""`lavit export-llama`: writes the language model as a plain Llama."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .checks import check_new_directory, find_checkpoint
+from .options import MaxShardSize, NewDirectory
+
+
+def export_llama(
+    checkpoint: Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Directory to read.", show_default=False)],
+    output: NewDirectory,
+    max_shard_size: MaxShardSize = "5GB",
+) -> None:
+    """Write the language model as a plain Llama, for servers.
+
+    It reads and writes images as visual codes, and needs no code of its own: vLLM, SGLang and llama.cpp take it as any
+    other Llama.
+
+    \b
+    Example:
+      lavit export-llama lavit-7b-v2 lavit-7b-llama
+    """
+    check_new_directory(output)
+
+    from lavit_hf import hub
+
+    hub.export_llama(Path(find_checkpoint(str(checkpoint))), output, max_shard_size=max_shard_size)
+    print(f"Wrote {output}. It loads as LlamaForCausalLM, without lavit-hf.")

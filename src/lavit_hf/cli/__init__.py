@@ -1,1 +1,0 @@
-"""Bodies of the commands of `lavit`; their options and help are in `lavit_cli`."""
