@@ -1,7 +1,7 @@
 """Trains a small VAE for pixel decoders of one's own, on any pictures.
 
     python examples/train_autoencoder.py --dataset scenes --validation_split validation --output_dir out/vae \
-        --height 64 --width 64 --train_batch_size 32 --learning_rate 2e-3 --max_train_steps 2000
+        --height 64 --width 64 --per_device_train_batch_size 32 --learning_rate 2e-3 --max_steps 2000
 
 On several devices: `accelerate launch examples/train_autoencoder.py ...`. `--help` lists all options.
 """
@@ -9,19 +9,23 @@ On several devices: `accelerate launch examples/train_autoencoder.py ...`. `--he
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import set_seed
+import torch
 from diffusers import AutoencoderKL
-from image_data import DataArguments, load_training_data, load_validation_rows
 from transformers import HfArgumentParser
 
-from lavit_hf.files.complete import exit_on_write_errors
-from lavit_hf.training.pixel_decoder.autoencoder import AutoencoderArguments, train_autoencoder
-from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
+from lavit_hf.training import (
+    AutoencoderArguments,
+    AutoencoderTrainer,
+    ImageDataCollator,
+    TrainingDataset,
+    exit_on_write_errors,
+    load_data,
+    make_scenes,
+)
 
 # 64 pixels become 8 x 8 latents; about 0.9 M parameters.
 SMALL_VAE = {
@@ -43,30 +47,75 @@ class ModelArguments:
     vae_config: str | None = field(default=None, metadata={"help": "A JSON file for a new one; by default small."})
 
 
-def main(arguments: list[str] | None = None) -> float:
-    """Trains; returns the last loss."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, AutoencoderArguments), description=__doc__)
-    model, data, args = parser.parse_args_into_dataclasses(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    set_seed(args.seed)  # for weights that start at random
-    if data.validation_split is None:
-        raise SystemExit("Give --validation_split: the scale of the latents is measured on it.")
-    vae = load_vae(model)
-    collator = ImageDataCollator(
-        height=data.height or vae.config.sample_size,
-        width=data.width or vae.config.sample_size,
-        multiple=2 ** (len(vae.config.block_out_channels) - 1),
-        seed=args.seed,
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset: str = field(
+        metadata={"help": "A folder of images, one of save_to_disk, the name of a dataset, or 'scenes'."}
     )
-    return train_autoencoder(vae, args, load_training_data(data), collator, load_validation_rows(data))
+    image_column: str = field(default="image", metadata={"help": "Column of the image."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(default=None, metadata={"help": "Split to validate on; by default none."})
+    num_validation_rows: int = field(default=64, metadata={"help": "How many rows of it to use."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many to train on."})
+    height: int | None = field(default=None, metadata={"help": "Height of the pictures; by default the model's."})
+    width: int | None = field(default=None, metadata={"help": "Width of the pictures; by default the model's."})
+    on_bad_sample: str = field(default="skip", metadata={"help": "What to do about corrupt images: skip or raise."})
 
 
-def load_vae(model: ModelArguments) -> Any:
+def main(arguments: list[str] | None = None) -> AutoencoderTrainer:
+    """Trains; returns the trainer."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, AutoencoderArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    if data_args.validation_split is None:
+        raise SystemExit("Give --validation_split: the scale of the latents is measured on it.")
+    torch.manual_seed(args.seed)  # for weights that start at random
+    vae = load_vae(model_args)
+    trainer = AutoencoderTrainer(
+        vae,
+        args,
+        train_dataset=load_split(data_args, data_args.train_split, data_args.num_scenes),
+        eval_dataset=load_validation_rows(data_args),
+        data_collator=ImageDataCollator(
+            height=data_args.height or vae.config.sample_size,
+            width=data_args.width or vae.config.sample_size,
+            multiple=2 ** (len(vae.config.block_out_channels) - 1),
+            seed=args.seed,
+        ),
+    )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
+
+
+def load_vae(model_args: ModelArguments) -> Any:
     """The autoencoder to train."""
-    if model.vae is not None:
-        return AutoencoderKL.from_pretrained(model.vae)
-    config = json.loads(Path(model.vae_config).read_text(encoding="utf-8")) if model.vae_config else SMALL_VAE
+    if model_args.vae is not None:
+        return AutoencoderKL.from_pretrained(model_args.vae)
+    config = (
+        json.loads(Path(model_args.vae_config).read_text(encoding="utf-8")) if model_args.vae_config else SMALL_VAE
+    )
     return AutoencoderKL.from_config(config)
+
+
+def load_split(data_args: DataArguments, split: str, num_scenes: int) -> TrainingDataset:
+    """A split of the dataset."""
+    root = None
+    if data_args.dataset == "scenes":
+        rows = make_scenes(split, num_scenes=num_scenes)
+    else:
+        rows, root = load_data(data_args.dataset, split)
+    return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample, image_root=root)
+
+
+def load_validation_rows(data_args: DataArguments) -> list[dict[str, Any]]:
+    """Samples held out for validation."""
+    if data_args.validation_split is None:
+        return []
+    samples = load_split(data_args, data_args.validation_split, data_args.num_validation_rows)
+    return [samples[index] for index in range(min(len(samples), data_args.num_validation_rows))]
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """Stage 3: trains or fine-tunes a pixel decoder, which draws images from visual codes.
 
     python examples/train_pixel_decoder.py --dataset photos/ --pixel_decoder path/to/lavit --visual_tokenizer \
-        path/to/lavit --output_dir out/pixel-decoder --max_train_steps 1000 --learning_rate 1e-5
+        path/to/lavit --output_dir out/pixel-decoder --max_steps 1000 --learning_rate 1e-5
 
 On several devices: `accelerate launch examples/train_pixel_decoder.py ...`. `--help` lists all options.
 """
@@ -9,22 +9,25 @@ On several devices: `accelerate launch examples/train_pixel_decoder.py ...`. `--
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from accelerate.utils import set_seed
+import torch
 from diffusers import AutoencoderKL
-from image_data import DataArguments, load_training_data, load_validation_rows
 from transformers import HfArgumentParser
 
-from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizer
-from lavit_hf.files.complete import exit_on_write_errors
-from lavit_hf.pipelines import LavitPixelDecoderPipeline
-from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
-from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, train_pixel_decoder
+from lavit_hf import LavitImageProcessorPil, LavitPixelDecoderPipeline, LavitTokenDecoder, LavitVisualTokenizer
+from lavit_hf.training import (
+    PixelDecoderArguments,
+    PixelDecoderDataCollator,
+    PixelDecoderDataset,
+    PixelDecoderTrainer,
+    build_pixel_decoder,
+    exit_on_write_errors,
+    load_data,
+    make_scenes,
+)
 
 
 @dataclass
@@ -43,44 +46,65 @@ class ModelArguments:
     original_sizes: bool = field(default=False, metadata={"help": "SDXL: tell the U-Net the images' original sizes."})
 
 
-def main(arguments: list[str] | None = None) -> float:
-    """Trains; returns the last loss."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, PixelDecoderArguments), description=__doc__)
-    model, data, args = parser.parse_args_into_dataclasses(arguments)
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.INFO)
-    set_seed(args.seed)  # for weights that start at random
-    pipeline = load_pixel_decoder(model)
-    tokenizer, image_processor = load_visual_tokenizer(model.visual_tokenizer)
-    collator = PixelDecoderDataCollator(
-        pipeline,
-        height=data.height,
-        width=data.width,
-        image_processor=image_processor,
-        seed=args.seed,
-        original_sizes=model.original_sizes,
+@dataclass
+class DataArguments:
+    """What to train on."""
+
+    dataset: str = field(
+        metadata={"help": "A folder of images, one of save_to_disk, the name of a dataset, or 'scenes'."}
     )
-    return train_pixel_decoder(
+    image_column: str = field(default="image", metadata={"help": "Column of the image."})
+    train_split: str = field(default="train", metadata={"help": "Split to train on."})
+    validation_split: str | None = field(default=None, metadata={"help": "Split to validate on; by default none."})
+    num_validation_rows: int = field(default=64, metadata={"help": "How many rows of it to use."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many to train on."})
+    height: int | None = field(default=None, metadata={"help": "Height of the pictures; by default the model's."})
+    width: int | None = field(default=None, metadata={"help": "Width of the pictures; by default the model's."})
+    on_bad_sample: str = field(default="skip", metadata={"help": "What to do about corrupt images: skip or raise."})
+
+
+def main(arguments: list[str] | None = None) -> PixelDecoderTrainer:
+    """Trains; returns the trainer."""
+    parser = HfArgumentParser((ModelArguments, DataArguments, PixelDecoderArguments), description=__doc__)
+    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    torch.manual_seed(args.seed)  # for weights that start at random
+    pipeline = load_pixel_decoder(model_args)
+    visual_tokenizer, image_processor = load_visual_tokenizer(model_args.visual_tokenizer)
+    trainer = PixelDecoderTrainer(
         pipeline,
         args,
-        load_training_data(data),
-        collator,
-        visual_tokenizer=tokenizer,
-        validation_rows=load_validation_rows(data),
+        train_dataset=load_split(data_args, data_args.train_split, data_args.num_scenes),
+        eval_dataset=load_validation_rows(data_args),
+        data_collator=PixelDecoderDataCollator(
+            pipeline,
+            height=data_args.height,
+            width=data_args.width,
+            image_processor=image_processor,
+            seed=args.seed,
+            original_sizes=model_args.original_sizes,
+        ),
+        visual_tokenizer=visual_tokenizer,
     )
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
 
 
-def load_pixel_decoder(model: ModelArguments) -> Any:
+def load_pixel_decoder(model_args: ModelArguments) -> Any:
     """The pixel decoder to train, as a pipeline."""
-    scratch = (model.token_decoder, model.vae, model.unet_config)
-    if model.pixel_decoder is not None and not any(scratch):
-        return LavitPixelDecoderPipeline.from_pretrained(model.pixel_decoder, decoder=model.decoder)
-    if model.pixel_decoder is not None or not all(scratch):
+    scratch = (model_args.token_decoder, model_args.vae, model_args.unet_config)
+    if model_args.pixel_decoder is not None and not any(scratch):
+        return LavitPixelDecoderPipeline.from_pretrained(model_args.pixel_decoder, decoder=model_args.decoder)
+    if model_args.pixel_decoder is not None or not all(scratch):
         raise SystemExit("Give either --pixel_decoder, or --token_decoder, --vae and --unet_config.")
     return build_pixel_decoder(
-        LavitTokenDecoder.from_pretrained(model.token_decoder),
-        AutoencoderKL.from_pretrained(model.vae),
-        json.loads(Path(model.unet_config).read_text(encoding="utf-8")),
-        json.loads(Path(model.scheduler_config).read_text(encoding="utf-8")) if model.scheduler_config else None,
+        LavitTokenDecoder.from_pretrained(model_args.token_decoder),
+        AutoencoderKL.from_pretrained(model_args.vae),
+        json.loads(Path(model_args.unet_config).read_text(encoding="utf-8")),
+        json.loads(Path(model_args.scheduler_config).read_text(encoding="utf-8"))
+        if model_args.scheduler_config
+        else None,
     )
 
 
@@ -89,6 +113,24 @@ def load_visual_tokenizer(path: str | None) -> tuple[Any, Any]:
     if path is None:
         return None, None
     return LavitVisualTokenizer.from_pretrained(path), LavitImageProcessorPil.from_pretrained(path)
+
+
+def load_split(data_args: DataArguments, split: str, num_scenes: int) -> PixelDecoderDataset:
+    """A split of the dataset."""
+    root = None
+    if data_args.dataset == "scenes":
+        rows = make_scenes(split, num_scenes=num_scenes)
+    else:
+        rows, root = load_data(data_args.dataset, split)
+    return PixelDecoderDataset(rows, data_args.image_column, data_args.on_bad_sample, image_root=root)
+
+
+def load_validation_rows(data_args: DataArguments) -> list[dict[str, Any]]:
+    """Samples held out for validation."""
+    if data_args.validation_split is None:
+        return []
+    samples = load_split(data_args, data_args.validation_split, data_args.num_validation_rows)
+    return [samples[index] for index in range(min(len(samples), data_args.num_validation_rows))]
 
 
 if __name__ == "__main__":

@@ -22,18 +22,16 @@ from lavit_hf.files.complete import exit_on_write_errors
 # Of each stage, the numbers to show.
 CURVES = {
     "vision_encoder": ["loss", "eval_validation_shape", "eval_held_out_shape", "eval_held_out_color"],
-    "autoencoder": ["absolute_error", "validation_psnr"],
+    "autoencoder": ["absolute_error", "eval_psnr"],
     "tokenizer": ["cosine", "argmax_keep_rate", "perplexity"],
     "lavit_drawing": ["loss"],
     "lavit": ["loss"],
-    "pixel_decoder": ["loss", "validation_loss"],
+    "pixel_decoder": ["loss", "eval_loss"],
 }
 
 
 def read_log(folder: Path) -> list[dict[str, Any]]:
-    """What a stage logged: by `Trainer`, or by the loop of the diffusion models."""
-    if (folder / "log.jsonl").is_file():
-        return [json.loads(line) for line in (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()]
+    """What a stage logged."""
     return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["log_history"]
 
 

@@ -40,8 +40,9 @@ def options(tmp_path) -> dict[str, str]:
         "scheduler_config": str(tmp_path / "scheduler_config.json"),
         "dataset": str(tmp_path / "pictures"),
         "output_dir": str(tmp_path / "out"),
-        "max_train_steps": "1",
-        "train_batch_size": "4",
+        "max_steps": "1",
+        "per_device_train_batch_size": "4",
+        "use_cpu": "True",
     }
 
 

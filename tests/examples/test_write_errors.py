@@ -24,10 +24,10 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
-TRAINER = ["--model", CHECKPOINT, "--dataset", "scenes", "--num_scenes", 8, "--max_steps", 2, "--save_steps", 1]
-TRAINER += ["--per_device_train_batch_size", 2, "--report_to", "none", "--use_cpu", True]
-STAGE_3 = ["--dataset", "scenes", "--num_scenes", 8, "--max_train_steps", 2, "--train_batch_size", 4]
-STAGE_3 += ["--pixel_decoder", CHECKPOINT, "--visual_tokenizer", CHECKPOINT, "--checkpointing_steps", 1]
+TRAINER = ["--dataset", "scenes", "--num_scenes", 8, "--max_steps", 2, "--save_steps", 1, "--use_cpu", True]
+TRAINER += ["--per_device_train_batch_size", 2, "--report_to", "none"]
+STAGE_2 = [*TRAINER, "--model", CHECKPOINT]
+STAGE_3 = [*TRAINER, "--pixel_decoder", CHECKPOINT, "--visual_tokenizer", CHECKPOINT]
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ STAGE_3 += ["--pixel_decoder", CHECKPOINT, "--visual_tokenizer", CHECKPOINT, "--
     [
         ("train_pixel_decoder", STAGE_3, "full disk"),
         ("train_pixel_decoder", STAGE_3, "no directory"),
-        ("train_lm", TRAINER, "full disk"),
+        ("train_lm", STAGE_2, "full disk"),
         ("lavit_scenes/make_dataset", ["--num_rows", 200], "full disk"),
     ],
 )

@@ -24,7 +24,7 @@ ORIGINAL = ROOT / "tests" / "data" / "tiny-original"
 TINY = ROOT / "checkpoints" / "lavit-tiny-random"
 OUT = "out"  # relative to the directory of a run
 SECONDS = 150  # of one run
-_PARTIAL = ("*.partial", "unfinished-checkpoint", "lavit-publish-*", ".*.png.*", "tmp*")
+_PARTIAL = ("*.partial", "lavit-publish-*", ".*.png.*", "tmp*")
 
 
 @dataclass
@@ -71,11 +71,6 @@ def trainer_script(path: str, *arguments: Any, last: str | None = None) -> Write
     return replace(script(path, *arguments, *options, resume=latest, results=("*.safetensors",)), last=last)
 
 
-def loop_script(path: str, *arguments: Any) -> Writer:
-    options = ["--output_dir", OUT, "--max_train_steps", 3, "--checkpointing_steps", 1, "--train_batch_size", 4]
-    return script(path, *arguments, *options, resume=latest, results=("*.safetensors",))
-
-
 _SIZES = ["--codebook_size", 24, "--codebook_dim", 6, "--num_layers", 1, "--cross_attention_dims", 32]
 _SCENES = ["--dataset", "scenes", "--num_scenes", 12]
 _PICTURE = "{inputs}/pictures/0.png"
@@ -111,16 +106,16 @@ WRITERS = {
         *("lavit_scenes/train_vision_encoder.py", "--config", "{inputs}/vision.json"),
         *("--num_scenes", 12, "--num_eval_scenes", 4),
     ),
-    "train_autoencoder": loop_script(
+    "train_autoencoder": trainer_script(
         *("train_autoencoder.py", *_SCENES, "--vae", "{inputs}/vae", "--validation_split", "validation"),
         *("--num_validation_rows", 4),
     ),
-    "train_pixel_decoder": loop_script(
+    "train_pixel_decoder": trainer_script(
         *("train_pixel_decoder.py", *_SCENES, "--token_decoder", "{inputs}/token_decoder", "--vae", "{inputs}/vae"),
         *("--unet_config", "{inputs}/unet.json", "--scheduler_config", "{inputs}/scheduler.json"),
         *("--visual_tokenizer", "{inputs}/tokenizer"),
     ),
-    "fine-tuned pixel decoder": loop_script(
+    "fine-tuned pixel decoder": trainer_script(
         *("train_pixel_decoder.py", *_SCENES, "--pixel_decoder", TINY, "--visual_tokenizer", TINY),
     ),
     "carry_selector": script(
@@ -163,7 +158,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     vision |= {"intermediate_size": 32, "image_size": 32, "patch_size": 8}
     stage = {"script": "train_autoencoder.py", "options": {"vae": str(folder / "vae"), "dataset": "scenes"}}
     stage["options"] |= {"num_scenes": 12, "validation_split": "validation", "num_validation_rows": 4}
-    stage["options"] |= {"max_train_steps": 3, "checkpointing_steps": 1, "train_batch_size": 4}
+    stage["options"] |= {"max_steps": 3, "save_steps": 1, "per_device_train_batch_size": 4, "use_cpu": True}
     files = {"vision.json": vision, "unet.json": unet_config(), "scheduler.json": EPSILON, "recipe.yaml": {"a": stage}}
     for name, values in files.items():
         (folder / name).write_text(json.dumps(values))

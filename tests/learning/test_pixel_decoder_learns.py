@@ -16,11 +16,10 @@ from PIL import Image
 from torch.nn import functional as F
 
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, make_scenes
-from lavit_hf.training.accelerated.loop import AcceleratedLoop
 from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
 from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
 from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
-from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, PixelDecoderTask
+from lavit_hf.training.pixel_decoder.pixel_decoder import PixelDecoderArguments, PixelDecoderTrainer
 from tiny_pixel_decoders import build_token_decoder
 
 GRID = 4
@@ -73,23 +72,24 @@ def test_drawings_from_codes_look_like_the_pictures(tmp_path: Path) -> None:
     pipeline = build_pixel_decoder(decoder, BlockVae(), UNET)
     args = PixelDecoderArguments(
         output_dir=str(tmp_path),
-        train_batch_size=16,
-        max_train_steps=250,
+        per_device_train_batch_size=16,
+        max_steps=250,
         learning_rate=3e-3,
-        lr_scheduler="cosine",
-        lr_warmup_steps=10,
+        lr_scheduler_type="cosine",
+        warmup_steps=10,
         ema_decay=0.98,
-        adam_weight_decay=0.0,
+        weight_decay=0.0,
         train_token_decoder=True,
         num_validation_images=0,
-        checkpointing_steps=0,
+        save_strategy="no",
+        use_cpu=True,
     )
     collator, held_out = PixelDecoderDataCollator(pipeline), scenes("validation", 16)
     samples = [held_out[index] for index in range(len(held_out))]
-    task = PixelDecoderTask(pipeline, args, validation_rows=samples, collator=collator)
-    before = task.validate()[0]["loss"]
-    AcceleratedLoop(task, args, scenes("train", 1024), collator).train()
-    after = task.validate()[0]["loss"]
+    trainer = PixelDecoderTrainer(pipeline, args, scenes("train", 1024), collator, eval_dataset=samples)
+    before = trainer.evaluate()["eval_loss"]
+    trainer.train()
+    after = trainer.evaluate()["eval_loss"]
     assert after < before / 2
 
     batch = collator(samples)

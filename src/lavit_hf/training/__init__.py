@@ -1,6 +1,7 @@
-"""Training of every stage with `Trainer`, PEFT and accelerate. Needs `pip install lavit-hf[training]`.
+"""Training of every stage with `Trainer` and PEFT. Needs `pip install lavit-hf[training]`.
 
-Nothing here is imported before it is used, so that no stage needs what another one does.
+Nothing here is imported before it is used, so that no stage needs what another one does. Some names are of other parts
+of this package: what scripts that train need beside it.
 """
 
 from __future__ import annotations
@@ -10,27 +11,36 @@ from typing import Any
 
 _MODULES = {
     "AutoencoderArguments": "pixel_decoder.autoencoder",
+    "AutoencoderTrainer": "pixel_decoder.autoencoder",
+    "CheckpointCallback": "trainer_checkpoints",
     "EpochCallback": "epoch_callback",
     "GenerationMetrics": "language_model.generation_metrics",
+    "ImageDataCollator": "pixel_decoder.image_collator",
     "LanguageModelingLoss": "language_model.loss",
     "LavitDataCollator": "language_model.data_collator",
-    "PixelDecoderArguments": "pixel_decoder.task",
+    "PixelDecoderArguments": "pixel_decoder.pixel_decoder",
     "PixelDecoderDataCollator": "pixel_decoder.collator",
+    "PixelDecoderDataset": "pixel_decoder.dataset",
+    "PixelDecoderTrainer": "pixel_decoder.pixel_decoder",
     "TrainingDataset": "dataset",
     "VisualTokenizerCallback": "visual_tokenizer.callback",
     "VisualTokenizerDataCollator": "visual_tokenizer.collator",
     "assemble": "assembly",
     "build_pixel_decoder": "pixel_decoder.building",
+    "exit_on_write_errors": ".files.complete",
+    "find_trainer_checkpoint": "trainer_checkpoints",
     "freeze_for_language_modeling": "language_model.freezing",
     "get_lora_config": "language_model.lora",
     "init_code_embeddings": "language_model.initialization",
     "init_merger": "language_model.initialization",
     "init_projector": "language_model.initialization",
+    "load_data": ".data.loading",
     "load_tokenized_dataset": "tokenization.tokenize_dataset",
+    "make_scenes": ".data.scenes",
     "merge_adapter": "language_model.adapters",
     "tokenize_dataset": "tokenization.tokenize_dataset",
     "train_autoencoder": "pixel_decoder.autoencoder",
-    "train_pixel_decoder": "pixel_decoder.task",
+    "train_pixel_decoder": "pixel_decoder.pixel_decoder",
     "upcast_trained_weights": "language_model.lora",
 }
 

@@ -12,7 +12,7 @@ from .sample_seeds import sample_seed
 
 
 class EpochCallback(TrainerCallback):
-    """Tells dataset and collator the epoch before it starts: `Trainer(..., callbacks=[EpochCallback()])`.
+    """Tells dataset, collator and sampler the epoch before it starts: `Trainer(..., callbacks=[EpochCallback()])`.
 
     accelerate's `DataLoaderShard.set_epoch` tells the random sampler, and the dataset only if there is no such sampler
     where it looks: with several processes, and in an epoch in which a run is resumed, the dataset learns nothing. It
@@ -36,11 +36,11 @@ class EpochCallback(TrainerCallback):
         # Counted, because an epoch that was stopped early leaves a fraction in `state.epoch`.
         self._epoch = int(state.epoch or 0) if self._epoch is None else self._epoch + 1
         data_loader = kwargs.get("train_dataloader")
+        sampler = _find_sampler(data_loader)
         # The collator is asked for rows of a dataset that knows no epochs.
-        for part in (getattr(data_loader, "dataset", None), getattr(data_loader, "collate_fn", None)):
+        for part in (getattr(data_loader, "dataset", None), getattr(data_loader, "collate_fn", None), sampler):
             if hasattr(part, "set_epoch"):
                 part.set_epoch(self._epoch)
-        sampler = _find_sampler(data_loader)
         if isinstance(sampler, LengthGroupedSampler):
             seed = args.seed if args.data_seed is None else args.data_seed
             sampler.generator = torch.Generator().manual_seed(sample_seed(seed, self._epoch, 0, "sampler"))

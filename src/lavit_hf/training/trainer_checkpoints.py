@@ -5,10 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
+from accelerate import PartialState  # type: ignore[import-untyped]
 from safetensors import SafetensorError, safe_open
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..files.paths import resolve_inside
@@ -46,14 +50,23 @@ def find_trainer_checkpoint(name: str | None, output_dir: str | os.PathLike[str]
                 "complete one."
             )
         return _without_code(Path(name))
-    found = [path for path in Path(output_dir).glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
-    for path in sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True):
+    for path in _all_checkpoints(Path(output_dir)):
         if reason := why_incomplete(path):
             logger.warning(f"{path} is skipped, as it is incomplete: {reason}.")
         else:
             return _without_code(path)
     logger.warning(f"There is no complete checkpoint in {output_dir} yet; training starts from the beginning.")
     return None
+
+
+def list_checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """The complete checkpoints of a run, the last one first."""
+    return [path for path in _all_checkpoints(Path(output_dir)) if not why_incomplete(path)]
+
+
+def _all_checkpoints(output_dir: Path) -> list[Path]:
+    found = [path for path in output_dir.glob("checkpoint-*") if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
 
 
 def why_incomplete(folder: Path) -> str | None:
@@ -102,4 +115,51 @@ def _without_code(folder: Path) -> str:
     return str(folder)
 
 
-__all__ = ["LATEST", "find_trainer_checkpoint", "why_incomplete"]
+class CheckpointCallback(TrainerCallback):
+    """Leaves none but complete checkpoints in `output_dir`: `Trainer(..., callbacks=[CheckpointCallback()])`.
+
+    When training starts, what a killed run left half-written is removed. `Trainer` would write a checkpoint over one
+    of the same name, file by file; killed in the middle of it, it would leave a mixture of both that looks complete.
+    The old one is therefore removed before.
+    """
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.is_world_process_zero:
+            remove_incomplete_checkpoints(args.output_dir)
+        PartialState().wait_for_everyone()
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._make_room(args, state, control)
+
+    def on_epoch_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._make_room(args, state, control)
+
+    def _make_room(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
+        if not control.should_save:
+            return
+        if state.is_world_process_zero:
+            shutil.rmtree(Path(args.output_dir, f"checkpoint-{state.global_step}"), ignore_errors=True)
+        PartialState().wait_for_everyone()
+
+
+def remove_incomplete_checkpoints(output_dir: str | os.PathLike[str]) -> None:
+    """Removes what was killed, or met a full disk, while it wrote a checkpoint."""
+    for path in _all_checkpoints(Path(output_dir)):
+        if why_incomplete(path):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+__all__ = [
+    "LATEST",
+    "CheckpointCallback",
+    "find_trainer_checkpoint",
+    "list_checkpoints",
+    "remove_incomplete_checkpoints",
+    "why_incomplete",
+]

@@ -13,24 +13,24 @@ from diffusers.image_processor import VaeImageProcessor
 from diffusers.utils import make_image_grid
 from torch import nn
 from torch.nn import functional as F
+from transformers import TrainerCallback
 
-from ..accelerated.arguments import LoopArguments, option
-from ..accelerated.loop import AcceleratedLoop
 from ..dataset import TrainingDataset
 from .image_collator import ImageDataCollator
+from .trainer import DiffusersTrainer, DiffusersTrainingArguments, option
 
 
 @dataclass
-class AutoencoderArguments(LoopArguments):
-    """Options of an autoencoder's training, besides those of the training loop."""
+class AutoencoderArguments(DiffusersTrainingArguments):
+    """Options of an autoencoder's training, besides those of [`DiffusersTrainingArguments`]."""
 
     kl_weight: float = option(1e-4, "Weight of the KL divergence, a mean over the latents; keeps them in bounds.")
     num_validation_images: int = option(8, "Images to show in a validation, from the first rows held out for it.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("kl_weight", self.kl_weight >= 0, "at least 0")
-        self._require("num_validation_images", self.num_validation_images >= 0, "at least 0")
+        self.require("kl_weight", self.kl_weight >= 0, "at least 0")
+        self.require("num_validation_images", self.num_validation_images >= 0, "at least 0")
 
 
 class AutoencoderLoss(nn.Module):
@@ -45,6 +45,10 @@ class AutoencoderLoss(nn.Module):
         super().__init__()
         self.vae: Any = vae
         self.kl_weight = kl_weight
+
+    def enable_gradient_checkpointing(self) -> None:
+        """Saves memory at the cost of time."""
+        self.vae.enable_gradient_checkpointing()
 
     def forward(self, pixel_values: torch.Tensor, posterior_noise: torch.Tensor) -> dict[str, torch.Tensor]:
         """
@@ -62,46 +66,45 @@ class AutoencoderLoss(nn.Module):
         return {"loss": error + self.kl_weight * kl, "absolute_error": error, "kl": kl}
 
 
-class AutoencoderTask:
-    """An autoencoder's training; a task of [`AcceleratedLoop`].
+class AutoencoderTrainer(DiffusersTrainer):
+    """Trains an autoencoder.
 
     Args:
         vae: The `AutoencoderKL` to train, in place. Its weights are made fp32, as training needs them.
         args: Options.
-        collator: Makes batches of the samples.
-        validation_rows: Samples to validate with, and to measure the scale of the latents on when it is saved; at
-            least one.
+        train_dataset: A [`TrainingDataset`] of images.
+        data_collator: Makes batches of its samples.
+        eval_dataset: Samples to validate with, and to measure the scale of the latents on when it is saved; at least
+            one.
+        callbacks: Further callbacks.
 
     Raises:
-        ValueError: If there are no such samples.
+        ValueError: If there are no samples to validate with.
     """
+
+    eval_metric = "psnr"
 
     def __init__(
         self,
         vae: Any,
         args: AutoencoderArguments,
-        collator: ImageDataCollator,
-        validation_rows: Sequence[Mapping[str, Any]],
+        train_dataset: Any,
+        data_collator: ImageDataCollator,
+        eval_dataset: Sequence[Mapping[str, Any]],
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
-        if not validation_rows:
-            raise ValueError("An autoencoder needs `validation_rows` to measure the scale of its latents on.")
-        self.args, self.collator, self.validation_rows = args, collator, list(validation_rows)
-        self.module = AutoencoderLoss(vae.float(), args.kl_weight)
-        vae.requires_grad_(True)
+        if not eval_dataset:
+            raise ValueError("An autoencoder needs an `eval_dataset` to measure the scale of its latents on.")
+        self.vae = vae.float().requires_grad_(True)
         self.factor = 2 ** (len(vae.config.block_out_channels) - 1)
-
-    @property
-    def vae(self) -> Any:
-        return self.module.vae
-
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        return [{"params": list(self.vae.parameters()), "lr": learning_rate}]
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.vae.enable_gradient_checkpointing()
-
-    def to(self, device: torch.device) -> None:
-        """Everything is trained, hence moved with `module`."""
+        super().__init__(
+            AutoencoderLoss(vae, args.kl_weight),
+            args,
+            train_dataset,
+            data_collator,
+            eval_dataset=eval_dataset,
+            callbacks=callbacks,
+        )
 
     def prepare(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Pixels, and the encoder's noise, a function of each sample's seed."""
@@ -111,37 +114,37 @@ class AutoencoderTask:
         noise = torch.stack([torch.randn(shape, generator=generator) for generator in generators])
         return {"pixel_values": pixels, "posterior_noise": noise.to(pixels.device)}
 
-    @torch.no_grad()
-    def validate(self) -> tuple[dict[str, float], PIL.Image.Image | None]:
-        """Peak signal-to-noise ratio (dB), and a grid: images above, reconstructions below."""
-        errors: list[torch.Tensor] = []
-        shown: list[tuple[PIL.Image.Image, PIL.Image.Image]] = []
-        processor = VaeImageProcessor()
-        for pixels in self._validation_pixels():
-            rebuilt = self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
-            errors.append(((rebuilt - pixels) / 2).square().mean(dim=(1, 2, 3)))
-            pairs = zip(processor.postprocess(pixels), processor.postprocess(rebuilt), strict=True)
-            shown += list(pairs)[: max(self.args.num_validation_images - len(shown), 0)]
-        psnr = -10 * torch.cat(errors).clamp(min=1e-10).log10().mean().item()
+    def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Peak signal-to-noise ratio (dB) of reconstructions."""
+        pixels = batch["pixel_values"]
+        errors = ((self._rebuild(pixels) - pixels) / 2).square().mean(dim=(1, 2, 3))
+        return -10 * errors.clamp(min=1e-10).log10()
+
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image | None:
+        """A grid of the first samples: images above, reconstructions below."""
+        shown = rows[: self.args.num_validation_images]
         if not shown:
-            return {"psnr": psnr}, None
-        images = [image for row in zip(*shown, strict=True) for image in row]
-        return {"psnr": psnr}, make_image_grid(images, rows=2, cols=len(shown))
+            return None
+        images: list[PIL.Image.Image] = []
+        rebuilt: list[PIL.Image.Image] = []
+        processor = VaeImageProcessor()
+        for batch in self.eval_batches(shown):
+            images += processor.postprocess(batch["pixel_values"])
+            rebuilt += processor.postprocess(self._rebuild(batch["pixel_values"]))
+        return make_image_grid(images + rebuilt, rows=2, cols=len(shown))
+
+    def _rebuild(self, pixels: torch.Tensor) -> torch.Tensor:
+        return self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
 
     @torch.no_grad()
     def latent_std(self) -> float:
         """Standard deviation of the latents of the validation samples, around zero, the encoder's noise included."""
-        posteriors = [self.vae.encode(pixels).latent_dist for pixels in self._validation_pixels()]
+        batches = self.eval_batches(self.eval_dataset)
+        posteriors = [self.vae.encode(batch["pixel_values"]).latent_dist for batch in batches]
         squares = torch.cat([posterior.mean.square() + posterior.var for posterior in posteriors])
         return squares.mean().sqrt().item()
 
-    def _validation_pixels(self) -> list[torch.Tensor]:
-        size = self.args.train_batch_size
-        starts = range(0, len(self.validation_rows), size)
-        batches = [self.collator(self.validation_rows[start : start + size]) for start in starts]
-        return [batch["pixel_values"].to(self.vae.device) for batch in batches]
-
-    def save(self, folder: Path) -> None:
+    def save_networks(self, folder: Path) -> None:
         """Saves the VAE, with the scaling factor that gives its latents the standard deviation 1."""
         self.vae.register_to_config(scaling_factor=1 / self.latent_std())
         self.vae.save_pretrained(folder)
@@ -153,8 +156,8 @@ def train_autoencoder(
     dataset: Any,
     collator: ImageDataCollator,
     validation_rows: Sequence[Mapping[str, Any]],
-) -> float:
-    """Trains an autoencoder and saves it to `args.output_dir`.
+) -> AutoencoderTrainer:
+    """Trains an autoencoder, from `args.resume_from_checkpoint` if there is one, and saves it to `args.output_dir`.
 
     Args:
         vae: The `AutoencoderKL` to train, in place.
@@ -164,7 +167,7 @@ def train_autoencoder(
         validation_rows: Samples to validate with, and to measure the scale of the latents on.
 
     Returns:
-        The mean loss of the last update; NaN if a run is resumed that had nothing left to do.
+        The trainer, whose `state.log_history` has the losses.
 
     Raises:
         FloatingPointError: If the loss is not finite.
@@ -172,7 +175,11 @@ def train_autoencoder(
     """
     if not isinstance(dataset, TrainingDataset):
         dataset = TrainingDataset(dataset, text_column=None)
-    return AcceleratedLoop(AutoencoderTask(vae, args, collator, validation_rows), args, dataset, collator).train()
+    trainer = AutoencoderTrainer(vae, args, dataset, collator, validation_rows)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
 
 
-__all__ = ["AutoencoderArguments", "AutoencoderLoss", "AutoencoderTask", "train_autoencoder"]
+__all__ = ["AutoencoderArguments", "AutoencoderLoss", "AutoencoderTrainer", "train_autoencoder"]

@@ -124,6 +124,12 @@ class PixelDecoderLoss(nn.Module):
         if self.snr_gamma is not None and not self.snr_gamma > 0:
             raise ValueError(f"snr_gamma must be positive; got {self.snr_gamma}.")
 
+    def enable_gradient_checkpointing(self) -> None:
+        """Saves memory at the cost of time."""
+        self.unet.enable_gradient_checkpointing()
+        if any(value.requires_grad for value in self.token_decoder.layers.parameters()):
+            self.token_decoder.gradient_checkpointing_enable()
+
     @property
     def num_timesteps(self) -> int:
         return self.scheduler.config.num_train_timesteps

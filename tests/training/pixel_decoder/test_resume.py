@@ -2,9 +2,9 @@
 
 import importlib
 import json
-import math
 import os
 import pickle
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,30 +13,37 @@ from pathlib import Path
 import datasets
 import pytest
 import torch
-from accelerate import Accelerator
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from transformers import TrainerState
 
+from lavit_hf.training import trainer_checkpoints
+from lavit_hf.training.pixel_decoder import trainer
 from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
 from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
-from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, train_pixel_decoder
+from lavit_hf.training.pixel_decoder.pixel_decoder import (
+    PixelDecoderArguments,
+    PixelDecoderTrainer,
+    train_pixel_decoder,
+)
+from lavit_hf.training.trainer_checkpoints import why_incomplete
 from tiny_pixel_decoders import build_pipeline, rows
+from training.pixel_decoder.tiny_trainers import OPTIONS
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "train_pixel_decoder.py"
 
 # Runs the example until it writes a checkpoint, which it is killed in the middle of.
 KILLED = """
 import os, runpy, signal, sys
-from accelerate import Accelerator
+from transformers import TrainerState
 
-save_state = Accelerator.save_state
+save_to_json = TrainerState.save_to_json
 
-def save_and_die(self, folder):
-    save_state(self, folder)
-    if os.path.exists(os.path.join(os.path.dirname(folder), "checkpoint-4")):
+def die_before(self, path):
+    if os.path.exists(os.path.join(os.path.dirname(path), "..", "checkpoint-4")) and "checkpoint-6" in path:
         os.kill(os.getpid(), signal.SIGKILL)
+    save_to_json(self, path)
 
-Accelerator.save_state = save_and_die
+TrainerState.save_to_json = die_before
 sys.argv = sys.argv[1:]
 sys.path.insert(0, os.path.dirname(sys.argv[0]))
 runpy.run_path(sys.argv[0], run_name="__main__")
@@ -58,11 +65,13 @@ def command(sources: dict[str, str], output: Path, **options) -> list[str]:
     values = {
         **sources,
         "output_dir": output,
-        "max_train_steps": 8,
-        "train_batch_size": 4,
+        "max_steps": 8,
+        "per_device_train_batch_size": 4,
         "learning_rate": 1e-2,
-        "lr_scheduler": "cosine",
+        "lr_scheduler_type": "cosine",
         "logging_steps": 1,
+        "use_cpu": True,
+        "disable_tqdm": True,
         **options,
     }
     return [str(EXAMPLE), *[part for name, value in values.items() for part in (f"--{name}", str(value))]]
@@ -87,8 +96,12 @@ def example_main(monkeypatch):
 
 
 def log_of(folder: Path) -> list[dict]:
-    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name != "samples_per_second"} for line in lines]
+    """What was logged, but for times."""
+    return [line for line in state_of(folder)["log_history"] if "train_loss" not in line]
+
+
+def state_of(folder: Path) -> dict:
+    return json.loads((folder / "trainer_state.json").read_text())
 
 
 def saved(folder: Path) -> dict[str, torch.Tensor]:
@@ -98,15 +111,15 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
 
 def test_a_killed_run_goes_on_bit_by_bit(sources, tmp_path, example_main):
     # Five updates are an epoch: the run goes on in the middle of the first one, and ends in the middle of the second.
-    options = {"checkpointing_steps": 2, "checkpoints_total_limit": 1}
-    options |= {"gradient_accumulation_steps": 2, "train_batch_size": 2}
+    options = {"save_steps": 2, "save_total_limit": 1}
+    options |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     example_main(command(sources, whole, **options))
     died = run([sys.executable, "-c", KILLED, *command(sources, killed, **options)])
     assert died.returncode == -signal.SIGKILL, died.stderr
     # The third checkpoint was not complete, and the second one is still there.
-    assert sorted(path.name for path in killed.iterdir()) == ["checkpoint-4", "log.jsonl", "unfinished-checkpoint"]
-    assert len(log_of(killed)) == 6
+    assert sorted(path.name for path in killed.iterdir()) == ["checkpoint-4", "checkpoint-6"]
+    assert why_incomplete(killed / "checkpoint-6") == "it has no trainer_state.json"
     example_main(command(sources, killed, **options, resume_from_checkpoint="latest"))
     assert log_of(killed) == log_of(whole) and len(log_of(whole)) == 8
     expected, found = saved(whole), saved(killed)
@@ -115,16 +128,20 @@ def test_a_killed_run_goes_on_bit_by_bit(sources, tmp_path, example_main):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(sources, tmp_path, example_main):
-    options = {"adam_epsilon": 1e-2, "num_validation_rows": 3, "validation_split": "train", "checkpointing_steps": 4}
+    options = {"adam_epsilon": 1e-2, "num_validation_rows": 3, "validation_split": "train", "save_steps": 4}
     example_main(command(sources, tmp_path / "one", **options))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     # On a CPU accelerate starts several processes only if it is told that they have GPUs.
     done = run(
-        [*launch, "--main_process_port", "0", *command(sources, tmp_path / "two", **options, train_batch_size=2)],
-        ACCELERATE_USE_CPU="true",
+        [
+            *launch,
+            "--main_process_port",
+            "0",
+            *command(sources, tmp_path / "two", **options, per_device_train_batch_size=2),
+        ],
     )
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "two" / "checkpoint-8" / "random_states_1.pkl").is_file()  # there were two
+    assert (tmp_path / "two" / "checkpoint-8" / "rng_state_1.pth").is_file()  # there were two
     for line, other in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
         assert line == pytest.approx(other, abs=1e-5)
     one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
@@ -135,10 +152,10 @@ def test_two_processes_equal_one_with_twice_the_batch(sources, tmp_path, example
 def trained(tmp_path):
     """A run of two updates with a checkpoint of the first one, and how to start another one there."""
 
-    def train(**options) -> float:
+    def train(**options) -> PixelDecoderTrainer:
         pipeline = build_pipeline()
-        values = {"train_batch_size": 4, "max_train_steps": 2, "checkpointing_steps": 1, "logging_steps": 1}
-        args = PixelDecoderArguments(**{"output_dir": str(tmp_path), **values, **options})
+        values = {"per_device_train_batch_size": 4, "max_steps": 2, "save_strategy": "steps", "save_steps": 1}
+        args = PixelDecoderArguments(**{**OPTIONS, "output_dir": str(tmp_path), **values, **options})
         return train_pixel_decoder(
             pipeline, args, PixelDecoderDataset(rows(8)), PixelDecoderDataCollator(pipeline, seed=args.seed)
         )
@@ -158,32 +175,70 @@ def test_an_explicit_checkpoint(trained, tmp_path):
 
 
 def test_a_finished_run_has_nothing_left_to_do(trained, tmp_path):
-    log = log_of(tmp_path)
-    assert math.isnan(trained(resume_from_checkpoint="latest"))
-    assert log_of(tmp_path) == log
+    log, weights = log_of(tmp_path), saved(tmp_path)
+    assert trained(resume_from_checkpoint="latest").state.global_step == 2
+    again = saved(tmp_path)
+    assert log_of(tmp_path) == log and all(torch.equal(value, again[name]) for name, value in weights.items())
+
+
+def test_a_run_that_finished_in_the_middle_of_an_epoch_has_nothing_left_to_do(trained, tmp_path):
+    trained(resume_from_checkpoint="latest", max_steps=3)  # two updates are an epoch
+    log, weights = log_of(tmp_path), saved(tmp_path)
+    assert trained(resume_from_checkpoint="latest", max_steps=3).state.global_step == 3
+    again = saved(tmp_path)
+    assert log_of(tmp_path) == log and all(torch.equal(value, again[name]) for name, value in weights.items())
 
 
 def test_a_run_can_go_on_for_longer(trained, tmp_path):
-    trained(resume_from_checkpoint="latest", max_train_steps=4)
+    trained(resume_from_checkpoint="latest", max_steps=4)
     assert [line["step"] for line in log_of(tmp_path)] == [1, 2, 3, 4]
 
 
 def test_what_a_killed_run_left_is_cleaned_even_if_nothing_is_left_to_do(trained, tmp_path):
-    (tmp_path / "unfinished-checkpoint").mkdir()
-    (tmp_path / ".log.jsonl.abcd1234.partial").write_bytes(b"half")
+    shutil.copytree(tmp_path / "checkpoint-2", tmp_path / "checkpoint-3")
+    (tmp_path / "checkpoint-3" / "trainer_state.json").unlink()
     trained(resume_from_checkpoint="latest")
-    assert not (tmp_path / "unfinished-checkpoint").exists() and not list(tmp_path.glob(".*"))
+    assert not (tmp_path / "checkpoint-3").exists() and not list(tmp_path.glob(".*"))
 
 
 def test_a_failed_checkpoint_leaves_nothing(trained, tmp_path, monkeypatch):
-    def fill_the_disk(self, folder):
-        Path(folder).mkdir()
-        raise OSError("No space left on device")
+    save = torch.save
 
-    monkeypatch.setattr(Accelerator, "save_state", fill_the_disk)
+    def fill_the_disk(value, path, *args, **kwargs):
+        if "checkpoint-3" in str(path):
+            Path(path).write_bytes(b"half")
+            raise OSError("No space left on device")
+        save(value, path, *args, **kwargs)
+
+    monkeypatch.setattr(torch, "save", fill_the_disk)
     with pytest.raises(OSError, match="No space left"):
-        trained(resume_from_checkpoint="latest", max_train_steps=3)
+        trained(resume_from_checkpoint="latest", max_steps=3)
     assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-1", "checkpoint-2"]
+
+
+def test_a_checkpoint_is_no_mixture_with_an_older_one_of_its_name(trained, tmp_path, monkeypatch):
+    """Killed while it writes checkpoint-2 once more, a run must not leave one that looks complete."""
+
+    def die(self, path):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(TrainerState, "save_to_json", die)
+    monkeypatch.setattr(trainer_checkpoints, "remove_incomplete_checkpoints", lambda folder: None)
+    monkeypatch.setattr(trainer, "remove_incomplete_checkpoints", lambda folder: None)  # as if it was killed
+    with pytest.raises(KeyboardInterrupt):
+        trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
+    assert why_incomplete(tmp_path / "checkpoint-2") == "it has no trainer_state.json"
+
+
+def test_only_what_was_trained_is_in_a_checkpoint(trained, tmp_path):
+    """The VAE is not; the average has the trained weights only."""
+    pipeline = build_pipeline()
+    expected = {f"networks.unet.{name}" for name in pipeline.unet.state_dict()}
+    expected |= {f"networks.token_decoder.{name}" for name in pipeline.token_decoder.state_dict()}
+    heads = list(pipeline.token_decoder.condition_projections.parameters())
+    count = len(list(pipeline.unet.parameters())) + len(heads)
+    expected |= {"average.n_averaged", *(f"average.module.{index}" for index in range(count))}
+    assert set(load_file(tmp_path / "checkpoint-2" / "model.safetensors")) == expected
 
 
 def test_a_new_run_does_not_mix_with_an_old_one(trained):
@@ -195,7 +250,7 @@ def test_a_new_run_does_not_mix_with_an_old_one(trained):
     ("change", "message"),
     [
         ({"seed": 1}, "seed was 0, is 1"),
-        ({"train_batch_size": 2}, "samples_per_update was 4, is 2"),
+        ({"per_device_train_batch_size": 2}, "samples_per_update was 4, is 2"),
         ({"train_token_decoder": True}, "trained_parameters was"),
         ({"use_ema": False}, "use_ema was True, is False"),
     ],
@@ -219,14 +274,12 @@ def _zip_evil(path: Path) -> None:
 
 
 @pytest.mark.parametrize("write", [_pickle_evil, _zip_evil])
-@pytest.mark.parametrize(
-    "name", ["custom_checkpoint_0.pkl", "optimizer.bin", "scheduler.bin", "random_states_0.pkl", "ema.safetensors"]
-)
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "model.safetensors"])
 def test_resuming_runs_no_code(trained, tmp_path, monkeypatch, name, write):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "checkpoint-2" / name)
     with pytest.raises(ValueError, match=f"checkpoint-2.*({name}|holds more than data)"):
-        trained(resume_from_checkpoint="latest", max_train_steps=3)
+        trained(resume_from_checkpoint=str(tmp_path / "checkpoint-2"), max_steps=3)
     assert not (tmp_path / "ran-code").exists()
 
 
@@ -234,51 +287,33 @@ def test_the_weights_are_no_pickle_either(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
     _zip_evil(tmp_path / "checkpoint-2" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="checkpoint-2 is incomplete or damaged, or holds more than data"):
-        trained(resume_from_checkpoint="latest", max_train_steps=3)
+    with pytest.raises(ValueError, match="checkpoint-2 holds more than data, or is damaged"):
+        trained(resume_from_checkpoint="latest", max_steps=3)
     assert not (tmp_path / "ran-code").exists()
-
-
-def test_a_checkpoint_of_older_versions(trained, tmp_path):
-    (tmp_path / "checkpoint-2" / "ema.safetensors").unlink()
-    torch.save({"decay": 0.5}, tmp_path / "checkpoint-2" / "custom_checkpoint_0.pkl")
-    with pytest.raises(ValueError, match="custom_checkpoint_0.pkl is a pickle, .* Older versions of lavit-hf wrote"):
-        trained(resume_from_checkpoint="latest", max_train_steps=3)
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("random_states_0.pkl", "random_states_0.pkl is missing, damaged, or holds more than data"),
-        ("ema.safetensors", "checkpoint-2 is incomplete or damaged"),
-        ("model.safetensors", "checkpoint-2 is incomplete or damaged"),
-        ("optimizer.bin", "checkpoint-2 is incomplete or damaged"),
-        ("run.json", "run.json is damaged"),
+        ("rng_state.pth", "(rng_state.pth is missing or damaged|has no rng_state.pth)"),
+        ("model.safetensors", "(model.safetensors is missing or damaged|has no weights)"),
+        ("optimizer.pt", "(optimizer.pt is missing or damaged|has no optimizer.pt)"),
+        ("scheduler.pt", "(scheduler.pt is missing or damaged|has no scheduler.pt)"),
+        ("trainer_state.json", "(trainer_state.json is damaged|has no trainer_state.json)"),
+        ("run.json", "(run.json is damaged|has no run.json)"),
     ],
 )
 def test_damaged_files_are_not_overlooked(trained, tmp_path, name, message):
-    path = tmp_path / "checkpoint-2" / name
-    content = path.read_bytes()
+    checkpoint = tmp_path / "checkpoint-2"
+    content = (checkpoint / name).read_bytes()
     for damaged in (b"", content[: len(content) // 2], b"\0" * len(content), None):
-        path.unlink() if damaged is None else path.write_bytes(damaged)
-        error, text = (
-            (FileNotFoundError, "no run.json") if (name, damaged) == ("run.json", None) else (ValueError, message)
-        )
-        with pytest.raises(error, match=text):
-            trained(resume_from_checkpoint="latest", max_train_steps=3)
-
-
-def test_averaged_weights_of_another_model(trained, tmp_path):
-    path = tmp_path / "checkpoint-2" / "ema.safetensors"
-    with safe_open(path, framework="pt") as file:
-        metadata = file.metadata()
-    save_file({"0": torch.zeros(3)}, path, metadata=metadata)
-    with pytest.raises(ValueError, match="ema.safetensors holds other weights than are trained"):
-        trained(resume_from_checkpoint="latest", max_train_steps=3)
+        (checkpoint / name).unlink() if damaged is None else (checkpoint / name).write_bytes(damaged)
+        with pytest.raises(ValueError, match=f"checkpoint-2.*{message}"):
+            trained(resume_from_checkpoint=str(checkpoint), max_steps=3)
 
 
 def test_no_checkpoint(trained, tmp_path):
-    with pytest.raises(FileNotFoundError, match="checkpoint-7 is no checkpoint of this training"):
+    with pytest.raises(ValueError, match="checkpoint-7 is no complete checkpoint: there is no such directory"):
         trained(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     trained(resume_from_checkpoint="latest", output_dir=str(tmp_path / "new"))
     assert len(log_of(tmp_path / "new")) == 2

@@ -11,22 +11,22 @@ import PIL.Image
 import torch
 from diffusers.utils import make_image_grid
 from torch import nn
+from transformers import TrainerCallback
 from transformers.utils import logging
 
-from ..accelerated.arguments import LoopArguments, option
-from ..accelerated.loop import AcceleratedLoop
 from ..dataset import TrainingDataset
 from ..sample_seeds import sample_seed
 from .collator import PixelDecoderDataCollator
 from .dataset import PixelDecoderDataset
 from .loss import PixelDecoderLoss, draw_diffusion, encode_latents
+from .trainer import DiffusersTrainer, DiffusersTrainingArguments, option
 
 logger = logging.get_logger(__name__)
 
 
 @dataclass
-class PixelDecoderArguments(LoopArguments):
-    """Options of stage 3, besides those of the training loop."""
+class PixelDecoderArguments(DiffusersTrainingArguments):
+    """Options of stage 3, besides those of [`DiffusersTrainingArguments`]."""
 
     condition_dropout: float = option(0.1, "How often the condition is dropped, so that guidance has a contrast.")
     snr_gamma: float | None = option(None, "Min-SNR weighting of the loss; 5 is customary. By default none.")
@@ -38,10 +38,10 @@ class PixelDecoderArguments(LoopArguments):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self._require("condition_dropout", 0 <= self.condition_dropout < 1, "in [0, 1)")
-        self._require("num_validation_images", self.num_validation_images >= 0, "at least 0")
+        self.require("condition_dropout", 0 <= self.condition_dropout < 1, "in [0, 1)")
+        self.require("num_validation_images", self.num_validation_images >= 0, "at least 0")
         rate = self.head_learning_rate
-        self._require("head_learning_rate", rate is None or rate > 0, "positive")
+        self.require("head_learning_rate", rate is None or rate > 0, "positive")
 
 
 def select_trained_parameters(pipeline: Any, train_token_decoder: bool = False) -> dict[str, nn.Parameter]:
@@ -68,16 +68,18 @@ def select_trained_parameters(pipeline: Any, train_token_decoder: bool = False) 
     return {name: parameter for name, parameter in named.items() if parameter.requires_grad}
 
 
-class PixelDecoderTask:
-    """What stage 3 trains and what it needs for that; a task of [`AcceleratedLoop`].
+class PixelDecoderTrainer(DiffusersTrainer):
+    """Trains a pixel decoder: its U-Net, and what of its token decoder is to be trained.
 
     Args:
         pipeline: The [`LavitPixelDecoderPipeline`] to train, in place. Its weights are made fp32, as training needs
             them.
         args: Options.
+        train_dataset: A [`PixelDecoderDataset`].
+        data_collator: Makes batches of its samples.
         visual_tokenizer: Frozen; computes the codes of images that come without.
-        validation_rows: Samples to validate with.
-        collator: Makes batches of these.
+        eval_dataset: Samples to validate with.
+        callbacks: Further callbacks.
 
     Raises:
         ValueError: If VAE and U-Net have different latents, or the schedule cannot be trained.
@@ -87,15 +89,16 @@ class PixelDecoderTask:
         self,
         pipeline: Any,
         args: PixelDecoderArguments,
+        train_dataset: Any,
+        data_collator: PixelDecoderDataCollator,
         visual_tokenizer: Any = None,
-        validation_rows: Sequence[Mapping[str, Any]] = (),
-        collator: PixelDecoderDataCollator | None = None,
+        eval_dataset: Sequence[Mapping[str, Any]] = (),
+        callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
         channels, expected = pipeline.vae.config.latent_channels, pipeline.unet.config.in_channels
         if channels != expected:
             raise ValueError(f"The VAE's latents have {channels} channels, but the U-Net takes {expected}.")
-        self.pipeline, self.args, self.visual_tokenizer = pipeline, args, visual_tokenizer
-        self.validation_rows, self.collator = list(validation_rows), collator
+        self.pipeline, self.visual_tokenizer = pipeline, visual_tokenizer
         self._has_warned = False
         for component in (pipeline.unet, pipeline.token_decoder, pipeline.vae):
             component.float()
@@ -103,26 +106,26 @@ class PixelDecoderTask:
         if visual_tokenizer is not None:
             visual_tokenizer.requires_grad_(False).eval()
         self.trained = select_trained_parameters(pipeline, args.train_token_decoder)
-        self.module = PixelDecoderLoss(
-            pipeline.unet, pipeline.token_decoder, pipeline.scheduler.config, args.snr_gamma
+        self.loss = PixelDecoderLoss(pipeline.unet, pipeline.token_decoder, pipeline.scheduler.config, args.snr_gamma)
+        parts = [*pipeline.components.values(), visual_tokenizer]
+        super().__init__(
+            self.loss,
+            args,
+            train_dataset,
+            data_collator,
+            eval_dataset=eval_dataset,
+            frozen=[part for part in parts if isinstance(part, nn.Module)],
+            callbacks=callbacks,
         )
 
-    def parameter_groups(self, learning_rate: float) -> list[dict[str, Any]]:
-        rates = {"unet": learning_rate, "token_decoder": self.args.head_learning_rate or learning_rate}
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The U-Net, and the token decoder with a learning rate of its own, if it has one."""
+        rate = self.args.learning_rate
+        rates = {"unet": rate, "token_decoder": self.args.head_learning_rate or rate}
         return [
             {"params": [value for name, value in self.trained.items() if name.startswith(f"{part}.")], "lr": rate}
             for part, rate in rates.items()
         ]
-
-    def enable_gradient_checkpointing(self) -> None:
-        self.pipeline.unet.enable_gradient_checkpointing()
-        if self.args.train_token_decoder:
-            self.pipeline.token_decoder.gradient_checkpointing_enable()
-
-    def to(self, device: torch.device) -> None:
-        for component in [*self.pipeline.components.values(), self.visual_tokenizer]:
-            if isinstance(component, nn.Module):
-                component.to(device)
 
     @torch.no_grad()
     def prepare(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -131,7 +134,7 @@ class PixelDecoderTask:
         codes, num_tokens = self._codes(batch)
         factor = self.pipeline.vae_scale_factor
         shape = (self.pipeline.unet.config.in_channels, pixels.shape[-2] // factor, pixels.shape[-1] // factor)
-        draws = draw_diffusion(batch["sample_seeds"], shape, self.module.num_timesteps, self.args.condition_dropout)
+        draws = draw_diffusion(batch["sample_seeds"], shape, self.loss.num_timesteps, self.args.condition_dropout)
         return {
             "latents": encode_latents(self.pipeline.vae, pixels, draws.posterior_noise.to(pixels.device)),
             "codes": codes,
@@ -159,24 +162,16 @@ class PixelDecoderTask:
             )
         return codes, num_tokens
 
-    @torch.no_grad()
-    def validate(self) -> tuple[dict[str, float], PIL.Image.Image | None]:
-        """The loss on the validation rows, always at the same noise, and a grid: images above, drawings below."""
-        if not self.validation_rows or self.collator is None:
-            return {}, None
-        size, total = self.args.train_batch_size, 0.0
-        for start in range(0, len(self.validation_rows), size):
-            inputs = self.prepare(self._validation_batch(start, size))
-            total += self.module(**inputs)["per_sample"].sum().item()
-        numbers = {"loss": total / len(self.validation_rows)}
-        count = min(self.args.num_validation_images, len(self.validation_rows))
-        return numbers, self._draw(self._validation_batch(0, count)) if count else None
+    def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The loss, always at the same noise."""
+        return self.model(**self.prepare(batch))["per_sample"]
 
-    def _validation_batch(self, start: int, size: int) -> dict[str, torch.Tensor]:
-        batch = self.collator(self.validation_rows[start : start + size])
-        return {name: value.to(self.pipeline.unet.device) for name, value in batch.items()}
-
-    def _draw(self, batch: Mapping[str, torch.Tensor]) -> PIL.Image.Image:
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image | None:
+        """A grid of the first samples: images above, drawings below."""
+        shown = rows[: self.args.num_validation_images]
+        if not shown:
+            return None
+        batch = {name: value.to(self.args.device) for name, value in self.data_collator(shown).items()}
         codes, num_tokens = self._codes(batch)
         truth = self.pipeline.image_processor.postprocess(batch["pixel_values"].cpu())
         seeds = [sample_seed(self.args.seed, 0, index, "validation drawing") for index in range(len(truth))]
@@ -191,7 +186,8 @@ class PixelDecoderTask:
         ).images
         return make_image_grid([*truth, *drawn], rows=2, cols=len(truth))
 
-    def save(self, folder: Path) -> None:
+    def save_networks(self, folder: Path) -> None:
+        """Saves the pipeline."""
         self.pipeline.save_pretrained(folder)
 
 
@@ -202,8 +198,8 @@ def train_pixel_decoder(
     collator: PixelDecoderDataCollator,
     visual_tokenizer: Any = None,
     validation_rows: Sequence[Mapping[str, Any]] = (),
-) -> float:
-    """Trains a pixel decoder and saves it to `args.output_dir`.
+) -> PixelDecoderTrainer:
+    """Trains a pixel decoder, from `args.resume_from_checkpoint` if there is one, and saves it to `args.output_dir`.
 
     Args:
         pipeline: The [`LavitPixelDecoderPipeline`] to train, in place.
@@ -214,7 +210,7 @@ def train_pixel_decoder(
         validation_rows: Samples to validate with.
 
     Returns:
-        The mean loss of the last update; NaN if a run is resumed that had nothing left to do.
+        The trainer, whose `state.log_history` has the losses.
 
     Raises:
         FloatingPointError: If the loss is not finite.
@@ -222,13 +218,16 @@ def train_pixel_decoder(
     """
     if not isinstance(dataset, TrainingDataset):
         dataset = PixelDecoderDataset(dataset)
-    task = PixelDecoderTask(pipeline, args, visual_tokenizer, validation_rows, collator)
-    return AcceleratedLoop(task, args, dataset, collator).train()
+    trainer = PixelDecoderTrainer(pipeline, args, dataset, collator, visual_tokenizer, validation_rows)
+    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
+    trainer.save_model()
+    trainer.save_state()
+    return trainer
 
 
 __all__ = [
     "PixelDecoderArguments",
-    "PixelDecoderTask",
+    "PixelDecoderTrainer",
     "select_trained_parameters",
     "train_pixel_decoder",
 ]

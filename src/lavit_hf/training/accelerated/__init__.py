@@ -1,1 +1,0 @@
-"""A training loop with accelerate, for the models that `Trainer` is not made for."""

@@ -1,0 +1,432 @@
+"""`Trainer` for networks of diffusers, which are trained beside others that are frozen.
+
+What `Trainer` sees, moves and saves is a module of the trained networks and their average. The frozen ones stay
+outside: they make the inputs of that module from a batch.
+"""
+
+from __future__ import annotations
+
+import math
+import pickle
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import PIL.Image
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, Sampler
+from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.integrations import TensorBoardCallback, WandbCallback
+
+from ...files.complete import complete_file, read_json, write_json
+from ..epoch_callback import EpochCallback
+from ..sample_seeds import sample_seed
+from ..trainer_checkpoints import (
+    LATEST,
+    CheckpointCallback,
+    find_trainer_checkpoint,
+    list_checkpoints,
+    remove_incomplete_checkpoints,
+)
+from .weight_average import AveragedNetworks, AveragingCallback
+
+VALIDATION_FOLDER = "validation"
+_RUN_FILE = "run.json"
+# What a resumed run cannot do without, and `Trainer` would go on without in silence.
+_STATES = ("optimizer.pt", "scheduler.pt")
+_NOT_HERE = {
+    "auto_find_batch_size": "an update has the size it is asked for",
+    "deepspeed": "every process needs whole networks, to average and to validate them",
+    "fsdp": "every process needs whole networks, to average and to validate them",
+    "label_smoothing_factor": "there are no labels",
+    "neftune_noise_alpha": "there are no embeddings of text",
+    "push_to_hub": "`lavit publish` uploads what the training saves",
+}
+
+
+def option(default: Any, text: str) -> Any:
+    """A field for `HfArgumentParser`."""
+    return field(default=default, metadata={"help": text})
+
+
+@dataclass
+class DiffusersTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the defaults of the training scripts of diffusers, and an average of the weights."""
+
+    output_dir: str | None = option("out/training", "Where the result, checkpoints, validation images and log go.")
+    seed: int = option(0, "Seed of everything that chance decides.")
+    per_device_train_batch_size: int = option(16, "Samples per batch and process.")
+    per_device_eval_batch_size: int = option(16, "The same in a validation.")
+    num_train_epochs: float = option(1.0, "Passes over the data, unless max_steps is given.")
+    learning_rate: float = option(1e-5, "Learning rate after warmup.")
+    lr_scheduler_type: str = option("constant", "Schedule: constant, constant_with_warmup, cosine, linear, ...")
+    weight_decay: float = option(1e-2, "Weight decay of AdamW, of all weights, as diffusers has it.")
+    logging_steps: float = option(10, "Updates between two lines of the log.")
+    remove_unused_columns: bool = option(False, "Leave it: the collator needs all columns.")
+    ddp_find_unused_parameters: bool | None = option(False, "Leave it: every update uses all trained weights.")
+    use_ema: bool = option(True, "Averages the trained weights over time; the average is what gets saved.")
+    ema_decay: float = option(0.9999, "Decay of that average, once it is warm.")
+
+    def __post_init__(self) -> None:
+        """Checks what would otherwise fail late, or silently do something else."""
+        for name, reason in _NOT_HERE.items():
+            if getattr(self, name):
+                raise ValueError(f"`{name}` is not for this training: {reason}. Leave it out.")
+        super().__post_init__()
+        for name in ("per_device_train_batch_size", "per_device_eval_batch_size", "gradient_accumulation_steps"):
+            self.require(name, getattr(self, name) >= 1, "at least 1")
+        self.require("save_total_limit", self.save_total_limit is None or self.save_total_limit >= 1, "at least 1")
+        self.require("learning_rate", self.learning_rate > 0, "positive")
+        self.require("max_grad_norm", self.max_grad_norm >= 0, "at least 0")
+        self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
+        self.require("train_sampling_strategy", self.train_sampling_strategy == "random", "random")
+        self.require("remove_unused_columns", not self.remove_unused_columns, "false")
+
+    def require(self, name: str, is_met: bool, wanted: str) -> None:
+        """Raises a `ValueError` about an option unless it is as wanted."""
+        if not is_met:
+            raise ValueError(f"`{name}` must be {wanted}; got {getattr(self, name)!r}.")
+
+
+class UpdateSampler(Sampler[int]):
+    """The samples of an epoch, in an order that depends on seed and epoch alone, in whole updates.
+
+    What is left over at the end of an epoch waits for another one. As every update has all its samples, nothing has to
+    be repeated to fill it, and several processes train like one with a larger batch.
+
+    Args:
+        num_samples: Size of the dataset.
+        update_size: Samples of an update, over all processes and accumulated batches.
+        seed: Seed of the order.
+
+    Raises:
+        ValueError: If the dataset is smaller than an update.
+    """
+
+    def __init__(self, num_samples: int, update_size: int, seed: int) -> None:
+        if num_samples < update_size:
+            raise ValueError(
+                f"The dataset has {num_samples} samples, but one update takes {update_size} (batch size x accumulated "
+                "batches x processes). Lower the batch size."
+            )
+        self.num_samples, self.update_size, self.seed = num_samples, update_size, seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes the next iteration that of this epoch; [`EpochCallback`] calls this."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.num_samples - self.num_samples % self.update_size
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(sample_seed(self.seed, self.epoch, 0, "order of samples"))
+        return iter(torch.randperm(self.num_samples, generator=generator).tolist()[: len(self)])
+
+
+class _EvaluationAtTheEnd(TrainerCallback):
+    """Evaluates after the last update, whatever `eval_strategy` says."""
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
+
+
+class DiffusersTrainer(Trainer):
+    """Trains networks of diffusers: a base class for [`PixelDecoderTrainer`] and [`AutoencoderTrainer`].
+
+    Unlike with plain `Trainer`,
+    - the averaged weights are what is validated and saved;
+    - several processes train what one with a larger batch would, up to rounding, also at the end of an epoch;
+    - a loss or gradient that is not finite stops the run before it spoils the weights;
+    - a run does not start on top of another one, and is resumed with the same data and settings only.
+
+    Args:
+        networks: Their parameters that require gradients are trained. Called with what `prepare` returns, they give a
+            dictionary with the scalar `loss`, the mean over the batch, and maybe other scalars to log.
+        args: Options.
+        train_dataset: Samples, with `set_epoch` if they depend on it, as those of [`TrainingDataset`] do.
+        data_collator: Makes batches of them.
+        eval_dataset: Samples to validate with.
+        frozen: Networks that take part, but are not trained.
+        callbacks: Further callbacks.
+
+    Raises:
+        ValueError: If the networks would have to be sharded, or shared by several GPUs of one process.
+    """
+
+    eval_metric = "loss"
+    """What `score` returns."""
+
+    control: TrainerControl
+    optimizer: torch.optim.Optimizer | None
+
+    def __init__(
+        self,
+        networks: nn.Module,
+        args: DiffusersTrainingArguments,
+        train_dataset: Any,
+        data_collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]],
+        eval_dataset: Sequence[Mapping[str, Any]] = (),
+        frozen: Sequence[nn.Module] = (),
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"One process cannot train on {args.n_gpu} GPUs here. Start one for each with `accelerate launch`, or "
+                "choose a GPU with CUDA_VISIBLE_DEVICES."
+            )
+        rows = list(eval_dataset)
+        own_callbacks = [EpochCallback(), CheckpointCallback(), AveragingCallback()]
+        super().__init__(
+            model=AveragedNetworks(networks, args.ema_decay if args.use_ema else None),
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=rows or None,
+            data_collator=data_collator,
+            callbacks=[*own_callbacks, *([_EvaluationAtTheEnd()] if rows else []), *callbacks],
+        )
+        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
+            raise ValueError(f"Sharding is not for this training: {_NOT_HERE['fsdp']}. Start it without.")
+        for module in frozen:
+            module.to(args.device)
+        self._logged: list[dict[str, torch.Tensor]] = []
+
+    # What the subclasses do.
+
+    def prepare(self, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """What the frozen networks make of a batch: arguments of the trained ones."""
+        raise NotImplementedError
+
+    def score(self, batch: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """The number `eval_metric` of every sample, `[batch]`."""
+        raise NotImplementedError
+
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image | None:
+        """A picture to look at, of the samples to validate with."""
+        raise NotImplementedError
+
+    def save_networks(self, folder: Path) -> None:
+        """Saves the result of a training, for `from_pretrained`."""
+        raise NotImplementedError
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """What is trained, for the optimizer."""
+        return [{"params": list(self.model.trained)}]
+
+    # What `Trainer` calls.
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Batches in the order of [`UpdateSampler`]."""
+        args = self.args
+        data_loader = DataLoader(
+            self.train_dataset,
+            batch_size=args.train_batch_size,
+            sampler=UpdateSampler(len(self.train_dataset), self._update_size, args.seed),
+            collate_fn=self.data_collator,
+            num_workers=args.dataloader_num_workers,
+            pin_memory=args.dataloader_pin_memory,
+            persistent_workers=args.dataloader_persistent_workers,
+            prefetch_factor=args.dataloader_prefetch_factor,
+        )
+        return self.accelerator.prepare(data_loader)
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """The batches of an update; none if a finished run is resumed, which `Trainer` would give another update."""
+        return super().get_batch_samples(
+            iter(()) if self.state.global_step >= self.state.max_steps else epoch_iterator, *args, **kwargs
+        )
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """An optimizer with the groups of `parameter_groups`."""
+        if self.optimizer is None:
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            groups = [{"weight_decay": self.args.weight_decay, **group} for group in self.parameter_groups()]
+            self.optimizer = optimizer_class(groups, **options)
+        return self.optimizer
+
+    def compute_loss(
+        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+    ) -> Any:
+        """The loss of a batch; other scalars are remembered for the log."""
+        outputs = model(**self.prepare(inputs))
+        self._logged.append({name: value.detach() for name, value in outputs.items() if value.ndim == 0})
+        return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
+
+    def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Forward and backward.
+
+        Raises:
+            FloatingPointError: If loss or gradient are not finite.
+        """
+        loss = super().training_step(model, *args, **kwargs)
+        # A gradient scaler skips updates whose gradient is not finite, by design.
+        if self.accelerator.sync_gradients and self.accelerator.scaler is None:
+            norm = torch.nn.utils.get_total_norm(
+                [value.grad for value in self.model.trained if value.grad is not None]
+            )
+            for name, value in (("loss", loss.item()), ("gradient's norm", norm.item())):
+                if not math.isfinite(value):
+                    raise FloatingPointError(
+                        f"The {name} is {value} in update {self.state.global_step + 1}: training stops before it "
+                        f"spoils the weights. Resume from the last checkpoint in {self.args.output_dir} with a lower "
+                        "learning rate, more warmup or bf16 instead of fp16, and check the data."
+                    )
+        return loss
+
+    def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
+        """Logs numbers; beside the loss all other scalars, as means of the same updates."""
+        if "loss" in logs and self._logged:
+            means = {
+                name: torch.stack([output[name].float() for output in self._logged]).mean()
+                for name in self._logged[0]
+                if name != "loss"
+            }
+            self._logged.clear()
+            logs |= {name: value.item() for name, value in self.accelerator.reduce(means, reduction="mean").items()}
+        super().log(logs, *args, **kwargs)
+
+    @torch.no_grad()
+    def evaluate(
+        self,
+        eval_dataset: Sequence[Mapping[str, Any]] | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> dict[str, float]:
+        """Scores the averaged weights, every process a share of the samples; the main process draws a picture.
+
+        Returns:
+            The mean over the samples, logged as well.
+
+        Raises:
+            ValueError: If there are no samples.
+        """
+        rows = list(self.eval_dataset or ()) if eval_dataset is None else list(eval_dataset)
+        if not rows:
+            raise ValueError("There are no samples to validate with: pass an `eval_dataset`.")
+        self.model.eval()
+        with self.model.averaged():
+            own = rows[self.args.process_index :: self.args.world_size]
+            scores = [self.score(batch).double().sum() for batch in self.eval_batches(own)]
+            total = self.accelerator.reduce(sum(scores, torch.zeros((), device=self.args.device)), reduction="sum")
+            image = self.draw(rows) if self.is_world_process_zero() else None
+        metrics = {f"{metric_key_prefix}_{self.eval_metric}": total.item() / len(rows)}
+        self.log(dict(metrics))
+        if image is not None:
+            self.show(image)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
+
+    def eval_batches(self, rows: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, torch.Tensor]]:
+        """Batches of samples to validate with, on the device."""
+        size = self.args.eval_batch_size
+        for start in range(0, len(rows), size):
+            batch = self.data_collator(rows[start : start + size])
+            yield {name: value.to(self.args.device) for name, value in batch.items()}
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+        """Trains. In the end the networks have their averaged weights.
+
+        Args:
+            resume_from_checkpoint: A checkpoint's directory; `"latest"` (or true) for the last complete one of
+                `output_dir`, if there is one.
+            kwargs: As in `Trainer`.
+
+        Raises:
+            FileExistsError: If `output_dir` has checkpoints and none is to be resumed from.
+            FloatingPointError: If the loss or the gradient is not finite.
+            ValueError: If the checkpoint belongs to a run with other data or settings, is broken, or holds more than
+                data.
+        """
+        folder = Path(self.args.output_dir)
+        name = LATEST if resume_from_checkpoint is True else resume_from_checkpoint or None
+        checkpoint = find_trainer_checkpoint(name, folder)
+        if checkpoint is not None:
+            self._require_same_run(Path(checkpoint))
+        elif name is None and (found := list_checkpoints(folder)):
+            raise FileExistsError(
+                f"{folder} holds checkpoints of another run ({found[0].name}). Go on with it "
+                f"(resume_from_checkpoint={LATEST!r}), or choose another output_dir."
+            )
+        try:
+            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+        except pickle.UnpicklingError as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"{checkpoint} holds more than data, or is damaged ({reason}): resume from another checkpoint."
+            ) from error
+        except BaseException:  # on a full disk nothing should lie around that is of no use
+            if self.is_world_process_zero():
+                remove_incomplete_checkpoints(folder)
+            raise
+
+    def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
+        """Saves the result of the training; while it is running, what a resumed run needs."""
+        if self.is_in_train:
+            super().save_model(output_dir, **kwargs)
+            if self.args.should_save:
+                write_json(Path(output_dir or self.args.output_dir, _RUN_FILE), self._run)
+            return
+        if self.is_world_process_zero():
+            self.model.eval()
+            self.save_networks(Path(output_dir or self.args.output_dir))
+        self.accelerator.wait_for_everyone()
+
+    @property
+    def _update_size(self) -> int:
+        return self.get_total_train_batch_size(self.args)
+
+    @property
+    def _run(self) -> dict[str, Any]:
+        """What a checkpoint has to share with a run that goes on from it."""
+        return {
+            "seed": self.args.seed,
+            "dataset_size": len(self.train_dataset),
+            "samples_per_update": self._update_size,
+            "trained_parameters": sum(value.numel() for value in self.model.trained),
+            "use_ema": self.args.use_ema,
+        }
+
+    def _require_same_run(self, checkpoint: Path) -> None:
+        index, is_one_of_several = self.args.process_index, self.args.world_size > 1
+        needed = (_RUN_FILE, *_STATES, f"rng_state_{index}.pth" if is_one_of_several else "rng_state.pth")
+        if missing := [name for name in needed if not (checkpoint / name).is_file()]:
+            raise ValueError(
+                f"{checkpoint} has no {missing[0]}. Resume from another checkpoint of this training, with as many "
+                "processes as before."
+            )
+        try:
+            saved = dict(read_json(checkpoint / _RUN_FILE))
+        except (ValueError, TypeError) as error:
+            raise ValueError(
+                f"{checkpoint / _RUN_FILE} is damaged ({error!r}): resume from another checkpoint."
+            ) from error
+        if changed := [name for name, value in self._run.items() if saved.get(name) != value]:
+            differences = ", ".join(f"{name} was {saved.get(name)}, is {self._run[name]}" for name in changed)
+            raise ValueError(
+                f"{checkpoint} belongs to another run ({differences}). Resume with the same data and settings, or "
+                "start a new run in another output_dir."
+            )
+
+    def show(self, image: PIL.Image.Image) -> None:
+        """Saves a validation image, and shows it to the trackers that take images."""
+        step = self.state.global_step
+        path = Path(self.args.output_dir, VALIDATION_FOLDER, f"step-{step:07d}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with complete_file(path) as file:
+            image.save(file, format="PNG")
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
+                callback.tb_writer.add_image(VALIDATION_FOLDER, np.asarray(image), step, dataformats="HWC")
+            elif isinstance(callback, WandbCallback):
+                import wandb  # type: ignore[import-not-found]
+
+                if wandb.run is not None:
+                    wandb.run.log({VALIDATION_FOLDER: wandb.Image(image), "train/global_step": step})
+
+
+__all__ = ["DiffusersTrainer", "DiffusersTrainingArguments", "UpdateSampler", "option"]
