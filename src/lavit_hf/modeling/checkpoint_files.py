@@ -545,7 +545,7 @@ class RemoteCodeMixin:
         if not IS_PACKAGE:  # transformers copies the files of remote code by itself
             return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
         saved = save(save_directory, *args, **({} if push_to_hub else kwargs))
-        _import_from_package("remote_code.checkpoint").save_remote_code(Path(save_directory))
+        _import_from_package("remote_code").save_remote_code(Path(save_directory))
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]
