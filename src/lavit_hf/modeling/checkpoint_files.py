@@ -1,8 +1,4 @@
-"""The files of a checkpoint: errors name them, weights are compared with the configuration, code is saved beside them.
-
-Ten million layers would be built for hours, and another vocabulary would be refused after gigabytes were read. The
-headers of safetensors tell within milliseconds.
-"""
+"""The files of a checkpoint: errors name them, weights are checked against configurations, code is saved beside."""
 
 from __future__ import annotations
 
@@ -103,7 +99,8 @@ class NamedConfigMixin:
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
 
-# Configurations and the headers of weights.
+# Configurations are compared with the headers of weights before anything is built: ten million layers would be built
+# for hours, and another vocabulary would be refused after gigabytes were read. Headers tell within milliseconds.
 
 
 class CheckedLoadingMixin:
