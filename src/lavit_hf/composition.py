@@ -30,7 +30,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import logging
 
-from .modeling.checkpoint_files import _HUB_KWARGS
+from .modeling.checkpoint_files import hub_options
 from .modeling.configuration_lavit import (
     LavitConfig,
     LavitPreTrainingConfig,
@@ -273,14 +273,13 @@ def load_visual_part(source: Source, visual_tokenizer: Source | PreTrainedModel,
 
 
 def _load_config(source: Any, kwargs: dict[str, Any]) -> PreTrainedConfig:
-    names = (*_HUB_KWARGS, "trust_remote_code")
-    return AutoConfig.from_pretrained(source, **{name: kwargs[name] for name in names if name in kwargs})
+    trust = {name: kwargs[name] for name in ("trust_remote_code",) if name in kwargs}
+    return AutoConfig.from_pretrained(source, **hub_options(kwargs), **trust)
 
 
 def _holds_visual_tokenizer(source: Any, kwargs: dict[str, Any]) -> bool:
     """Whether a checkpoint is that of a visual tokenizer or of any model with one, those of stage 1 included."""
-    located = {name: kwargs[name] for name in _HUB_KWARGS if name in kwargs}
-    values, _ = PreTrainedConfig.get_config_dict(source, **located)
+    values, _ = PreTrainedConfig.get_config_dict(source, **hub_options(kwargs))
     key = LavitVisualTokenizerConfig.base_config_key
     return key in values or values.get("model_type") == LavitVisualTokenizerConfig.model_type
 

@@ -13,6 +13,7 @@ from lavit_hf.hub import PublishError, publish
 from lavit_hf.hub.card import Origin
 from lavit_hf.hub.licenses import check_licenses
 from lavit_hf.hub.publication import prepare
+from lavit_hf.remote_code import code_files
 
 METRICS = {
     "checkpoint": "x",
@@ -77,7 +78,7 @@ def test_dry_run_changes_nothing(folder: Path) -> None:
     report = publish(folder, "owner/name", dry_run=True)
     assert content(folder) == before
     assert report.url is None and report.commit is None
-    code = {"configuration_lavit.py", "modeling_lavit.py", "processing_lavit.py"}
+    code = set(code_files())
     for decoder in ("", "lowres/"):
         code |= {f"{decoder}pipeline_lavit_pixel_decoder.py", f"{decoder}token_decoder/lavit_token_decoder.py"}
     assert report.sizes.keys() == before.keys() | code

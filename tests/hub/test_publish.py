@@ -7,13 +7,12 @@ import pytest
 import torch
 
 import lavit_hf
+import standalone
 from hub.hub_server import HubServer
 from lavit_hf.hub.card import Origin
 from lavit_hf.hub.publication import prepare
-from lavit_hf.pipelines.remote_code import PIPELINE_MODULE, pipeline_code
-from lavit_hf.remote_code.checkpoint import code_files
-from remote_code import standalone
-from remote_code.standalone import compute
+from lavit_hf.remote_code import PIPELINE_MODULE, code_files, pipeline_code
+from standalone import compute
 
 PICTURE = Path(__file__).parents[2] / "examples" / "images" / "chelsea.jpg"
 REPOSITORY = "owner/tiny"
@@ -212,7 +211,7 @@ print(*(type(thing).__module__.partition(".")[0] + "." + type(thing).__name__ fo
         "saved-all": model | processor | pixels,
         "saved-model": model,
         "saved-processor": processor,
-        "image-processor": {"preprocessor_config.json", "processing_lavit.py"},
+        "image-processor": {"preprocessor_config.json", "image_processing_pil_lavit.py"},
     }
     for name, files in expected.items():
         assert files <= hub.files(f"owner/{name}").keys(), name
@@ -220,4 +219,4 @@ print(*(type(thing).__module__.partition(".")[0] + "." + type(thing).__name__ fo
         assert "hf_token.txt" not in hub.files(f"owner/{name}"), name
     assert hub.repositories["owner/image-processor"].private
     config = json.loads(hub.files("owner/visual-tokenizer")["config.json"])
-    assert config["auto_map"]["AutoModel"] == "modeling_lavit.LavitVisualTokenizer"
+    assert config["auto_map"]["AutoModel"] == "modeling_lavit_visual_tokenizer.LavitVisualTokenizer"

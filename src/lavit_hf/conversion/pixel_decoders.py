@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from ..modeling.configuration_lavit import LavitConfig
-from ..pipelines.remote_code import (
+from ..remote_code import (
     PIPELINE_CLASS,
     PIPELINE_MODULE,
     TOKEN_DECODER_CLASS,

@@ -19,8 +19,7 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..conversion.layout import FOLDER as ORIGINAL
 from ..conversion.layout import LAYOUT, UNUSED
 from ..evaluation import TASKS
-from ..pipelines.remote_code import PIPELINE_MODULE
-from ..remote_code.checkpoint import code_files
+from ..remote_code import PIPELINE_MODULE, code_files
 from .checks import read_object
 from .errors import PublishError
 from .licenses import copied_files, is_notice

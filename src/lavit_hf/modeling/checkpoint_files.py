@@ -1,8 +1,4 @@
-"""The files of a checkpoint: errors name them, weights are compared with the configuration, code is saved beside them.
-
-Ten million layers would be built for hours, and another vocabulary would be refused after gigabytes were read. The
-headers of safetensors tell within milliseconds.
-"""
+"""The files of a checkpoint: errors name them, weights are checked against configurations, code is saved beside."""
 
 from __future__ import annotations
 
@@ -103,7 +99,8 @@ class NamedConfigMixin:
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
 
 
-# Configurations and the headers of weights.
+# Configurations are compared with the headers of weights before anything is built: ten million layers would be built
+# for hours, and another vocabulary would be refused after gigabytes were read. Headers tell within milliseconds.
 
 
 class CheckedLoadingMixin:
@@ -545,7 +542,7 @@ class RemoteCodeMixin:
         if not IS_PACKAGE:  # transformers copies the files of remote code by itself
             return save(save_directory, *args, push_to_hub=push_to_hub, **kwargs)
         saved = save(save_directory, *args, **({} if push_to_hub else kwargs))
-        _import_from_package("remote_code.checkpoint").save_remote_code(Path(save_directory))
+        _import_from_package("remote_code").save_remote_code(Path(save_directory))
         if push_to_hub:
             repo_id = kwargs.pop("repo_id", Path(save_directory).name)
             self.push_to_hub(repo_id, **kwargs)  # type: ignore[attr-defined]

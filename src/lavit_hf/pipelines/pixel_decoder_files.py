@@ -11,7 +11,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 
 from ..files.paths import resolve_inside
-from .remote_code import names_our_pipeline, write_code
+from ..remote_code import names_our_pipeline, write_code
 
 _INDEX = "model_index.json"
 _FOLDERS = ("", "lowres/")

@@ -29,7 +29,7 @@ _TOKEN_DECODER = ("lavit_token_decoder", "LavitTokenDecoder")
 # ... which loads its own classes instead, for which nobody has to trust remote code.
 _PACKAGE = "lavit_hf"
 _TOKEN_DECODER_HERE = (f"{_PACKAGE}.modeling.modeling_lavit_token_decoder", "LavitTokenDecoder")
-_CODE_HERE = f"{_PACKAGE}.pipelines.remote_code"
+_CODE_HERE = f"{_PACKAGE}.remote_code"
 
 
 class PixelDecoderStorage(DiffusionPipeline):

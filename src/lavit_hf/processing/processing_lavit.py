@@ -23,7 +23,7 @@ from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 from transformers.utils.hub import cached_file
 
-from ..modeling.checkpoint_files import _HUB_KWARGS, IS_PACKAGE, RemoteCodeMixin, import_composition
+from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin, hub_options, import_composition
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.generation_lavit import GENERATION_MODES
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
@@ -457,7 +457,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         names = ("image_seq_length", "visual_mode", "visual_tokenizer", "pixel_decoder")
         own = {name: kwargs.pop(name) for name in names if name in kwargs}
         # What locates the checkpoint: the visual tokenizer is loaded from the same place.
-        hub_kwargs = {name: kwargs[name] for name in _HUB_KWARGS if kwargs.get(name) is not None}
+        hub_kwargs = hub_options(kwargs)
         check_visual_mode(own.get("visual_mode", "continuous"))
         with name_broken_file(pretrained_model_name_or_path):
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)

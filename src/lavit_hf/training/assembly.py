@@ -20,7 +20,7 @@ from ..conversion.weight_files import Weights, read_json
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ..pipelines.pixel_decoder_files import copy_pixel_decoders
-from ..remote_code.checkpoint import save_remote_code
+from ..remote_code import save_remote_code
 
 _FOLDERS = ("", "lowres")
 _INDEX = "model_index.json"
