@@ -23,15 +23,19 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.conversion.atomic import check_destination
 from lavit_hf.data.loading import NamedDataset, load_data
-from lavit_hf.data.scenes import make_scenes
-from lavit_hf.files.complete import exit_on_write_errors
-from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training import (
+    CheckpointCallback,
+    EpochCallback,
+    LanguageModelingLoss,
+    LavitDataCollator,
+    TrainingDataset,
+    exit_on_write_errors,
+    find_trainer_checkpoint,
+    get_lora_config,
+    make_scenes,
+    upcast_trained_weights,
+)
 from lavit_hf.training.language_model.adapters import merge_adapter, save_adapter_card
-from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
-from lavit_hf.training.language_model.loss import LanguageModelingLoss
-from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 
 @dataclass
@@ -118,7 +122,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             blank_image=args.world_size > 1,
         ),
         processing_class=processor,
-        callbacks=[EpochCallback()],
+        callbacks=[EpochCallback(), CheckpointCallback()],
         # Trainer itself would smooth labels that are not shifted.
         compute_loss_func=LanguageModelingLoss(adapted, smoothing) if smoothing else None,
     )

@@ -24,19 +24,24 @@ import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.data.loading import load_data
-from lavit_hf.data.scenes import make_scenes
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
-from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.epoch_callback import EpochCallback
-from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
-from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
-from lavit_hf.training.language_model.initialization import init_code_embeddings, init_merger, init_projector
-from lavit_hf.training.language_model.loss import LanguageModelingLoss
-from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset
-from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
+from lavit_hf.training import (
+    CheckpointCallback,
+    EpochCallback,
+    GenerationMetrics,
+    LanguageModelingLoss,
+    LavitDataCollator,
+    TrainingDataset,
+    exit_on_write_errors,
+    find_trainer_checkpoint,
+    freeze_for_language_modeling,
+    init_code_embeddings,
+    init_merger,
+    init_projector,
+    load_data,
+    load_tokenized_dataset,
+    make_scenes,
+)
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
 
@@ -152,7 +157,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             text_noise=data_args.text_noise,
         ),
         processing_class=processor,
-        callbacks=[EpochCallback()],
+        callbacks=[EpochCallback(), CheckpointCallback()],
         # Trainer itself would smooth labels that are not shifted.
         compute_loss_func=LanguageModelingLoss(model, smoothing) if smoothing else None,
     )

@@ -23,17 +23,18 @@ from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArgument
 
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizerForPreTraining
 from lavit_hf.composition import build_image_processor, load_visual_part
-from lavit_hf.data.loading import load_data
-from lavit_hf.data.scenes import make_scenes
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 from lavit_hf.training import (
+    CheckpointCallback,
     EpochCallback,
     TrainingDataset,
     VisualTokenizerCallback,
     VisualTokenizerDataCollator,
+    exit_on_write_errors,
+    find_trainer_checkpoint,
+    load_data,
+    make_scenes,
 )
-from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 
 @dataclass
@@ -130,7 +131,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         train_dataset=train_dataset,
         data_collator=VisualTokenizerDataCollator(image_processor, seed=args.seed),
         processing_class=image_processor,
-        callbacks=[EpochCallback()],
+        callbacks=[EpochCallback(), CheckpointCallback()],
     )
     if data_args.eval_split is not None:
         trainer.eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)

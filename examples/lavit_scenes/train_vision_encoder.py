@@ -31,8 +31,8 @@ from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, obje
 from lavit_hf.data.scenes.patches import label_patches
 from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
+from lavit_hf.training import CheckpointCallback, find_trainer_checkpoint
 from lavit_hf.training.sample_seeds import sample_seed, sample_uniform
-from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
 
 _IGNORED = -100
 _TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its features
@@ -242,6 +242,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         eval_dataset=evaluated,
         data_collator=LabeledSceneCollator(image_processor),
         compute_metrics=accuracies,
+        callbacks=[CheckpointCallback()],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())

@@ -71,14 +71,8 @@ def _all_checkpoints(output_dir: Path) -> list[Path]:
 
 def why_incomplete(folder: Path) -> str | None:
     """What a checkpoint lacks, such as one that `Trainer` was killed in the middle of; `None` if nothing."""
-    if not folder.is_dir():
-        return "there is no such directory"
-    try:
-        int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"])
-    except FileNotFoundError:
-        return f"it has no {_STATE}"
-    except (OSError, ValueError, KeyError, TypeError):
-        return f"{_STATE} is damaged"
+    if reason := _why_unfinished(folder):
+        return reason
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
     if not any(file.name.startswith(_WEIGHTS) for file in files) and not any(folder.glob("pytorch_model_fsdp_*/*")):
         return "it has no weights"
@@ -92,6 +86,18 @@ def why_incomplete(folder: Path) -> str | None:
     for file in [*files, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))]:
         if not _is_whole(file):
             return f"{file.name} is missing or damaged"
+    return None
+
+
+def _why_unfinished(folder: Path) -> str | None:
+    if not folder.is_dir():
+        return "there is no such directory"
+    try:
+        int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"])
+    except FileNotFoundError:
+        return f"it has no {_STATE}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return f"{_STATE} is damaged"
     return None
 
 
@@ -116,7 +122,7 @@ def _without_code(folder: Path) -> str:
 
 
 class CheckpointCallback(TrainerCallback):
-    """Leaves none but complete checkpoints in `output_dir`: `Trainer(..., callbacks=[CheckpointCallback()])`.
+    """Leaves none but finished checkpoints in `output_dir`: `Trainer(..., callbacks=[CheckpointCallback()])`.
 
     When training starts, what a killed run left half-written is removed. `Trainer` would write a checkpoint over one
     of the same name, file by file; killed in the middle of it, it would leave a mixture of both that looks complete.
@@ -149,9 +155,9 @@ class CheckpointCallback(TrainerCallback):
 
 
 def remove_incomplete_checkpoints(output_dir: str | os.PathLike[str]) -> None:
-    """Removes what was killed, or met a full disk, while it wrote a checkpoint."""
+    """Removes the checkpoints that a run did not finish: it was killed, or met a full disk."""
     for path in _all_checkpoints(Path(output_dir)):
-        if why_incomplete(path):
+        if _why_unfinished(path):
             shutil.rmtree(path, ignore_errors=True)
 
 

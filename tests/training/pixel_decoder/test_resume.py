@@ -128,24 +128,24 @@ def test_a_killed_run_goes_on_bit_by_bit(sources, tmp_path, example_main):
 
 
 def test_two_processes_equal_one_with_twice_the_batch(sources, tmp_path, example_main):
-    options = {"adam_epsilon": 1e-2, "num_validation_rows": 3, "validation_split": "train", "save_steps": 4}
+    """Also if they go on after an interruption: in the third update of the second epoch, bit by bit."""
+    options = {"adam_epsilon": 1e-2, "num_validation_rows": 3, "validation_split": "train", "save_steps": 7}
     example_main(command(sources, tmp_path / "one", **options))
     launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
-    # On a CPU accelerate starts several processes only if it is told that they have GPUs.
-    done = run(
-        [
-            *launch,
-            "--main_process_port",
-            "0",
-            *command(sources, tmp_path / "two", **options, per_device_train_batch_size=2),
-        ],
-    )
+    launch += ["--main_process_port", "0"]  # on a CPU accelerate starts several if it is told that they have GPUs
+    half = command(sources, tmp_path / "two", **options, per_device_train_batch_size=2)
+    done = run([*launch, *half])
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "two" / "checkpoint-8" / "rng_state_1.pth").is_file()  # there were two
+    checkpoint = tmp_path / "two" / "checkpoint-7"
+    assert (checkpoint / "rng_state_1.pth").is_file()  # there were two
     for line, other in zip(log_of(tmp_path / "one"), log_of(tmp_path / "two"), strict=True):
         assert line == pytest.approx(other, abs=1e-5)
     one, two = saved(tmp_path / "one"), saved(tmp_path / "two")
     assert max((value - two[name]).abs().max() for name, value in one.items()) < 1e-5
+    done = run([*launch, *half, "--resume_from_checkpoint", str(checkpoint)])
+    assert done.returncode == 0, done.stderr
+    again = saved(tmp_path / "two")
+    assert all(torch.equal(value, again[name]) for name, value in two.items())
 
 
 @pytest.fixture

@@ -194,7 +194,8 @@ class DiffusersTrainer(Trainer):
             raise ValueError(f"Sharding is not for this training: {_NOT_HERE['fsdp']}. Start it without.")
         for module in frozen:
             module.to(args.device)
-        self._logged: list[dict[str, torch.Tensor]] = []
+        self._sums: dict[str, Any] = {}  # of scalars, since the last line of the log
+        self._num_summed = 0
 
     # What the subclasses do.
 
@@ -254,7 +255,10 @@ class DiffusersTrainer(Trainer):
     ) -> Any:
         """The loss of a batch; other scalars are remembered for the log."""
         outputs = model(**self.prepare(inputs))
-        self._logged.append({name: value.detach() for name, value in outputs.items() if value.ndim == 0})
+        for name, value in outputs.items():
+            if value.ndim == 0 and name != "loss":
+                self._sums[name] = self._sums.get(name, 0.0) + value.detach().float()
+        self._num_summed += 1
         return (outputs["loss"], outputs) if return_outputs else outputs["loss"]
 
     def training_step(self, model: nn.Module, *args: Any, **kwargs: Any) -> torch.Tensor:
@@ -264,29 +268,26 @@ class DiffusersTrainer(Trainer):
             FloatingPointError: If loss or gradient are not finite.
         """
         loss = super().training_step(model, *args, **kwargs)
-        # A gradient scaler skips updates whose gradient is not finite, by design.
-        if self.accelerator.sync_gradients and self.accelerator.scaler is None:
-            norm = torch.nn.utils.get_total_norm(
-                [value.grad for value in self.model.trained if value.grad is not None]
-            )
-            for name, value in (("loss", loss.item()), ("gradient's norm", norm.item())):
-                if not math.isfinite(value):
-                    raise FloatingPointError(
-                        f"The {name} is {value} in update {self.state.global_step + 1}: training stops before it "
-                        f"spoils the weights. Resume from the last checkpoint in {self.args.output_dir} with a lower "
-                        "learning rate, more warmup or bf16 instead of fp16, and check the data."
-                    )
+        if self.accelerator.sync_gradients:
+            self._require_finite(loss.item(), "loss")
+            if self.accelerator.scaler is None:  # which skips updates whose gradient is not finite, by design
+                gradients = [value.grad for value in self.model.trained if value.grad is not None]
+                self._require_finite(torch.nn.utils.get_total_norm(gradients).item(), "gradient's norm")
         return loss
+
+    def _require_finite(self, value: float, name: str) -> None:
+        if not math.isfinite(value):
+            raise FloatingPointError(
+                f"The {name} is {value} in update {self.state.global_step + 1}: training stops before it spoils the "
+                f"weights. Resume from the last checkpoint in {self.args.output_dir} with a lower learning rate, more "
+                "warmup or bf16 instead of fp16, and check the data."
+            )
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs numbers; beside the loss all other scalars, as means of the same updates."""
-        if "loss" in logs and self._logged:
-            means = {
-                name: torch.stack([output[name].float() for output in self._logged]).mean()
-                for name in self._logged[0]
-                if name != "loss"
-            }
-            self._logged.clear()
+        if "loss" in logs and self._sums:
+            means = {name: value / self._num_summed for name, value in self._sums.items()}
+            self._sums, self._num_summed = {}, 0
             logs |= {name: value.item() for name, value in self.accelerator.reduce(means, reduction="mean").items()}
         super().log(logs, *args, **kwargs)
 
