@@ -82,16 +82,8 @@ def model(checkpoint: Path):
 
 
 @pytest.fixture
-def light_processor(checkpoint: Path):
-    """The converted processor without a visual tokenizer."""
+def processor(checkpoint: Path):
+    """The converted processor."""
     from transformers import AutoProcessor
 
     return AutoProcessor.from_pretrained(checkpoint)
-
-
-@pytest.fixture
-def attached_processor(checkpoint: Path, model):
-    """The converted processor with the model's visual tokenizer."""
-    from transformers import AutoProcessor
-
-    return AutoProcessor.from_pretrained(checkpoint, visual_tokenizer=model.visual_tokenizer)

@@ -27,8 +27,7 @@ def compute(model, processor, pixel_decoder, picture: str) -> dict[str, torch.Te
         found[f"{mode} logits"] = model(**inputs).logits
         found[f"{mode} text"] = model.generate(**inputs, max_new_tokens=6)
     processor.visual_tokenizer = model
-    inputs = processor(images=picture, text="<image>", return_tensors="pt")
-    found["attached features"] = inputs["image_features"]
+    found["ids of a picture"] = processor.tokenize_images(picture)[0]
     inputs = processor(text="it is <point>there</point>", return_tensors="pt")
     found |= {"own tokens": inputs["input_ids"], "own logits": model(**inputs).logits}
     inputs = processor(text="a cat", generation_mode="image", return_tensors="pt")

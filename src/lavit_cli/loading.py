@@ -36,7 +36,7 @@ class Lavit:
 
     Attributes:
         model: On its device, ready to generate.
-        processor: With the model's visual tokenizer attached.
+        processor: With the model's visual tokenizer, which gives images codes.
         random_weights: Whether the checkpoint's card says that its weights are random.
         pixel_decoders: Where its pixel decoders are.
     """
@@ -99,7 +99,7 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
         dtype: As for `load`.
 
     Returns:
-        The processor, with the visual tokenizer attached.
+        The processor, with the visual tokenizer.
 
     Raises:
         OSError: The weights are missing or corrupt.

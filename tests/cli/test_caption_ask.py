@@ -20,8 +20,8 @@ def decode(processor, ids: torch.Tensor) -> list[str]:
     return [" ".join(text.split()) for text in processor.batch_decode(ids, skip_special_tokens=True)]
 
 
-def test_captions_are_the_original_ones(lavit, pictures, checkpoint, golden, light_processor) -> None:
-    expected = [first_sentence(text) for text in decode(light_processor, golden["caption_beam2_ids"])]
+def test_captions_are_the_original_ones(lavit, pictures, checkpoint, golden, processor) -> None:
+    expected = [first_sentence(text) for text in decode(processor, golden["caption_beam2_ids"])]
     for batch_size in (1, 2, 8):
         result = lavit("caption", *pictures, "-m", checkpoint, "--max-new-tokens", 12, "--batch-size", batch_size)
         assert result.exit_code == 0, result.output
@@ -30,37 +30,37 @@ def test_captions_are_the_original_ones(lavit, pictures, checkpoint, golden, lig
         assert [text for _, text in rows] == expected
 
 
-def test_one_caption_is_only_the_caption(lavit, pictures, checkpoint, golden, light_processor) -> None:
-    (expected,) = decode(light_processor, golden["caption_beam2_ids"][:1])
+def test_one_caption_is_only_the_caption(lavit, pictures, checkpoint, golden, processor) -> None:
+    (expected,) = decode(processor, golden["caption_beam2_ids"][:1])
     result = lavit("caption", pictures[0], "-m", checkpoint, "--max-new-tokens", 12)
     assert result.stdout == first_sentence(expected) + "\n"
 
 
-def test_prompted_caption(lavit, pictures, checkpoint, golden, golden_meta, light_processor) -> None:
-    expected = decode(light_processor, golden["caption_prompt_greedy_ids"])
+def test_prompted_caption(lavit, pictures, checkpoint, golden, golden_meta, processor) -> None:
+    expected = decode(processor, golden["caption_prompt_greedy_ids"])
     for picture, prompt, text in zip(pictures, golden_meta["caption_prompts"], expected, strict=True):
         options = ["--beams", 1, "--max-new-tokens", 12, "--prompt", prompt]
         assert lavit("caption", picture, "-m", checkpoint, *options).stdout == first_sentence(text) + "\n"
 
 
-def test_answers_are_the_original_ones(lavit, pictures, checkpoint, golden, golden_meta, light_processor) -> None:
-    expected = decode(light_processor, golden["vqa_beam5_ids"])
+def test_answers_are_the_original_ones(lavit, pictures, checkpoint, golden, golden_meta, processor) -> None:
+    expected = decode(processor, golden["vqa_beam5_ids"])
     for picture, question, answer in zip(pictures, golden_meta["questions"], expected, strict=True):
         result = lavit("ask", picture, question, "-m", checkpoint)
         assert result.exit_code == 0, result.output
         assert result.stdout == answer + "\n"
 
 
-def test_picture_without_tokens(lavit, checkpoint, light_processor, model, tmp_path: Path) -> None:
+def test_picture_without_tokens(lavit, checkpoint, processor, model, tmp_path: Path) -> None:
     white = Image.new("RGB", (56, 56), "white")
-    pixel_values = light_processor.image_processor([white], return_tensors="pt")["pixel_values"]
+    pixel_values = processor.image_processor([white], return_tensors="pt")["pixel_values"]
     mask = torch.zeros(1, 16, dtype=torch.bool)
     # No patch of any picture is kept.
     model.visual_tokenizer.continuous.selector.out_proj_3.bias.data[0] -= 1000
     assert model.visual_tokenizer.embed(pixel_values).keep_mask.equal(mask)
     none_kept, path = tmp_path / "none-kept", tmp_path / "white.png"
     model.save_pretrained(none_kept)
-    light_processor.save_pretrained(none_kept)
+    processor.save_pretrained(none_kept)
     white.save(path)
     result = lavit("caption", path, "-m", none_kept)
     assert result.exit_code == 0, result.output

@@ -104,10 +104,10 @@ def test_errors_are_one_line(lavit, random_checkpoint: Path, tmp_path: Path, arg
     assert [path.name for path in tmp_path.iterdir()] == ["folder.png"]
 
 
-def test_checkpoint_without_a_pixel_decoder(lavit, checkpoint: Path, model, light_processor, tmp_path: Path) -> None:
+def test_checkpoint_without_a_pixel_decoder(lavit, checkpoint: Path, model, processor, tmp_path: Path) -> None:
     folder = tmp_path / "text-only"
     model.save_pretrained(folder)
-    light_processor.save_pretrained(folder)
+    processor.save_pretrained(folder)
     result = lavit("draw", "a", "-m", folder, "-o", tmp_path / "a.png")
     assert result.exit_code == 1
     assert "cannot draw" in result.stderr

@@ -78,9 +78,6 @@ EXPECTED_FAILURES = {
         "it loads a checkpoint without weights. A visual tokenizer with random weights gives plausible codes that "
         "mean nothing, so that a missing tensor is an error and no warning"
     ),
-    ("ImageTextProcessorTest", "test_init_arguments_not_in_class_attributes"): (
-        "`visual_tokenizer` is a property that checks what is attached; it holds no second default"
-    ),
     ("ImageTextProcessorTest", "test_init_arguments_not_in_processor_kwargs"): (
         "`visual_mode` is a setting of the processor that a call may override, a case that the test itself calls fair"
     ),

@@ -57,7 +57,7 @@ def has_surrogate(text: str) -> bool:
 
 @pytest.fixture(scope="module")
 def processors(tiny_checkpoint: Path) -> list[ImageTextProcessor]:
-    """Light, and with a visual tokenizer attached."""
+    """Without a visual tokenizer, and with one."""
     model = LavitForConditionalGeneration.from_pretrained(tiny_checkpoint)
     return [
         ImageTextProcessor.from_pretrained(tiny_checkpoint),

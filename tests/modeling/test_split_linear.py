@@ -83,8 +83,8 @@ def test_a_model_is_as_before_afterwards(threads, products):
     assert model[2](hidden) == "replaced"
 
 
-def test_drawing_uses_it(threads, products, model, light_processor):
-    inputs = light_processor(text=["a red bird"], generation_mode="image", return_tensors="pt")
+def test_drawing_uses_it(threads, products, model, processor):
+    inputs = processor(text=["a red bird"], generation_mode="image", return_tensors="pt")
     options = {"generation_mode": "image", "max_new_tokens": 6, "min_new_tokens": 6}
     alone = model.generate(**inputs, **options)  # one row, nothing to split
     assert not products

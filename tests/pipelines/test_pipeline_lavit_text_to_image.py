@@ -177,9 +177,9 @@ def test_low_resolution(checkpoint):
     assert pipeline("cat", generator=seeded(0), **FAST).images.shape == (1, 64, 64, 3)
 
 
-def test_parts_that_are_loaded_already(checkpoint, model, light_processor):
+def test_parts_that_are_loaded_already(checkpoint, model, processor):
     decoder = LavitPixelDecoderPipeline.from_pretrained(checkpoint)
-    built = LavitTextToImagePipeline(model, light_processor, **decoder.components)
+    built = LavitTextToImagePipeline(model, processor, **decoder.components)
     loaded = LavitTextToImagePipeline.from_pretrained(checkpoint, model=model, unet=decoder.unet)
     assert built.model is loaded.model is model
     assert loaded.unet is decoder.unet
@@ -262,9 +262,9 @@ def test_parts_of_different_checkpoints_are_refused(loaded):
         LavitTextToImagePipeline(**parts)
 
 
-def test_missing_pixel_decoder(checkpoint, tmp_path: Path, model, light_processor):
+def test_missing_pixel_decoder(checkpoint, tmp_path: Path, model, processor):
     model.save_pretrained(tmp_path)
-    light_processor.save_pretrained(tmp_path)
+    processor.save_pretrained(tmp_path)
     with pytest.raises(OSError, match="pixel decoder"):
         LavitTextToImagePipeline.from_pretrained(tmp_path)
 

@@ -1,4 +1,4 @@
-"""The processor: its three forms, its checks, chat templates, and what saving keeps."""
+"""The processor: its two forms, its checks, chat templates, and what saving keeps."""
 
 import copy
 import json
@@ -30,7 +30,7 @@ IMAGES = [Image.open(DATA / "images" / f"{i}.png") for i in range(3)]
 PATHS = [str(DATA / "images" / f"{i}.png") for i in range(3)]
 GOLDEN = load_file(DATA / "golden.safetensors")
 META = json.loads((DATA / "golden_meta.json").read_text())
-V, K, N, HIDDEN = 300, 64, 16, 64
+V, K, N = 300, 64, 16
 START, END, IMAGE = V, V + 1, V + 2 + K
 
 
@@ -38,11 +38,10 @@ START, END, IMAGE = V, V + 1, V + 2 + K
 class FakeOutput:
     codes: torch.Tensor | None
     num_tokens: torch.Tensor
-    features: torch.Tensor
 
 
 class FakeVisualTokenizer(torch.nn.Module):
-    """Keeps the golden's number of patches for the golden's images; counts its calls."""
+    """Gives the golden's images the golden's codes; remembers how many images it was given in each call."""
 
     def __init__(self):
         super().__init__()
@@ -58,16 +57,11 @@ class FakeVisualTokenizer(torch.nn.Module):
         return torch.tensor([counts[i] for i in matches]), matches
 
     def encode(self, pixel_values):
-        self.calls.append(("encode", pixel_values.shape[0]))
+        self.calls.append(pixel_values.shape[0])
+        assert pixel_values.dtype == self.dtype and not torch.is_grad_enabled()
         counts, matches = self.counts(pixel_values, META["disc_counts"])
         codes = GOLDEN["disc_code_ids"].split(META["disc_counts"])
-        return FakeOutput(torch.cat([codes[i] for i in matches]), counts, torch.zeros(int(counts.sum()), HIDDEN))
-
-    def embed(self, pixel_values):
-        self.calls.append(("embed", pixel_values.shape[0]))
-        assert pixel_values.dtype == self.dtype and not torch.is_grad_enabled()
-        counts, _ = self.counts(pixel_values, META["cont_counts"])
-        return FakeOutput(None, counts, torch.randn(int(counts.sum()), HIDDEN, dtype=self.dtype))
+        return FakeOutput(torch.cat([codes[i] for i in matches]), counts)
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +76,7 @@ def processor(tokenizer) -> ImageTextProcessor:
 
 
 @pytest.fixture
-def attached(processor) -> ImageTextProcessor:
+def tokenizing(processor) -> ImageTextProcessor:
     processor.visual_tokenizer = FakeVisualTokenizer()
     return processor
 
@@ -113,10 +107,10 @@ def image_ids(count: int) -> list[int]:
     return [START, *[IMAGE] * count, END]
 
 
-# The three forms
+# The two forms
 
 
-def test_light_form(processor, tokenizer):
+def test_continuous_form(processor, tokenizer):
     inputs = processor(images=IMAGES[0], text="<image>Question: what is it? Answer:", return_tensors="pt")
     assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
     assert inputs["input_ids"].tolist() == [image_ids(N) + tokenizer.encode("Question: what is it? Answer:")]
@@ -124,79 +118,79 @@ def test_light_form(processor, tokenizer):
     assert processor.get_num_image_tokens(inputs["input_ids"]) == [[N]]
 
 
-def test_attached_form(attached, tokenizer):
-    inputs = attached(
-        images=IMAGES, text=["<image>a<image>", "no image", "<image>"], padding=True, return_tensors="pt"
-    )
-    assert set(inputs) == {"input_ids", "attention_mask", "image_features"}
-    counts = META["cont_counts"]
-    assert inputs["image_features"].shape == (sum(counts), HIDDEN)
-    assert attached.get_num_image_tokens(inputs["input_ids"]) == [counts[:2], [], counts[2:]]
-    assert attached.visual_tokenizer.calls == [("embed", 3)]
-    row = image_ids(counts[0]) + tokenizer.encode("a") + image_ids(counts[1])
-    assert inputs["input_ids"][0].tolist() == row
-    assert inputs.to(torch.float64)["image_features"].dtype == torch.float64
+def test_continuous_images_are_left_to_the_model(processor, tokenizer):
+    """Whether the processor has a visual tokenizer makes no difference."""
+    options = {"images": IMAGES, "text": ["<image>a<image>", "no image", "<image>"], "padding": True}
+    expected = processor(**options, return_tensors="pt")
+    processor.visual_tokenizer = FakeVisualTokenizer()
+    inputs = processor(**options, return_tensors="pt")
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"} == set(processor.model_input_names)
+    assert all(torch.equal(inputs[name], expected[name]) for name in expected)
+    assert processor.get_num_image_tokens(inputs["input_ids"]) == [[N, N], [], [N]]
+    assert not processor.visual_tokenizer.calls
+    assert inputs["input_ids"][0].tolist() == image_ids(N) + tokenizer.encode("a") + image_ids(N)
+    assert inputs.to(torch.float64)["pixel_values"].dtype == torch.float64
     assert inputs["input_ids"].dtype == torch.long
 
 
-def test_discrete_form(attached):
-    inputs = attached(images=IMAGES, text="<image><image><image>", visual_mode="discrete", return_tensors="pt")
+def test_discrete_form(tokenizing):
+    inputs = tokenizing(images=IMAGES, text="<image><image><image>", visual_mode="discrete", return_tensors="pt")
     assert set(inputs) == {"input_ids", "attention_mask"}
     assert torch.equal(inputs["input_ids"][0], GOLDEN["disc_llm_ids_with_special"])
-    assert attached.visual_tokenizer.calls == [("encode", 3)]
-    assert attached.get_num_image_tokens(inputs["input_ids"]) == [META["disc_counts"]]
+    assert tokenizing.visual_tokenizer.calls == [3]
+    assert tokenizing.get_num_image_tokens(inputs["input_ids"]) == [META["disc_counts"]]
 
 
 @pytest.mark.parametrize(
     "modes", [["discrete", "continuous", "discrete"], [["discrete"], [], ["continuous", "discrete"]]]
 )
-def test_mode_per_image(attached, modes):
-    inputs = attached(
+def test_mode_per_image(tokenizing, modes):
+    inputs = tokenizing(
         images=[[IMAGES[0]], [], [IMAGES[1], IMAGES[2]]],
         text=["<image>", "x", "<image> and <image>"],
         visual_mode=modes,
         padding=True,
         return_tensors="pt",
     )
-    assert inputs["image_features"].shape[0] == META["cont_counts"][1]
-    assert sorted(attached.visual_tokenizer.calls) == [("embed", 1), ("encode", 2)]
+    torch.testing.assert_close(inputs["pixel_values"], GOLDEN["pixel_values"][1:2], atol=1e-6, rtol=0)
+    assert tokenizing.visual_tokenizer.calls == [2]
     ids = GOLDEN["disc_llm_ids_with_special"].split([count + 2 for count in META["disc_counts"]])
     assert torch.equal(inputs["input_ids"][0, -len(ids[0]) :], ids[0])
     assert torch.equal(inputs["input_ids"][2, -len(ids[2]) :], ids[2])
-    assert attached.get_num_image_tokens(inputs["input_ids"])[2] == [META["cont_counts"][1], META["disc_counts"][2]]
+    assert tokenizing.get_num_image_tokens(inputs["input_ids"])[2] == [N, META["disc_counts"][2]]
 
 
-def test_light_form_with_one_discrete_image(small_checkpoint):
+def test_a_discrete_image_beside_a_continuous_one(small_checkpoint):
     processor = AutoProcessor.from_pretrained(small_checkpoint)
     inputs = processor(IMAGES[:2], "<image><image>", visual_mode=["discrete", "continuous"], return_tensors="pt")
-    assert inputs["pixel_values"].shape[0] == 1  # still light: nothing was attached
+    assert inputs["pixel_values"].shape[0] == 1
     torch.testing.assert_close(inputs["pixel_values"], GOLDEN["pixel_values"][1:2], atol=1e-6, rtol=0)
-    assert processor.visual_tokenizer is None
+    assert processor.get_num_image_tokens(inputs["input_ids"])[0][1] == N
 
 
-def test_an_image_may_keep_nothing(attached, monkeypatch):
-    monkeypatch.setitem(META, "cont_counts", [0, 2, 0])
+def test_an_image_may_keep_nothing(tokenizing, monkeypatch):
     monkeypatch.setitem(META, "disc_counts", [0, 23, 0])
-    inputs = attached(images=IMAGES, text="<image><image><image>", return_tensors="pt")
-    assert inputs["input_ids"].tolist() == [image_ids(0) + image_ids(2) + image_ids(0)]
-    assert [len(ids) for ids in attached.tokenize_images(IMAGES)] == [2, 25, 2]
-    assert attached(images=IMAGES[0], text="<image>", return_tensors="pt")["image_features"].shape == (0, HIDDEN)
+    assert [len(ids) for ids in tokenizing.tokenize_images(IMAGES)] == [2, 25, 2]
+    inputs = tokenizing(images=IMAGES[0], text="<image>", visual_mode="discrete", return_tensors="pt")
+    assert inputs["input_ids"].tolist() == [[START, END]]
 
 
-def test_dtype_of_the_visual_tokenizer_is_used(attached):
-    attached.visual_tokenizer.to(torch.bfloat16)
-    assert attached(IMAGES[0], "<image>", return_tensors="pt")["image_features"].dtype == torch.bfloat16
-    assert attached(IMAGES[0], "<image>", return_tensors="np")["image_features"].dtype == np.float32
+def test_dtype_of_the_visual_tokenizer_is_used(tokenizing):
+    tokenizing.visual_tokenizer.to(torch.bfloat16)  # which checks the dtype of what it is given
+    assert len(tokenizing.tokenize_images(IMAGES[0])) == 1
+    assert tokenizing.visual_tokenizer.calls == [1]
+    assert tokenizing(IMAGES[0], "<image>", return_tensors="np")["pixel_values"].dtype == np.float32
 
 
-def test_tokenize_images(attached, small_checkpoint):
+def test_tokenize_images(tokenizing, small_checkpoint):
     expected = GOLDEN["disc_llm_ids_with_special"].split([count + 2 for count in META["disc_counts"]])
     for images in (IMAGES, PATHS, [[IMAGES[0]], IMAGES[1:]]):
-        ids = attached.tokenize_images(images)
+        ids = tokenizing.tokenize_images(images)
         assert all(torch.equal(a, b) for a, b in zip(ids, expected, strict=True))
     loaded = ImageTextProcessor.from_pretrained(small_checkpoint)
     ids = loaded.tokenize_images(IMAGES)
-    assert loaded._visual_tokenizer_for_codes().dtype == torch.float32
+    assert loaded.get_visual_tokenizer().dtype == torch.float32
+    assert loaded.get_visual_tokenizer() is loaded.get_visual_tokenizer()
     again = AutoProcessor.from_pretrained(
         small_checkpoint, visual_tokenizer=LavitVisualTokenizer.from_pretrained(small_checkpoint, dtype=torch.float32)
     )
@@ -208,22 +202,25 @@ def test_discrete_needs_a_visual_tokenizer(processor):
         processor(IMAGES[0], "<image>", visual_mode="discrete")
 
 
-def test_attached_must_fit(processor, small_checkpoint):
+def test_a_visual_tokenizer_must_fit(processor, small_checkpoint):
     visual_tokenizer = LavitVisualTokenizer.from_pretrained(small_checkpoint)
     visual_tokenizer.config.codebook_size = 5
     with pytest.raises(ValueError, match="codebook_size is 5"):
-        processor.visual_tokenizer = visual_tokenizer
+        AutoProcessor.from_pretrained(small_checkpoint, visual_tokenizer=visual_tokenizer)
     with pytest.raises(ValueError, match="codebook_size is 5"):
         ImageTextProcessor(
             processor.image_processor, processor.tokenizer, image_seq_length=N, visual_tokenizer=visual_tokenizer
         )
+    processor.visual_tokenizer = visual_tokenizer
+    with pytest.raises(ValueError, match="codebook_size is 5"):
+        processor.tokenize_images(IMAGES)
 
 
-def test_a_whole_model_may_be_attached(processor, small_checkpoint):
+def test_a_whole_model_may_be_given(processor, small_checkpoint):
     whole = torch.nn.Module()
     whole.visual_tokenizer = FakeVisualTokenizer()
     processor.visual_tokenizer = whole
-    assert processor.visual_tokenizer is whole.visual_tokenizer
+    assert processor.get_visual_tokenizer() is processor.visual_tokenizer is whole.visual_tokenizer
     loaded = AutoProcessor.from_pretrained(small_checkpoint, visual_tokenizer=whole)
     assert loaded.visual_tokenizer is whole.visual_tokenizer
     for wrong in (str(small_checkpoint), small_checkpoint, torch.nn.Linear(1, 1)):
@@ -250,14 +247,6 @@ def test_golden_prompts(processor):
         inputs = processor(text=prompts, padding=True, return_tensors="pt")
         assert torch.equal(inputs["input_ids"], GOLDEN[ids])
         assert torch.equal(inputs["attention_mask"], GOLDEN[mask])
-
-
-def test_golden_attention_mask_of_vqa(attached):
-    prompts = [f"<image>Question: {q} Answer:" for q in META["questions"]]
-    inputs = attached(images=IMAGES, text=prompts, padding=True, return_tensors="pt")
-    width = inputs["input_ids"].shape[1]
-    assert torch.equal(inputs["attention_mask"], GOLDEN["vqa_attention_mask"][:, -width:])
-    assert not GOLDEN["vqa_attention_mask"][:, :-width].any()
 
 
 # Layouts, counts, padding
@@ -310,11 +299,13 @@ def test_inputs_that_do_not_fit(processor, images, text, message):
 
 
 def test_wrong_modes(processor):
-    with pytest.raises(ValueError, match="'continuous', 'discrete' or 'bare'"):
+    with pytest.raises(ValueError, match="'continuous' or 'discrete'"):
         processor(IMAGES[0], "<image>", visual_mode="dicsrete")
+    with pytest.raises(ValueError, match="got 'bare'"):  # what drawing does by default is no mode to ask for
+        processor(IMAGES[0], "<image>", visual_mode=["bare"])
     with pytest.raises(ValueError, match="2 visual modes for 1 image"):
         processor(IMAGES[0], "<image>", visual_mode=["continuous"] * 2)
-    with pytest.raises(ValueError, match="'continuous', 'discrete' or 'bare'"):
+    with pytest.raises(ValueError, match="'continuous' or 'discrete'"):
         ImageTextProcessor(processor.image_processor, processor.tokenizer, visual_mode="?")
     with pytest.raises(ValueError, match="no videos"):
         processor(text="a", videos=[1])
@@ -470,18 +461,17 @@ def test_chat_equals_the_prompt(processor, part):
     assert torch.equal(processor.apply_chat_template(chat, **options), expected["input_ids"])
 
 
-def test_batched_chats(attached):
+def test_batched_chats(tokenizing):
     chats = [
         [user(PICTURE, text_part("what is it?"))],
         [user(text_part("who?"))],
         [user({"type": "image", "path": PATHS[1]}, {"type": "image", "path": PATHS[2]}, text_part("same?"))],
     ]
     options = {"tokenize": True, "return_dict": True, "add_generation_prompt": True, "return_tensors": "pt"}
-    inputs = attached.apply_chat_template(chats, processor_kwargs={"padding": True}, **options)
-    counts = META["cont_counts"]
-    assert attached.get_num_image_tokens(inputs["input_ids"]) == [counts[:1], [], counts[1:]]
-    assert attached.visual_tokenizer.calls == [("embed", 3)]
-    discrete = attached.apply_chat_template(
+    inputs = tokenizing.apply_chat_template(chats, processor_kwargs={"padding": True}, **options)
+    assert tokenizing.get_num_image_tokens(inputs["input_ids"]) == [[N], [], [N, N]]
+    torch.testing.assert_close(inputs["pixel_values"], GOLDEN["pixel_values"], atol=1e-6, rtol=0)
+    discrete = tokenizing.apply_chat_template(
         chats, processor_kwargs={"padding": True, "visual_mode": "discrete"}, **options
     )
     assert set(discrete) == {"input_ids", "attention_mask"}
@@ -584,7 +574,7 @@ def test_mm_token_type_ids(processor):
     assert processor.replace_image_token({}, 0) == "<img>" + "<image>" * N + "</img>"
 
 
-# Saving, copying, attaching
+# Saving and copying
 
 
 def files(path: Path) -> dict[str, str]:
@@ -636,7 +626,7 @@ def test_own_arguments_of_from_pretrained_do_not_leak(small_checkpoint, tmp_path
     assert "visual_tokenizer" not in "".join(files(tmp_path).values())
     assert not list(tmp_path.glob("*.safetensors"))
     assert AutoProcessor.from_pretrained(tmp_path).visual_tokenizer is None
-    with pytest.raises(ValueError, match="'continuous', 'discrete' or 'bare'"):
+    with pytest.raises(ValueError, match="'continuous' or 'discrete'"):
         AutoProcessor.from_pretrained(small_checkpoint, visual_mode="other")
 
 
@@ -654,33 +644,30 @@ def test_visual_tokenizer_comes_from_the_same_place(small_checkpoint, monkeypatc
     processor.tokenize_images(IMAGES)
     assert seen.pop("dtype") == torch.float32
     assert seen == {"path": small_checkpoint, "cache_dir": "somewhere", "token": "secret", "revision": "v1"}
-    assert len(processor._loaded_visual_tokenizer.calls) == 2
+    assert len(processor.visual_tokenizer.calls) == 2
     assert "secret" not in processor.to_json_string()
 
 
-def test_pickle_and_deepcopy(attached, small_checkpoint):
-    expected = attached(IMAGES, "<image><image><image>", return_tensors="pt")["input_ids"]
-    clone = copy.deepcopy(attached)
-    assert clone.visual_tokenizer is attached.visual_tokenizer  # by reference: it may have billions of weights
-    assert clone.tokenizer is not attached.tokenizer
-    unpickled = pickle.loads(pickle.dumps(attached))
-    for other in (clone, unpickled):
-        assert torch.equal(other(IMAGES, "<image><image><image>", return_tensors="pt")["input_ids"], expected)
-    loaded = ImageTextProcessor.from_pretrained(small_checkpoint)
-    ids = loaded.tokenize_images(IMAGES)
-    size = len(pickle.dumps(loaded))
-    assert size == len(pickle.dumps(ImageTextProcessor.from_pretrained(small_checkpoint)))
-    assert torch.equal(pickle.loads(pickle.dumps(loaded)).tokenize_images(IMAGES)[0], ids[0])
+def test_pickle_and_deepcopy(tokenizing, small_checkpoint):
+    options = {"text": "<image><image><image>", "visual_mode": "discrete", "return_tensors": "pt"}
+    for processor in (tokenizing, ImageTextProcessor.from_pretrained(small_checkpoint)):
+        before = pickle.loads(pickle.dumps(processor))
+        expected = processor(IMAGES, **options)["input_ids"]
+        clone, unpickled = copy.deepcopy(processor), pickle.loads(pickle.dumps(processor))
+        assert copy.copy(processor).visual_tokenizer is processor.visual_tokenizer
+        for other in (before, clone, unpickled):
+            assert other.tokenizer is not processor.tokenizer
+            assert torch.equal(other(IMAGES, **options)["input_ids"], expected)
 
 
-def test_saving_does_not_copy_the_weights(attached, tmp_path, monkeypatch):
+def test_saving_does_not_copy_the_weights(tokenizing, tmp_path, monkeypatch):
     def no_copy(self, memo):
         raise AssertionError("the visual tokenizer was copied")
 
     monkeypatch.setattr(FakeVisualTokenizer, "__deepcopy__", no_copy, raising=False)
-    attached.save_pretrained(tmp_path)
-    assert "ImageTextProcessor" in repr(attached)
-    assert attached.visual_tokenizer is not None
+    tokenizing.save_pretrained(tmp_path)
+    assert "ImageTextProcessor" in repr(tokenizing)
+    assert tokenizing.visual_tokenizer is not None
 
 
 def test_decode_passes_through(processor):
@@ -695,7 +682,7 @@ def test_needs_its_own_tokenizer(processor):
         ImageTextProcessor(processor.image_processor, None)
 
 
-def test_encoder_runs_once(small_checkpoint):
+def test_encoder_runs_once_for_all_discrete_images(small_checkpoint):
     visual_tokenizer = LavitVisualTokenizer.from_pretrained(small_checkpoint).eval()
     processor = AutoProcessor.from_pretrained(small_checkpoint, visual_tokenizer=visual_tokenizer)
     batches = []
@@ -705,10 +692,11 @@ def test_encoder_runs_once(small_checkpoint):
         ),
         with_kwargs=True,
     )
-    inputs = processor(IMAGES, ["<image>", "<image><image>"], padding=True, return_tensors="pt")
-    assert batches == [3]
-    assert not inputs["image_features"].requires_grad
-    assert inputs["image_features"].shape[0] == (inputs["input_ids"] == IMAGE).sum()
+    modes = [["discrete"], ["continuous", "discrete"]]
+    inputs = processor(IMAGES, ["<image>", "<image><image>"], visual_mode=modes, padding=True, return_tensors="pt")
+    assert batches == [2]
+    assert not inputs["pixel_values"].requires_grad
+    assert (inputs["input_ids"] == IMAGE).sum() == N
 
 
 @pytest.mark.parametrize(

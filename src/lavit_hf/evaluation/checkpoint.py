@@ -16,7 +16,7 @@ class EvaluatedCheckpoint:
     Args:
         name: Where it was loaded from.
         model: A `LavitForConditionalGeneration`, on its device and in evaluation mode.
-        processor: Its processor, with the visual tokenizer attached.
+        processor: Its processor.
         load_pipeline: Makes a `LavitTextToImagePipeline` of both and of the pixel decoder of a name (`None` is the
             checkpoint's first one); needed only to draw.
     """

@@ -25,7 +25,7 @@ def generate_text(
 
     Args:
         model: A `LavitForConditionalGeneration`.
-        processor: Its processor, with the visual tokenizer attached.
+        processor: Its processor.
         images: One per prompt.
         prompts: What follows the image.
         options: For `generate`.

@@ -60,7 +60,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
 
     Args:
         model: A [`LavitForConditionalGeneration`].
-        processor: Its [`ImageTextProcessor`]; a visual tokenizer need not be attached.
+        processor: Its [`ImageTextProcessor`]; it needs no visual tokenizer of its own.
         token_decoder: This and what follows are the components of a [`LavitPixelDecoderPipeline`].
         unet: See there.
         vae: See there.
@@ -414,14 +414,14 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
 
         Args:
             texts: Prompts with a placeholder where an image goes.
-            images: The images of each; they enter as bare codes, as in the release.
+            images: The images of each; they enter as codes alone, as in the release.
             negative_prompt: One, or one per prompt.
 
         Returns:
             `input_ids` and `attention_mask` [prompts, length], and `negative_prompt_ids` with their mask if there are
             any.
         """
-        processor = copy.copy(self.processor)  # an attached visual tokenizer is for this call alone
+        processor = copy.copy(self.processor)  # the caller's stays as it is
         processor.visual_tokenizer = self.model
         device = self._execution_device
         options: dict[str, Any] = {"generation_mode": "image", "padding": True, "return_tensors": "pt"}

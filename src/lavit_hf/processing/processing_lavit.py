@@ -1,11 +1,9 @@
-"""LaVIT's processor: images and text to what the model takes, in one of three forms.
+"""LaVIT's processor: images and text to what the model takes, in one of two forms.
 
-An image's number of tokens is known only after the visual tokenizer has looked at it:
-
-- light (no visual tokenizer attached): an image is as many placeholders as it has patches, plus `pixel_values`; the
-  model selects. For data loading and serving.
-- attached: an image is one placeholder per kept patch, plus their `image_features`; the encoder has run once, here.
-- discrete: an image is the ids of its visual codes; the model needs nothing else. (Bare: without start and end.)
+- continuous: an image is as many placeholders as it has patches, plus `pixel_values`; the model encodes it and skips
+  the placeholders of dropped patches;
+- discrete: an image is the ids of its visual codes, which a visual tokenizer computes here; the model needs nothing
+  else.
 """
 
 from __future__ import annotations
@@ -59,10 +57,8 @@ _CHAT_ARGUMENTS = (
     "load_audio_from_video",
     "processor_kwargs",
 )
-# Models that are neither saved nor copied with the processor.
-_BY_REFERENCE = ("_visual_tokenizer", "_loaded_visual_tokenizer", "pixel_decoder")
 _OWN_KWARGS = ("visual_mode", "generation_mode", "return_mm_token_type_ids", "return_text_replacement_offsets")
-VISUAL_MODES = ("continuous", "discrete", "bare")
+VISUAL_MODES = ("continuous", "discrete")
 Checkpoint = tuple[str | os.PathLike, dict[str, Any]]
 
 
@@ -92,15 +88,14 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         image_processor: A `LavitImageProcessor` or `LavitImageProcessorPil`.
         tokenizer: A `LavitTokenizer`.
         chat_template: A Jinja template; by default questions and answers as the release words them.
-        image_seq_length: Patches per image: how many placeholders an image gets in the light form.
-        visual_mode: `"continuous"` (features, for understanding), `"discrete"` (codes between image start and end) or
-            `"bare"` (codes alone); calls may override it.
-        visual_tokenizer: A `LavitVisualTokenizer` or a model that has one, held by reference and never saved; makes
-            the attached form. Discrete images work without one: it is then loaded from the processor's own checkpoint
-            on first need.
-        pixel_decoder: What `post_process_multimodal_output` turns codes into images with, held by reference and never
-            saved: a `LavitPixelDecoderPipeline`, or anything to be called with `codes=[...]` that returns an object
-            with `images`.
+        image_seq_length: Patches per image: how many placeholders a continuous image gets.
+        visual_mode: `"continuous"` (features, for understanding) or `"discrete"` (codes between image start and end);
+            calls may override it.
+        visual_tokenizer: What gives discrete images their codes, never saved: a `LavitVisualTokenizer` or a model that
+            has one. Without it, that of the processor's own checkpoint is loaded on first need.
+        pixel_decoder: What `post_process_multimodal_output` turns codes into images with, never saved: a
+            `LavitPixelDecoderPipeline`, or anything to be called with `codes=[...]` that returns an object with
+            `images`.
     """
 
     valid_processor_kwargs = ImageTextProcessorKwargs
@@ -125,21 +120,13 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         self.image_token = tokenizer.image_token
         self.image_token_id = tokenizer.image_token_id
         self._checkpoint: Checkpoint | None = None
-        self._loaded_visual_tokenizer: Any = None
         if not chat_template and IS_PACKAGE:  # remote code has it beside the weights
             chat_template = Path(__file__).with_name("chat_template.jinja").read_text(encoding="utf-8")
         super().__init__(image_processor, tokenizer, chat_template=chat_template, **kwargs)
         self.visual_tokenizer = visual_tokenizer
         self.pixel_decoder = pixel_decoder
-
-    @property
-    def visual_tokenizer(self) -> Any:
-        """The attached visual tokenizer, or `None`; a whole model may be assigned as well."""
-        return self._visual_tokenizer
-
-    @visual_tokenizer.setter
-    def visual_tokenizer(self, value: Any) -> None:
-        self._visual_tokenizer = check_visual_tokenizer(value, self.tokenizer.codebook_size, self.image_seq_length)
+        if visual_tokenizer is not None:
+            self.get_visual_tokenizer()  # says at once if it does not fit
 
     def __call__(  # type: ignore[override]
         self,
@@ -158,13 +145,13 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
 
                 - `generation_mode`: What the model is to generate: `"text"` (default), `"image"` (ends each prompt
                   with the image start; a prompt may then be empty, to draw without one) or `"interleaved"`.
-                - `visual_mode`: `"continuous"`, `"discrete"` or `"bare"` for all images, or a (nested) list of one per
-                  image. By default the processor's own; with `generation_mode="image"` it is `"bare"`, which is what
-                  the release draws from.
+                - `visual_mode`: `"continuous"` or `"discrete"` for all images, or a (nested) list of one per image. By
+                  default the processor's own; with `generation_mode="image"` images are by default their codes alone,
+                  without start and end, which is what the release draws from.
 
         Returns:
-            `input_ids` and `attention_mask`, and, if there are continuous images, `pixel_values` [images, 3, H, W]
-            (light) or `image_features` [total kept, hidden] (attached). Without text, just the `pixel_values`.
+            `input_ids` and `attention_mask`, and, if there are continuous images, `pixel_values` [images, 3, H, W].
+            Without text, just the `pixel_values`.
         """
         if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
             raise ValueError(f"{type(self).__name__} takes images and text, no videos and no audio.")
@@ -182,11 +169,12 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         segments = [prompt.split(self.image_token) for prompt in prompts]
         images = None if images is None or not flatten(images) else check_images(images)
         flat_images = assign_images(images, [len(parts) - 1 for parts in segments], self.image_token)
-        default_mode = "bare" if is_drawing else self.visual_mode
+        has_bare_codes = is_drawing and not own["visual_mode"]
+        default_mode = "discrete" if has_bare_codes else self.visual_mode
         modes = assign_modes(own["visual_mode"] or default_mode, len(flat_images))
 
-        # 2. Turn every image into ids, and the continuous ones into what the model replaces their placeholders by.
-        image_ids, image_inputs = self._encode_images(flat_images, modes, merged["images_kwargs"])
+        # 2. Turn every image into ids, and the continuous ones into pixels for the model.
+        image_ids, pixel_values = self._encode_images(flat_images, modes, has_bare_codes, merged["images_kwargs"])
 
         # 3. Tokenize the text segments, and put the images between them.
         rows = self._build_rows(segments, image_ids)
@@ -194,8 +182,12 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # 4. Cut, start the image to draw, and pad.
         text_inputs = self._finish_rows(rows, own, merged["text_kwargs"], is_drawing)
         return_tensors = merged["text_kwargs"].get("return_tensors")
-        data = {**text_inputs, **_convert_image_inputs(image_inputs, return_tensors)}
-        return BatchFeature(data, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion)
+        if pixel_values is not None:
+            is_torch = str(getattr(return_tensors, "value", return_tensors)) == "pt"
+            text_inputs["pixel_values"] = pixel_values if is_torch else pixel_values.cpu().numpy()
+        return BatchFeature(
+            text_inputs, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
+        )
 
     def tokenize_images(self, images: Any, **kwargs: Any) -> list[torch.Tensor]:
         """The ids of images as the language model reads and writes them: `[start]`, codes, `[end]`.
@@ -210,9 +202,24 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         pixel_values = self.image_processor(images, **{**kwargs, "return_tensors": "pt"})["pixel_values"]
         return [torch.tensor(self._between_start_and_end(ids)) for ids in self._discrete_ids(pixel_values)]
 
+    def get_visual_tokenizer(self) -> Any:
+        """What gives images their codes.
+
+        Returns:
+            `visual_tokenizer` (of a whole model its part); without one that of the processor's own checkpoint, loaded
+            in fp32 on first need and kept.
+
+        Raises:
+            TypeError: If `visual_tokenizer` is something else, such as a path.
+            ValueError: If its sizes do not fit this processor, or there is none.
+        """
+        found = load_visual_tokenizer(self._checkpoint) if self.visual_tokenizer is None else self.visual_tokenizer
+        self.visual_tokenizer = find_visual_tokenizer(found, self.tokenizer.codebook_size, self.image_seq_length)
+        return self.visual_tokenizer
+
     def get_num_image_tokens(self, input_ids: Any) -> list[list[int]]:
-        """Tokens between start and end of every image, per row: the number of patches kept, in the attached and the
-        discrete form. Bare images do not count.
+        """Ids between start and end of every image, per row: the patches of a continuous one, the codes of a discrete
+        one. Codes alone, without start and end, do not count.
         """
         counts: list[list[int]] = []
         for row in input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids:
@@ -304,13 +311,13 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         return join_runs(rows, decode, pixel_decoder)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
-        """What an image's placeholder stands for in the light form, in token names."""
+        """What the placeholder of a continuous image stands for, in token names."""
         return self.tokenizer.boi_token + self.image_token * self.image_seq_length + self.tokenizer.eoi_token
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
     ) -> MultiModalData:
-        """Placeholders per image in the light form, whatever its size (vLLM asks for this)."""
+        """Placeholders per continuous image, whatever its size (vLLM asks for this)."""
         if image_sizes is None:
             return MultiModalData()
         count = len(image_sizes)
@@ -332,38 +339,27 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         return own, self._merge_kwargs(_ModalityKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
 
     def _encode_images(
-        self, images: list[Any], modes: Sequence[str], images_kwargs: dict[str, Any]
-    ) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
-        """The ids of every image, and the model inputs of the continuous ones."""
+        self, images: list[Any], modes: Sequence[str], has_bare_codes: bool, images_kwargs: dict[str, Any]
+    ) -> tuple[list[list[int]], torch.Tensor | None]:
+        """The ids of every image, and the pixels of the continuous ones."""
         if not images:
-            return [], {}
+            return [], None
         pixel_values = self.image_processor(images, **{**images_kwargs, "return_tensors": "pt"})["pixel_values"]
         continuous = [index for index, mode in enumerate(modes) if mode == "continuous"]
-        discrete = [index for index, mode in enumerate(modes) if mode != "continuous"]
-        ids: list[list[int]] = [[] for _ in images]
-        inputs: dict[str, torch.Tensor] = {}
+        discrete = [index for index, mode in enumerate(modes) if mode == "discrete"]
+        ids = [self._between_start_and_end([self.image_token_id] * self.image_seq_length) for _ in images]
         if discrete:
             for index, codes in zip(discrete, self._discrete_ids(pixel_values[discrete]), strict=True):
-                ids[index] = codes if modes[index] == "bare" else self._between_start_and_end(codes)
-        if continuous:
-            counts, inputs = self._continuous_inputs(pixel_values[continuous])
-            for index, count in zip(continuous, counts, strict=True):
-                ids[index] = self._between_start_and_end([self.image_token_id] * count)
-        return ids, inputs
-
-    def _continuous_inputs(self, pixel_values: torch.Tensor) -> tuple[list[int], dict[str, torch.Tensor]]:
-        """Placeholders per image, and what the model needs to fill them."""
-        if self.visual_tokenizer is None:
-            return [self.image_seq_length] * len(pixel_values), {"pixel_values": pixel_values}
-        with torch.no_grad():
-            output = self.visual_tokenizer.embed(_move_to(pixel_values, self.visual_tokenizer))
-        return output.num_tokens.tolist(), {"image_features": output.features}
+                ids[index] = codes if has_bare_codes else self._between_start_and_end(codes)
+        return ids, pixel_values[continuous] if continuous else None
 
     def _discrete_ids(self, pixel_values: torch.Tensor) -> list[list[int]]:
         """The ids of every image's codes."""
-        visual_tokenizer = self._visual_tokenizer_for_codes()
+        visual_tokenizer = self.get_visual_tokenizer()
+        # An offloaded model is on the meta device between calls, and moves its inputs by itself.
+        device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
         with torch.no_grad():
-            output = visual_tokenizer.encode(_move_to(pixel_values, visual_tokenizer))
+            output = visual_tokenizer.encode(pixel_values.to(device=device, dtype=visual_tokenizer.dtype))
         ids = self.tokenizer.convert_codes_to_ids(output.codes)
         return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
@@ -423,18 +419,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             ]
         return inputs
 
-    # The visual tokenizer: held by reference, never part of what is saved
-
-    def _visual_tokenizer_for_codes(self) -> Any:
-        """The attached visual tokenizer, or the one of the processor's checkpoint."""
-        if self.visual_tokenizer is not None:
-            return self.visual_tokenizer
-        if self._loaded_visual_tokenizer is None:
-            loaded = load_visual_tokenizer(self._checkpoint)
-            self._loaded_visual_tokenizer = check_visual_tokenizer(
-                loaded, self.tokenizer.codebook_size, self.image_seq_length
-            )
-        return self._loaded_visual_tokenizer
+    # Loading and saving
 
     @classmethod
     def from_pretrained(  # type: ignore[override]
@@ -463,9 +448,10 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             processor = super().from_pretrained(pretrained_model_name_or_path, **kwargs)
         processor.image_seq_length = fit_to_model(processor, pretrained_model_name_or_path, hub_kwargs)
         processor._checkpoint = (pretrained_model_name_or_path, hub_kwargs)
-        for name in names:  # in this order: the visual tokenizer is checked against the length
-            if name in own:
-                setattr(processor, name, own[name])
+        for name, value in own.items():
+            setattr(processor, name, value)
+        if processor.visual_tokenizer is not None:
+            processor.get_visual_tokenizer()  # says at once if it does not fit
         return processor
 
     @classmethod
@@ -513,42 +499,12 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # `ProcessorMixin` takes any argument whose name contains "tokenizer" for a text tokenizer.
         return ["image_processor", "tokenizer"]
 
-    @property
-    def model_input_names(self) -> list[str]:
-        images = "pixel_values" if self.visual_tokenizer is None else "image_features"
-        return ["input_ids", "attention_mask", images]
-
     def to_dict(self) -> dict[str, Any]:
-        light = copy.copy(self)  # the base class deep-copies all there is before it picks what to save
-        for name in _BY_REFERENCE:
-            del light.__dict__[name]
-        return super(ImageTextProcessor, light).to_dict()
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ImageTextProcessor:
-        for shared in (self.__dict__[name] for name in _BY_REFERENCE):
-            if shared is not None:
-                memo[id(shared)] = shared
-        clone = self.__class__.__new__(self.__class__)
-        memo[id(self)] = clone
-        clone.__dict__.update(copy.deepcopy(self.__dict__, memo))
-        return clone
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_loaded_visual_tokenizer": None}  # loaded again on need
-
-
-def _move_to(pixel_values: torch.Tensor, visual_tokenizer: Any) -> torch.Tensor:
-    # An offloaded model is on the meta device between calls, and moves its inputs by itself.
-    device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
-    return pixel_values.to(device=device, dtype=visual_tokenizer.dtype)
-
-
-def _convert_image_inputs(inputs: dict[str, torch.Tensor], return_tensors: Any) -> dict[str, Any]:
-    """Tensors as they are for PyTorch, arrays otherwise, as other processors return them."""
-    if str(getattr(return_tensors, "value", return_tensors)) == "pt":
-        return dict(inputs)
-    # NumPy has no bfloat16
-    return {name: value.float().cpu().numpy() for name, value in inputs.items()}
+        """As everywhere, without the models that the processor uses."""
+        parts = copy.copy(self)  # the base class copies all there is, weights too, before it picks what to save
+        parts.visual_tokenizer = parts.pixel_decoder = None
+        values = super(ImageTextProcessor, parts).to_dict()
+        return {name: value for name, value in values.items() if name not in ("visual_tokenizer", "pixel_decoder")}
 
 
 def _pad_offsets(offsets: list[tuple[int, int]], length: int, side: str) -> list[tuple[int, int]]:
@@ -683,7 +639,7 @@ def assign_modes(visual_mode: Any, num_images: int) -> list[str]:
 def check_visual_mode(mode: Any) -> str:
     """Returns the mode of an image if it is one."""
     if mode not in VISUAL_MODES:
-        raise ValueError(f"`visual_mode` must be 'continuous', 'discrete' or 'bare', got {mode!r}.")
+        raise ValueError(f"`visual_mode` must be 'continuous' or 'discrete', got {mode!r}.")
     return mode
 
 
@@ -695,17 +651,15 @@ def check_generation_mode(mode: str | None) -> str:
     return mode
 
 
-def check_visual_tokenizer(visual_tokenizer: Any, codebook_size: int, image_seq_length: int) -> Any:
+def find_visual_tokenizer(visual_tokenizer: Any, codebook_size: int, image_seq_length: int) -> Any:
     """Returns the visual tokenizer (of a whole model: its part) after checking that it fits the processor.
 
     Raises:
         TypeError: If it is something else, such as a path.
         ValueError: If its sizes do not fit.
     """
-    if visual_tokenizer is None:
-        return None
     part = getattr(visual_tokenizer, "visual_tokenizer", visual_tokenizer)
-    if not all(callable(getattr(part, name, None)) for name in ("embed", "encode")):
+    if not isinstance(part, torch.nn.Module) or not callable(getattr(part, "encode", None)):
         raise TypeError(
             "`visual_tokenizer` must be a LavitVisualTokenizer or a model that has one, got "
             f"{type(visual_tokenizer).__name__}. From a path, load it with `LavitVisualTokenizer.from_pretrained`."

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 from PIL import Image
@@ -39,8 +38,12 @@ def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
     if not any(_says_something(answer) for answer in answers):
         # The loss of a batch of nothing else would be NaN.
         raise ValueError(f"Sample {sample.sample_id} has nothing to learn: the assistant's messages are empty.")
-    encoded = _light(processor).apply_chat_template(
-        messages, tokenize=True, return_dict=True, return_assistant_tokens_mask=True
+    encoded = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"visual_mode": "continuous"},
     )
     ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
     return _split(ids, is_learned, pictures, processor)
@@ -92,14 +95,6 @@ def _content(part: dict[str, Any], given: Any, sample: Sample) -> Any:
     if content is None:
         raise ValueError(f"Sample {sample.sample_id} has fewer images than its messages have parts of type image.")
     return content
-
-
-def _light(processor: ImageTextProcessor) -> ImageTextProcessor:
-    """The processor without its visual tokenizer: images become placeholders without being encoded."""
-    light = copy.copy(processor)
-    light.visual_tokenizer = None
-    light.visual_mode = "continuous"
-    return light
 
 
 def _split(

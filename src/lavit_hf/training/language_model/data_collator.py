@@ -25,9 +25,9 @@ class LavitDataCollator(FollowsEpoch):
 
     What becomes of a row:
 
-    - image and text: with `image_first_probability` `[image, text]`, where the image enters as features (light form:
-      the model encodes it, and its merger learns) and the text is learned; otherwise `[text, image]`, where the image
-      becomes codes, and both are learned. Of the latter, `condition_dropout` lose their text, so that guidance has
+    - image and text: with `image_first_probability` `[image, text]`, where the image enters as features (the model
+      encodes it, and its merger learns) and the text is learned; otherwise `[text, image]`, where the image becomes
+      codes, and both are learned. Of the latter, `condition_dropout` lose their text, so that guidance has
       something to guide away from. Where the text says `<image>`, images stay where it says so;
     - text alone: is learned;
     - a `prompt` beside the text: images go into the prompt (before it, if it does not say `<image>`), and the text is
@@ -44,9 +44,9 @@ class LavitDataCollator(FollowsEpoch):
     it stays the same in every epoch. `Trainer` hands on these columns with `remove_unused_columns=False` only.
 
     Args:
-        processor: The model's processor. Its visual tokenizer gives the codes, without gradient; if none is attached,
-            it is loaded from the processor's checkpoint. Attach the model's own (`processor.visual_tokenizer = model`)
-            to save the memory, unless its weights are sharded.
+        processor: The model's processor. Its visual tokenizer gives the codes, without gradient; if it has none, that
+            of its checkpoint is loaded. Give it the model's own (`processor.visual_tokenizer = model`) to save the
+            memory, unless its weights are sharded.
         seed: Of all decisions.
         image_first_probability: How often the image comes first.
         condition_dropout: How often an image is drawn without text.
@@ -193,12 +193,12 @@ class LavitDataCollator(FollowsEpoch):
         """Gives pictures their codes."""
         if not pictures:
             return
-        visual_tokenizer = self.processor.visual_tokenizer
-        device = getattr(visual_tokenizer, "device", torch.device("cpu"))
+        visual_tokenizer = self.processor.get_visual_tokenizer()
+        device = visual_tokenizer.device
         if device.type not in ("cpu", "meta") and get_worker_info() is not None:
             raise ValueError(
-                f"A worker process cannot use a visual tokenizer on {device}. Set `dataloader_num_workers=0`, attach "
-                "one that stays on the CPU, or tokenize the dataset first."
+                f"A worker process cannot use a visual tokenizer on {device}. Set `dataloader_num_workers=0`, give "
+                "the processor one that stays on the CPU, or tokenize the dataset first."
             )
         # The model's own one is in training mode, where encoders with dropout would give other codes every time.
         with _evaluation_mode(visual_tokenizer):
@@ -251,7 +251,7 @@ class LavitDataCollator(FollowsEpoch):
 
 @contextmanager
 def _evaluation_mode(module: Any) -> Iterator[None]:
-    if module is None or not module.training:
+    if not module.training:
         yield
         return
     module.eval()

@@ -44,7 +44,7 @@ class RowTokenizer:
     """Turns rows into codes, text and lengths.
 
     Args:
-        processor: With the visual tokenizer attached.
+        processor: With its visual tokenizer.
         image_column: Where the images are.
         text_column: Where the text is, or `None`.
         kept: Names of columns that are kept, with what `datasets` knows about each.
@@ -138,7 +138,7 @@ class RowTokenizer:
     def _encode(self, waiting: list[tuple[PreparedRow, torch.Tensor]]) -> None:
         if not waiting:
             return
-        visual_tokenizer = self.processor.visual_tokenizer
+        visual_tokenizer = self.processor.get_visual_tokenizer()
         pixel_values = torch.stack([pixels for _, pixels in waiting])
         output = visual_tokenizer.encode(pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype))
         codes = output.codes.tolist()

@@ -57,7 +57,7 @@ def tokenize_dataset(
     Args:
         dataset: A `datasets.Dataset` or `datasets.IterableDataset`.
         output_dir: Where to write; new, or of an earlier call with the same data, checkpoint and options.
-        processor: Of the checkpoint, with its visual tokenizer attached, on the device that is to encode.
+        processor: Of the checkpoint, with its visual tokenizer, on the device that is to encode.
         image_column: Where the images are: one, a list of them, or none.
         text_column: Where the text is; `None` for images alone.
         keep_columns: Further columns to keep.
@@ -84,19 +84,20 @@ def tokenize_dataset(
     """
     _check_options(processor, output_format, on_bad_sample, batch_size, shard_size)
     datasets = _import_datasets()
-    state = process_state(processor.visual_tokenizer.device)
+    visual_tokenizer = processor.get_visual_tokenizer()
+    state = process_state(visual_tokenizer.device)
     source = TokenizedSource(dataset, image_column, text_column, keep_columns, shard_size)
     features = datasets.Features(_features(datasets, source, text_column))
     directory = TokenizedDirectory(Path(output_dir), output_format, features)
     root = None if image_root is None else Path(image_root)
     about = {
-        "checkpoint": checkpoint or str(processor.visual_tokenizer.name_or_path or "unknown"),
-        "codebook_fingerprint": codebook_fingerprint(processor.visual_tokenizer),
+        "checkpoint": checkpoint or str(visual_tokenizer.name_or_path or "unknown"),
+        "codebook_fingerprint": codebook_fingerprint(visual_tokenizer),
         "dataset": dataset_name,
     }
     settings = {
         **_processor_settings(processor),
-        "batch_size": None if processor.visual_tokenizer.dtype == torch.float32 else batch_size,
+        "batch_size": None if visual_tokenizer.dtype == torch.float32 else batch_size,
         "data": source.digest(root),
         "image_column": image_column,
         "text_column": text_column,
@@ -160,7 +161,7 @@ def _write_shards(
     progress: bool,
 ) -> None:
     """This process's shards, as far as they are not there already."""
-    visual_tokenizer = rows.processor.visual_tokenizer
+    visual_tokenizer = rows.processor.get_visual_tokenizer()
     was_training = visual_tokenizer.training
     visual_tokenizer.eval()  # encoders with dropout would give other codes every time
     total = None if source.length is None else -(-source.length // state.num_processes)
@@ -186,7 +187,7 @@ def _processor_settings(processor: ImageTextProcessor) -> dict[str, Any]:
     image_processor = json.dumps(processor.image_processor.to_dict(), sort_keys=True, default=str)
     tokenizer = processor.tokenizer.backend_tokenizer.to_str()
     return {
-        "visual_tokenizer": weights_fingerprint(processor.visual_tokenizer),
+        "visual_tokenizer": weights_fingerprint(processor.get_visual_tokenizer()),
         "image_processor": hashlib.sha256(image_processor.encode()).hexdigest(),
         "text_tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
     }
