@@ -56,8 +56,8 @@ def build_trainer(
 
 def script_environment() -> dict[str, str]:
     """The environment to run this file in."""
-    tests = str(Path(__file__).parents[1])
-    return {**os.environ, "PYTHONPATH": tests, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
+    return {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
 
 
 def losses(trainer: Trainer) -> list[float]:
