@@ -24,7 +24,6 @@ from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.conversion.atomic import check_destination
 from lavit_hf.data.loading import NamedDataset, load_data
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
 from lavit_hf.training.language_model.adapters import merge_adapter, save_adapter_card
@@ -32,6 +31,7 @@ from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
 from lavit_hf.training.language_model.loss import LanguageModelingLoss
 from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 
 @dataclass

@@ -19,9 +19,9 @@ from diffusers import AutoencoderKL
 from image_data import DataArguments, load_training_data, load_validation_rows
 from transformers import HfArgumentParser
 
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.training.pixel_decoder.autoencoder import AutoencoderArguments, train_autoencoder
 from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 # 64 pixels become 8 x 8 latents; about 0.9 M parameters.
 SMALL_VAE = {

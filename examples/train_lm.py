@@ -26,7 +26,6 @@ from transformers import HfArgumentParser, Trainer, TrainingArguments
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.epoch_callback import EpochCallback
@@ -37,6 +36,7 @@ from lavit_hf.training.language_model.initialization import init_code_embeddings
 from lavit_hf.training.language_model.loss import LanguageModelingLoss
 from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset
 from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
 

@@ -20,11 +20,11 @@ from image_data import DataArguments, load_training_data, load_validation_rows
 from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizer
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
 from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
 from lavit_hf.training.pixel_decoder.task import PixelDecoderArguments, train_pixel_decoder
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 
 @dataclass

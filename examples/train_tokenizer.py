@@ -24,7 +24,6 @@ from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArgument
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizerForPreTraining
 from lavit_hf.data.loading import load_data
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 from lavit_hf.modeling.vision_text_init import load_visual_part
 from lavit_hf.processing.vision_text_processor import build_image_processor
@@ -35,6 +34,7 @@ from lavit_hf.training import (
     VisualTokenizerDataCollator,
 )
 from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 
 @dataclass

@@ -21,9 +21,9 @@ from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
 from lavit_hf.data.scenes import render, sample_scene
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.selector import KEEP, select_patches
 from lavit_hf.modeling.vision_text_init import load_visual_part
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 
 @dataclass

@@ -13,7 +13,7 @@ from transformers.utils import logging
 import lavit_cli
 from lavit_hf.cli import loading
 from lavit_hf.cli.draw import load_pipeline
-from lavit_hf.conversion import progress
+from lavit_hf.utils import progress
 from lavit_hf.data.scenes import make_scenes
 
 COMMANDS = {

@@ -10,7 +10,7 @@ import pytest
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "lavit_hf"
 # Each may import what stands before it.
 ORDER = [
-    "files",
+    "utils",
     "data",
     "remote_code",
     "modeling",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from ..conversion.progress import progress_bar
+from ..utils.progress import progress_bar
 from .generation import caption_images
 from .loading import load
 from .pictures import open_images

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from ..conversion.progress import bar_options
+from ..utils.progress import bar_options
 from .loading import Lavit, load, without_bars
 from .pictures import open_image, open_images, save_picture
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluation import TASKS, EvaluatedCheckpoint, Task, evaluate, format_metrics, read_data
-from ..training.tokenization.processes import process_state
+from ..utils.distributed import process_state
 from .draw import load_pipeline
 from .loading import load, resolve_device
 

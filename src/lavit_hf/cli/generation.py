@@ -7,10 +7,10 @@ from typing import Any
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from ..conversion.progress import progress_bar
 from ..modeling.token_progress import TokenProgress
 from ..pipelines import image_to_text
 from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, answer_options, first_sentence, question_prompt
+from ..utils.progress import progress_bar
 from .loading import Lavit
 
 

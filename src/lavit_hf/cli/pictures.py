@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from ..files.complete import complete_file
 from ..processing.image_conversion import load_image, to_rgb
+from ..utils.atomic_files import complete_file
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..files.complete import readable_size
 from ..hub import PublishReport, publish
+from ..utils.atomic_files import readable_size
 
 
 def run(checkpoint: Path, repository: str, *, dry_run: bool, card: bool, **options: Any) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from ..data.loading import load_data
 from ..training.tokenization.directory import TokenizationReport
-from ..training.tokenization.processes import process_state
 from ..training.tokenization.tokenize_dataset import tokenize_dataset
+from ..utils.distributed import process_state
 from .loading import load_processor, resolve_device
 
 _SHOWN = 5  # bad samples; all are in tokenization.json

@@ -12,10 +12,10 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
 
+from ..utils.distributed import sum_over_processes, world_size
 from .checkpoint_files import CheckedLoadingMixin
 from .codebook import LavitCodebookLearner
 from .configuration_lavit_pretraining import LavitPreTrainingConfig
-from .distributed import sum_over_processes, world_size
 from .merger import padded_positions
 from .modeling_lavit_token_decoder import LavitTokenDecoder
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from .distributed import sum_over_processes
+from ..utils.distributed import sum_over_processes
 from .selector import KEEP
 
 

@@ -7,8 +7,8 @@ import math
 import torch
 from torch import nn
 
+from ..utils.distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
 from .configuration_lavit_pretraining import LavitPreTrainingConfig
-from .distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
 from .gumbel import gumbel_noise, straight_through_keep
 from .selector import KEEP, LavitSelector, select_patches
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ..files.paths import resolve_inside
+from ..utils.paths import resolve_inside
 from .remote_code import names_our_pipeline, write_code
 
 _INDEX = "model_index.json"

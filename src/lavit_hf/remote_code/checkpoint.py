@@ -18,8 +18,9 @@ _ENTRIES = (
     "processing/processing_lavit.py",
     "processing/image_processing_lavit.py",
 )
-# These define no network, and the configuration must be there before the networks are.
+# These define no network, and the configuration must be there before the networks are; so must what all share.
 _OF_CONFIGURATION = {"configuration_lavit.py", "file_errors.py", "saving.py"}
+_SHARED = "utils"
 
 # `auto_map` tells the Auto classes which file has which class.
 _MODEL_MAPS = {
@@ -69,7 +70,7 @@ def code_files() -> dict[str, str]:
 
 
 def _file_of(path: Path) -> str:
-    if path.name in _OF_CONFIGURATION:
+    if path.name in _OF_CONFIGURATION or path.parent.name == _SHARED:
         return CONFIGURATION
     return MODELING if path.parent.name == "modeling" else PROCESSING
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from transformers.utils import logging
 
-from ..files.paths import resolve_inside
+from ..utils.paths import resolve_inside
 
 logger = logging.get_logger(__name__)
 

@@ -19,7 +19,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from transformers.utils import logging
 
-from ...files.complete import read_json
+from ...utils.atomic_files import read_json
 
 logger = logging.get_logger(__name__)
 

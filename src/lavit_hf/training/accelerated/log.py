@@ -12,7 +12,7 @@ import PIL.Image
 from accelerate import Accelerator  # type: ignore[import-untyped]
 from transformers.utils import logging
 
-from ...files.complete import complete_file
+from ...utils.atomic_files import complete_file
 
 logger = logging.get_logger(__name__)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 from torch.utils.data import Sampler
 
-from ..sample_seeds import sample_seed
+from ...utils.seeds import sample_seed
 
 
 class UpdateBatchSampler(Sampler[list[int]]):

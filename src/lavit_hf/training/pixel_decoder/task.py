@@ -13,10 +13,10 @@ from diffusers.utils import make_image_grid
 from torch import nn
 from transformers.utils import logging
 
+from ...utils.seeds import sample_seed
 from ..accelerated.arguments import LoopArguments, option
 from ..accelerated.loop import AcceleratedLoop
 from ..dataset import TrainingDataset
-from ..sample_seeds import sample_seed
 from .collator import PixelDecoderDataCollator
 from .dataset import PixelDecoderDataset
 from .loss import PixelDecoderLoss, draw_diffusion, encode_latents
