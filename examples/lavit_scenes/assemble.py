@@ -16,8 +16,8 @@ import torch
 from transformers import GenerationConfig, HfArgumentParser
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 _GUIDANCE = 1.5  # of 1, 1.5 and 4 the one that draws most scenes right
 

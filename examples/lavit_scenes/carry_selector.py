@@ -22,8 +22,8 @@ from transformers import HfArgumentParser
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
 from lavit_hf.composition import load_visual_part
 from lavit_hf.data.scenes import render, sample_scene
-from lavit_hf.files.complete import exit_on_write_errors
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import KEEP, select_patches
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 
 @dataclass

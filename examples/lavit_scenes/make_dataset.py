@@ -24,7 +24,7 @@ from lavit_hf.data.scenes.language import write_caption
 from lavit_hf.data.scenes.questions import ask_questions
 from lavit_hf.data.scenes.sampling import MAX_OBJECTS
 from lavit_hf.data.scenes.world import place_of
-from lavit_hf.files.complete import exit_on_write_errors
+from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 _PURPOSE = 1000  # of the dice; those of scenes are far below
 _ROWS_AT_A_TIME = 2000

@@ -19,8 +19,8 @@ from typing import Any
 
 import yaml
 
-from lavit_hf.files.complete import exit_on_write_errors
-from lavit_hf.files.paths import resolve_inside
+from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf.utils.paths import resolve_inside
 
 HERE = Path(__file__).resolve().parent
 _DONE = (

@@ -36,7 +36,7 @@ def caption(
     check_pictures(images)
     checkpoint = find_model(model)
 
-    from lavit_hf.conversion.progress import progress_bar
+    from lavit_hf.utils.progress import progress_bar
 
     from .generation import caption_images
     from .loading import load

@@ -16,9 +16,9 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
-from lavit_hf.conversion.progress import bar_options
 from lavit_hf.training.language_model.adapters import apply_adapter, find_adapter
-from lavit_hf.training.tokenization.processes import process_state
+from lavit_hf.utils.distributed import process_state
+from lavit_hf.utils.progress import bar_options
 
 if TYPE_CHECKING:
     from lavit_hf.pipelines import LavitTextToImagePipeline

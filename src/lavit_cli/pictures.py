@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
-from lavit_hf.files.complete import complete_file
 from lavit_hf.processing.image_processing_pil_lavit import load_image, to_rgb
+from lavit_hf.utils.atomic_files import complete_file
 
 _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "PNG": {"optimize": True},

@@ -66,7 +66,7 @@ def publish(
         raise ValueError("--card shows the card that would be published; it goes with --dry-run.")
 
     from lavit_hf import hub
-    from lavit_hf.files.complete import readable_size
+    from lavit_hf.utils.atomic_files import readable_size
 
     report = hub.publish(
         Path(find_checkpoint(str(checkpoint))),

@@ -12,7 +12,7 @@ import lavit_cli
 PACKAGE = Path(__file__).resolve().parents[2] / "src" / "lavit_hf"
 # Each may import what stands before it. The commands, in a package beside it, may import all; nothing imports them.
 ORDER = [
-    "files",
+    "utils",
     "data",
     "remote_code",
     "modeling",

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from ..files.complete import complete_folder, readable_size, why_not_written
+from ..utils.atomic_files import complete_folder, readable_size, why_not_written
 from .errors import ConversionError
 
 # Configurations, tokenizer and notices; far more than they need.

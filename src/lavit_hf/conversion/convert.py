@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..utils.progress import progress_bar
 from . import names
 from .atomic import check_destination, check_space, complete_directory
 from .components import check_components
@@ -17,7 +18,6 @@ from .mapping import CheckpointMapping, map_checkpoint
 from .model_card import save_model_card
 from .pixel_decoders import save_pipelines
 from .processor import build_processor, save_generation_config
-from .progress import progress_bar
 from .shards import check_shard_size
 from .source import OriginalCheckpoint
 from .tensors import resolve_dtype

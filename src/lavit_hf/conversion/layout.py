@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from ..files.paths import resolve_inside
+from ..utils.paths import resolve_inside
 from .errors import ConversionError
 from .weight_files import read_json
 

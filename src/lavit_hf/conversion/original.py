@@ -8,12 +8,12 @@ from pathlib import Path
 
 import torch
 
+from ..utils.progress import progress_bar
 from . import names
 from .atomic import check_destination, check_space, complete_directory, write_error
 from .errors import ConversionError, listing
 from .layout import FOLDER, UNUSED, FileLayout, Layout, unused_key
 from .mapping import original_shape
-from .progress import progress_bar
 from .shards import write_file
 from .source import PIXEL_DECODERS, component_target, find_component_weights, refuse_links_out
 from .tensors import split

@@ -11,10 +11,10 @@ from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..files.complete import new_file_mode
+from ..utils.atomic_files import new_file_mode
+from ..utils.progress import Progress
 from .atomic import write_error
 from .errors import ConversionError
-from .progress import Progress
 
 
 def write_sharded(

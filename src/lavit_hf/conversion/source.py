@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from ..files.paths import check_links
+from ..utils.paths import check_links
+from ..utils.progress import Progress
 from . import names
 from .errors import ConversionError, listing
-from .progress import Progress
 from .weight_files import TensorInfo, Weights, find_weights, read_json
 
 LANGUAGE_MODEL_FOLDER = "language_model"

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from ..files.paths import resolve_inside
+from ..utils.paths import resolve_inside
 from .errors import ConversionError, listing
 
 # Pages of a memory-mapped file count as this process's memory until the mapping goes. So a file is opened anew after

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedConfig
 
+from ..utils.progress import Progress
 from .configs import Configs
 from .layout import FOLDER, UNUSED, FileLayout, Layout, unused_key
 from .mapping import CheckpointMapping, Target
 from .notices import copy_notices
-from .progress import Progress
 from .shards import write_sharded
 from .source import Component, OriginalCheckpoint
 from .tensors import cast_dtype, dtype_name, join

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
-from ..files.paths import resolve_inside
+from ..utils.paths import resolve_inside
 
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 
-from ..conversion.progress import progress_bar
 from ..data.public_text import public_name, without_paths
-from ..files.complete import read_json, write_json
-from ..training.tokenization.processes import process_state
+from ..utils.atomic_files import read_json, write_json
+from ..utils.distributed import process_state
+from ..utils.progress import progress_bar
 from .checkpoint import EvaluatedCheckpoint
 from .predictions import PredictionDirectory
 from .samples_page import write_samples_page

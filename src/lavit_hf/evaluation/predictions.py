@@ -20,7 +20,7 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..files.complete import complete_file, read_json, remove_partials, write_json
+from ..utils.atomic_files import complete_file, read_json, remove_partials, write_json
 
 _PICTURES = "pictures"
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from PIL import Image, ImageDraw, ImageFont
 
 from ..data.public_text import one_line
-from ..files.complete import complete_file
+from ..utils.atomic_files import complete_file
 from .tasks import Shown
 
 _SIDE = 192  # pixels that pictures are shown at

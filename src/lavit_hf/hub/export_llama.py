@@ -11,11 +11,11 @@ from typing import Any
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
 from ..conversion.atomic import check_destination, check_space, complete_directory
-from ..conversion.progress import progress_bar
 from ..conversion.shards import check_shard_size, write_sharded
 from ..conversion.weight_files import Weights
 from ..modeling.configuration_lavit import LavitConfig
 from ..processing.tokenization_lavit import LavitTokenizer
+from ..utils.progress import progress_bar
 from .checks import WEIGHTS, check_weights
 from .errors import PublishError
 from .facts import read_config

@@ -13,8 +13,8 @@ from huggingface_hub import ModelCardData
 
 from ..conversion.pixel_decoders import link_pixel_decoders
 from ..data.public_text import is_path, without_paths
-from ..files.complete import temporary_folder
 from ..remote_code import PIPELINE_MODULE, save_remote_code, write_code
+from ..utils.atomic_files import temporary_folder
 from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, write_card
 from .checks import check_weights, is_index, read_object
 from .errors import PublishError

@@ -6,8 +6,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..utils.distributed import gather_rows, sum_over_processes, take_from_first_process
 from .configuration_lavit import LavitPreTrainingConfig
-from .distributed import gather_rows, sum_over_processes, take_from_first_process
 
 _CHUNK = 4096  # tokens whose distances to all centers are held at once
 _REPRESENTED = 1e-6  # squared distance to its row below which a token needs no row of its own

@@ -14,10 +14,10 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
+from ..utils.distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
 from .checkpoint_files import CheckedLoadingMixin, import_composition
 from .codebook_learner import LavitCodebookLearner
 from .configuration_lavit import LavitPreTrainingConfig
-from .distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
 from .modeling_lavit_token_decoder import LavitTokenDecoder
 from .modeling_lavit_visual_tokenizer import (
     KEEP,

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ..files.paths import resolve_inside
 from ..remote_code import names_our_pipeline, write_code
+from ..utils.paths import resolve_inside
 
 _INDEX = "model_index.json"
 _FOLDERS = ("", "lowres/")

@@ -27,7 +27,7 @@ _MODULES = {
     "VisualTokenizerDataCollator": "visual_tokenizer.collator",
     "assemble": "assembly",
     "build_pixel_decoder": "pixel_decoder.building",
-    "exit_on_write_errors": ".files.complete",
+    "exit_on_write_errors": ".utils.atomic_files",
     "find_trainer_checkpoint": "trainer_checkpoints",
     "freeze_for_language_modeling": "language_model.freezing",
     "get_lora_config": "language_model.lora",

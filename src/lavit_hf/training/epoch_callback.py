@@ -8,7 +8,7 @@ import torch
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import LengthGroupedSampler
 
-from .sample_seeds import sample_seed
+from ..utils.seeds import sample_seed
 
 
 class EpochCallback(TrainerCallback):

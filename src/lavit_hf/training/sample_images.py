@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..files.paths import is_inside, resolve_inside
 from ..processing.image_processing_pil_lavit import check_array, load_image, to_rgb
+from ..utils.paths import is_inside, resolve_inside
 
 SOURCES = ("image", "path", "url", "base64")
 """Where a part of a message may have its image, in the chats of transformers."""

@@ -15,7 +15,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
-from ..files.paths import resolve_inside
+from ..utils.paths import resolve_inside
 
 logger = logging.get_logger(__name__)
 

@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.sample_seeds import sample_uniform
+from lavit_hf.utils.seeds import sample_uniform
 from tiny_parts import CHECKPOINT
 
 EOS, BOI, EOI, CODE_0, PLACEHOLDER = 2, 300, 301, 302, 0

@@ -15,9 +15,9 @@ from transformers import TrainerCallback
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
 from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.sample_seeds import sample_seed
 from lavit_hf.training.visual_tokenizer.callback import VisualTokenizerCallback, find_failures
 from lavit_hf.training.visual_tokenizer.collator import VisualTokenizerDataCollator
+from lavit_hf.utils.seeds import sample_seed
 from modeling.tiny_pretraining import build_pretraining_model
 from training import tiny_tokenizer_training
 from training.tiny_tokenizer_training import BATCH_SIZE, NUM_STEPS, build_trainer, train_logs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from ...files.paths import resolve_inside
+from ...utils.paths import resolve_inside
 
 
 def find_image(folder: Path, row: str, *names: str) -> str:

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from ...training.sample_seeds import sample_seed
+from ...utils.seeds import sample_seed
 from ..checkpoint import EvaluatedCheckpoint
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement

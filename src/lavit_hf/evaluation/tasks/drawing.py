@@ -8,8 +8,8 @@ from pathlib import Path
 from PIL import Image
 
 from ...data.scenes import Scene, facts_of, judge
-from ...files.paths import resolve_inside
 from ...processing.image_processing_pil_lavit import load_image
+from ...utils.paths import resolve_inside
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement
 from ..scenes.facts import Comparison, compare_facts, measure_facts, wrong_parts

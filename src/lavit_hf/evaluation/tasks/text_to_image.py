@@ -9,7 +9,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...conversion.progress import Progress, progress_bar
+from ...utils.progress import Progress, progress_bar
 from ..checkpoint import EvaluatedCheckpoint
 from ..data.sample import EvaluationData, EvaluationSample
 from ..measurement import Measurement, measure_mean

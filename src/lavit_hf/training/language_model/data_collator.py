@@ -11,8 +11,8 @@ from PIL import Image
 from torch.utils.data import get_worker_info
 
 from ...processing.processing_lavit import ImageTextProcessor
+from ...utils.seeds import sample_seed, sample_uniform
 from ..plain_rows import FollowsEpoch
-from ..sample_seeds import sample_seed, sample_uniform
 from .batching import pack_rows, pad_rows
 from .chat_parts import chat_parts
 from .sample_parts import Part, Picture, Sample, Text, Tokens, arrange_parts, read_sample

@@ -10,8 +10,8 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from ...pipelines.pixel_decoder_inputs import resolve_size
+from ...utils.seeds import sample_seed
 from ..plain_rows import complete_row
-from ..sample_seeds import sample_seed
 
 Box = tuple[int, int, int, int]
 

@@ -14,8 +14,8 @@ from torch import nn
 from transformers import TrainerCallback
 from transformers.utils import logging
 
+from ...utils.seeds import sample_seed
 from ..dataset import TrainingDataset
-from ..sample_seeds import sample_seed
 from .collator import PixelDecoderDataCollator
 from .dataset import PixelDecoderDataset
 from .loss import PixelDecoderLoss, draw_diffusion, encode_latents

@@ -21,9 +21,9 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
-from ...files.complete import complete_file, read_json, write_json
+from ...utils.atomic_files import complete_file, read_json, write_json
+from ...utils.seeds import sample_seed
 from ..epoch_callback import EpochCallback
-from ..sample_seeds import sample_seed
 from ..trainer_checkpoints import (
     LATEST,
     CheckpointCallback,

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from ...data.public_text import one_line, public_name
-from ...files.complete import complete_file, read_json, remove_partials, write_json
+from ...utils.atomic_files import complete_file, read_json, remove_partials, write_json
 from .shards import FORMATS, Shard
 
 _METADATA = "tokenization.json"

@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from ...conversion.progress import progress_bar
 from ...data.loading import load_saved
-from ...files.paths import resolve_inside
 from ...processing.processing_lavit import ImageTextProcessor
+from ...utils.distributed import process_state
+from ...utils.paths import resolve_inside
+from ...utils.progress import progress_bar
 from .directory import TokenizationReport, TokenizedDirectory, read_metadata
 from .fingerprints import codebook_fingerprint, weights_fingerprint
-from .processes import process_state
 from .rows import RowTokenizer
 from .shards import FORMATS
 from .source import TokenizedSource

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from ...utils.seeds import sample_seed
 from ..plain_rows import FollowsEpoch, complete_row
-from ..sample_seeds import sample_seed
 
 
 class VisualTokenizerDataCollator(FollowsEpoch):

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from safetensors import SafetensorError
 
-from lavit_hf.files.complete import (
+from lavit_hf.utils.atomic_files import (
     complete_file,
     complete_folder,
     exit_on_write_errors,
@@ -21,7 +21,7 @@ from lavit_hf.files.complete import (
 WRITER = """
 import sys
 from pathlib import Path
-from lavit_hf.files.complete import complete_file, complete_folder
+from lavit_hf.utils.atomic_files import complete_file, complete_folder
 
 path = Path(sys.argv[2])
 if sys.argv[1] == "file":

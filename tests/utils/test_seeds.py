@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from lavit_hf.training.sample_seeds import sample_seed, sample_uniform
+from lavit_hf.utils.seeds import sample_seed, sample_uniform
 
 
 def test_a_seed_never_changes():

@@ -1,9 +1,12 @@
-"""The few collective operations that data parallelism needs; without a process group they do nothing.
+"""The processes that accelerate or torchrun started: which one this is, and the few operations that all do together.
 
-Both files of stage 1 need them, [`codebook_learner`] and [`modeling_lavit_pretraining`].
+Without a process group the latter do nothing.
 """
 
 from __future__ import annotations
+
+import os
+from typing import Any
 
 import torch
 from torch import distributed
@@ -49,3 +52,31 @@ def take_from_first_process(tensor: torch.Tensor) -> torch.Tensor:
     if world_size() > 1:
         distributed.broadcast(tensor, src=0)
     return tensor
+
+
+def process_state(device: torch.device | str) -> Any:
+    """Joins the other processes.
+
+    Args:
+        device: Where this process computes. Without being told, accelerate takes CPU processes of torchrun for
+            strangers, who would all do the same work.
+
+    Returns:
+        An `accelerate.PartialState`.
+
+    Raises:
+        ImportError: accelerate is not installed.
+        ValueError: There are other processes, but accelerate was set up before as if there were none.
+    """
+    try:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("This needs the package `accelerate`: pip install 'lavit-hf[training]'") from error
+    state = PartialState(cpu=torch.device(device).type == "cpu")
+    started = int(os.environ.get("WORLD_SIZE", 1))
+    if state.num_processes != started:
+        raise ValueError(
+            f"{started} processes were started, but accelerate was set up for {state.num_processes} before. Create "
+            "its Accelerator or PartialState with `cpu=True` where processes compute on the CPU."
+        )
+    return state

@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from lavit_hf.files.complete import temporary_folder
+from lavit_hf.utils.atomic_files import temporary_folder
 
 PREFIX = "lavit-publish-"
 HOLD = """
 import sys
-from lavit_hf.files.complete import temporary_folder
+from lavit_hf.utils.atomic_files import temporary_folder
 with temporary_folder("lavit-publish-") as folder:
     (folder / "file").write_text("x")
     print(folder, flush=True)

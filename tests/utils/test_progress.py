@@ -6,8 +6,8 @@ import sys
 import pytest
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-from lavit_hf.conversion import progress
-from lavit_hf.conversion.progress import bar_options, progress_bar
+from lavit_hf.utils import progress
+from lavit_hf.utils.progress import bar_options, progress_bar
 
 
 class Terminal(io.StringIO):

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lavit_hf.files.paths import check_links, resolve_inside
+from lavit_hf.utils.paths import check_links, resolve_inside
 
 
 @pytest.fixture

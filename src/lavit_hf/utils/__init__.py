@@ -1,0 +1,1 @@
+"""What all rooms share, each idea once: complete files, JSON, safetensors, processes, seeds, progress bars."""
