@@ -13,6 +13,8 @@ from transformers import (
     EncoderRepetitionPenaltyLogitsProcessor,
     LogitsProcessorList,
     StaticCache,
+    StoppingCriteria,
+    StoppingCriteriaList,
     TextStreamer,
     UnbatchedClassifierFreeGuidanceLogitsProcessor,
 )
@@ -54,7 +56,7 @@ def is_code(model, ids):
 
 
 def guided_reference(model, inputs, scale, steps, context):
-    """Greedy guidance spelled out for one prompt, without cache, twins or a restricted head."""
+    """Greedy guidance spelled out for one prompt, without cache, unconditional rows or a restricted head."""
     config = model.config
     ids, negative = inputs["input_ids"], torch.tensor([context])
     for _ in range(steps):
@@ -167,8 +169,94 @@ def test_scores_span_the_vocabulary(tiny, prompts):
     assert len(output.past_key_values.layers[0].keys) == 4
 
 
+@pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
+def test_outputs_are_those_of_the_prompts(tiny, prompts, cache):
+    """What the model computed for unconditional rows is not returned: logits are as those of a plain call."""
+    model = copy.deepcopy(tiny)
+    model.set_attn_implementation("eager")
+    names = ("output_logits", "output_attentions", "output_hidden_states", "return_dict_in_generate")
+    output = model.generate(**prompts, **DRAW, **cache, guidance_scale=3.0, **dict.fromkeys(names, True))
+    step = {"input_ids": output.sequences[:, :-1], "attention_mask": output.sequences[:, :-1].ne(2).long()}
+    with torch.no_grad():
+        plain = model(**step, output_hidden_states=True)
+    first = prompts["input_ids"].shape[1] - 1
+    codes = slice(model.config.eoi_token_id, model.config.visual_token_offset + CODEBOOK_SIZE)
+    for index, logits in enumerate(output.logits):
+        going_on = step["attention_mask"][:, first + index].bool()
+        torch.testing.assert_close(logits[going_on, codes], plain.logits[going_on, first + index, codes])
+        assert (logits[:, : codes.start] == -torch.inf).all()
+    assert len(output.attentions) == len(output.hidden_states) == len(output.logits)
+    assert all(len(layer) == 4 for one in (*output.attentions, *output.hidden_states) for layer in one)
+    torch.testing.assert_close(output.hidden_states[0][-1][:, -1], plain.hidden_states[-1][:, first])
+
+
 @pytest.mark.parametrize("scale", [1.0, 3.0])
-def test_static_caches_are_returned_without_twins(tiny, prompts, scale):
+def test_scores_of_a_generator_show_what_was_drawn(tiny, prompts, scale):
+    options = {"do_sample": True, "return_dict_in_generate": True, "output_scores": True, "min_new_tokens": 8}
+    generator = torch.Generator().manual_seed(0)
+    output = tiny.generate(**prompts, **DRAW, **options, guidance_scale=scale, generator=generator)
+    drawn = output.sequences[:, prompts["input_ids"].shape[1] :]
+    for index, scores in enumerate(output.scores):
+        assert (scores.isfinite().sum(dim=-1) == 1).all()
+        assert torch.equal(scores.argmax(dim=-1), drawn[:, index])
+
+
+class StopAt(StoppingCriteria):
+    """Stops a row at a length of its own."""
+
+    def __init__(self, lengths):
+        self.lengths = torch.tensor(lengths)
+
+    def __call__(self, input_ids, scores, **kwargs):
+        return input_ids.shape[1] == self.lengths
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_stopped_rows_leave_their_generators_where_they_are(tiny, prompts, scale):
+    """What is drawn from a generator later, such as noise, does not depend on how long other rows are."""
+    width = prompts["input_ids"].shape[1]
+    lengths = [2, 7, 1, 5]
+    generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+    criteria = StoppingCriteriaList([StopAt([width + length for length in lengths])])
+    options = {"guidance_scale": scale, "do_sample": True, "min_new_tokens": 8}
+    drawn = new_ids(tiny, prompts, generator=generators, stopping_criteria=criteria, **options)
+    assert drawn.ne(2).sum(dim=-1).tolist() == lengths
+    for index, length in enumerate(lengths):
+        alone = torch.Generator().manual_seed(index)
+        ids = new_ids(
+            tiny,
+            row(prompts, index),
+            generator=alone,
+            **options | {"max_new_tokens": length, "min_new_tokens": length},
+        )
+        assert torch.equal(drawn[index, :length], ids[0])
+        assert torch.equal(generators[index].get_state(), alone.get_state())
+
+
+@pytest.mark.parametrize("mode", ["image", "interleaved"])
+def test_synced_processes_wait_for_the_longest(tiny, prompts, mode, monkeypatch):
+    """Regression: a process that had finished left the loop, and the layers of others waited for its weights."""
+    steps, peer_steps = [], 12
+
+    def all_reduce(flag, **_):  # as if another process drew for so many steps
+        flag += len(steps) < peer_steps
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    expected = new_ids(tiny, prompts, generation_mode=mode, guidance_scale=3.0)
+    monkeypatch.setattr(
+        tiny, "_compute_logits", lambda *args: steps.append(1) or type(tiny)._compute_logits(tiny, *args)
+    )
+    drawn = new_ids(tiny, prompts, generation_mode=mode, guidance_scale=3.0, synced_gpus=True)
+    assert torch.equal(drawn, expected) and len(steps) == peer_steps
+
+
+def test_prompts_in_chunks(tiny, prompts):
+    """Without guidance; with it, they are refused."""
+    assert torch.equal(new_ids(tiny, prompts, prefill_chunk_size=3), new_ids(tiny, prompts))
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_static_caches_are_returned_without_unconditional_rows(tiny, prompts, scale):
     """Regression: these caches cannot select rows as dynamic ones do."""
     expected = new_ids(tiny, prompts, guidance_scale=scale)
     options = {"guidance_scale": scale, "cache_implementation": "static", "return_dict_in_generate": True}
@@ -198,11 +286,17 @@ def test_guidance_fills_an_empty_cache_and_leaves_the_prompts_in_it(tiny, prompt
 
 
 @pytest.mark.parametrize(
-    "penalty", [{"repetition_penalty": 5.0}, {"encoder_repetition_penalty": 0.2}, {"encoder_no_repeat_ngram_size": 1}]
+    "penalty",
+    [
+        {"repetition_penalty": 5.0},
+        {"no_repeat_ngram_size": 1},
+        {"encoder_repetition_penalty": 0.2},
+        {"encoder_no_repeat_ngram_size": 1},
+    ],
 )
 @pytest.mark.parametrize("scale", [1.0, 3.0])
 def test_penalties_go_with_guidance(tiny, penalty, scale):
-    """Regression: transformers makes some for every prompt, others for every sequence, twins included."""
+    """Regression: transformers makes some for every prompt, others for every sequence."""
     offset, boi = tiny.config.visual_token_offset, tiny.config.boi_token_id
     half = [list(range(offset + index % 2, offset + CODEBOOK_SIZE, 2)) for index in range(4)]
     prompts = make_prompts(tiny, [[[5] * index, half[index], [boi]] for index in range(4)])
@@ -215,7 +309,7 @@ def test_penalties_go_with_guidance(tiny, penalty, scale):
 
 
 def test_processors_of_the_caller_are_left_as_they_are(tiny):
-    """Regression: they were cut in half, as if they were made with twins."""
+    """Regression: they were cut in half, as if they knew of unconditional rows."""
     offset, boi = tiny.config.visual_token_offset, tiny.config.boi_token_id
     half = [list(range(offset + index % 2, offset + CODEBOOK_SIZE, 2)) for index in range(2)]
     prompts = make_prompts(tiny, [[[*half[index], boi]] for index in range(2)])
@@ -275,7 +369,7 @@ def test_an_image_is_no_longer_than_its_patches_by_default(tiny, prompts):
 
 
 def test_prompts_with_images(tiny):
-    """Continuous images may stand before what is drawn, in the light form, too; twins do not see them."""
+    """Continuous images may stand before what is drawn, in the light form, too; unconditional rows do not see them."""
     boi = tiny.config.boi_token_id
     pixels = random_pixels(3)
     rows = [["image", [5, boi]], [[8], "image", [9], "image", [10, boi]], [[14, boi]]]
@@ -305,7 +399,7 @@ def test_streamers_receive_prompt_and_new_ids(tiny, prompts):
 
 
 def interleaved_reference(model, ids, scale, steps):
-    """Interleaved decoding spelled out for one prompt: the twin is built anew at every step."""
+    """Interleaved decoding spelled out for one prompt: the unconditional row is built anew at every step."""
     config = model.config
     visual = torch.zeros(config.text_config.vocab_size, dtype=torch.bool)
     visual[config.visual_token_ids] = True
@@ -315,8 +409,8 @@ def interleaved_reference(model, ids, scale, steps):
         inside = bool(starts) and config.eoi_token_id not in ids[starts[-1] :]
         scores = model(input_ids=torch.tensor([ids])).logits[0, -1].log_softmax(dim=-1)
         if inside:
-            twin = model(input_ids=torch.tensor([ids[starts[-1] :]])).logits[0, -1].log_softmax(dim=-1)
-            scores = twin + scale * (scores - twin)
+            unconditional = model(input_ids=torch.tensor([ids[starts[-1] :]])).logits[0, -1].log_softmax(dim=-1)
+            scores = unconditional + scale * (scores - unconditional)
             forbidden = ~visual
             forbidden[config.boi_token_id] = True
             if len(ids) - starts[-1] > NUM_PATCHES:
@@ -351,6 +445,19 @@ def test_interleaved_text_and_images(tiny, cache, scale):
     assert opened > 0, "the test needs images that start on their own"
 
 
+@pytest.mark.parametrize("num_codes", [0, 3, NUM_PATCHES])
+def test_images_that_the_prompt_opens_are_no_longer_than_others(tiny, num_codes):
+    """Regression: codes were counted from the end of the prompt, and one more was allowed."""
+    model, config = copy.deepcopy(tiny), tiny.config
+    nn.init.zeros_(model.lm_head.weight)
+    codes = [config.visual_token_offset] * num_codes
+    inputs = make_prompts(model, [[[5, config.boi_token_id, *codes]]])
+    rarely = {"sequence_bias": {(config.eoi_token_id,): -50.0}}
+    options = {"generation_mode": "interleaved", "max_new_tokens": NUM_PATCHES + 2, **rarely}
+    drawn = new_ids(model, inputs, **options)[0].tolist()
+    assert drawn.index(config.eoi_token_id) == NUM_PATCHES - num_codes
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -359,7 +466,8 @@ def test_interleaved_text_and_images(tiny, cache, scale):
         ({"prompt_lookup_num_tokens": 2}, "prompt_lookup_num_tokens"),
         ({"assistant_early_exit": 1}, "assistant_early_exit"),
         ({"use_mtp": True}, "use_mtp"),
-        ({"output_hidden_states": True, "return_dict_in_generate": True}, "hidden states are not returned"),
+        ({"custom_generate": "owner/name"}, "custom_generate"),
+        ({"prefill_chunk_size": 2, "guidance_scale": 2.0}, "prefill_chunk_size cannot be combined with guidance"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"generator": [torch.Generator()]}, "generators for 4"),
         ({"negative_prompt_ids": torch.tensor([[5]])}, "guidance_scale"),

@@ -1,26 +1,31 @@
-"""Generation with images: they are encoded once, before the loop of `GenerationMixin` starts."""
+"""Generation with images: encoded once before the decoding loop, and drawn by it.
+
+transformers runs the loop, `GenerationMixin._sample`. A call of `generate` that draws adds at most three processors of
+logits, which [`LavitGenerationMixin._sample`] puts in order around those of transformers and of the caller:
+
+1. [`Guidance`]: the model computes two rows per prompt, the prompt's own and an unconditional one;
+   `prepare_inputs_for_generation` adds the latter, and the processor makes one row of scores out of both.
+2. [`InterleavedGrammar`]: text may follow text, and codes may follow codes.
+3. [`GeneratorDraw`]: the caller's `generator` draws, and leaves nothing else to choose from.
+"""
 
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessorList
+from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
 from transformers.generation import GenerateDecoderOnlyOutput
 
 from .cache_mask import apply_remembered_mask, forget_mask, remember_mask
+from .configuration_lavit import LavitConfig
 from .image_placeholders import find_empty_placeholders, full_mask, pack_rows
-from .visual_sampling import (
-    Generators,
-    SuppressIds,
-    VisualSampler,
-    add_negative_rows,
-    add_unconditional_rows,
-    is_inside_image,
-)
 
 GENERATION_MODES = ("text", "image", "interleaved")
+
+Generators = torch.Generator | list[torch.Generator] | None
 
 
 class _Options:
@@ -53,6 +58,230 @@ class _Options:
             setattr(self.generation_config, name, value)
 
 
+def open_image_starts(input_ids: torch.Tensor, config: LavitConfig) -> torch.Tensor:
+    """Where the image starts that rows `[batch, sequence]` end in, `[batch]`; -1 if a row does not end in one."""
+    positions = torch.arange(input_ids.shape[1], device=input_ids.device)
+    starts = torch.where(torch.eq(input_ids, config.boi_token_id), positions, -1).amax(dim=-1)
+    ends = torch.where(torch.eq(input_ids, config.eoi_token_id), positions, -1).amax(dim=-1)
+    return torch.where(starts > ends, starts, -1)
+
+
+class SuppressIds(LogitsProcessor):
+    """Never generates the given ids; those beyond the vocabulary are ignored.
+
+    transformers' own processor takes them from an option, which may be the user's.
+    """
+
+    def __init__(self, ids: list[int]):
+        self.ids = torch.tensor(ids)
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.ids = self.ids.to(scores.device)
+        return scores.index_fill(-1, self.ids[self.ids < scores.shape[-1]], -torch.inf)
+
+
+def unconditional_rows(input_ids: torch.Tensor, config: LavitConfig) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rows that see nothing but the image that the given ones `[batch, sequence]` end in.
+
+    Returns:
+        Ids and mask, `[batch, sequence]`. Where a row does not end in an image, its last id is seen alone, so that an
+        image that starts later has no context but its start.
+    """
+    length = input_ids.shape[1]
+    starts = open_image_starts(input_ids, config)
+    first_seen = torch.where(starts < 0, length - 1, starts)
+    mask = torch.arange(length, device=input_ids.device) >= first_seen[:, None]
+    # Continuous images cannot be seen, so they need no features there; any other id stands in for them.
+    return input_ids.masked_fill(torch.eq(input_ids, config.image_token_id), config.boi_token_id), mask.long()
+
+
+class Guidance(LogitsProcessor):
+    """Classifier-free guidance in one batch: `unconditional + scale * (conditional - unconditional)`.
+
+    transformers runs guidance as a second forward pass per id. Here every prompt has two rows in one batch, its own
+    and an unconditional one.
+
+    Args:
+        config: Its visual ids.
+        scale: Weight of guidance on log-probabilities; with 1 there are no unconditional rows.
+        vocab_slice: The model computes logits of ids `[first, last)` only; all others are never generated.
+        negative_ids: What unconditional rows begin with instead of the prompts, `[batch, sequence]`, as wide as these.
+            Without, rows are interleaved: guidance applies inside images only, and unconditional rows see the image.
+        negative_mask: Attention mask of `negative_ids`.
+
+    Raises:
+        ValueError: `scale` is not finite.
+    """
+
+    def __init__(
+        self,
+        config: LavitConfig,
+        scale: float = 1.0,
+        vocab_slice: tuple[int, int] | None = None,
+        negative_ids: torch.Tensor | None = None,
+        negative_mask: torch.Tensor | None = None,
+    ):
+        if not math.isfinite(scale):
+            raise ValueError(f"guidance_scale must be a finite number, got {scale}.")
+        self.config = config
+        self.scale = scale
+        self.vocab_slice = vocab_slice
+        self.negative_ids = negative_ids
+        self.negative_mask = negative_mask
+
+    @property
+    def is_guided(self) -> bool:
+        return self.scale != 1.0
+
+    def add_unconditional_rows(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor | None, position_ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Doubles a batch, anew in every step: transformers keeps the rows of prompts only.
+
+        Args:
+            input_ids: Prompts and what is drawn so far, `[batch, sequence]`.
+            attention_mask: `[batch, positions]`, all ones if `None`. There are more positions than ids if a process
+                has finished and waits for others (`synced_gpus`).
+            position_ids: `[batch, positions]`.
+
+        Returns:
+            Ids, mask and positions of `2 * batch` rows, unconditional ones last.
+        """
+        if attention_mask is None:
+            attention_mask = torch.ones_like(position_ids)
+        if self.negative_ids is None or self.negative_mask is None:
+            ids, mask = unconditional_rows(input_ids, self.config)
+        else:
+            repeats = len(input_ids) // len(self.negative_ids)
+            ids, mask = (rows.repeat_interleave(repeats, dim=0) for rows in (self.negative_ids, self.negative_mask))
+            ids = torch.cat([ids, input_ids[:, ids.shape[1] :]], dim=-1)
+        mask = torch.nn.functional.pad(mask, (0, position_ids.shape[1] - mask.shape[1]), value=1)
+        positions = (mask.cumsum(dim=-1) - 1).clamp_min(0)
+        return (
+            torch.cat([input_ids, ids]),
+            torch.cat([attention_mask, mask.to(attention_mask.dtype)]),
+            torch.cat([position_ids, positions.to(position_ids.dtype)]),
+        )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        """Scores of prompts `[batch, vocabulary]` out of logits `[2 * batch, computed]`, or `[batch, computed]`."""
+        if self.is_guided:
+            conditional, unconditional = scores.log_softmax(dim=-1).chunk(2)
+            scores = torch.lerp(unconditional, conditional, self.scale)
+            if self.negative_ids is None:
+                is_inside = open_image_starts(input_ids, self.config) >= 0
+                scores = torch.where(is_inside[:, None], scores, conditional)
+        return self.spread(scores)
+
+    def spread(self, scores: torch.Tensor) -> torch.Tensor:
+        """Puts what was computed at its place in the vocabulary: `[batch, computed]` -> `[batch, vocabulary]`."""
+        if self.vocab_slice is None:
+            return scores
+        everything = scores.new_full((len(scores), self.config.text_config.vocab_size), -torch.inf)
+        everything[:, slice(*self.vocab_slice)] = scores
+        return everything
+
+    def keep_prompts(self, output: Any, cache: Any, batch_size: int) -> None:
+        """Takes unconditional rows out of what `generate` returns, in place."""
+        if self.is_guided and cache is not None:
+            cache.reorder_cache(torch.arange(batch_size))  # `batch_select_indices` is for dynamic caches only
+        if isinstance(output, torch.Tensor):
+            return
+        output.attentions = _first_rows(output.attentions, batch_size)
+        output.hidden_states = _first_rows(output.hidden_states, batch_size)
+        if output.logits is not None:
+            output.logits = tuple(self.spread(logits[:batch_size]) for logits in output.logits)
+
+
+def _first_rows(outputs: Any, batch_size: int) -> Any:
+    if isinstance(outputs, tuple):
+        return tuple(_first_rows(part, batch_size) for part in outputs)
+    return None if outputs is None else outputs[:batch_size]
+
+
+class InterleavedGrammar(LogitsProcessor):
+    """Which ids may follow: outside images text and the image start, inside codes and the image end."""
+
+    def __init__(self, config: LavitConfig):
+        self.config = config
+        outside = torch.zeros(config.text_config.vocab_size, dtype=torch.bool)
+        outside[config.visual_token_ids] = True
+        inside, full = ~outside, torch.ones_like(outside)
+        outside[config.boi_token_id], inside[config.boi_token_id] = False, True
+        full[config.eoi_token_id] = False
+        self.forbidden = torch.stack([outside, inside, full])
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        self.forbidden = self.forbidden.to(scores.device)
+        starts = open_image_starts(input_ids, self.config)
+        num_codes = input_ids.shape[1] - starts - 1
+        is_full = num_codes >= self.config.visual_tokenizer_config.num_patches
+        state = torch.where(starts < 0, 0, 1 + is_full.long())
+        return scores.masked_fill(self.forbidden[state], -torch.inf)
+
+
+class GeneratorDraw(LogitsProcessor):
+    """Draws ids with the caller's generators; all other ids become impossible.
+
+    Args:
+        generator: One for the batch, or one per returned sequence.
+
+    Raises:
+        TypeError: A generator is something else.
+    """
+
+    def __init__(self, generator: torch.Generator | list[torch.Generator]):
+        for one in generator if isinstance(generator, list) else [generator]:
+            if not isinstance(one, torch.Generator):
+                raise TypeError(f"generator must be a torch.Generator, or a list of them, got {type(one).__name__}.")
+        self.generator = generator
+        self.criteria = StoppedRows()
+
+    def check_number(self, batch_size: int) -> None:
+        """Raises a `ValueError` unless there is one generator, or one for each of so many sequences."""
+        if isinstance(self.generator, list) and len(self.generator) != batch_size:
+            raise ValueError(
+                f"Got {len(self.generator)} generators for {batch_size} sequences; pass one, or one per sequence."
+            )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        probabilities = scores.softmax(dim=-1)
+        if isinstance(self.generator, list):
+            # The generator of a stopped row stays where it is: what is drawn from it later must not depend on how
+            # long the others are.
+            drawn = scores.argmax(dim=-1)
+            for row in self.criteria.going_on(len(scores)):
+                drawn[row] = _draw(probabilities[row, None], self.generator[row])[0]
+        else:
+            drawn = _draw(probabilities, self.generator)
+        is_drawn = torch.zeros_like(scores, dtype=torch.bool).scatter(1, drawn[:, None], True)
+        return scores.masked_fill(~is_drawn, -torch.inf)
+
+
+def _draw(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    drawn = torch.multinomial(probabilities.to(generator.device), 1, generator=generator)
+    return drawn[:, 0].to(probabilities.device)
+
+
+class StoppedRows(StoppingCriteriaList):
+    """Criteria that remember which rows they have stopped."""
+
+    stopped: torch.Tensor | None = None
+
+    def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        stopped = super().__call__(input_ids, scores, **kwargs)
+        self.stopped = stopped if self.stopped is None else self.stopped | stopped
+        return stopped
+
+    def going_on(self, batch_size: int) -> list[int]:
+        """Rows that no criterion has stopped."""
+        return list(range(batch_size)) if self.stopped is None else (~self.stopped).nonzero().flatten().tolist()
+
+
+def _pad_left(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
+    return torch.nn.functional.pad(rows, (width - rows.shape[1], 0), value=value)
+
+
 class LavitGenerationMixin(GenerationMixin):
     """`generate` for prompts with images, in both forms that the processor gives them, and for drawing."""
 
@@ -80,13 +309,15 @@ class LavitGenerationMixin(GenerationMixin):
                 `"interleaved"` goes on with text and images.
             generator: With `do_sample`: draws tokens from this generator, or from one per returned sequence, instead
                 of the global random state; with one each, a sequence does not depend on the rest of the batch.
+                Returned `scores` are -inf then, but at the id that was drawn.
             kwargs: Model inputs (what the processor returned) and generation options, see
                 [`GenerationMixin.generate`]. When drawing, `guidance_scale` applies classifier-free guidance in one
                 batch; the unconditional context is the image start alone, or `negative_prompt_ids`.
 
         Returns:
             Prompt and new ids, `[batch * num_return_sequences, sequence + new]`, or a `ModelOutput` as in
-            [`GenerationMixin.generate`]. The prompt comes back as it was given.
+            [`GenerationMixin.generate`]. The prompt comes back as it was given. With guidance, `logits`, `attentions`,
+            `hidden_states` and the cache are those of the prompts' own rows; `scores` are the guided ones.
 
         Raises:
             ValueError: If the mode is unknown, prompts and images do not fit together, or options exclude each other.
@@ -110,23 +341,56 @@ class LavitGenerationMixin(GenerationMixin):
                 f"pad_token_id={self.config.image_token_id} is the placeholder of continuous images: padding with it "
                 "would read as an image. Leave it out, or pad with the end of text."
             )
-        sampler = self._build_sampler(mode, generator, options)
         processors = LogitsProcessorList(logits_processor or [])
-        processors.append(SuppressIds(self._forbidden_ids(mode, sampler, options)))
-        if sampler is not None:
-            sampler.given_processors = tuple(logits_processor or ())
-            kwargs["custom_generate"] = sampler
+        if mode != "text":
+            self._check_one_by_one(options, f"generation_mode={mode!r}")
+            processors += self._prepare_drawing(mode, options)
+        if generator is not None:
+            self._check_one_by_one(options, "generator")
+            processors.append(GeneratorDraw(generator))
+        processors.append(SuppressIds(self._forbidden_ids(mode, options)))
         output = super().generate(None, options.generation_config, processors, *args, **kwargs)
         return self._restore_prompt(output, prompt, kwargs.get("input_ids"), new_mask)
 
-    def _forbidden_ids(self, mode: str, sampler: VisualSampler | None, options: _Options) -> list[int]:
+    def _sample(  # type: ignore[override]
+        self,
+        input_ids: torch.Tensor,
+        logits_processor: LogitsProcessorList,
+        stopping_criteria: StoppingCriteriaList,
+        generation_config: GenerationConfig,
+        **kwargs: Any,
+    ) -> Any:
+        """Runs [`GenerationMixin._sample`] with the processors of drawing in their places around those of others."""
+        guidance = next((one for one in logits_processor if isinstance(one, Guidance)), None)
+        draw = next((one for one in logits_processor if isinstance(one, GeneratorDraw)), None)
+        grammar = [one for one in logits_processor if isinstance(one, InterleavedGrammar)]
+        processors = [one for one in logits_processor if one not in (guidance, draw, *grammar)]
+        processors = [*([guidance] if guidance else []), *grammar, *processors]
+        if draw is not None:
+            draw.check_number(len(input_ids))
+            if generation_config.do_sample:
+                processors.append(draw)
+                draw.criteria = stopping_criteria = StoppedRows(stopping_criteria)
+                generation_config = copy.copy(generation_config)
+                generation_config.do_sample = False  # One id is left, and the global random state is nobody's here.
+        if guidance is not None and guidance.is_guided:
+            kwargs["guidance"] = guidance
+        output = super()._sample(
+            input_ids, LogitsProcessorList(processors), stopping_criteria, generation_config, **kwargs
+        )
+        if guidance is not None:
+            guidance.keep_prompts(output, kwargs.get("past_key_values"), len(input_ids))
+        return output
+
+    def _forbidden_ids(self, mode: str, options: _Options) -> list[int]:
         """Ids that the mode never generates; the placeholder is one even after the embeddings have been resized."""
         forbidden = [self.config.image_token_id]
         if mode == "text":
             forbidden += self.config.visual_token_ids
-        elif mode == "image" and sampler.vocab_slice is None and options.get("suppress_tokens") is None:
-            allowed = set(self._drawable_ids())
-            forbidden += [id for id in range(self.config.text_config.vocab_size) if id not in allowed]
+        elif mode == "image" and options.get("suppress_tokens") is None:
+            if options.kwargs.get("vocab_slice") is None:
+                allowed = set(self._drawable_ids())
+                forbidden += [id for id in range(self.config.text_config.vocab_size) if id not in allowed]
         elif mode == "image":  # tokens that a user added are no part of an image, whatever else may be drawn
             after_codes = self.config.visual_token_offset + self.config.visual_tokenizer_config.codebook_size
             forbidden += range(after_codes, self.config.text_config.vocab_size)
@@ -136,38 +400,24 @@ class LavitGenerationMixin(GenerationMixin):
         start = self.config.boi_token_id  # looked up once: attributes of a configuration are slow
         return [id for id in self.config.visual_token_ids if id != start]
 
-    def _build_sampler(self, mode: str, generator: Generators, options: _Options) -> VisualSampler | None:
-        """Takes from the options what only our own decoding loop understands.
-
-        Returns:
-            The loop to use, or `None` if that of `GenerationMixin` will do.
-        """
-        kwargs = options.kwargs
-        if mode == "text":
-            if generator is None:
-                return None
-            self._check_one_by_one(options, "generator")
-            return VisualSampler(generator=generator, streamer=kwargs.pop("streamer", None))
-        self._check_one_by_one(options, f"generation_mode={mode!r}")
+    def _prepare_drawing(self, mode: str, options: _Options) -> list[LogitsProcessor]:
+        """Sets options of a call that draws, and makes its processors of logits."""
         guidance_scale = options.get("guidance_scale")
-        sampler = VisualSampler(
-            guidance_scale=1.0 if guidance_scale is None else float(guidance_scale),
-            generator=generator,
-            is_interleaved=mode == "interleaved",
-            streamer=kwargs.pop("streamer", None),
-        )
+        scale = 1.0 if guidance_scale is None else float(guidance_scale)
         options.set("guidance_scale", 1.0)  # Otherwise transformers would run its own guidance on top.
         if mode == "image":
-            self._prepare_drawing(sampler, options)
-        if sampler.is_guided:
-            self._add_twins(mode, options)
-        elif kwargs.pop("negative_prompt_ids", None) is not None:
+            self._prepare_image(options)
+        negative: dict[str, torch.Tensor] = {}
+        if scale != 1.0:
+            negative = self._prepare_unconditional_rows(mode, options)
+        elif options.kwargs.pop("negative_prompt_ids", None) is not None:
             raise ValueError("negative_prompt_ids have no effect without guidance_scale.")
-        return sampler
+        guidance = Guidance(self.config, scale, options.kwargs.get("vocab_slice"), **negative)
+        return [guidance, InterleavedGrammar(self.config)] if mode == "interleaved" else [guidance]
 
-    def _prepare_drawing(self, sampler: VisualSampler, options: _Options) -> None:
+    def _prepare_image(self, options: _Options) -> None:
         input_ids = options.kwargs.get("input_ids")
-        if input_ids is None or not is_inside_image(input_ids, self.config).all():
+        if input_ids is None or (open_image_starts(input_ids, self.config) < 0).any():
             raise ValueError(
                 'To draw, prompts have to end with the image start. Use `processor(..., generation_mode="image")`; '
                 'a pipeline of transformers needs `processor_kwargs={"generation_mode": "image"}` as well.'
@@ -179,30 +429,51 @@ class LavitGenerationMixin(GenerationMixin):
         drawable = self._drawable_ids()
         is_contiguous = drawable == list(range(drawable[0], drawable[-1] + 1))
         if options.get("suppress_tokens") is None and is_contiguous:
-            sampler.vocab_slice = options.kwargs["vocab_slice"] = (drawable[0], drawable[-1] + 1)
+            options.kwargs["vocab_slice"] = (drawable[0], drawable[-1] + 1)
 
-    def _add_twins(self, mode: str, options: _Options) -> None:
+    def _prepare_unconditional_rows(self, mode: str, options: _Options) -> dict[str, torch.Tensor]:
+        """Checks that rows can be doubled.
+
+        Returns:
+            What they begin with, and its mask, unless that changes while rows are drawn. Prompts and negative prompts
+            are padded to one width.
+        """
         kwargs = options.kwargs
-        input_ids = kwargs.get("input_ids")
-        cache = kwargs.get("past_key_values")
+        input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
         is_filled = cache is not None and int(cache.get_seq_length()) > 0
         if input_ids is None or is_filled or kwargs.get("position_ids") is not None:
             raise ValueError(
                 "Guidance needs input_ids, and can go on neither from filled past_key_values nor with given "
                 "position_ids."
             )
-        mask = kwargs.get("attention_mask")
-        mask = torch.ones_like(input_ids) if mask is None else mask
+        if options.get("prefill_chunk_size") is not None:
+            raise ValueError(
+                "prefill_chunk_size cannot be combined with guidance: what unconditional rows see follows from whole "
+                "prompts. Leave it out."
+            )
+        if kwargs.get("attention_mask") is None:
+            kwargs["attention_mask"] = torch.ones_like(input_ids)
         negative_ids = kwargs.pop("negative_prompt_ids", None)
         negative_mask = kwargs.pop("negative_prompt_attention_mask", None)
+        if mode == "interleaved":
+            if negative_ids is not None:
+                raise ValueError(f"negative_prompt_ids are for generation_mode='image', not {mode!r}.")
+            return {}
         if negative_ids is None:
-            kwargs["input_ids"], kwargs["attention_mask"] = add_unconditional_rows(input_ids, mask, self.config)
-            return
-        if mode != "image":
-            raise ValueError(f"negative_prompt_ids are for generation_mode='image', not {mode!r}.")
-        kwargs["input_ids"], kwargs["attention_mask"] = add_negative_rows(
-            input_ids, mask, negative_ids, negative_mask, self._padding_id()
-        )
+            negative_ids, negative_mask = unconditional_rows(input_ids, self.config)
+        if len(negative_ids) not in (1, len(input_ids)):
+            raise ValueError(
+                f"Got {len(negative_ids)} negative prompts for {len(input_ids)} prompts; pass one, or as many."
+            )
+        negative_ids = negative_ids.expand(len(input_ids), -1).to(input_ids.device)
+        mask = torch.ones_like(negative_ids) if negative_mask is None else negative_mask.to(negative_ids)
+        width, padding = max(input_ids.shape[1], negative_ids.shape[1]), self._padding_id()
+        kwargs["input_ids"] = _pad_left(input_ids, width, padding)
+        kwargs["attention_mask"] = _pad_left(kwargs["attention_mask"], width, 0)
+        return {
+            "negative_ids": _pad_left(negative_ids, width, padding),
+            "negative_mask": _pad_left(mask.expand(len(input_ids), -1), width, 0),
+        }
 
     @staticmethod
     def _check_assistant(kwargs: dict[str, Any]) -> None:
@@ -226,7 +497,8 @@ class LavitGenerationMixin(GenerationMixin):
         num_beams = options.get("num_beams") or 1
         if num_beams > 1:
             raise ValueError(f"{what} cannot be combined with num_beams={num_beams}; sample or decode greedily.")
-        for name in ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp"):
+        others = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "custom_generate")
+        for name in others:
             if options.get(name):
                 raise ValueError(f"{what} cannot be combined with {name}: ids are generated one by one.")
 
@@ -246,9 +518,14 @@ class LavitGenerationMixin(GenerationMixin):
         *args: Any,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        guidance: Guidance | None = None,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        """See [`GenerationMixin.prepare_inputs_for_generation`]."""
+        """See [`GenerationMixin.prepare_inputs_for_generation`]; with guidance, adds unconditional rows."""
+        if guidance is not None:
+            names = ("attention_mask", "position_ids")
+            rows = guidance.add_unconditional_rows(input_ids, *(kwargs[name] for name in names))
+            input_ids, kwargs["attention_mask"], kwargs["position_ids"] = rows
         model_inputs = super().prepare_inputs_for_generation(
             input_ids, *args, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs, **kwargs
         )

@@ -24,7 +24,6 @@ from .image_placeholders import (
     trim_rows,
 )
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer, gather_positions
-from .split_linear import split_linear
 
 logger = logging.get_logger(__name__)
 
@@ -525,7 +524,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         is_plain = type(self.lm_head) is nn.Linear and type(self.lm_head.weight) is nn.Parameter
         if is_plain and not hasattr(self.lm_head, "_hf_hook"):
             bias = None if self.lm_head.bias is None else self.lm_head.bias[slice(*vocab_slice)]
-            return split_linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
+            return nn.functional.linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
         return self.lm_head(hidden)[..., slice(*vocab_slice)]
 
     def _ignore_placeholders(self, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
