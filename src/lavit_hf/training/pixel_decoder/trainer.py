@@ -312,8 +312,8 @@ class DiffusersTrainer(Trainer):
         self.model.eval()
         with self.model.averaged():
             own = rows[self.args.process_index :: self.args.world_size]
-            scores = [self.score(batch).double().sum() for batch in self.eval_batches(own)]
-            total = self.accelerator.reduce(sum(scores, torch.zeros((), device=self.args.device)), reduction="sum")
+            total = torch.tensor(sum(self.score(batch).sum().item() for batch in self.eval_batches(own)) + 0.0)
+            total = self.accelerator.reduce(total.to(self.args.device), reduction="sum")
             image = self.draw(rows) if self.is_world_process_zero() else None
         metrics = {f"{metric_key_prefix}_{self.eval_metric}": total.item() / len(rows)}
         self.log(dict(metrics))
