@@ -73,7 +73,12 @@ def test_a_plain_dataset_trains_the_pixel_decoder_with_new_noise_in_every_epoch(
     pipeline = build_pipeline()
     plain = rows(4)
     args = PixelDecoderArguments(
-        output_dir=str(tmp_path), train_batch_size=4, max_train_steps=2, logging_steps=1, use_ema=False
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=2,
+        logging_steps=1,
+        use_ema=False,
+        use_cpu=True,
     )
     collator, seeds = PixelDecoderDataCollator(pipeline), []
 

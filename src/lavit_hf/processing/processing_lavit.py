@@ -499,6 +499,11 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # `ProcessorMixin` takes any argument whose name contains "tokenizer" for a text tokenizer.
         return ["image_processor", "tokenizer"]
 
+    @property
+    def model_input_names(self) -> list[str]:
+        """As everywhere, ids first: `Trainer` takes the length of a sample from what stands there."""
+        return ["input_ids", "attention_mask", "pixel_values"]
+
     def to_dict(self) -> dict[str, Any]:
         """As everywhere, without the models that the processor uses."""
         parts = copy.copy(self)  # the base class copies all there is, weights too, before it picks what to save
