@@ -498,6 +498,11 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # `ProcessorMixin` takes any argument whose name contains "tokenizer" for a text tokenizer.
         return ["image_processor", "tokenizer"]
 
+    @property
+    def model_input_names(self) -> list[str]:
+        # Ids first: there `Trainer` looks for the lengths of rows.
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
+
     def to_dict(self) -> dict[str, Any]:
         """As everywhere, without the models that the processor uses."""
         parts = copy.copy(self)  # the base class copies all there is, weights too, before it picks what to save
