@@ -124,7 +124,8 @@ def test_continuous_images_are_left_to_the_model(processor, tokenizer):
     expected = processor(**options, return_tensors="pt")
     processor.visual_tokenizer = FakeVisualTokenizer()
     inputs = processor(**options, return_tensors="pt")
-    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"} == set(processor.model_input_names)
+    assert set(inputs) == {"input_ids", "attention_mask", "pixel_values"}
+    assert processor.model_input_names == ["input_ids", "attention_mask", "pixel_values"]  # in this order
     assert all(torch.equal(inputs[name], expected[name]) for name in expected)
     assert processor.get_num_image_tokens(inputs["input_ids"]) == [[N, N], [], [N]]
     assert not processor.visual_tokenizer.calls

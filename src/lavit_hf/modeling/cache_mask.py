@@ -50,7 +50,7 @@ def apply_remembered_mask(
     if len(remembered) != batch_size:
         raise ValueError(
             f"past_key_values was filled with {len(remembered)} rows, some of whose image placeholders are empty, but "
-            f"{batch_size} rows go on from it. Attach the visual tokenizer to the processor to rearrange cached rows."
+            f"{batch_size} rows go on from it. To rearrange cached rows, pass `image_features` and one placeholder each."
         )
     if attention_mask is None:
         total = int(cache.get_seq_length()) + new_positions

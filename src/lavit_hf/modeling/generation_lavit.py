@@ -546,7 +546,7 @@ class LavitGenerationMixin(GenerationMixin):
         forget_mask(cache)  # `generate` carries the mask on from here, also when it repeats rows for beams.
 
     def _prepare_images(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """Replaces images in `kwargs` by their encoding, and light rows by attached ones.
+        """Replaces images in `kwargs` by their encoding, and packs rows, without empty placeholders.
 
         Returns:
             The new attention mask if rows were rewritten.

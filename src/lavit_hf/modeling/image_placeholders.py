@@ -1,9 +1,9 @@
 """Placeholders of continuous images in `input_ids`: where they are, and which of them stay empty.
 
 Two layouts are understood, for all images of a call:
-- attached: as many placeholders as the image has tokens (the processor had the visual tokenizer at hand);
-- light: one placeholder per patch. The image's tokens fill the last ones, so that the token before the image end is a
-  real one; the others are empty and take no part in attention.
+- one placeholder per patch, as processors write. The image's tokens fill the last ones, so that the token before the
+  image end is a real one; the others are empty and take no part in attention;
+- packed: as many placeholders as the image has tokens.
 """
 
 from __future__ import annotations

@@ -311,8 +311,8 @@ class LavitModel(LavitPreTrainedModel):
         if position_ids is not None:
             raise ValueError(
                 "position_ids cannot be given when images have one placeholder per patch, because which of them "
-                "count is known only after encoding. Leave position_ids out, or attach the visual tokenizer to the "
-                "processor."
+                "count is known only after encoding. Leave position_ids out, or pass `image_features` and one "
+                "placeholder for each of them."
             )
 
     def _check_ids(self, input_ids: torch.Tensor) -> None:

@@ -501,8 +501,8 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
 
     @property
     def model_input_names(self) -> list[str]:
-        """As everywhere, ids first: `Trainer` takes the length of a sample from what stands there."""
-        return ["input_ids", "attention_mask", "pixel_values"]
+        # Ids first: there `Trainer` looks for the lengths of rows.
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def to_dict(self) -> dict[str, Any]:
         """As everywhere, without the models that the processor uses."""
