@@ -1,6 +1,6 @@
 """Remembers in a cache which of its positions are empty image placeholders.
 
-With one placeholder per patch (the light form) only the model knows which of them are empty; it packs rows to the
+With one placeholder per patch only the model knows which of them are empty; it packs rows to the
 right and pads them on the left. A caller who goes on from the cache passes the mask of the rows as they were given, so
 the cache has to carry the real one.
 """
@@ -50,7 +50,7 @@ def apply_remembered_mask(
     if len(remembered) != batch_size:
         raise ValueError(
             f"past_key_values was filled with {len(remembered)} rows, some of whose image placeholders are empty, but "
-            f"{batch_size} rows go on from it. To rearrange cached rows, pass `image_features` and one placeholder each."
+            f"{batch_size} rows go on from it. To rearrange rows, pass `image_features` and one placeholder for each."
         )
     if attention_mask is None:
         total = int(cache.get_seq_length()) + new_positions
