@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from lavit_hf import LavitVisualTokenizer, LavitVisualTokenizerConfig
-from lavit_hf.modeling.modeling_lavit_visual_tokenizer import LavitMerger
+from lavit_hf.modeling.modeling_lavit_merger import LavitMerger
 
 
 def dense_attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, eps: float):

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from lavit_hf import LavitForConditionalGeneration, LavitModel, LavitVisualTokenizer
-from lavit_hf.modeling.modeling_lavit_visual_tokenizer import padded_positions, relaxed_attention, smoothed_attention
+from lavit_hf.modeling.modeling_lavit_merger import padded_positions, relaxed_attention, smoothed_attention
 from tiny_models import (
     NUM_PATCHES,
     build_model,

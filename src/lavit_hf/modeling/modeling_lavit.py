@@ -23,7 +23,8 @@ from .image_placeholders import (
     split_image_features,
     trim_rows,
 )
-from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer, gather_positions
+from .modeling_lavit_merger import gather_positions
+from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 
 logger = logging.get_logger(__name__)
 

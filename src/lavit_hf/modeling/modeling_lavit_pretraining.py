@@ -18,14 +18,9 @@ from ..utils.distributed import gather_rows, sum_over_processes, take_from_first
 from .checkpoint_files import CheckedLoadingMixin, import_composition
 from .codebook_learner import LavitCodebookLearner
 from .configuration_lavit import LavitPreTrainingConfig
+from .modeling_lavit_merger import padded_positions
 from .modeling_lavit_token_decoder import LavitTokenDecoder
-from .modeling_lavit_visual_tokenizer import (
-    KEEP,
-    LavitSelector,
-    LavitVisualTokenizer,
-    padded_positions,
-    select_patches,
-)
+from .modeling_lavit_visual_tokenizer import KEEP, LavitSelector, LavitVisualTokenizer, select_patches
 
 
 @dataclass

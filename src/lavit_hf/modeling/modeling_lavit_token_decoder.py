@@ -16,13 +16,7 @@ from transformers.utils.output_capturing import capture_outputs
 
 from .checkpoint_files import CheckedLoadingMixin
 from .configuration_lavit import LavitTokenDecoderConfig
-from .modeling_lavit_visual_tokenizer import (
-    LavitCrossAttention,
-    LavitMLP,
-    LavitSelfAttention,
-    merge_heads,
-    split_heads,
-)
+from .modeling_lavit_merger import LavitCrossAttention, LavitMLP, LavitSelfAttention, merge_heads, split_heads
 
 # Added to attention logits at padding, as the original does.
 _PADDING_BIAS = -10000.0
