@@ -13,8 +13,8 @@ from transformers.utils import logging
 import lavit_cli
 from lavit_cli import loading
 from lavit_cli.loading import load_pipeline
-from lavit_hf.conversion import progress
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.utils import progress
 
 COMMANDS = {
     "Captioning": ["caption", "{photo}", "{photo}", "{photo}", "-m", "{model}", "--batch-size", "1"],

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from ..pipelines.pixel_decoder_files import save_pipelines
 from ..utils.progress import progress_bar
 from . import names
 from .atomic import check_destination, check_space, complete_directory
@@ -16,7 +17,6 @@ from .configs import infer_configs
 from .errors import ConversionError, listing
 from .mapping import CheckpointMapping, map_checkpoint
 from .model_card import save_model_card
-from .pixel_decoders import save_pipelines
 from .processor import build_processor, save_generation_config
 from .shards import check_shard_size
 from .source import OriginalCheckpoint

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -11,7 +10,7 @@ from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from ..utils.atomic_files import new_file_mode
+from ..utils.atomic_files import new_file_mode, write_json
 from ..utils.progress import Progress
 from .atomic import write_error
 from .errors import ConversionError
@@ -44,8 +43,7 @@ def write_sharded(
         progress(sum(sizes[name] for name in tensor_names))
     if split.is_sharded:
         index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
-        text = json.dumps(index, indent=2, sort_keys=True) + "\n"
-        (folder / f"{stem}.safetensors.index.json").write_text(text, encoding="utf-8")
+        write_json(folder / f"{stem}.safetensors.index.json", index, sort_keys=True)
 
 
 def check_shard_size(max_shard_size: int | str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 import zipfile
@@ -16,7 +15,9 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
+from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
+from ..utils.safetensors_files import read_index
 from .errors import ConversionError, listing
 
 # Pages of a memory-mapped file count as this process's memory until the mapping goes. So a file is opened anew after
@@ -206,22 +207,13 @@ def find_weights(folder: Path, safetensors_stem: str, pickle_stem: str | None = 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{path} does not hold a JSON object.")
-    return content
+    """Reads a JSON object, see [`read_json_object`]."""
+    return read_json_object(path, ConversionError)
 
 
 def _indexed_shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConversionError(f"{index} has no weight_map.")
     try:
-        shards = sorted({resolve_inside(index.parent, name, str(index)) for name in weight_map.values()})
+        shards = sorted(resolve_inside(index.parent, name, str(index)) for name in read_index(index, ConversionError))
     except ValueError as error:
         raise ConversionError(str(error)) from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
-
+from ..utils.json_files import read_json_object
+from ..utils.safetensors_files import read_headers, read_index
 from .errors import PublishError
 
 WEIGHTS = ".safetensors"
@@ -20,15 +19,7 @@ def read_object(path: Path) -> dict[str, Any]:
     Raises:
         PublishError: If it cannot be read, or holds something else.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PublishError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:  # no JSON, no UTF-8, or nested too deeply
-        raise PublishError(f"{path} is not readable JSON: {error}.") from error
-    if not isinstance(content, dict):
-        raise PublishError(f"{path} holds no JSON object, but a {type(content).__name__}.")
-    return content
+    return read_json_object(path, PublishError)
 
 
 def is_index(file: str) -> bool:
@@ -51,19 +42,10 @@ def check_weights(root: Path, files: list[str]) -> None:
             "`save_pretrained`, or convert the original with `lavit convert`."
         )
     for file in weights:
-        try:
-            with safe_open(root / file, framework="pt"):
-                pass
-        except (SafetensorError, OSError) as error:
-            raise PublishError(f"{root / file} is not a readable safetensors file ({error}).") from error
+        read_headers(root / file, PublishError)
 
 
 def _check_shards(root: Path, index: str, files: list[str]) -> None:
-    weight_map = read_object(root / index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
-        raise PublishError(f"{root / index} has no weight_map of names of tensors to names of files.")
-    for shard in sorted(set(weight_map.values())):
-        if PurePosixPath(shard).name != shard:
-            raise PublishError(f"{root / index} lists {shard!r}, which is not the name of a file beside it.")
+    for shard in sorted(read_index(root / index, PublishError)):
         if str(PurePosixPath(index).parent / shard) not in files:
             raise PublishError(f"{root / index} lists {shard}, which is not there.")

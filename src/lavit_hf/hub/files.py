@@ -19,13 +19,12 @@ from transformers.dynamic_module_utils import get_relative_import_files
 from ..conversion.layout import FOLDER as ORIGINAL
 from ..conversion.layout import LAYOUT, UNUSED
 from ..evaluation import TASKS
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
 from ..remote_code import PIPELINE_MODULE, code_files
 from .checks import read_object
 from .errors import PublishError
 from .licenses import copied_files, is_notice
 
-DECODERS = ("", "lowres/")
-MODEL_INDEX = "model_index.json"
 METRICS = ("metrics.json", "evaluation/metrics.json")
 
 # Weights, whole or in shards, of any variant, and the indices of shards.
@@ -217,7 +216,7 @@ class _KnownFiles:
     def __init__(self, root: Path, include_evaluation: bool) -> None:
         self._include_evaluation = include_evaluation
         self._parts, code = set(), {f"{PIPELINE_MODULE}.py", *code_files()}
-        for folder in DECODERS:
+        for folder in DECODER_FOLDERS:
             if (root / folder / MODEL_INDEX).is_file():
                 parts, modules = read_parts(root / folder / MODEL_INDEX)
                 self._parts |= {f"{folder}{part}" for part in parts}
@@ -244,7 +243,7 @@ class _KnownFiles:
             return is_file_of_model or name == "README.md" or is_notice(name)
         if folder in self._parts:
             return is_file_of_model or is_notice(path.name)
-        is_index = f"{folder}/" in DECODERS and path.name == MODEL_INDEX
+        is_index = f"{folder}/" in DECODER_FOLDERS and path.name == MODEL_INDEX
         is_asked = self._include_evaluation and bool(_EVALUATION.fullmatch(name))
         return is_index or is_asked or bool(_CHAT_TEMPLATE.fullmatch(name))
 

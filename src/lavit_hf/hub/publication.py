@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -11,15 +10,15 @@ from typing import Any
 
 from huggingface_hub import ModelCardData
 
-from ..conversion.pixel_decoders import link_pixel_decoders
 from ..data.public_text import is_path, without_paths
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders
 from ..remote_code import PIPELINE_MODULE, save_remote_code, write_code
-from ..utils.atomic_files import temporary_folder
+from ..utils.atomic_files import temporary_folder, write_json
 from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, write_card
 from .checks import check_weights, is_index, read_object
 from .errors import PublishError
 from .facts import ADAPTER_CONFIG, Adapter, is_adapter, read_adapter, read_config, read_facts
-from .files import CONFIGURATIONS, DECODERS, MODEL_INDEX, FileList, list_files, mapped_modules, read_parts
+from .files import CONFIGURATIONS, FileList, list_files, mapped_modules, read_parts
 from .licenses import check_licenses, find_license
 
 _PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -115,7 +114,7 @@ def _check_files(root: Path, found: FileList) -> None:
     for name, reason in found.refused.items():
         raise PublishError(f"{root / name} is part of the checkpoint, but {reason}. Replace or remove it.")
     check_weights(root, found.published)
-    for folder in DECODERS:
+    for folder in DECODER_FOLDERS:
         if f"{folder}{MODEL_INDEX}" in found.published:
             for part in read_parts(root / folder / MODEL_INDEX)[0]:
                 if not any(file.startswith(f"{folder}{part}/") for file in found.published):
@@ -159,15 +158,11 @@ def _stage(root: Path, staged: Path, files: list[str]) -> None:
             if content == read_object(root / file):
                 (staged / file).write_bytes((root / file).read_bytes())
             else:
-                _write(staged / file, content)
+                write_json(staged / file, content)
 
 
 def _change(path: Path, **values: Any) -> None:
-    _write(path, {**read_object(path), **values})
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+    write_json(path, {**read_object(path), **values})
 
 
 def _add_code(staged: Path) -> None:
@@ -175,7 +170,7 @@ def _add_code(staged: Path) -> None:
     if path.is_file() and not isinstance(read_object(path).get("image_processor", {}), (dict, type(None))):
         raise PublishError(f"{path.name}: image_processor is no object.")
     save_remote_code(staged)
-    for folder in DECODERS:
+    for folder in DECODER_FOLDERS:
         index = staged / folder / MODEL_INDEX
         if index.is_file() and PIPELINE_MODULE in read_parts(index)[1]:
             write_code(staged / folder)
