@@ -10,18 +10,20 @@ from typing import Any
 
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from ..conversion.atomic import check_destination, check_space, complete_directory
-from ..conversion.shards import check_shard_size, write_sharded
-from ..conversion.weight_files import Weights
+from ..conversion.weight_files import (
+    Weights,
+    check_destination,
+    check_shard_size,
+    check_space,
+    complete_directory,
+    write_sharded,
+)
 from ..modeling.configuration_lavit import LavitConfig
 from ..processing.tokenization_lavit import LavitTokenizer
 from ..utils.atomic_files import write_json
 from ..utils.progress import progress_bar
-from .checks import WEIGHTS, check_weights, read_object
-from .errors import PublishError
 from .facts import read_config
-from .files import list_files
-from .licenses import find_notices
+from .files import WEIGHTS, PublishError, check_weights, find_notices, list_files, read_object
 
 # Where a converted checkpoint keeps the text tokenizer that it was converted from; llama.cpp reads it.
 _SENTENCEPIECE = "original/language_model/tokenizer.model"

@@ -14,9 +14,7 @@ from transformers import AutoConfig
 
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
 from ..utils.safetensors_files import read_headers
-from .checks import WEIGHTS, read_object
-from .errors import PublishError
-from .files import METRICS
+from .files import METRICS, WEIGHTS, PublishError, read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 _MODEL_TYPES = ("lavit", "lavit_visual_tokenizer")

@@ -287,7 +287,7 @@ def check_config(
     # On the meta device a model of any size costs a moment and no memory.
     with name_file(file), _as_value_error(), torch.device("meta"), init.no_init_weights():
         model = model_class(copy.deepcopy(config), *model_args)
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = state_shapes(model)
     prefix = f"{model_class.base_model_prefix}."
     forms = (shapes, {prefix + name: s for name, s in shapes.items()}, _without_prefix(shapes, prefix))
     found = max(forms, key=lambda form: len(form.keys() & expected.keys()))
@@ -301,14 +301,22 @@ def check_config(
             )
     if getattr(config, "quantization_config", None) is not None:  # packed weights have other shapes
         return
-    for name in sorted(found.keys() & expected.keys()):
-        if found[name] != expected[name]:
-            sizes = set(expected[name]) - set(found[name])
-            raise ValueError(
-                f"{file} does not fit the weights{_hint(values, sizes)}: {name} would have the shape "
-                f"{expected[name]}, but the weights have {found[name]}. (`ignore_mismatched_sizes=True` loads the "
-                "others nevertheless.)"
-            )
+    for name in differing_shapes(found, expected):
+        sizes = set(expected[name]) - set(found[name])
+        raise ValueError(
+            f"{file} does not fit the weights{_hint(values, sizes)}: {name} would have the shape {expected[name]}, "
+            f"but the weights have {found[name]}. (`ignore_mismatched_sizes=True` loads the others nevertheless.)"
+        )
+
+
+def state_shapes(model: torch.nn.Module) -> Shapes:
+    """The shapes of all that a model saves."""
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def differing_shapes(found: Shapes, expected: Shapes) -> list[str]:
+    """The names of tensors that both sides have, but in different shapes."""
+    return sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
 
 
 def _counts_as_stored(config: PreTrainedConfig, checkpoint: str | os.PathLike, hub_kwargs: dict[str, Any]) -> bool:
@@ -564,6 +572,7 @@ __all__ = [
     "check_checkpoint",
     "check_config",
     "check_counts",
+    "differing_shapes",
     "file_in",
     "find_file",
     "find_safetensors",
@@ -574,5 +583,6 @@ __all__ = [
     "name_corrupt_weights",
     "name_file",
     "read_shapes",
+    "state_shapes",
     "with_variant",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 import diffusers
 import torch
 
-from ..modeling.checkpoint_files import check_counts, name_file
+from ..modeling.checkpoint_files import check_counts, differing_shapes, name_file, state_shapes
 from ..utils.json_files import read_json_object
 from ..utils.safetensors_files import read_headers
 
@@ -139,15 +139,14 @@ def _try_part(folder: Path, part: str) -> None:
 
 
 def _compare_shapes(model: torch.nn.Module, config_file: Path) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = state_shapes(model)
     for weights in sorted(config_file.parent.glob("*.safetensors")):
         found = {name: header.shape for name, header in read_headers(weights).items()}
-        for name in sorted(found.keys() & expected.keys()):
-            if found[name] != expected[name]:
-                raise ValueError(
-                    f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but "
-                    f"the weights have {found[name]}."
-                )
+        for name in differing_shapes(found, expected):
+            raise ValueError(
+                f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the "
+                f"weights have {found[name]}."
+            )
 
 
 def check_complete(folder: Path, components: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The files of pixel decoders: their `model_index.json`, and how a fine-tuned checkpoint takes over those of its base."""
+"""The files of pixel decoders: `model_index.json`, and how a fine-tuned checkpoint takes over those of its base."""
 
 from __future__ import annotations
 

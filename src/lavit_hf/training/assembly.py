@@ -10,12 +10,16 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..conversion.atomic import check_destination, check_space, complete_directory
-from ..conversion.errors import ConversionError
-from ..conversion.model_card import describe_source, save_derived_card
-from ..conversion.notices import copy_notices_of
-from ..conversion.source import find_component_weights
-from ..conversion.weight_files import Weights, read_json
+from ..conversion.model_card import copy_notices_of, describe_source, save_derived_card
+from ..conversion.original import find_component_weights
+from ..conversion.weight_files import (
+    ConversionError,
+    Weights,
+    check_destination,
+    check_space,
+    complete_directory,
+    read_json,
+)
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, copy_pixel_decoders, link_pixel_decoders

@@ -9,11 +9,15 @@ from typing import Any, NamedTuple
 from huggingface_hub import ModelCardData, snapshot_download
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ...conversion.atomic import check_destination, complete_directory
-from ...conversion.model_card import describe_source, save_derived_card
-from ...conversion.notices import copy_notices_of
-from ...conversion.shards import check_shard_size
-from ...conversion.weight_files import Weights, find_weights, read_json
+from ...conversion.model_card import copy_notices_of, describe_source, save_derived_card
+from ...conversion.weight_files import (
+    Weights,
+    check_destination,
+    check_shard_size,
+    complete_directory,
+    find_weights,
+    read_json,
+)
 from ...modeling.modeling_lavit import LavitForConditionalGeneration
 from ...pipelines.pixel_decoder_files import copy_pixel_decoders, link_pixel_decoders
 from ...processing.processing_lavit import ImageTextProcessor
