@@ -80,7 +80,9 @@ def _read_json(path: Path) -> Any:
         return None
     try:
         return read_json(path)
-    except OSError:
+    except OSError as error:
+        if error.errno is not None:  # it cannot be read at all
+            raise
         return None
 
 
