@@ -21,7 +21,7 @@ from peft import get_peft_model
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.conversion.atomic import check_destination
+from lavit_hf.conversion.weight_files import check_destination
 from lavit_hf.data.loading import NamedDataset, load_data
 from lavit_hf.training import (
     CheckpointCallback,

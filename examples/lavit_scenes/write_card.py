@@ -16,7 +16,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from lavit_hf.hub.card import Origin
-from lavit_hf.hub.publication import prepare
+from lavit_hf.hub.publish import prepare
 from lavit_hf.utils.atomic_files import exit_on_write_errors
 
 HERE = Path(__file__).resolve().parent

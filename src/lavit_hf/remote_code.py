@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import ast
 import functools
-import json
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
+
+from .utils.atomic_files import write_json
+from .utils.json_files import read_json_object
 
 PIPELINE_MODULE, PIPELINE_CLASS = "pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline"
 TOKEN_DECODER = "token_decoder"
@@ -96,7 +98,7 @@ def names_our_pipeline(folder: Path) -> bool:
     index = folder / "model_index.json"
     if not index.is_file():
         return False
-    return json.loads(index.read_text(encoding="utf-8")).get("_class_name") == [PIPELINE_MODULE, PIPELINE_CLASS]
+    return read_json_object(index).get("_class_name") == [PIPELINE_MODULE, PIPELINE_CLASS]
 
 
 def write_code(folder: Path) -> list[Path]:
@@ -117,9 +119,9 @@ def _change_json(path: Path, change: Callable[[dict[str, Any]], bool]) -> bool:
     """Changes a file if it is there and is LaVIT's, which `change` tells."""
     if not path.is_file():
         return False
-    config = json.loads(path.read_text(encoding="utf-8"))
+    config = read_json_object(path)
     if is_ours := change(config):
-        path.write_text(json.dumps(config, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, config, sort_keys=True)
     return is_ours
 
 

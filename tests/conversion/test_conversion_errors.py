@@ -284,9 +284,9 @@ def test_empty_destination_is_used(original, tmp_path):
     "failure", [OSError(errno.ENOSPC, "No space left on device"), KeyboardInterrupt(), RuntimeError("anything")]
 )
 def test_failure_half_way_leaves_nothing(original, monkeypatch, failure):
-    from lavit_hf.conversion import shards
+    from lavit_hf.conversion import weight_files
 
-    save_file, calls = shards.save_file, []
+    save_file, calls = weight_files.save_file, []
 
     def fail_later(*args, **kwargs):
         calls.append(args)
@@ -294,7 +294,7 @@ def test_failure_half_way_leaves_nothing(original, monkeypatch, failure):
             raise failure
         save_file(*args, **kwargs)
 
-    monkeypatch.setattr(shards, "save_file", fail_later)
+    monkeypatch.setattr(weight_files, "save_file", fail_later)
     expected = ConversionError if isinstance(failure, OSError) else type(failure)
     with pytest.raises(expected, match="the disk is full" if isinstance(failure, OSError) else None):
         convert(original, original.parent / "converted", heads=HEADS, max_shard_size="300KB", progress=False)

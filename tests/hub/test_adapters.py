@@ -13,7 +13,7 @@ from hub.hub_server import HubServer
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.hub import PublishError, publish
 from lavit_hf.hub.card import Origin
-from lavit_hf.hub.publication import prepare
+from lavit_hf.hub.publish import prepare
 from lavit_hf.training import get_lora_config
 
 PICTURE = Path(__file__).parents[2] / "examples" / "images" / "chelsea.jpg"

@@ -75,7 +75,7 @@ def test_paths_of_data_become_names(folder: Path, data: str) -> None:
     content["results"][0]["options"] = {"clip": "/home/me/secret/clip"}
     path.write_text(json.dumps(content))
     from lavit_hf.hub.card import Origin
-    from lavit_hf.hub.publication import prepare
+    from lavit_hf.hub.publish import prepare
 
     with prepare(folder, "owner/name", Origin()) as publication:
         published = json.loads(publication.files["metrics.json"].read_text())
@@ -89,7 +89,7 @@ def test_configurations_name_no_paths(folder: Path) -> None:
         content = json.loads((folder / name).read_text())
         (folder / name).write_text(json.dumps({**content, key: "/home/me/secret/model"}))
     from lavit_hf.hub.card import Origin
-    from lavit_hf.hub.publication import prepare
+    from lavit_hf.hub.publish import prepare
 
     with prepare(folder, "owner/name", Origin()) as publication:
         for name in ("unet/config.json", "tokenizer_config.json"):

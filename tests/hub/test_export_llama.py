@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.conversion.errors import ConversionError
+from lavit_hf.conversion.weight_files import ConversionError
 from lavit_hf.hub import PublishError, export_llama
 from tiny_models import build_model
 

@@ -264,7 +264,7 @@ class TestEvaluation:
 
 def test_what_is_published_loads(folder: Path, tmp_path: Path) -> None:
     from lavit_hf.hub.card import Origin
-    from lavit_hf.hub.publication import prepare
+    from lavit_hf.hub.publish import prepare
 
     add(folder, *PRIVATE)
     with prepare(folder, "owner/name", Origin()) as publication:

@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from lavit_hf import LavitConfig, LavitVisualTokenizer
 from lavit_hf.hub import PublishError, publish
 from lavit_hf.hub.card import Origin
-from lavit_hf.hub.licenses import check_licenses
-from lavit_hf.hub.publication import prepare
+from lavit_hf.hub.files import check_licenses
+from lavit_hf.hub.publish import prepare
 from lavit_hf.remote_code import code_files
 
 METRICS = {

@@ -10,7 +10,7 @@ import lavit_hf
 import standalone
 from hub.hub_server import HubServer
 from lavit_hf.hub.card import Origin
-from lavit_hf.hub.publication import prepare
+from lavit_hf.hub.publish import prepare
 from lavit_hf.remote_code import PIPELINE_MODULE, code_files, pipeline_code
 from standalone import compute
 

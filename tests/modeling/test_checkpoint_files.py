@@ -4,11 +4,16 @@ import json
 import shutil
 import time
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
+from huggingface_hub.errors import GatedRepoError, HfHubHTTPError
 from transformers import AutoModelForImageTextToText
 
 from lavit_hf import LavitConfig, LavitForConditionalGeneration, LavitModel, LavitTokenDecoder, LavitVisualTokenizer
+from lavit_hf.modeling import checkpoint_files
+from lavit_hf.modeling.checkpoint_files import find_file
+from lavit_hf.utils.safetensors_files import read_headers
 
 
 def changed(checkpoint: Path, target: Path, file: str, *path: str, value: object) -> Path:
@@ -129,3 +134,34 @@ def test_a_broken_generation_config_is_not_passed_over(checkpoint, tmp_path):
     (tmp_path / "copy" / "generation_config.json").write_text('{"eos_token_id": ')
     with pytest.raises(OSError, match=r"generation_config\.json"):
         LavitForConditionalGeneration.from_pretrained(tmp_path / "copy")
+
+
+def test_files_that_are_not_there_are_none(checkpoint, tmp_path):
+    assert find_file(checkpoint, "config.json", {}) == str(Path(checkpoint) / "config.json")
+    assert find_file(checkpoint, "tokenizer.model", {}) is None
+    assert find_file(tmp_path, "model.safetensors", {"subfolder": "lowres"}) is None
+    commit = tmp_path / "models--me--lavit" / "snapshots" / ("0" * 40)
+    commit.mkdir(parents=True)
+    (commit / "config.json").write_text("{}")
+    (commit.parents[1] / "refs").mkdir()
+    (commit.parents[1] / "refs" / "main").write_text(commit.name)
+    assert find_file("me/lavit", "config.json", {"cache_dir": str(tmp_path)}) == str(commit / "config.json")
+    assert find_file("me/lavit", "model.safetensors", {"cache_dir": str(tmp_path)}) is None  # nobody can say, offline
+    assert find_file("me/other", "model.safetensors", {"cache_dir": str(tmp_path)}) is None
+
+
+def test_files_that_must_not_be_read_are_not_taken_for_missing(monkeypatch):
+    with pytest.raises(OSError, match="Repo id must"):
+        find_file("me/lavit/more", "config.json", {})
+    for error in (GatedRepoError("gated", response=Mock()), HfHubHTTPError("no", response=Mock())):
+        monkeypatch.setattr("transformers.utils.hub.hf_hub_download", Mock(side_effect=error))
+        with pytest.raises(OSError, match="gated|connection error"):
+            find_file("me/lavit", "config.json", {})
+
+
+def test_headers_are_read_once(checkpoint, monkeypatch):
+    read = []
+    monkeypatch.setattr(checkpoint_files, "read_headers", lambda path: read.append(path) or read_headers(path))
+    LavitVisualTokenizer.from_pretrained(checkpoint)
+    LavitForConditionalGeneration.from_pretrained(checkpoint)
+    assert len(read) == 2

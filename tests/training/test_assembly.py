@@ -11,7 +11,7 @@ from huggingface_hub import ModelCard
 from safetensors.torch import load_file, save_file
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitTokenDecoder
-from lavit_hf.conversion.errors import ConversionError
+from lavit_hf.conversion.weight_files import ConversionError
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
 from lavit_hf.training import assemble, build_pixel_decoder
 from tiny_parts import CHECKPOINT

@@ -1,6 +1,7 @@
 """Files and directories that are there as a whole, or not at all."""
 
 import errno
+import os
 import signal
 import subprocess
 import sys
@@ -151,6 +152,7 @@ def test_scripts_end_with_one_line(error, message):
 @pytest.mark.parametrize(
     "error",
     [
+        NotADirectoryError(errno.ENOTDIR, "Not a directory", "data.json/images"),
         FileNotFoundError(errno.ENOENT, "No such file or directory", "data.json"),
         SafetensorError("Error while deserializing header: invalid header"),
         RuntimeError("shapes do not match"),
@@ -161,3 +163,22 @@ def test_other_errors_of_scripts_stay_as_they_are(error):
     with pytest.raises(type(error)) as caught, exit_on_write_errors():
         raise error
     assert caught.value is error
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_input_that_must_not_be_read_is_no_output(tmp_path, monkeypatch, kind):
+    path = tmp_path / "data"
+    path.mkdir() if kind == "folder" else path.write_text("")
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.R_OK)  # root may read what it likes
+    with pytest.raises(PermissionError), exit_on_write_errors():
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+    monkeypatch.setattr("os.access", lambda path, mode: mode != os.W_OK)
+    with pytest.raises(SystemExit, match="data could not be written: Permission denied"), exit_on_write_errors():
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+
+@pytest.mark.parametrize("make", [Path.mkdir, os.makedirs])
+def test_a_directory_that_cannot_be_made_is_an_output(tmp_path, make):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match="out could not be written: Not a directory"), exit_on_write_errors():
+        make(tmp_path / "file" / "out")

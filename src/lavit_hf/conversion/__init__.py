@@ -1,9 +1,9 @@
 """Conversion between the original LaVIT layout and the models of this library."""
 
+from .configs import parse_heads
 from .convert import convert
-from .errors import ConversionError
-from .heads import parse_heads
+from .mapping import Plan, plan
 from .original import convert_to_original
-from .plan import Plan, plan
+from .weight_files import ConversionError
 
 __all__ = ["ConversionError", "Plan", "convert", "convert_to_original", "parse_heads", "plan"]

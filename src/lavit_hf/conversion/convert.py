@@ -2,26 +2,41 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
+from transformers import GenerationConfig, PreTrainedConfig
 
-from ..utils.progress import progress_bar
+from ..modeling.checkpoint_files import Shapes, check_counts, differing_shapes, name_file, state_shapes
+from ..modeling.configuration_lavit import LavitConfig
+from ..pipelines.pixel_decoder_files import save_pipelines
+from ..utils.progress import Progress, progress_bar
 from . import names
-from .atomic import check_destination, check_space, complete_directory
-from .components import check_components
-from .configs import infer_configs
-from .errors import ConversionError, listing
-from .mapping import CheckpointMapping, map_checkpoint
-from .model_card import save_model_card
-from .pixel_decoders import save_pipelines
-from .processor import build_processor, save_generation_config
-from .shards import check_shard_size
-from .source import OriginalCheckpoint
-from .tensors import resolve_dtype
-from .writer import ConvertedWriter
+from .configs import Configs, infer_configs
+from .mapping import CheckpointMapping, Target, join, map_checkpoint
+from .model_card import copy_notices, save_model_card
+from .original import FOLDER, TEXT_TOKENIZER, UNUSED, Component, FileLayout, Layout, OriginalCheckpoint, unused_key
+from .weight_files import (
+    ConversionError,
+    Weights,
+    check_destination,
+    check_shard_size,
+    check_space,
+    complete_directory,
+    listing,
+    read_json,
+    write_sharded,
+)
+
+if TYPE_CHECKING:
+    from ..processing.processing_lavit import ImageTextProcessor
 
 
 def convert(
@@ -92,3 +107,270 @@ def _settle_overridden(source: OriginalCheckpoint, mapping: CheckpointMapping) -
             differing.append(f"{file}: {name} differs from {winner[0]}: {winner[1]}")
     if differing:
         raise ConversionError(listing("Both branches share one vision encoder, but the files hold two:", differing))
+
+
+# The U-Nets and VAEs of the pixel decoders are checked against the classes that will load them.
+
+
+# diffusers renames these when it loads an old checkpoint. They are stored as they are.
+_OLD_ATTENTION = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+_OLD_NAME = re.compile(rf"(.*attentions\.\d+)\.({'|'.join(_OLD_ATTENTION)})\.(weight|bias)")
+
+
+def check_components(source: OriginalCheckpoint) -> None:
+    """Names every unexpected, missing or misshapen tensor of the pixel decoders' models.
+
+    Without diffusers, which only drawing needs, the tensors are taken as they are.
+    """
+    if importlib.util.find_spec("diffusers") is None:
+        return
+    problems = [problem for component in source.components for problem in _problems(source, component)]
+    if problems:
+        raise ConversionError(listing("The tensors do not fit the pixel decoders:", problems))
+
+
+def _problems(source: OriginalCheckpoint, component: Component) -> list[str]:
+    if component.weights is None or component.stem != "diffusion_pytorch_model":
+        return []
+    path = source.root / component.folder / "config.json"
+    if not path.is_file():
+        return [f"{component.folder}: missing config.json"]
+    config = read_json(path)
+    try:
+        check_counts(config, len(component.weights.headers), path)
+    except ValueError as error:
+        return [str(error)]
+    expected = _expected_shapes(config, component.folder)
+    stored = {_new_name(name): name for name in component.weights.headers}
+    found = {new: list(component.weights.headers[name].shape) for new, name in stored.items()}
+    return sorted(
+        [f"{component.folder}: missing {name} {expected[name]}" for name in expected.keys() - found.keys()]
+        + [f"{component.folder}: unexpected {stored[name]} {found[name]}" for name in found.keys() - expected.keys()]
+        + [
+            f"{component.folder}: {stored[name]} has shape {found[name]}, expected {expected[name]}"
+            for name in differing_shapes(found, expected)
+        ]
+    )
+
+
+def _expected_shapes(config: dict, folder: str) -> Shapes:
+    import diffusers  # slow to import
+
+    model_class = getattr(diffusers, str(config.get("_class_name")), None)
+    if model_class is None or not issubclass(model_class, diffusers.ModelMixin):
+        raise ConversionError(f"{folder}/config.json names no model of diffusers ({config.get('_class_name')}).")
+    try:
+        with name_file(f"{folder}/config.json"), torch.device("meta"):
+            model = model_class.from_config(config)
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise ConversionError(
+            f"{folder}/config.json does not describe a network of the class {model_class.__name__}: {error}"
+        ) from error
+    return state_shapes(model)
+
+
+def _new_name(name: str) -> str:
+    match = _OLD_NAME.fullmatch(name)
+    return f"{match[1]}.{_OLD_ATTENTION[match[2]]}.{match[3]}" if match else name
+
+
+# Processor and generation config.
+
+
+def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTextProcessor:
+    """Builds the processor, checks that the text tokenizer fits the language model, and finds a row for placeholders.
+
+    All rows of the published embeddings are taken, but byte fallback leaves one unused: that of the unknown token.
+
+    Args:
+        source: The original checkpoint.
+        config: The model's configuration. It gets the `image_token_id`.
+
+    Returns:
+        The processor, without a visual tokenizer.
+    """
+    # Imported here: importing the converter must not load the tokenizer and image libraries.
+    from ..processing.image_processing_pil_lavit import LavitImageProcessorPil
+    from ..processing.processing_lavit import ImageTextProcessor
+    from ..processing.tokenization_lavit import LavitTokenizer, read_sentencepiece
+
+    visual: Any = config.visual_tokenizer_config
+    text: Any = config.text_config
+    path = source.root / TEXT_TOKENIZER
+    try:
+        backend, special_tokens = read_sentencepiece(path)
+        unknown_id = backend.token_to_id(special_tokens["unk_token"])
+        tokenizer = LavitTokenizer.from_sentencepiece(path, visual.codebook_size, image_token_id=unknown_id)
+    except ValueError as error:
+        raise ConversionError(f"{path}: {error}") from error
+    if tokenizer.boi_token_id != config.boi_token_id:
+        raise ConversionError(
+            f"{path} has {tokenizer.boi_token_id} tokens, but the language model's vocabulary "
+            f"({text.vocab_size}) less {visual.codebook_size} codes, image start and image end leaves "
+            f"{config.boi_token_id}."
+        )
+    _set_placeholder(config, unknown_id)
+    height, width = visual.image_size
+    image_processor = LavitImageProcessorPil(size={"height": height, "width": width})
+    return ImageTextProcessor(
+        image_processor=image_processor, tokenizer=tokenizer, image_seq_length=visual.num_patches
+    )
+
+
+def _set_placeholder(config: LavitConfig, image_token_id: int) -> None:
+    text: Any = config.text_config
+    if getattr(text, "pad_token_id", None) == image_token_id:
+        text.pad_token_id = None  # Early Llamas pad with it; here padding is the end of text, and it is masked.
+    config.image_token_id = image_token_id
+    try:
+        config.validate()
+    except StrictDataclassClassValidationError as error:
+        raise ConversionError(f"The unknown token cannot be the placeholder of images: {error}") from error
+
+
+def save_generation_config(source: OriginalCheckpoint, config: LavitConfig, folder: Path) -> None:
+    """Writes the special ids for generation; sampling options of the language model alone do not carry over."""
+    path = source.root / "language_model/generation_config.json"
+    stored = read_json(path) if path.is_file() else {}
+    ids = {key: stored.get(key, getattr(config.text_config, key)) for key in ("bos_token_id", "eos_token_id")}
+    eos = ids["eos_token_id"]
+    padding = eos[0] if isinstance(eos, list) else eos
+    GenerationConfig(**ids, pad_token_id=padding).save_pretrained(folder)
+
+
+# Tensors, and the record of the original layout.
+
+
+class ConvertedWriter:
+    """Writes everything that holds tensors, and the record of the original layout.
+
+    Args:
+        source: The original checkpoint.
+        configs: The configurations of the models.
+        mapping: Which tensor goes where.
+        cast: What the model and the token decoders are cast to; `None` keeps them as stored.
+        max_shard_size: Largest size of a file of weights.
+    """
+
+    def __init__(
+        self,
+        source: OriginalCheckpoint,
+        configs: Configs,
+        mapping: CheckpointMapping,
+        cast: torch.dtype | None,
+        max_shard_size: int | str,
+    ):
+        self.source = source
+        self.configs = configs
+        self.mapping = mapping
+        self.cast = cast
+        self.max_shard_size = max_shard_size
+        self.layout = Layout(dtype=dtype_name(cast) if cast else None)
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of all tensors to write."""
+        unused = sum(_stored_bytes(self.source.weights[file], name) for file, name in self.mapping.unused)
+        models = sum(self._size(target) for targets in self.mapping.models.values() for target in targets.values())
+        parts = [component.weights for component in self.source.components if component.weights]
+        return unused + models + sum(_stored_bytes(weights, name) for weights in parts for name in weights.headers)
+
+    def write(self, folder: Path, progress: Progress) -> None:
+        """Writes into an empty directory."""
+        for model in self.mapping.models:
+            self._write_model(folder, model, progress)
+        for component in self.source.components:
+            self._write_component(folder, component, progress)
+        self._write_unused(folder, progress)
+        for file, weights in self.source.weights.items():
+            self._record(file, weights)
+        for file in self.source.other_files():
+            self._copy(folder, file, f"{FOLDER}/{file}")
+        self.layout.copied.update(copy_notices(self.source, folder))
+        self.layout.save(folder)
+
+    def _write_model(self, folder: Path, model: str, progress: Progress) -> None:
+        targets = self.mapping.models[model]
+        config = self.configs.token_decoders[model] if model else self.configs.model
+        if self.cast:
+            _set_dtype(config, self.cast)
+        config.save_pretrained(folder / model)
+        sizes = {name: self._size(target) for name, target in targets.items()}
+        write_sharded(
+            folder / model, "model", sizes, lambda name: self._assemble(targets[name]), self.max_shard_size, progress
+        )
+
+    def _assemble(self, target: Target) -> torch.Tensor:
+        tensor = join([(origin.mark, self.source.read(origin.file, origin.name)) for origin in target.origins])
+        return tensor.to(cast_dtype(tensor.dtype, self.cast))
+
+    def _write_component(self, folder: Path, component: Component, progress: Progress) -> None:
+        if component.weights:
+            weights = component.weights
+            sizes = {name: _stored_bytes(weights, name) for name in weights.headers}
+            target = folder / component.target
+            write_sharded(target, component.stem, sizes, weights.read, self.max_shard_size, progress)
+            self._record(component.folder, weights)
+        for file in component.other_files:
+            # An index of the source's shards would mislead whoever loads the new ones.
+            beside = f"{component.target}/{Path(file).name}"
+            self._copy(folder, file, f"{FOLDER}/{file}" if file.endswith(".index.json") else beside)
+
+    def _write_unused(self, folder: Path, progress: Progress) -> None:
+        pairs = {unused_key(*pair): pair for pair in self.mapping.unused}
+        if pairs:
+            sizes = {key: _stored_bytes(self.source.weights[file], name) for key, (file, name) in pairs.items()}
+            write_sharded(
+                folder / FOLDER,
+                UNUSED,
+                sizes,
+                lambda key: self.source.read(*pairs[key]),
+                self.max_shard_size,
+                progress,
+            )
+            self.layout.add_unused(pairs.values())
+
+    def _record(self, key: str, weights: Weights) -> None:
+        for path, tensor_names in weights.names_by_path():
+            dtypes = {name: dtype_name(weights.dtype(name)) for name in tensor_names}
+            bare = weights.files[path].holds_bare_tensor
+            self.layout.files[path.relative_to(self.source.root).as_posix()] = FileLayout(key, dtypes, bare)
+
+    def _copy(self, folder: Path, file: str, target: str) -> None:
+        (folder / target).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(self.source.root / file, folder / target)
+        self.layout.copied[file] = target
+
+    def _size(self, target: Target) -> int:
+        assert target.dtype is not None
+        return torch.Size(target.shape).numel() * cast_dtype(target.dtype, self.cast).itemsize
+
+
+def _stored_bytes(weights: Weights, name: str) -> int:
+    return weights.headers[name].numel * weights.dtype(name).itemsize
+
+
+def _set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
+    config.dtype = dtype
+    for part in getattr(config, "sub_configs", {}):
+        _set_dtype(getattr(config, part), dtype)
+
+
+def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """Turns `"bfloat16"` into `torch.bfloat16`; `None` (also as `"auto"`) keeps every tensor as stored."""
+    if dtype is None or dtype == "auto":
+        return None
+    resolved = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point or resolved.itemsize < 2:
+        raise ConversionError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}.")
+    return resolved
+
+
+def cast_dtype(stored: torch.dtype, cast: torch.dtype | None) -> torch.dtype:
+    """The dtype a tensor is written in: only floating point is cast."""
+    return cast if cast is not None and stored.is_floating_point else stored
+
+
+def dtype_name(dtype: torch.dtype) -> str:
+    """`"float32"` for `torch.float32`."""
+    return str(dtype).removeprefix("torch.")

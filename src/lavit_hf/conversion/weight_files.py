@@ -1,23 +1,90 @@
-"""Reading weights one tensor at a time, from pickles and safetensors, in one file or in shards."""
+"""Weights on disk, read and written one tensor or shard at a time, in directories that are there when complete."""
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
+import shutil
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from ..utils.atomic_files import complete_folder, new_file_mode, readable_size, why_not_written, write_json
+from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
-from .errors import ConversionError, listing
+from ..utils.progress import Progress
+from ..utils.safetensors_files import read_index
+
+
+class ConversionError(ValueError):
+    """The source, the destination or an option does not allow the conversion. The message is meant for the user."""
+
+
+def listing(title: str, lines: Iterable[str]) -> str:
+    """Formats `lines` as an indented list below `title`."""
+    return "\n".join([title, *(f"  {line}" for line in lines)])
+
+
+# Where weights are written.
+
+
+# Configurations, tokenizer and notices; far more than they need.
+_MARGIN = 32 * 2**20
+
+
+def check_destination(destination: Path) -> None:
+    """Refuses a destination that would be overwritten."""
+    if destination.is_dir():
+        if any(destination.iterdir()):
+            raise ConversionError(f"{destination} exists and is not empty; choose another destination or remove it.")
+    elif destination.exists() or destination.is_symlink():
+        raise ConversionError(f"{destination} exists and is not a directory.")
+
+
+def check_space(destination: Path, needed: int) -> None:
+    """Refuses to start if the disk of `destination` has less than `needed` bytes left."""
+    existing = next(folder for folder in (destination, *destination.parents) if folder.exists())
+    free = shutil.disk_usage(existing).free
+    if needed + _MARGIN > free:
+        raise ConversionError(
+            f"{destination} needs {readable_size(needed + _MARGIN)}, but only {readable_size(free)} are free there."
+        )
+
+
+@contextmanager
+def complete_directory(destination: Path) -> Iterator[Path]:
+    """Yields a temporary directory beside `destination` that becomes `destination` if the body succeeds.
+
+    Whatever goes wrong in the body, including an interrupt, removes it again.
+    """
+    check_destination(destination)
+    destination = destination.resolve()
+    try:
+        with complete_folder(destination) as partial:
+            yield partial
+    except OSError as error:
+        if error.errno is None:  # not the system's: something to read is missing, and the message says what
+            raise ConversionError(str(error)) from error
+        raise write_error(error, error.filename2 or error.filename or destination) from error
+
+
+def write_error(error: Exception, path: Path | str) -> ConversionError:
+    """What to tell the user about a failed write."""
+    return ConversionError(why_not_written(error, path))
+
+
+# Reading.
+
 
 # Pages of a memory-mapped file count as this process's memory until the mapping goes. So a file is opened anew after
 # this many bytes were handed out.
@@ -206,22 +273,13 @@ def find_weights(folder: Path, safetensors_stem: str, pickle_stem: str | None = 
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConversionError(f"{path} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ConversionError(f"{path} does not hold a JSON object.")
-    return content
+    """Reads a JSON object, see [`read_json_object`]."""
+    return read_json_object(path, ConversionError)
 
 
 def _indexed_shards(index: Path) -> list[Path]:
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise ConversionError(f"{index} has no weight_map.")
     try:
-        shards = sorted({resolve_inside(index.parent, name, str(index)) for name in weight_map.values()})
+        shards = sorted(resolve_inside(index.parent, name, str(index)) for name in read_index(index, ConversionError))
     except ValueError as error:
         raise ConversionError(str(error)) from error
     if missing := [shard.name for shard in shards if not shard.is_file()]:
@@ -258,3 +316,76 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+
+# Writing.
+
+
+def write_sharded(
+    folder: Path,
+    stem: str,
+    sizes: Mapping[str, int],
+    read: Callable[[str], torch.Tensor],
+    max_shard_size: int | str,
+    progress: Progress,
+) -> None:
+    """Writes tensors as `stem.safetensors`, or as shards with an index, in the format of transformers and diffusers.
+
+    Only the tensors of one shard are held at a time.
+
+    Args:
+        folder: Where to write; created if needed.
+        stem: Name of the file without its ending.
+        sizes: Names of the tensors and their sizes in bytes, in the order of writing.
+        read: Returns a tensor by its name.
+        max_shard_size: Largest size of a shard, in bytes or as in `"5GB"`.
+        progress: Called with the bytes of every written shard.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    split = _split(sizes, stem, max_shard_size)
+    for filename, tensor_names in split.filename_to_tensors.items():
+        write_file(folder / filename, _hold(tensor_names, read))
+        progress(sum(sizes[name] for name in tensor_names))
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
+        write_json(folder / f"{stem}.safetensors.index.json", index, sort_keys=True)
+
+
+def check_shard_size(max_shard_size: int | str) -> None:
+    """Refuses a size that cannot be understood."""
+    try:
+        _split({"tensor": 1}, "model", max_shard_size)
+    except ValueError as error:
+        raise ConversionError(f"The largest size of a shard has to look like 5GB: {error}") from error
+
+
+def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    """Writes one file of safetensors."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        save_file(tensors, path, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise write_error(error, path) from error
+    path.chmod(new_file_mode(0o666))  # safetensors makes its files private to their owner
+
+
+def _split(sizes: Mapping[str, int], stem: str, max_shard_size: int | str) -> StateDictSplit:
+    return split_state_dict_into_shards_factory(
+        dict(sizes),
+        get_storage_size=lambda size: size,
+        filename_pattern=stem + "{suffix}.safetensors",
+        max_shard_size=max_shard_size,
+    )
+
+
+def _hold(tensor_names: list[str], read: Callable[[str], torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Reads the tensors of a shard. safetensors takes neither gaps nor two names for one memory."""
+    tensors: dict[str, torch.Tensor] = {}
+    seen: set[int] = set()
+    for name in tensor_names:
+        tensor = read(name).contiguous()
+        if (tensor.numel() and tensor.data_ptr() in seen) or tensor.nbytes != tensor.untyped_storage().nbytes():
+            tensor = tensor.clone()
+        seen.add(tensor.data_ptr())
+        tensors[name] = tensor
+    return tensors

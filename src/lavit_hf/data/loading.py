@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 
 from huggingface_hub.constants import HF_HUB_CACHE
 
+from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
 
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -136,8 +136,8 @@ def load_saved(path: Path) -> Any:
 
 def _read_names(file: Path, key: str) -> list[Any]:
     try:
-        return list(json.loads(file.read_text(encoding="utf-8"))[key])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        return list(read_json_object(file)[key])
+    except (OSError, KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: it lists no {key} ({error!r}).") from error
 
 

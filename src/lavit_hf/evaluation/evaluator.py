@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from ..data.public_text import public_name, without_paths
-from ..utils.atomic_files import read_json, write_json
+from ..utils.atomic_files import write_json
 from ..utils.distributed import process_state
+from ..utils.json_files import read_json_object
 from ..utils.progress import progress_bar
 from .checkpoint import EvaluatedCheckpoint
 from .predictions import PredictionDirectory
@@ -72,11 +73,11 @@ def evaluate(
             _report(checkpoint, task, directory, settings, num_shown)
         state.wait_for_everyone()
     if state.is_main_process:
-        results = [read_json(folder / METRICS) for folder in folders]
+        results = [read_json_object(folder / METRICS) for folder in folders]
         common = {"checkpoint": public_name(checkpoint.name), "versions": library_versions()}
         write_json(output / METRICS, {**common, "results": results})
     state.wait_for_everyone()
-    return read_json(output / METRICS)
+    return read_json_object(output / METRICS)
 
 
 def _folder(output: Path, task: Task) -> Path:

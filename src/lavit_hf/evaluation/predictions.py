@@ -20,7 +20,8 @@ from typing import Any, BinaryIO
 
 from PIL import Image
 
-from ..utils.atomic_files import complete_file, read_json, remove_partials, write_json
+from ..utils.atomic_files import complete_file, remove_partials, write_json
+from ..utils.json_files import read_json_object
 
 _PICTURES = "pictures"
 
@@ -53,7 +54,7 @@ class PredictionDirectory:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._settings, settings)
             return
-        found = read_json(self._settings)
+        found = read_json_object(self._settings)
         names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
         if names:
             listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)

@@ -13,8 +13,8 @@ from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..data.public_text import is_path, one_line, public_name
-from .errors import PublishError
 from .facts import Facts
+from .files import PublishError
 
 
 @dataclass

@@ -10,17 +10,20 @@ from typing import Any
 
 from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
 
-from ..conversion.atomic import check_destination, check_space, complete_directory
-from ..conversion.shards import check_shard_size, write_sharded
-from ..conversion.weight_files import Weights
+from ..conversion.weight_files import (
+    Weights,
+    check_destination,
+    check_shard_size,
+    check_space,
+    complete_directory,
+    write_sharded,
+)
 from ..modeling.configuration_lavit import LavitConfig
 from ..processing.tokenization_lavit import LavitTokenizer
+from ..utils.atomic_files import write_json
 from ..utils.progress import progress_bar
-from .checks import WEIGHTS, check_weights
-from .errors import PublishError
 from .facts import read_config
-from .files import list_files
-from .licenses import find_notices
+from .files import WEIGHTS, PublishError, check_weights, find_notices, list_files, read_object
 
 # Where a converted checkpoint keeps the text tokenizer that it was converted from; llama.cpp reads it.
 _SENTENCEPIECE = "original/language_model/tokenizer.model"
@@ -126,7 +129,7 @@ def _llama_config(config: LavitConfig, weights: Weights, names: dict[str, str]) 
 def _save_generation_config(source: Path, config: LavitConfig, folder: Path) -> None:
     text: Any = config.text_config
     path = source / "generation_config.json"
-    stored = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    stored = read_object(path) if path.is_file() else {}
     ids = {name: stored.get(name, getattr(text, name, None)) for name in ("bos_token_id", "eos_token_id")}
     placeholder = config.image_token_id
     suppressed = [placeholder] if placeholder < text.vocab_size else None
@@ -157,9 +160,9 @@ def _save_tokenizer(source: Path, config: LavitConfig, folder: Path) -> None:
     )
     plain.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
-    settings = json.loads(path.read_text(encoding="utf-8"))
+    settings = read_object(path)
     # Named as in transformers 4, and with what llama.cpp asks for: prompts start without a BOS.
     settings |= {"tokenizer_class": "PreTrainedTokenizerFast", "add_bos_token": False, "add_eos_token": False}
-    path.write_text(json.dumps(settings, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, settings, sort_keys=True)
     if (source / _SENTENCEPIECE).is_file():
         shutil.copyfile(source / _SENTENCEPIECE, folder / "tokenizer.model")

@@ -10,12 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
 from transformers import AutoConfig
 
-from .checks import WEIGHTS, read_object
-from .errors import PublishError
-from .files import DECODERS, METRICS, MODEL_INDEX
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
+from ..utils.safetensors_files import read_headers
+from .files import METRICS, WEIGHTS, PublishError, read_object
 
 ADAPTER_CONFIG = "adapter_config.json"
 _MODEL_TYPES = ("lavit", "lavit_visual_tokenizer")
@@ -84,7 +83,9 @@ def read_facts(root: Path, files: list[str], config: Any, adapter: Adapter | Non
     for file in sorted(files, key=lambda name: ("/" in name, name)):  # the model itself first
         if file.endswith(WEIGHTS) and not file.startswith("original/"):
             _count(root, file, whole, parameters, dtypes)
-    decoders = {folder: _decoder_kind(root / folder) for folder in DECODERS if f"{folder}{MODEL_INDEX}" in files}
+    decoders = {
+        folder: _decoder_kind(root / folder) for folder in DECODER_FOLDERS if f"{folder}{MODEL_INDEX}" in files
+    }
     names = [name for name, _ in dtypes.most_common()]
     facts = Facts(config, dict(parameters), names, decoders, _read_results(root), _read_guidance(root), adapter)
     facts.has_processor = "processor_config.json" in files
@@ -168,12 +169,10 @@ def _read_guidance(root: Path) -> float:
 
 
 def _count(root: Path, file: str, whole: str, parameters: Counter[str], dtypes: Counter[str]) -> None:
-    with safe_open(root / file, framework="pt") as weights:
-        for name in weights.keys():  # noqa: SIM118 - no dictionary
-            tensor = weights.get_slice(name)
-            size = prod(tensor.get_shape())
-            parameters[_part(file, name, whole)] += size
-            dtypes[tensor.get_dtype()] += size
+    for name, tensor in read_headers(root / file, PublishError).items():
+        size = prod(tensor.shape)
+        parameters[_part(file, name, whole)] += size
+        dtypes[tensor.dtype] += size
 
 
 def _part(file: str, name: str, whole: str) -> str:

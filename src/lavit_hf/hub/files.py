@@ -16,16 +16,68 @@ from typing import Any
 from huggingface_hub.utils import filter_repo_objects
 from transformers.dynamic_module_utils import get_relative_import_files
 
-from ..conversion.layout import FOLDER as ORIGINAL
-from ..conversion.layout import LAYOUT, UNUSED
+from ..conversion.original import FOLDER as ORIGINAL
+from ..conversion.original import LAYOUT, UNUSED
 from ..evaluation import TASKS
+from ..modeling.configuration_lavit import LavitConfig
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
 from ..remote_code import PIPELINE_MODULE, code_files
-from .checks import read_object
-from .errors import PublishError
-from .licenses import copied_files, is_notice
+from ..utils.json_files import read_json_object
+from ..utils.safetensors_files import read_headers, read_index
 
-DECODERS = ("", "lowres/")
-MODEL_INDEX = "model_index.json"
+
+class PublishError(ValueError):
+    """A checkpoint cannot be published or exported as it is; the message says why and what to do."""
+
+
+# Files may hold anything; whatever is wrong with one is an error that names it.
+
+
+WEIGHTS = ".safetensors"
+_INDEX = f"{WEIGHTS}.index."
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """Reads a JSON file that has to hold an object.
+
+    Raises:
+        PublishError: If it cannot be read, or holds something else.
+    """
+    return read_json_object(path, PublishError)
+
+
+def is_index(file: str) -> bool:
+    """Whether a file tells which shard has which tensor; those of the original tell it of shards that are gone."""
+    return _INDEX in file and (not file.startswith("original/") or file.startswith("original/unused."))
+
+
+def check_weights(root: Path, files: list[str]) -> None:
+    """Makes sure that what is published can be loaded: safetensors that are there, complete and readable.
+
+    Raises:
+        PublishError: If weights are missing or corrupt.
+    """
+    for file in filter(is_index, files):
+        _check_shards(root, file, files)
+    weights = [file for file in files if file.endswith(WEIGHTS)]
+    if not any("/" not in file for file in weights):
+        raise PublishError(
+            f"{root} has no weights in the safetensors format; pickles are not published. Save the model with "
+            "`save_pretrained`, or convert the original with `lavit convert`."
+        )
+    for file in weights:
+        read_headers(root / file, PublishError)
+
+
+def _check_shards(root: Path, index: str, files: list[str]) -> None:
+    for shard in sorted(read_index(root / index, PublishError)):
+        if str(PurePosixPath(index).parent / shard) not in files:
+            raise PublishError(f"{root / index} lists {shard}, which is not there.")
+
+
+# Which files are published.
+
+
 METRICS = ("metrics.json", "evaluation/metrics.json")
 
 # Weights, whole or in shards, of any variant, and the indices of shards.
@@ -217,7 +269,7 @@ class _KnownFiles:
     def __init__(self, root: Path, include_evaluation: bool) -> None:
         self._include_evaluation = include_evaluation
         self._parts, code = set(), {f"{PIPELINE_MODULE}.py", *code_files()}
-        for folder in DECODERS:
+        for folder in DECODER_FOLDERS:
             if (root / folder / MODEL_INDEX).is_file():
                 parts, modules = read_parts(root / folder / MODEL_INDEX)
                 self._parts |= {f"{folder}{part}" for part in parts}
@@ -244,7 +296,7 @@ class _KnownFiles:
             return is_file_of_model or name == "README.md" or is_notice(name)
         if folder in self._parts:
             return is_file_of_model or is_notice(path.name)
-        is_index = f"{folder}/" in DECODERS and path.name == MODEL_INDEX
+        is_index = f"{folder}/" in DECODER_FOLDERS and path.name == MODEL_INDEX
         is_asked = self._include_evaluation and bool(_EVALUATION.fullmatch(name))
         return is_index or is_asked or bool(_CHAT_TEMPLATE.fullmatch(name))
 
@@ -294,3 +346,86 @@ def mapped_modules(root: Path) -> list[str]:
                 if _MODULE.fullmatch(module):  # of another repository: `user/name--module`
                     found.add(module)
     return sorted(found)
+
+
+# Weights that derive from others are published with the licenses of these, or not at all.
+
+
+# `lavit convert` puts the folder's name before that of a license of one part.
+_LICENSE = re.compile(r"(^|-)licen[cs]e", re.IGNORECASE)
+_NOTICE = re.compile(r"(^|-)notice", re.IGNORECASE)
+_POLICY = re.compile(r"(^|-)use[-_]policy", re.IGNORECASE)
+_TEXT_FILE = re.compile(r"[^.]*(\.\d+)*(\.(html?|md|pdf|rst|rtf|txt))?", re.IGNORECASE)
+# What a card says of weights that have no license of their own.
+_INHERITED = (None, "other", "llama2")
+
+_NEEDED = """{root} holds weights that derive from LaVIT's and Llama 2's{why}, but {missing}.
+Add the license files of what they were converted from to the directory: the LaVIT community license, the Llama 2 Community License Agreement and its acceptable use policy, and a NOTICE with "Llama 2 is licensed under the LLAMA 2 Community License, Copyright (c) Meta Platforms, Inc. All Rights Reserved."
+Or, if these weights derive from none of them, name their license: --license apache-2.0"""  # noqa: E501 - one line each
+
+
+def find_notices(files: list[str]) -> list[str]:
+    """The licenses, notices and use policies among files at the root."""
+    return [file for file in files if "/" not in file and is_notice(file)]
+
+
+def find_license(files: list[str]) -> str | None:
+    """The license file, if there is one."""
+    return next((file for file in find_notices(files) if _LICENSE.search(file)), None)
+
+
+def check_licenses(root: Path, files: list[str], config: Any, stated: str | None) -> bool:
+    """Refuses to publish derived weights without the files that have to go with them.
+
+    Args:
+        root: The checkpoint.
+        files: The files to publish.
+        config: The checkpoint's configuration; that of their base for adapters, `None` if nothing is known of it.
+        stated: The license that its card or its owner states, as the Hub names it.
+
+    Returns:
+        Whether the weights have the licenses of others.
+
+    Raises:
+        PublishError: If a license or notice is missing.
+    """
+    is_converted = (root / LAYOUT).is_file()
+    if is_converted:
+        copied = [target for target in copied_files(root) if "/" not in target and is_notice(target)]
+        if missing := sorted({*(copied or ["NOTICE"])} - set(files)):
+            raise PublishError(f"{root} was converted with {', '.join(missing)}, which is gone: put it back.")
+    if stated not in _INHERITED or not (is_converted or _has_published_sizes(config)):
+        return False
+    notices = find_notices(files)
+    kinds = {"a license": _LICENSE, "a notice": _NOTICE}
+    lacking = [kind for kind, pattern in kinds.items() if not any(map(pattern.search, notices))]
+    if lacking:
+        why = " (it was converted)" if is_converted else " (it has the sizes of the published model)"
+        raise PublishError(_NEEDED.format(root=root, why=why, missing=f"{' and '.join(lacking)} is missing"))
+    return True
+
+
+def copied_files(root: Path) -> list[str]:
+    """What `lavit convert` took over as it was, by its own record; paths relative to the directory.
+
+    Raises:
+        PublishError: If the record is damaged.
+    """
+    copied = read_object(root / LAYOUT).get("copied") if (root / LAYOUT).is_file() else {}
+    if not isinstance(copied, dict) or not all(isinstance(target, str) for target in copied.values()):
+        raise PublishError(f"{root / LAYOUT} is damaged: `copied` is no object of paths.")
+    return list(copied.values())
+
+
+def is_notice(name: str) -> bool:
+    """Whether a file is a license, a notice or a use policy, by its name."""
+    return bool(_TEXT_FILE.fullmatch(name)) and any(pattern.search(name) for pattern in (_LICENSE, _NOTICE, _POLICY))
+
+
+def _has_published_sizes(config: Any) -> bool:
+    """Whether this is the published architecture, as a fine-tuned copy of the published weights is."""
+    if config is None or config.model_type != "lavit":
+        return False
+    text, published = config.text_config, LavitConfig().text_config
+    names = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers")
+    return all(getattr(text, name, None) == getattr(published, name) for name in names)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import importlib
-import json
 import os
 import re
 from collections import defaultdict
@@ -14,12 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
+from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
 from safetensors import SafetensorError, safe_open
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
 from transformers import initialization as init
 from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 from transformers.utils.hub import cached_file, cached_files
+
+from ..utils.json_files import read_json_object
+from ..utils.safetensors_files import read_headers, read_index
 
 # Where this is remote code, saving is left to transformers.
 IS_PACKAGE = __name__.startswith("lavit_hf.")
@@ -156,9 +158,7 @@ def check_checkpoint(
     ignore = bool(kwargs.get("ignore_mismatched_sizes"))
     check_config(model_class, config, shapes, file, *model_args, ignore=ignore)
     if model_class.can_generate() and kwargs.get("generation_config") is None:
-        path = cached_file(
-            checkpoint, GENERATION_CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs
-        )
+        path = find_file(checkpoint, GENERATION_CONFIG_NAME, hub_kwargs)
         if path is not None:  # transformers would do without it if it is broken
             with name_file(path):
                 GenerationConfig.from_pretrained(*os.path.split(path))
@@ -187,6 +187,29 @@ def load_config(
     return config_class.from_pretrained(config or checkpoint, **hub_kwargs, **overrides)
 
 
+def find_file(checkpoint: str | os.PathLike, name: str, hub_kwargs: dict[str, Any]) -> str | None:
+    """Where a file of a checkpoint is, downloaded if need be.
+
+    Args:
+        checkpoint: Directory or Hub id.
+        name: The file.
+        hub_kwargs: What locates it.
+
+    Returns:
+        Its path; `None` if the checkpoint has no such file, as far as one can tell without a connection.
+
+    Raises:
+        OSError: If the Hub cannot be asked, or there is no such repository.
+    """
+    try:
+        return cached_file(checkpoint, name, **hub_kwargs)
+    except OSError as error:
+        # transformers says in words only what is wrong. Its error has another cause unless the file is just not there.
+        if error.errno is None and isinstance(error.__cause__, (LocalEntryNotFoundError, type(None))):
+            return None
+        raise
+
+
 def find_safetensors(
     checkpoint: str | os.PathLike, variant: str | None, hub_kwargs: dict[str, Any]
 ) -> dict[str, list[str]]:
@@ -204,27 +227,10 @@ def find_safetensors(
         OSError: If the index is unreadable, or names files elsewhere.
     """
     for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME):
-        path = cached_file(
-            checkpoint, with_variant(name, variant), _raise_exceptions_for_missing_entries=False, **hub_kwargs
-        )
+        path = find_file(checkpoint, with_variant(name, variant), hub_kwargs)
         if path is not None:
-            return {with_variant(name, variant): []} if name == SAFE_WEIGHTS_NAME else _read_index(path)
+            return {with_variant(name, variant): []} if name == SAFE_WEIGHTS_NAME else read_index(path)
     return {}
-
-
-def _read_index(path: str) -> dict[str, list[str]]:
-    shards: dict[str, list[str]] = defaultdict(list)
-    try:
-        weight_map = json.loads(Path(path).read_text(encoding="utf-8"))["weight_map"]
-        for name, shard in weight_map.items():
-            shards[shard].append(name)
-            if not shard or Path(shard).name != shard:
-                raise ValueError(f"{shard!r} is not the name of a file beside it")
-    except (AttributeError, LookupError, TypeError, ValueError) as error:
-        raise OSError(f"{path} is no index of weights: {error}. Download or convert it again.") from error
-    if not shards:
-        raise OSError(f"{path} is no index of weights: it lists none. Download or convert it again.")
-    return dict(shards)
 
 
 def read_shapes(
@@ -243,8 +249,7 @@ def read_shapes(
     shapes: Shapes = {}
     paths = cached_files(checkpoint, list(shards), **hub_kwargs)
     for path, listed in zip(paths, shards.values(), strict=True):
-        with name_corrupt_weights(path), safe_open(path, framework="pt") as file:
-            found = {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        found = {name: header.shape for name, header in read_headers(path).items()}
         if missing := sorted(set(listed) - found.keys()):
             raise OSError(f"{path} lacks {missing[0]}, which the index lists. Download or convert it again.")
         shapes |= found
@@ -282,7 +287,7 @@ def check_config(
     # On the meta device a model of any size costs a moment and no memory.
     with name_file(file), _as_value_error(), torch.device("meta"), init.no_init_weights():
         model = model_class(copy.deepcopy(config), *model_args)
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = state_shapes(model)
     prefix = f"{model_class.base_model_prefix}."
     forms = (shapes, {prefix + name: s for name, s in shapes.items()}, _without_prefix(shapes, prefix))
     found = max(forms, key=lambda form: len(form.keys() & expected.keys()))
@@ -296,23 +301,30 @@ def check_config(
             )
     if getattr(config, "quantization_config", None) is not None:  # packed weights have other shapes
         return
-    for name in sorted(found.keys() & expected.keys()):
-        if found[name] != expected[name]:
-            sizes = set(expected[name]) - set(found[name])
-            raise ValueError(
-                f"{file} does not fit the weights{_hint(values, sizes)}: {name} would have the shape "
-                f"{expected[name]}, but the weights have {found[name]}. (`ignore_mismatched_sizes=True` loads the "
-                "others nevertheless.)"
-            )
+    for name in differing_shapes(found, expected):
+        sizes = set(expected[name]) - set(found[name])
+        raise ValueError(
+            f"{file} does not fit the weights{_hint(values, sizes)}: {name} would have the shape {expected[name]}, "
+            f"but the weights have {found[name]}. (`ignore_mismatched_sizes=True` loads the others nevertheless.)"
+        )
+
+
+def state_shapes(model: torch.nn.Module) -> Shapes:
+    """The shapes of all that a model saves."""
+    return {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def differing_shapes(found: Shapes, expected: Shapes) -> list[str]:
+    """The names of tensors that both sides have, but in different shapes."""
+    return sorted(name for name in found.keys() & expected.keys() if found[name] != expected[name])
 
 
 def _counts_as_stored(config: PreTrainedConfig, checkpoint: str | os.PathLike, hub_kwargs: dict[str, Any]) -> bool:
     """Whether a configuration that was passed has the numbers of layers of the file, as that of an Auto class has."""
-    path = cached_file(checkpoint, CONFIG_NAME, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
+    path = find_file(checkpoint, CONFIG_NAME, hub_kwargs)
     if path is None:
         return False
-    with name_file(path):
-        stored = json.loads(Path(path).read_text(encoding="utf-8"))
+    stored = read_json_object(path, ValueError)
     values = dict(_flatten(config.to_dict()))
     return all(values.get(name, value) == value for name, value in _flatten(stored) if _COUNT.search(name))
 
@@ -393,20 +405,11 @@ def name_corrupt_weights(checkpoint: str | os.PathLike | None) -> Iterator[None]
     try:
         yield
     except SafetensorError as error:
-        folder = Path(checkpoint or "")
-        broken = [str(file) for file in sorted(folder.glob("*.safetensors")) if not _is_readable(file)]
+        for file in sorted(Path(checkpoint or "").glob("*.safetensors")):
+            read_headers(file)  # an error, if this is the one
         raise OSError(
-            f"{', '.join(broken) or checkpoint} is not a readable safetensors file ({error}). Download or convert it "
-            "again."
+            f"{checkpoint} is not a readable safetensors file ({error}). Download or convert it again."
         ) from error
-
-
-def _is_readable(path: Path) -> bool:
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except SafetensorError:
-        return False
 
 
 def with_variant(name: str, variant: str | None) -> str:
@@ -450,17 +453,12 @@ def load_checkpoint_part(
     config = load_config(model_class, checkpoint, hub_kwargs, kwargs)
     for name in _HUB_KWARGS:
         kwargs.pop(name, None)
-    shards, prefix = _find_part(checkpoint, model_class.base_model_prefix, variant, hub_kwargs)
-    shapes = {
-        name[len(prefix) :]: shape
-        for name, shape in read_shapes(checkpoint, shards, hub_kwargs).items()
-        if name.startswith(prefix)
-    }
+    files, prefix, shapes = _find_part(checkpoint, model_class.base_model_prefix, variant, hub_kwargs)
     ignore = bool(kwargs.get("ignore_mismatched_sizes"))
     check_config(model_class, config, shapes, file_in(checkpoint, "config.json"), *model_args, ignore=ignore)
     state_dict: dict[str, torch.Tensor] = {}
-    for shard in shards:
-        state_dict.update(_read_tensors(cached_file(checkpoint, shard, **hub_kwargs), prefix))
+    for file in files:
+        state_dict.update(_read_tensors(cached_file(checkpoint, file, **hub_kwargs), prefix))
     model, info = loader(None, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise ValueError(
@@ -472,15 +470,21 @@ def load_checkpoint_part(
 
 def _find_part(
     checkpoint: str | os.PathLike, part: str, variant: str | None, hub_kwargs: dict[str, Any]
-) -> tuple[dict[str, list[str]], str]:
-    """The files that hold tensors of the part, with those that the index lists, and what their names start with."""
+) -> tuple[list[str], str, Shapes]:
+    """The files that hold tensors of the part, what their names start with, and the shapes by what follows that."""
     shards = find_safetensors(checkpoint, variant, hub_kwargs)
     if not shards:  # its error says what is missing
         cached_file(checkpoint, with_variant(SAFE_WEIGHTS_NAME, variant), **hub_kwargs)
-    names = [name for listed in shards.values() for name in listed] or read_shapes(checkpoint, shards, hub_kwargs)
-    prefix = _prefix_in(names, part)
-    parts = {shard: [name for name in listed if name.startswith(prefix)] for shard, listed in shards.items()}
-    return {shard: parts[shard] for shard, listed in shards.items() if parts[shard] or not listed}, prefix
+    names = [name for listed in shards.values() for name in listed]
+    if names:  # an index tells which of the shards are needed at all
+        prefix = _prefix_in(names, part)
+        parts = {shard: [name for name in listed if name.startswith(prefix)] for shard, listed in shards.items()}
+        shards = {shard: listed for shard, listed in parts.items() if listed}
+        shapes = read_shapes(checkpoint, shards, hub_kwargs)
+    else:
+        shapes = read_shapes(checkpoint, shards, hub_kwargs)
+        prefix = _prefix_in(shapes, part)
+    return list(shards), prefix, {n[len(prefix) :]: shape for n, shape in shapes.items() if n.startswith(prefix)}
 
 
 def _read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
@@ -568,7 +572,9 @@ __all__ = [
     "check_checkpoint",
     "check_config",
     "check_counts",
+    "differing_shapes",
     "file_in",
+    "find_file",
     "find_safetensors",
     "hub_options",
     "import_composition",
@@ -577,5 +583,6 @@ __all__ = [
     "name_corrupt_weights",
     "name_file",
     "read_shapes",
+    "state_shapes",
     "with_variant",
 ]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
@@ -11,9 +10,10 @@ from typing import Any
 
 import diffusers
 import torch
-from safetensors import SafetensorError, safe_open
 
-from ..modeling.checkpoint_files import check_counts, name_file
+from ..modeling.checkpoint_files import check_counts, differing_shapes, name_file, state_shapes
+from ..utils.json_files import read_json_object
+from ..utils.safetensors_files import read_headers
 
 _INDEX_FILE = "model_index.json"
 _CONFIG_FILES = {
@@ -40,7 +40,7 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
         ValueError: If values are impossible, or do not fit together.
     """
     file = folder / _INDEX_FILE
-    index = read_object(file)
+    index = read_json_object(file)
     for part in _CONFIG_FILES.keys() - set(given):
         entry = index.get(part, [None, None])
         if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(e, str | None) for e in entry):
@@ -76,14 +76,8 @@ def _check_part(folder: Path, name: str) -> None:
     file = folder / name
     if not file.is_file():  # its loader says so, or looks elsewhere
         return
-    values = read_object(file)
-    count = 0
-    for weights in sorted(folder.glob("*.safetensors")):
-        try:
-            with safe_open(weights, framework="pt") as content:
-                count += len(list(content.keys()))
-        except SafetensorError as error:
-            raise OSError(f"{weights} is not a readable safetensors file ({error}).") from error
+    values = read_json_object(file)
+    count = sum(len(read_headers(weights)) for weights in sorted(folder.glob("*.safetensors")))
     if count:
         check_counts(values, count, file)
 
@@ -92,7 +86,7 @@ def _check_whole(config_file: Path, index_file: Path, ids: dict[str, int], token
     """Compares a pixel decoder with the configuration of the language model, if one stands beside it."""
     if not config_file.is_file():
         return
-    config = read_object(config_file)
+    config = read_json_object(config_file)
     if config.get("model_type") != "lavit":
         return
     for name, value in ids.items():
@@ -104,7 +98,7 @@ def _check_whole(config_file: Path, index_file: Path, ids: dict[str, int], token
     visual = config.get("visual_tokenizer_config")
     if token_decoder is None or not isinstance(visual, dict) or not (token_decoder / "config.json").is_file():
         return
-    decoder = read_object(token_decoder / "config.json")
+    decoder = read_json_object(token_decoder / "config.json")
     for name in ("codebook_size", "codebook_dim"):
         if decoder.get(name, visual.get(name)) != visual.get(name, decoder.get(name)):
             raise ValueError(
@@ -133,11 +127,11 @@ def _try_part(folder: Path, part: str) -> None:
     file = folder / part / _CONFIG_FILES[part]
     if not file.is_file():
         return
-    entry = read_object(folder / _INDEX_FILE).get(part)
+    entry = read_json_object(folder / _INDEX_FILE).get(part)
     with name_file(file):
         try:
             with torch.device("meta") if part != "scheduler" else torch.device("cpu"):
-                built = getattr(diffusers, entry[1]).from_config(read_object(file))
+                built = getattr(diffusers, entry[1]).from_config(read_json_object(file))
         except (RuntimeError, ImportError) as error:
             raise ValueError(str(error)) from error
     if isinstance(built, torch.nn.Module):
@@ -145,16 +139,14 @@ def _try_part(folder: Path, part: str) -> None:
 
 
 def _compare_shapes(model: torch.nn.Module, config_file: Path) -> None:
-    expected = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+    expected = state_shapes(model)
     for weights in sorted(config_file.parent.glob("*.safetensors")):
-        with safe_open(weights, framework="pt") as content:
-            found = {name: list(content.get_slice(name).get_shape()) for name in content.keys()}  # noqa: SIM118
-        for name in sorted(found.keys() & expected.keys()):
-            if found[name] != expected[name]:
-                raise ValueError(
-                    f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but "
-                    f"the weights have {found[name]}."
-                )
+        found = {name: header.shape for name, header in read_headers(weights).items()}
+        for name in differing_shapes(found, expected):
+            raise ValueError(
+                f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the "
+                f"weights have {found[name]}."
+            )
 
 
 def check_complete(folder: Path, components: dict[str, Any]) -> None:
@@ -173,25 +165,9 @@ def check_complete(folder: Path, components: dict[str, Any]) -> None:
             continue
         files = sorted((folder / part).glob("*.safetensors"))
         for file in files:
-            with safe_open(file, framework="pt") as content:
-                empty -= set(content.keys())
+            empty -= read_headers(file).keys()
         if empty and files:  # else it was offloaded
             raise OSError(f"{files[0]} lacks {len(empty)} tensors, the first is {min(empty)}; save it again.")
 
 
-def read_object(file: Path) -> dict[str, Any]:
-    """Reads a JSON object.
-
-    Raises:
-        OSError: If it is none.
-    """
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise OSError(f"{file} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise OSError(f"{file} holds no JSON object.")
-    return content
-
-
-__all__ = ["check_complete", "check_index", "name_broken_part", "read_object"]
+__all__ = ["check_complete", "check_index", "name_broken_part"]

@@ -1,8 +1,7 @@
-"""The files of pixel decoders, which a fine-tuned checkpoint takes over from the one it was made of."""
+"""The files of pixel decoders: `model_index.json`, and how a fine-tuned checkpoint takes over those of its base."""
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -10,11 +9,23 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
-from ..remote_code import names_our_pipeline, write_code
+from ..modeling.configuration_lavit import LavitConfig
+from ..remote_code import (
+    PIPELINE_CLASS,
+    PIPELINE_MODULE,
+    TOKEN_DECODER_CLASS,
+    TOKEN_DECODER_MODULE,
+    names_our_pipeline,
+    write_code,
+)
+from ..utils.atomic_files import write_json
+from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
 
-_INDEX = "model_index.json"
-_FOLDERS = ("", "lowres/")
+MODEL_INDEX = "model_index.json"
+# Where they are in a LaVIT directory: the high-resolution one at the root.
+DECODER_FOLDERS = ("", "lowres/")
+
 _NAME = re.compile(r"\w+")  # of a folder or a file of code: nothing outside the directory
 
 
@@ -33,9 +44,11 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
         ValueError: If a part is not in the directory.
     """
     source, target = os.fspath(source), Path(destination)
-    root = _fetch(source, [f"{folder}{_INDEX}" for folder in _FOLDERS])
+    root = _fetch(source, [f"{folder}{MODEL_INDEX}" for folder in DECODER_FOLDERS])
     folders = [
-        folder for folder in _FOLDERS if (root / folder / _INDEX).is_file() and not (target / folder / _INDEX).exists()
+        folder
+        for folder in DECODER_FOLDERS
+        if (root / folder / MODEL_INDEX).is_file() and not (target / folder / MODEL_INDEX).exists()
     ]
     if not folders:
         return []
@@ -45,14 +58,14 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
     for pattern in patterns:
         found = [path for path in sorted(root.glob(pattern)) if path.is_file()]
         if not found:
-            raise OSError(f"{source} has a pixel decoder ({_INDEX}), but no {pattern}.")
+            raise OSError(f"{source} has a pixel decoder ({MODEL_INDEX}), but no {pattern}.")
         files += found
     names = [path.relative_to(root).as_posix() for path in files]
     for name in names:  # all of them, before anything is written
         resolve_inside(root, name, source)
     written: dict[str, None] = {}  # in this order
     for path, name in zip(files, names, strict=True):
-        if path.name == _INDEX and names_our_pipeline(path.parent):
+        if path.name == MODEL_INDEX and names_our_pipeline(path.parent):
             code = write_code((target / name).parent)  # that of this version, and where the source has none
             written |= dict.fromkeys(file.relative_to(target).as_posix() for file in code)
         (target / name).parent.mkdir(parents=True, exist_ok=True)
@@ -67,20 +80,104 @@ def _fetch(source: str, patterns: list[str]) -> Path:
 
 def _patterns(root: Path, folder: str) -> list[str]:
     """Files of a pixel decoder; the one that says it is there comes last."""
-    index = json.loads((root / folder / _INDEX).read_text(encoding="utf-8"))
+    index = read_json_object(root / folder / MODEL_INDEX)
     parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
     name = index.get("_class_name")
     is_foreign = isinstance(name, list) and not names_our_pipeline(root / folder)
     modules = name[:1] if is_foreign else []  # of a class whose file stands beside the index
     for part in (*parts, *modules):
         if not _NAME.fullmatch(str(part)):
-            raise ValueError(f"{root / folder / _INDEX} names {part!r}, which cannot be a part of a pixel decoder.")
+            raise ValueError(
+                f"{root / folder / MODEL_INDEX} names {part!r}, which cannot be a part of a pixel decoder."
+            )
     code = [f"{folder}{module}.py" for module in modules]
-    return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{_INDEX}"]
+    return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{MODEL_INDEX}"]
 
 
 def _is_part(value: object) -> bool:
     return isinstance(value, list) and value[:1] != [None]  # a part that a pipeline does without is two times `None`
 
 
-__all__ = ["copy_pixel_decoders"]
+def save_pipelines(config: LavitConfig, folder: Path) -> None:
+    """Writes what makes pipelines of the pixel decoders in a converted directory.
+
+    A decoder that lacks one of its parts gets none. Works without diffusers.
+
+    Args:
+        config: The language model's configuration, which gives codes their ids.
+        folder: The converted directory.
+    """
+    for decoder in DECODER_FOLDERS:
+        root = folder / decoder
+        components = _components(root)
+        if components is None:
+            continue
+        write_code(root)
+        index = {
+            "_class_name": [PIPELINE_MODULE, PIPELINE_CLASS],
+            **components,
+            "visual_token_offset": config.visual_token_offset,
+            "eoi_token_id": config.eoi_token_id,
+        }
+        if ignored := _foreign_weights(root, components):
+            index["_ignore_files"] = ignored
+        write_json(root / MODEL_INDEX, index, sort_keys=True)
+
+
+def link_pixel_decoders(folder: Path) -> None:
+    """Has the pixel decoders in a directory draw what the language model beside them writes.
+
+    Those that were trained by themselves do not know which ids codes have, and others may have known another language
+    model.
+
+    Args:
+        folder: Directory of a LaVIT with `model_index.json`, in `lowres/`, too.
+    """
+    config = LavitConfig.from_pretrained(folder)
+    for root in (folder / decoder for decoder in DECODER_FOLDERS):
+        if not (root / MODEL_INDEX).is_file():
+            continue
+        index = read_json_object(root / MODEL_INDEX)
+        index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
+        parts = {name: value for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
+        if ignored := _foreign_weights(root, parts):
+            index["_ignore_files"] = ignored
+        write_json(root / MODEL_INDEX, index, sort_keys=True)
+
+
+def _components(root: Path) -> dict[str, list[str | None]] | None:
+    """Library and class of every component, or `None` if one is missing."""
+    classes = {
+        "unet": _class_name(root / "unet/config.json"),
+        "vae": _class_name(root / "vae/config.json"),
+        "scheduler": _class_name(root / "scheduler/scheduler_config.json"),
+    }
+    if None in classes.values() or not (root / "token_decoder/config.json").is_file():
+        return None
+    has_checker = (root / "safety_checker/model.safetensors").is_file() and (
+        root / "feature_extractor/preprocessor_config.json"
+    ).is_file()
+    return {
+        "token_decoder": [TOKEN_DECODER_MODULE, TOKEN_DECODER_CLASS],
+        **{name: ["diffusers", class_name] for name, class_name in classes.items()},
+        "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"] if has_checker else [None, None],
+        # Old files name a class that transformers no longer has; this one took its place.
+        "feature_extractor": ["transformers", "CLIPImageProcessor"] if has_checker else [None, None],
+    }
+
+
+def _class_name(path: Path) -> str | None:
+    return read_json_object(path).get("_class_name") if path.is_file() else None
+
+
+def _foreign_weights(root: Path, components: dict[str, list[str | None]]) -> list[str]:
+    """Weights of the language model and of the other decoder, which diffusers would download along otherwise."""
+    files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
+    return [
+        file.as_posix()
+        for file in files
+        if file.parts[0] not in components and file.name.endswith((".safetensors", ".safetensors.index.json"))
+    ]
+
+
+__all__ = ["DECODER_FOLDERS", "MODEL_INDEX", "copy_pixel_decoders", "link_pixel_decoders", "save_pipelines"]

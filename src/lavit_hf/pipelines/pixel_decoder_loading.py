@@ -16,7 +16,8 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from .pixel_decoder_checks import check_complete, check_index, name_broken_part, read_object
+from ..utils.json_files import read_json_object
+from .pixel_decoder_checks import check_complete, check_index, name_broken_part
 
 HIGHRES, LOWRES = "highres", "lowres"
 _COMPONENTS = ("token_decoder", "unet", "vae", "scheduler", "safety_checker", "feature_extractor")
@@ -209,19 +210,18 @@ def _ids_beside(root: Path) -> dict[str, int]:
     A pixel decoder that was trained by itself and then copied to a language model does not know them.
     """
     try:
-        config = json.loads((root / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        config = read_json_object(root / "config.json")
+    except OSError:  # there is none, or it is somebody else's business
         return {}
-    if not isinstance(config, dict) or config.get("model_type") != "lavit":
+    if config.get("model_type") != "lavit":
         return {}
-    names = ("visual_token_offset", "eoi_token_id")
-    return {name: config[name] for name in names if isinstance(config.get(name), int)}
+    return {name: config[name] for name in _IDS if isinstance(config.get(name), int)}
 
 
 def _kind(folder: Path) -> str | None:
     """Which decoder a directory holds, by the token decoder's configuration."""
     try:
-        config = read_object(folder / "token_decoder" / "config.json")
+        config = read_json_object(folder / "token_decoder" / "config.json")
     except OSError:  # whoever loads it has more to say about what is wrong
         return None
     return LOWRES if config.get("pooled_size", 0) is None else HIGHRES

@@ -19,11 +19,11 @@ from typing import Any
 import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
-from transformers.utils.hub import cached_file
 
-from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin, hub_options, import_composition
+from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin, find_file, hub_options, import_composition
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.generation_lavit import GENERATION_MODES
+from ..utils.json_files import read_json_object
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
 from .image_processing_pil_lavit import check_images, flatten, is_nested
 from .tokenization_lavit import (
@@ -33,7 +33,6 @@ from .tokenization_lavit import (
     LavitTokenizer,
     as_rows,
     name_broken_file,
-    read_json_object,
 )
 
 _UNSUPPORTED_TEXT_KWARGS = (
@@ -752,12 +751,10 @@ def fit_to_model(processor: Any, checkpoint: str | os.PathLike, hub_kwargs: dict
         OSError: If neither file tells.
         ValueError: If the two do not fit.
     """
-    files = {
-        name: cached_file(checkpoint, name, _raise_exceptions_for_missing_entries=False, **hub_kwargs)
-        for name in ("config.json", PROCESSOR_FILE)
-    }
-    own = read_json_object(files[PROCESSOR_FILE]).get("image_seq_length")
-    if read_json_object(files["config.json"]).get("model_type") != LavitConfig.model_type:
+    files = {name: find_file(checkpoint, name, hub_kwargs) for name in ("config.json", PROCESSOR_FILE)}
+    values = {name: read_json_object(file) if file else {} for name, file in files.items()}
+    own = values[PROCESSOR_FILE].get("image_seq_length")
+    if values["config.json"].get("model_type") != LavitConfig.model_type:
         if own is None:
             raise OSError(
                 f"{checkpoint} does not say how many patches an image has: {PROCESSOR_FILE} is missing, or has no "

@@ -29,6 +29,7 @@ from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
 from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin
+from ..utils.json_files import read_json_object
 
 BOI_TOKEN = "<img>"
 EOI_TOKEN = "</img>"
@@ -681,18 +682,6 @@ def name_broken_file(checkpoint: str | os.PathLike, kind: str = "processor") -> 
         raise ValueError(
             f"{folder}: no {kind} can be made of what its files say ({names}): {type(error).__name__}: {error}"
         ) from error
-
-
-def read_json_object(file: str | Path | None) -> dict[str, Any]:
-    if file is None:
-        return {}
-    try:
-        content = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise OSError(f"{file} is not readable as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise OSError(f"{file} holds no JSON object.")
-    return content
 
 
 def _check_tokenizer(file: Path) -> None:

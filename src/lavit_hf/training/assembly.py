@@ -10,20 +10,21 @@ from typing import Any
 import torch
 from huggingface_hub.errors import StrictDataclassError
 
-from ..conversion.atomic import check_destination, check_space, complete_directory
-from ..conversion.errors import ConversionError
-from ..conversion.model_card import describe_source, save_derived_card
-from ..conversion.notices import copy_notices_of
-from ..conversion.pixel_decoders import link_pixel_decoders
-from ..conversion.source import find_component_weights
-from ..conversion.weight_files import Weights, read_json
+from ..conversion.model_card import copy_notices_of, describe_source, save_derived_card
+from ..conversion.original import find_component_weights
+from ..conversion.weight_files import (
+    ConversionError,
+    Weights,
+    check_destination,
+    check_space,
+    complete_directory,
+    read_json,
+)
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
-from ..pipelines.pixel_decoder_files import copy_pixel_decoders
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, copy_pixel_decoders, link_pixel_decoders
 from ..remote_code import save_remote_code
 
-_FOLDERS = ("", "lowres")
-_INDEX = "model_index.json"
 _PARTS = ("token_decoder", "unet", "vae")
 _PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
 # Of a language model; code is made anew.
@@ -68,7 +69,7 @@ def assemble(
     check_destination(target)
     config = _read_language_model(source)
     codebook = _read_codebook(source)
-    decoders = [drawing / folder for folder in _FOLDERS if (drawing / folder / _INDEX).is_file()]
+    decoders = [drawing / folder for folder in DECODER_FOLDERS if (drawing / folder / MODEL_INDEX).is_file()]
     if not decoders:
         raise ConversionError(_what_else(drawing))
     for decoder in decoders:
@@ -99,7 +100,7 @@ def _read_language_model(root: Path) -> LavitConfig:
     if (root / "adapter_config.json").is_file():
         raise ConversionError(f"{root} holds adapters of LoRA; first merge them: lavit merge {root} OUT")
     if not (root / "config.json").is_file():
-        if (root / _INDEX).is_file():
+        if (root / MODEL_INDEX).is_file():
             raise ConversionError(f"{root} is a pixel decoder; name the language model first, then the pixel decoder.")
         raise ConversionError(f"{root} is no LaVIT: it has no config.json.")
     model_type = read_json(root / "config.json").get("model_type")
@@ -124,7 +125,7 @@ def _read_codebook(root: Path) -> torch.Tensor:
 
 def _check_pixel_decoder(root: Path, model: LavitConfig, codebook: torch.Tensor, source: Path) -> None:
     """Refuses a pixel decoder that is not complete, whose parts do not fit, or that is of other codes."""
-    read_json(root / _INDEX)
+    read_json(root / MODEL_INDEX)
     weights = {part: _read_weights(root / part) for part in _PARTS}
     decoder, unet, vae = (read_json(root / part / "config.json") for part in _PARTS)
     visual: Any = model.visual_tokenizer_config
@@ -167,8 +168,8 @@ def _what_else(root: Path) -> str:
         return f"{root} is what training goes on from; stage 3 writes the finished pixel decoder beside it."
     if (root / "config.json").is_file():
         model_type = read_json(root / "config.json").get("model_type")
-        return f"{root} holds a {model_type!r} model and no pixel decoder: it has no {_INDEX}."
-    return f"{root} holds no pixel decoder: it has no {_INDEX}."
+        return f"{root} holds a {model_type!r} model and no pixel decoder: it has no {MODEL_INDEX}."
+    return f"{root} holds no pixel decoder: it has no {MODEL_INDEX}."
 
 
 def _check_directory(root: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import shutil
@@ -11,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from accelerate import PartialState  # type: ignore[import-untyped]
-from safetensors import SafetensorError, safe_open
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
+from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
+from ..utils.safetensors_files import read_headers, read_index
 
 logger = logging.get_logger(__name__)
 
@@ -78,9 +78,8 @@ def why_incomplete(folder: Path) -> str | None:
         return "it has no weights"
     try:
         for index in sorted(folder.glob("*.index.json")):
-            names = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-            files += [resolve_inside(folder, name, index.name) for name in names]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            files += [resolve_inside(folder, name, index.name) for name in read_index(index)]
+    except (OSError, ValueError):
         return f"{index.name} is damaged"
     # Random states of other processes are written side by side with the rest.
     for file in [*files, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))]:
@@ -92,10 +91,10 @@ def why_incomplete(folder: Path) -> str | None:
 def _why_unfinished(folder: Path) -> str | None:
     if not folder.is_dir():
         return "there is no such directory"
-    try:
-        int(json.loads((folder / _STATE).read_text(encoding="utf-8"))["global_step"])
-    except FileNotFoundError:
+    if not (folder / _STATE).exists():
         return f"it has no {_STATE}"
+    try:
+        int(read_json_object(folder / _STATE)["global_step"])
     except (OSError, ValueError, KeyError, TypeError):
         return f"{_STATE} is damaged"
     return None
@@ -106,10 +105,10 @@ def _is_whole(file: Path) -> bool:
     if file.suffix != ".safetensors":
         return zipfile.is_zipfile(file)
     try:
-        with safe_open(file, framework="pt"):
-            return True
-    except (SafetensorError, OSError):
+        read_headers(file)
+    except OSError:
         return False
+    return True
 
 
 def _without_code(folder: Path) -> str:

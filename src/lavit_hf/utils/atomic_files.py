@@ -14,6 +14,7 @@ import re
 import shutil
 import tempfile
 import threading
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -167,15 +168,16 @@ def _lock(descriptor: int, path: Path, wait: bool) -> bool:
         return wait
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Writes a JSON file that is never half there."""
+def write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
+    """Writes a JSON file that is never half there.
+
+    Args:
+        path: The file.
+        content: What JSON can hold.
+        sort_keys: Whether to sort names, as transformers and diffusers do in configurations.
+    """
     with complete_file(path) as file:
-        file.write((json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
-
-
-def read_json(path: Path) -> Any:
-    """Reads a JSON file."""
-    return json.loads(path.read_text(encoding="utf-8"))
+        file.write((json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode())
 
 
 def why_not_written(error: Exception, path: Path | str) -> str:
@@ -212,12 +214,21 @@ def exit_on_write_errors() -> Iterator[None]:
 def _write_failure(error: Exception) -> str | None:
     """Why something could not be written; `None` if the error is another one."""
     if isinstance(error, OSError):
-        return error.strerror if error.errno in _NOT_WRITTEN else None
+        return error.strerror if error.errno in _NOT_WRITTEN and not _is_of_reading(error) else None
     if type(error).__name__ == "SafetensorError":
         found = _OF_SAFETENSORS.search(str(error))
         return os.strerror(int(found[1])) if found and int(found[1]) in _NOT_WRITTEN else None
     is_of_torch = isinstance(error, RuntimeError) and _OF_TORCH.search(str(error))
     return "the disk is full, or must not be written" if is_of_torch else None
+
+
+def _is_of_reading(error: OSError) -> bool:
+    """Whether it was an input that could not be had, of which the system says the same."""
+    if error.errno == errno.ENOTDIR:  # results go to a directory that was made first
+        made = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
+        return not made & {"mkdir", "makedirs"}
+    is_forbidden = error.errno in (errno.EACCES, errno.EPERM) and isinstance(error.filename, str | os.PathLike)
+    return is_forbidden and os.path.exists(error.filename) and not os.access(error.filename, os.R_OK)
 
 
 def readable_size(size: float) -> str:
@@ -242,7 +253,6 @@ __all__ = [
     "complete_folder",
     "exit_on_write_errors",
     "new_file_mode",
-    "read_json",
     "readable_size",
     "remove_partials",
     "temporary_folder",

@@ -12,7 +12,7 @@ from peft import IA3Config, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
-from lavit_hf.conversion.errors import ConversionError
+from lavit_hf.conversion.weight_files import ConversionError
 from lavit_hf.pipelines import LavitTextToImagePipeline
 from lavit_hf.training import get_lora_config, merge_adapter
 from lavit_hf.training.language_model.adapters import apply_adapter, find_adapter, save_adapter_card

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...utils.json_files import read_json
 from .coco import is_coco, read_coco
 from .gqa import is_gqa, read_gqa
 from .karpathy import is_karpathy, read_karpathy
@@ -79,8 +79,10 @@ def _read_json(path: Path) -> Any:
     if path.suffix != ".json" or not path.is_file():
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError:
+        return read_json(path)
+    except OSError as error:
+        if error.errno is not None:  # it cannot be read at all
+            raise
         return None
 
 

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from huggingface_hub import ModelCardData, snapshot_download
-from safetensors import SafetensorError, safe_open
 from transformers.utils.peft_utils import find_adapter_config_file
 
-from ...conversion.atomic import check_destination, complete_directory
-from ...conversion.model_card import describe_source, save_derived_card
-from ...conversion.notices import copy_notices_of
-from ...conversion.pixel_decoders import link_pixel_decoders
-from ...conversion.shards import check_shard_size
-from ...conversion.weight_files import Weights, find_weights, read_json
+from ...conversion.model_card import copy_notices_of, describe_source, save_derived_card
+from ...conversion.weight_files import (
+    Weights,
+    check_destination,
+    check_shard_size,
+    complete_directory,
+    find_weights,
+    read_json,
+)
 from ...modeling.modeling_lavit import LavitForConditionalGeneration
-from ...pipelines.pixel_decoder_files import copy_pixel_decoders
+from ...pipelines.pixel_decoder_files import copy_pixel_decoders, link_pixel_decoders
 from ...processing.processing_lavit import ImageTextProcessor
+from ...utils.atomic_files import write_json
+from ...utils.json_files import read_json_object
+from ...utils.safetensors_files import read_headers
 
 _CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PROCESSOR = "processor_config.json"
@@ -66,8 +70,7 @@ class Adapter(NamedTuple):
     @property
     def touches_visual_tokenizer(self) -> bool:
         """Whether more than the language model is adapted."""
-        with safe_open(self.folder / _WEIGHTS, framework="pt") as weights:
-            return any(".visual_tokenizer." in name for name in weights.keys())  # noqa: SIM118 - no dictionary
+        return any(".visual_tokenizer." in name for name in read_headers(self.folder / _WEIGHTS))
 
 
 def find_adapter(source: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Adapter | None:
@@ -92,11 +95,7 @@ def find_adapter(source: str | os.PathLike[str], base: str | os.PathLike[str] | 
     config = _read_config(folder)
     if not (folder / _WEIGHTS).is_file():
         raise ValueError(f"{source} has no {_WEIGHTS}: adapters are read from safetensors only.")
-    try:
-        with safe_open(folder / _WEIGHTS, framework="pt"):
-            pass
-    except SafetensorError as error:
-        raise ValueError(f"{folder / _WEIGHTS} is not a readable safetensors file ({error}).") from error
+    read_headers(folder / _WEIGHTS, ValueError)
     recorded = config.get("base_model_name_or_path")
     found = os.fspath(base) if base is not None else recorded
     if not isinstance(found, str) or not found:
@@ -126,8 +125,7 @@ def apply_adapter(model: LavitForConditionalGeneration, adapter: Adapter) -> Lav
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter.folder), torch_device=str(model.device))
-        with safe_open(adapter.folder / _WEIGHTS, framework="pt") as weights:
-            stored = set(weights.keys())
+        stored = set(read_headers(adapter.folder / _WEIGHTS))
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         _check_names(expected - stored, "lacks")
         _check_names(stored - expected - adapted.state_dict().keys(), "has")
@@ -217,16 +215,13 @@ def _save_as_stored(model: LavitForConditionalGeneration, base: Path, folder: Pa
     path = folder / "config.json"
     config = read_json(path)
     config["dtype"] = str(loads_as).removeprefix("torch.")
-    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    write_json(path, config, sort_keys=True)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / _CONFIG
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
-    kind = config.get("peft_type") if isinstance(config, dict) else None
+    config = read_json_object(path, ValueError)
+    kind = config.get("peft_type")
     if kind != "LORA":
         raise ValueError(f"{path} is not of LoRA, but of {kind!r}.")
     if config.get("megatron_config"):  # peft would import whatever module it names
@@ -243,8 +238,8 @@ def _check_base(source: str | os.PathLike[str], base: str) -> None:
     if (Path(base) / _CONFIG).is_file():
         raise ValueError(f"{base}, the base of {source}, holds adapters itself; merge these first.")
     try:
-        model_type = json.loads((Path(base) / "config.json").read_text(encoding="utf-8")).get("model_type")
-    except (OSError, ValueError, AttributeError):
+        model_type = read_json_object(Path(base) / "config.json").get("model_type")
+    except OSError:
         model_type = None
     if model_type != "lavit":
         raise ValueError(f"{source} holds adapters of {base}, which is no LaVIT checkpoint; {hint}")

@@ -21,7 +21,8 @@ from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
-from ...utils.atomic_files import complete_file, read_json, write_json
+from ...utils.atomic_files import complete_file, write_json
+from ...utils.json_files import read_json_object
 from ...utils.seeds import sample_seed
 from ..epoch_callback import EpochCallback
 from ..trainer_checkpoints import (
@@ -401,8 +402,8 @@ class DiffusersTrainer(Trainer):
                 "processes as before."
             )
         try:
-            saved = dict(read_json(checkpoint / _RUN_FILE))
-        except (ValueError, TypeError) as error:
+            saved = read_json_object(checkpoint / _RUN_FILE, ValueError)
+        except ValueError as error:
             raise ValueError(
                 f"{checkpoint / _RUN_FILE} is damaged ({error!r}): resume from another checkpoint."
             ) from error

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from ...data.public_text import one_line, public_name
-from ...utils.atomic_files import complete_file, read_json, remove_partials, write_json
+from ...utils.atomic_files import complete_file, remove_partials, write_json
+from ...utils.json_files import read_json_object
 from .shards import FORMATS, Shard
 
 _METADATA = "tokenization.json"
@@ -110,7 +111,7 @@ class TokenizedDirectory:
             content = {"version": _VERSION, **about, "settings": dict(settings), "is_complete": False}
             write_json(metadata, content)
             return
-        found = read_json(metadata)["settings"]
+        found = read_json_object(metadata)["settings"]
         names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
         if names:
             listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)
@@ -121,7 +122,7 @@ class TokenizedDirectory:
 
     @property
     def is_complete(self) -> bool:
-        return read_json(self.path / _METADATA)["is_complete"]
+        return read_json_object(self.path / _METADATA)["is_complete"]
 
     def is_finished(self, shard: Shard) -> bool:
         return (self._progress / f"{shard.name}.json").exists()
@@ -144,7 +145,7 @@ class TokenizedDirectory:
         )
 
     def _shards(self, source: int) -> list[Shard]:
-        count = read_json(self._progress / f"{source:05d}-end.json")["num_shards"]
+        count = read_json_object(self._progress / f"{source:05d}-end.json")["num_shards"]
         return [Shard(source, chunk) for chunk in range(count)]
 
     def merge(self, num_sources: int) -> None:
@@ -162,14 +163,14 @@ class TokenizedDirectory:
                         f"Shard {shard.name} is missing in {self.path}. All processes and machines have to write to "
                         "the same directory; run the same command again to make what is missing."
                     )
-                counts = read_json(self._progress / f"{shard.name}.json")
+                counts = read_json_object(self._progress / f"{shard.name}.json")
                 report.add(counts)
                 if counts["num_rows"]:
                     files.append(f"{self._data.name}/{shard.name}{self.format.suffix}")
         if not files:
             reason = f"; the first one: {report.bad_samples[0][1]}" if report.bad_samples else ""
             raise ValueError(f"None of the {report.num_samples} samples can be used{reason}.")
-        metadata = {**read_json(self.path / _METADATA), "is_complete": True, **report.counts()}
+        metadata = {**read_json_object(self.path / _METADATA), "is_complete": True, **report.counts()}
         if self.format.builder == "arrow":
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
@@ -184,7 +185,7 @@ class TokenizedDirectory:
     def report(self) -> TokenizationReport:
         """What became of the dataset, once merged."""
         report = TokenizationReport(self.path)
-        report.add(read_json(self.path / _METADATA))
+        report.add(read_json_object(self.path / _METADATA))
         return report
 
     def _describe(self, files: list[str], fingerprint: str) -> None:
@@ -195,7 +196,7 @@ class TokenizedDirectory:
             # Whatever this version of `datasets` writes for such columns.
             empty = datasets.Dataset.from_dict({name: [] for name in self.features}, features=self.features)
             empty.save_to_disk(folder)
-            info, state = (read_json(Path(folder) / name) for name in ("dataset_info.json", "state.json"))
+            info, state = (read_json_object(Path(folder) / name) for name in ("dataset_info.json", "state.json"))
         write_json(self.path / "dataset_info.json", info)
         state = {**state, "_data_files": [{"filename": name} for name in files], "_fingerprint": fingerprint}
         write_json(self.path / "state.json", state)
@@ -218,7 +219,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     metadata = Path(path) / _METADATA
     if not metadata.is_file():
         raise ValueError(f"{path} holds no tokenized data: it has no {_METADATA}. `lavit tokenize` makes it.")
-    content = read_json(metadata)
+    content = read_json_object(metadata)
     if not content["is_complete"]:
         raise ValueError(f"{path} is incomplete; run `lavit tokenize` again to continue where it stopped.")
     return content
