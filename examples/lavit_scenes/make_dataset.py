@@ -19,14 +19,11 @@ import datasets
 from transformers import HfArgumentParser
 
 from lavit_hf.data.scenes import BACKGROUNDS, Scene, render, sample_scene
-from lavit_hf.data.scenes.dice import Dice
-from lavit_hf.data.scenes.language import write_caption
-from lavit_hf.data.scenes.questions import ask_questions
-from lavit_hf.data.scenes.sampling import MAX_OBJECTS
-from lavit_hf.data.scenes.world import place_of
+from lavit_hf.data.scenes.language import ask_questions, write_caption
+from lavit_hf.data.scenes.world import MAX_OBJECTS, PortableRng, place_of
 from lavit_hf.utils.atomic_files import exit_on_write_errors
 
-_PURPOSE = 1000  # of the dice; those of scenes are far below
+_PURPOSE = 1000  # of the rng; those of scenes are far below
 _ROWS_AT_A_TIME = 2000
 _QUESTIONS = 4  # in a conversation of yes or no, and as many others
 _LAYOUT_QUESTION = "What is where?"
@@ -49,26 +46,26 @@ class Arguments:
 
 def make_row(args: Arguments, index: int) -> dict[str, Any]:
     """Row `index`: what it is follows from seed and index alone."""
-    scene, dice = choose_scene(args, index), Dice(args.seed, index, _PURPOSE)
+    scene, rng = choose_scene(args, index), PortableRng(args.seed, index, _PURPOSE)
     row: dict[str, Any] = {"images": [scene], "text": None, "prompt": None, "messages": None, "sample_id": index}
-    kind = dice.below(1_000_000) / 1_000_000
+    kind = rng.below(1_000_000) / 1_000_000
     if kind < args.question_share:
-        row["messages"] = converse(scene, dice)
+        row["messages"] = converse(scene, rng)
     elif kind < args.question_share + args.layout_share:
         row |= {"prompt": describe_layout(scene), "text": "<image>"}
     elif kind < args.question_share + args.layout_share + args.change_share:
         used = {scene.background, *(item.color for item in scene.objects)}
-        background = dice.choice([name for name in BACKGROUNDS if name not in used])
+        background = rng.choice([name for name in BACKGROUNDS if name not in used])
         row["images"].append(replace(scene, background=background))
         row |= {"prompt": f"<image>on a {background} background", "text": "<image>"}
     else:
-        row["text"] = write_caption(scene, dice)
+        row["text"] = write_caption(scene, rng)
     return row | {"images": [to_png(one) for one in row["images"]]}
 
 
 def choose_scene(args: Arguments, index: int) -> Scene:
     """The scene of this index, or the next one that has many objects; no two rows have one in common."""
-    wants_many = Dice(args.seed, index, _PURPOSE + 1).below(1_000_000) < args.many_share * 1_000_000
+    wants_many = PortableRng(args.seed, index, _PURPOSE + 1).below(1_000_000) < args.many_share * 1_000_000
     scene = sample_scene("train", args.seed, index)
     while wants_many and len(scene.objects) < MAX_OBJECTS:
         index += args.num_rows
@@ -82,15 +79,15 @@ def describe_layout(scene: Scene) -> str:
     return ", ".join([*objects, f"{scene.background} background"])
 
 
-def converse(scene: Scene, dice: Dice) -> list[dict[str, Any]]:
+def converse(scene: Scene, rng: PortableRng) -> list[dict[str, Any]]:
     """Questions of all kinds; as many as one in two are for yes or no, of which there are the most sorts.
 
     One conversation in two ends with the layout; before, it would answer the questions.
     """
-    claims = [ask_questions(scene, dice)[-1] for _ in range(_QUESTIONS)]
-    others = dice.shuffled(ask_questions(scene, dice)[:-1])[:_QUESTIONS]
-    asked = [(question, answer) for question, answer, _ in dice.shuffled(list(dict.fromkeys(claims + others)))]
-    if dice.below(2):
+    claims = [ask_questions(scene, rng)[-1] for _ in range(_QUESTIONS)]
+    others = rng.shuffled(ask_questions(scene, rng)[:-1])[:_QUESTIONS]
+    asked = [(question, answer) for question, answer, _ in rng.shuffled(list(dict.fromkeys(claims + others)))]
+    if rng.below(2):
         asked.append((_LAYOUT_QUESTION, describe_layout(scene)))
     messages: list[dict[str, Any]] = []
     for question, answer in asked:

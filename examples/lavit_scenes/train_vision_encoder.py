@@ -28,7 +28,7 @@ from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArgument
 
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, object_coverage, render, sample_scene
-from lavit_hf.data.scenes.patches import label_patches
+from lavit_hf.data.scenes.pictures import label_patches
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 from lavit_hf.training import CheckpointCallback, find_trainer_checkpoint
 from lavit_hf.utils.atomic_files import exit_on_write_errors

@@ -10,10 +10,9 @@ import torch
 from PIL import Image
 
 from lavit_hf.data.scenes import BACKGROUNDS, Facts, Scene, facts_of, judge, parse_caption, render, sample_scene
-from lavit_hf.data.scenes.language import captions_of
-from lavit_hf.data.scenes.questions import Question, ask_questions
-from lavit_hf.data.scenes.sampling import QUESTIONS, dice_for
-from lavit_hf.evaluation.scenes.facts import read_facts
+from lavit_hf.data.scenes.language import Question, ask_questions, captions_of
+from lavit_hf.data.scenes.world import QUESTIONS, rng_for
+from lavit_hf.evaluation.facts import read_facts
 
 from .generation import answer_question, caption_images
 from .loading import Lavit
@@ -77,7 +76,7 @@ def scene_subjects() -> Subjects:
 
 def _scene_subject(split: str, index: int) -> Subject:
     scene = sample_scene(split, _SCENES_SEED, index)
-    question: Question = ask_questions(scene, dice_for(split, _SCENES_SEED, index, QUESTIONS))[-2]  # what stands where
+    question: Question = ask_questions(scene, rng_for(split, _SCENES_SEED, index, QUESTIONS))[-2]  # what stands where
     used = {scene.background, *(item.color for item in scene.objects)}
     background = next(name for name in BACKGROUNDS if name not in used)
     return Subject(

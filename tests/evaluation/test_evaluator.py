@@ -1,4 +1,4 @@
-"""Evaluation as a whole: killed and resumed, by one process and by two, it gives the same to the last bit."""
+"""Settings become tasks, tasks become `metrics.json`, and that becomes text; interruptions change nothing."""
 
 import json
 import os
@@ -9,10 +9,59 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from evaluation import tiny_evaluation
 from evaluation.tiny_evaluation import BATCH_SIZE, NUM_SAMPLES
-from lavit_hf.evaluation import TASKS, evaluate, read_data
+from lavit_hf.evaluation import TASKS, EvaluationSettings, build_tasks, evaluate, read_data
+from lavit_hf.evaluation.evaluator import format_metrics
+from lavit_hf.evaluation.measurement import Measurement
+
+
+def test_every_task_of_every_split_once() -> None:
+    settings = EvaluationSettings("scenes", splits=["held_out", "validation", "held_out"], num_samples=3)
+    found = [(task.name, task.data.split) for task in build_tasks(settings)]
+    assert found == [(name, split) for name in TASKS for split in ("held_out", "validation")]
+    (task,) = build_tasks(EvaluationSettings("scenes", tasks=["caption", "caption"], num_samples=3))
+    assert task.data.split == "validation"
+
+
+def test_tasks_that_draw_have_a_number_of_samples_of_their_own() -> None:
+    for num_drawings, expected in ((2, [3, 2]), (None, [3, 3])):
+        settings = EvaluationSettings("scenes", ["caption", "text-to-image"], num_samples=3, num_drawings=num_drawings)
+        assert [len(task.data.samples) for task in build_tasks(settings)] == expected
+
+
+def test_each_task_takes_the_options_that_it_has() -> None:
+    options = {"num_beams": 3, "num_inference_steps": 7, "top_k": None}
+    settings = EvaluationSettings("scenes", ["vqa", "text-to-image"], num_samples=1, seed=5, options=options)
+    vqa, drawing = build_tasks(settings)
+    assert vqa.options["num_beams"] == 3 and "num_inference_steps" not in vqa.options
+    assert drawing.options["num_inference_steps"] == 7 and drawing.options["top_k"] == 50
+    assert vqa.seed == drawing.seed == 5
+
+
+def test_data_are_read_as_the_settings_say(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (8, 8), "red").save(tmp_path / "images" / "0.png")
+    (tmp_path / "data.jsonl").write_text(json.dumps({"file": "0.png", "says": "red", "text": "blue"}) + "\n")
+    settings = EvaluationSettings(
+        str(tmp_path / "data.jsonl"),
+        ["caption"],
+        images=tmp_path / "images",
+        columns=("file", "says", "question", "answer"),
+    )
+    (task,) = build_tasks(settings)
+    assert task.data.samples[0].references == ("red",)
+    assert task.data.samples[0].open_image().getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_refusals() -> None:
+    with pytest.raises(ValueError, match="no task 'ask'; there are caption, vqa, text-to-image, reconstruction"):
+        build_tasks(EvaluationSettings("scenes", ["ask"]))
+    with pytest.raises(ValueError, match="None of the tasks has a use for top_k=0"):
+        build_tasks(EvaluationSettings("scenes", ["caption"], num_samples=1, options={"top_k": 0}))
+
 
 BATCHES = -(-NUM_SAMPLES // BATCH_SIZE)
 
@@ -91,3 +140,36 @@ def test_a_task_comes_once(evaluated, tmp_path):
     task = TASKS["caption"](read_data("scenes", "caption", num_samples=1))
     with pytest.raises(ValueError, match="once per split"):
         evaluate(evaluated, [task, task], tmp_path)
+
+
+def test_a_table_per_task():
+    def result(task: str, split: str | None, **metrics: Measurement) -> dict:
+        found = {name: measurement.to_dict() for name, measurement in metrics.items()}
+        return {"task": task, "data": "data", "split": split, "num_samples": 7, "metrics": found}
+
+    share = Measurement(0.9512, 7, "scenes", (0.9, 1.0), is_share=True)
+    text = format_metrics(
+        {
+            "results": [
+                result("caption", "held_out", color=share, tokens=Measurement(9.5, 7, "images", (8.25, 10.0))),
+                result("vqa", None, nothing=Measurement(None, 0), cider=Measurement(1.3333, 7)),
+            ]
+        }
+    )
+    assert text.splitlines() == [
+        "caption (data, held_out, 7 samples)",
+        "  color   95.1 %  [90.0, 100.0]    7 scenes",
+        "  tokens   9.500  [8.250, 10.000]  7 images",
+        "",
+        "vqa (data, 7 samples)",
+        "  nothing      -    0 samples",
+        "  cider    1.333    7 samples",
+    ]
+
+
+def test_names_from_data_stay_on_their_line():
+    measured = Measurement(0.5, 7, "a\x1b[2J\nb").to_dict()
+    result = {"task": "vqa", "data": "my\ndata", "split": "te\rst", "num_samples": 7, "metrics": {"x\ny": measured}}
+    title, row = format_metrics({"results": [result]}).split("\n")
+    assert title == "vqa (my data, te st, 7 samples)"
+    assert row == "  x y  0.500    7 a [2J b"

@@ -9,8 +9,8 @@ from transformers import Trainer
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.scenes import make_scenes, render, sample_scene, scene_row
+from lavit_hf.evaluation.facts import WHOLE, compare_facts, measure_facts, read_facts
 from lavit_hf.evaluation.measurement import Measurement
-from lavit_hf.evaluation.scenes.facts import WHOLE, compare_facts, measure_facts, read_facts
 from lavit_hf.pipelines.image_to_text import first_sentence, generate_text
 from lavit_hf.training import TrainingDataset
 from lavit_hf.training.language_model.data_collator import LavitDataCollator

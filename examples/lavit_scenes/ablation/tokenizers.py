@@ -12,7 +12,7 @@ from transformers import Trainer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, LavitVisualTokenizerForPreTraining
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, make_scenes, render, sample_scene
-from lavit_hf.data.scenes.patches import label_patches
+from lavit_hf.data.scenes.pictures import label_patches
 from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
 
 from .selection import blind

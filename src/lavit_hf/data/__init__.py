@@ -1,1 +1,1 @@
-"""Data to train and test on that is made, not downloaded."""
+"""Data to train and test on: datasets that a user names, and scenes, which are made."""

@@ -89,7 +89,7 @@ def load_data(
 
 
 def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
-    """`datasets.load_dataset`, with errors that say what of."""
+    """Calls `datasets.load_dataset`; its errors name the dataset."""
     try:
         return datasets.load_dataset(*args, **options)
     except datasets.exceptions.DatasetGenerationError as error:
@@ -102,7 +102,7 @@ def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
 
 
 def _split_names(datasets: Any, *args: Any, split: str, streaming: bool, **options: Any) -> list[str]:
-    """Which splits there are; none if nobody can say."""
+    """Lists the splits; none if that cannot be found out."""
     try:
         return datasets.get_dataset_split_names(*args, **options)
     except (ValueError, OSError, datasets.exceptions.DatasetsError):
@@ -117,7 +117,7 @@ def _missing_split(name: str | Path, split: str, splits: Iterable[str]) -> Value
 
 
 def load_saved(path: Path) -> Any:
-    """`datasets.load_from_disk`, which would also load the files of others.
+    """Calls `datasets.load_from_disk`, after a check: it would also load files outside of the directory.
 
     Raises:
         ValueError: The directory names files outside of it, or cannot be read.

@@ -14,10 +14,8 @@ Example:
 
 from .checkpoint import EvaluatedCheckpoint
 from .data import EvaluationData, EvaluationSample, read_data
-from .evaluator import evaluate
+from .evaluator import EvaluationSettings, build_tasks, evaluate, format_metrics
 from .measurement import Measurement
-from .report import format_metrics
-from .settings import EvaluationSettings, build_tasks
 from .tasks import TASKS, Task
 
 __all__ = [

@@ -35,7 +35,7 @@ class EvaluatedCheckpoint:
         return self.model.config.visual_tokenizer_config.codebook_size
 
     def pipeline(self, decoder: str | None) -> Any:
-        """Model and pixel decoder, loaded once.
+        """Loads the pipeline of the model and a pixel decoder, once.
 
         Raises:
             ValueError: The checkpoint cannot draw.
@@ -51,7 +51,7 @@ class EvaluatedCheckpoint:
         return module_fingerprint(self.model)
 
     def settings(self) -> dict[str, Any]:
-        """What all predictions depend on."""
+        """Returns what all predictions depend on."""
         return {
             "weights": self._weights,
             "text_tokenizer": hashlib.sha256(self.processor.tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
@@ -61,7 +61,7 @@ class EvaluatedCheckpoint:
         }
 
     def pixel_decoder_settings(self, decoder: str | None) -> dict[str, Any]:
-        """What drawings depend on, too."""
+        """Returns what drawings depend on besides."""
         pipeline = self.pipeline(decoder)
         return {
             "pixel_decoder_weights": module_fingerprint(pipeline.token_decoder, pipeline.unet, pipeline.vae),

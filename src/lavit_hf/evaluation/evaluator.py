@@ -1,25 +1,102 @@
-"""Evaluates a checkpoint: predictions by all processes, then scores and a page of samples by one."""
+"""Evaluates a checkpoint: from settings to tasks, to predictions by all processes, to `metrics.json`, to text."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..data.public_text import public_name, without_paths
+from ..data.public_text import one_line, public_name, without_paths
 from ..utils.atomic_files import write_json
 from ..utils.distributed import process_state
 from ..utils.json_files import read_json_object
 from ..utils.progress import progress_bar
 from .checkpoint import EvaluatedCheckpoint
-from .predictions import PredictionDirectory
-from .samples_page import write_samples_page
-from .tasks import Task
-from .versions import library_versions
+from .data import read_data
+from .data.samples import Columns
+from .predictions import PredictionDirectory, write_samples_page
+from .tasks import TASKS, Task
 
 METRICS = "metrics.json"
+_PACKAGES = ("lavit-hf", "torch", "transformers", "diffusers", "numpy", "pillow")
+
+
+@dataclass
+class EvaluationSettings:
+    """What to evaluate a checkpoint on, and how.
+
+    Attributes:
+        data: What the samples are read from; this and what is not described here is as for [`read_data`].
+        tasks: Names of tasks, all by default.
+        splits: Every task is evaluated on each of them; by default on the one that `read_data` chooses.
+        num_samples: How many images or questions at most, the first ones.
+        num_drawings: The same for tasks that draw; `num_samples` by default.
+        images: Folder of a file's images.
+        annotations: The file with the answers to questions.
+        config: Configuration of a dataset.
+        revision: Revision of a dataset.
+        columns: Columns of a dataset.
+        seed: All random choices follow from it.
+        options: Options of the tasks by name; `None` leaves one to the task. Each task takes those that it has.
+    """
+
+    data: str
+    tasks: Sequence[str] = tuple(TASKS)
+    splits: Sequence[str] = ()
+    num_samples: int | None = None
+    num_drawings: int | None = None
+    images: str | Path | None = None
+    annotations: str | Path | None = None
+    config: str | None = None
+    revision: str | None = None
+    columns: Sequence[str] = Columns()
+    seed: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_tasks(settings: EvaluationSettings) -> list[Task]:
+    """Reads the data of every task and split.
+
+    Args:
+        settings: What to evaluate on, and how.
+
+    Returns:
+        The tasks for [`evaluate`], each on every split.
+
+    Raises:
+        ValueError: There is no task of a name, none has a use for an option, or the data do not exist or do not fit.
+    """
+    if unknown := [name for name in settings.tasks if name not in TASKS]:
+        raise ValueError(f"There is no task {unknown[0]!r}; there are {', '.join(TASKS)}.")
+    splits = list(dict.fromkeys(settings.splits)) or [None]
+    tasks = [_build_task(settings, name, split) for name in dict.fromkeys(settings.tasks) for split in splits]
+    known = {option for task in tasks for option in task.options}
+    for option, value in settings.options.items():
+        if value is not None and option not in known:
+            raise ValueError(f"None of the tasks has a use for {option}={value}.")
+    return tasks
+
+
+def _build_task(settings: EvaluationSettings, name: str, split: str | None) -> Task:
+    task = TASKS[name]
+    data = read_data(
+        settings.data,
+        name,
+        split=split,
+        num_samples=(settings.num_drawings if task.draws else None) or settings.num_samples,
+        images=settings.images,
+        annotations=settings.annotations,
+        columns=settings.columns,
+        config=settings.config,
+        revision=settings.revision,
+    )
+    own = task.default_options(data)
+    return task(data, {option: value for option, value in settings.options.items() if option in own}, settings.seed)
 
 
 def evaluate(
@@ -38,8 +115,8 @@ def evaluate(
     predictions are the same to the last bit for any number of processes and interruptions.
 
     Args:
-        checkpoint: Whom to evaluate.
-        tasks: What on.
+        checkpoint: The checkpoint that is evaluated.
+        tasks: The tasks that it is given, one after another.
         output: Directory to write: `metrics.json` with the numbers of all tasks, and `TASK/` (or `TASK/SPLIT/` where
             data has splits) with `predictions.jsonl`, `metrics.json`, `samples.html`, `samples.png` and pictures.
             `metrics.json` is made to be published: of paths it has the last part only.
@@ -85,7 +162,7 @@ def _folder(output: Path, task: Task) -> Path:
 
 
 def _settings(checkpoint: EvaluatedCheckpoint, task: Task, batch_size: int) -> dict[str, Any]:
-    """What must not change between two runs into the same directory."""
+    """Returns what must not change between two runs into the same directory."""
     settings = {
         "data_digest": task.data.digest(),
         **task.settings(),
@@ -162,4 +239,48 @@ def _report(
     write_samples_page(directory.path, f"{task.name}: first {len(shown)} of {len(records)} samples", shown)
 
 
-__all__ = ["METRICS", "evaluate"]
+def library_versions() -> dict[str, str]:
+    """Lists the versions of Python and of the installed packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Writes a table per task: name, value, 95 % interval, and how many of what it was measured on.
+
+    Args:
+        metrics: The content of the `metrics.json` of all tasks.
+    """
+    return "\n\n".join(_format_result(result) for result in metrics["results"])
+
+
+def _format_result(result: Mapping[str, Any]) -> str:
+    split = f", {result['split']}" if result["split"] else ""
+    rows = [_format_row(name, measurement) for name, measurement in result["metrics"].items()]
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    lines = [
+        f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows
+    ]
+    title = one_line(f"{result['task']} ({result['data']}{split}, {result['num_samples']} samples)")
+    return "\n".join([title, *lines])
+
+
+def _format_row(name: str, measurement: Mapping[str, Any]) -> tuple[str, str, str, str]:
+    is_share = measurement["is_share"]
+
+    def write(value: float) -> str:
+        return f"{100 * value:.1f}" if is_share else f"{value:.3f}"
+
+    value, interval = measurement["value"], measurement["interval"]
+    unit = " %" if is_share and value is not None else ""
+    between = "" if interval is None else f"[{write(interval[0])}, {write(interval[1])}]"
+    count = one_line(f"{measurement['n']} {measurement['unit']}")
+    return one_line(name), "-" if value is None else write(value) + unit, between, count
+
+
+__all__ = ["METRICS", "EvaluationSettings", "build_tasks", "evaluate", "format_metrics", "library_versions"]

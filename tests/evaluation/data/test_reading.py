@@ -7,7 +7,14 @@ import operator
 
 import pytest
 
-from evaluation.data import test_coco, test_gqa, test_karpathy, test_vizwiz, test_vqav2
+from evaluation.data.test_benchmarks import (
+    GQA_CONTENT,
+    coco_content,
+    karpathy_image,
+    vizwiz_asked,
+    vqav2_answers,
+    vqav2_content,
+)
 from lavit_hf.evaluation.data import read_data
 
 
@@ -25,14 +32,14 @@ def test_every_format_is_recognized(write, folder, add_image):
         add_image(name)
     for name in ("n161313.jpg", "n235859.jpg", "VizWiz_val_00000000.jpg"):
         add_image(name)
-    karpathy = {"images": [test_karpathy.image(1, "test")]}
-    answers = write(test_vqav2.answers(), "answers.json")
+    karpathy = {"images": [karpathy_image(1, "test")]}
+    answers = write(vqav2_answers(), "answers.json")
     for content, task, options, metric, split in (
-        (test_coco.content(), "caption", {}, "cider", None),
+        (coco_content(), "caption", {}, "cider", None),
         (karpathy, "text-to-image", {}, "cider", "test"),
-        (test_vqav2.content(), "vqa", {"annotations": answers}, "vqa_accuracy", None),
-        (test_gqa.CONTENT, "vqa", {}, "exact_match", None),
-        ([test_vizwiz.asked(0, "basil")], "vqa", {}, "vqa_accuracy", None),
+        (vqav2_content(), "vqa", {"annotations": answers}, "vqa_accuracy", None),
+        (GQA_CONTENT, "vqa", {}, "exact_match", None),
+        ([vizwiz_asked(0, "basil")], "vqa", {}, "vqa_accuracy", None),
     ):
         data = read_data(write(content), task, images=folder, **options)
         assert data.split == split and not data.is_scenes
@@ -43,7 +50,7 @@ def test_every_format_is_recognized(write, folder, add_image):
 def test_images_are_looked_for_beside_the_file(write, tmp_path, folder, add_image):
     add_image("../n161313.jpg")
     add_image("../n235859.jpg")
-    assert len(read_data(write(test_gqa.CONTENT), "vqa").samples) == 2
+    assert len(read_data(write(GQA_CONTENT), "vqa").samples) == 2
 
 
 def test_all_else_is_a_table(write, tmp_path, folder, add_image, monkeypatch):
@@ -69,19 +76,19 @@ def test_what_does_not_fit_is_refused(write, folder, add_image, task, options, m
     add_image("n161313.jpg")
     add_image("n235859.jpg")
     with pytest.raises(ValueError, match=message):
-        read_data(write(test_gqa.CONTENT), task, images=folder, **options)
+        read_data(write(GQA_CONTENT), task, images=folder, **options)
 
 
 def test_broken_files(write, folder, add_image):
     add_image("n161313.jpg")
     with pytest.raises(ValueError, match="--annotations takes"):
-        read_data(write(test_vqav2.content()), "vqa", images=folder)
+        read_data(write(vqav2_content()), "vqa", images=folder)
     with pytest.raises(ValueError, match="incomplete.*file_name"):
         read_data(write({"images": [{"id": 1}], "annotations": [{"image_id": 1, "caption": ""}]}), "caption")
-    asked = test_gqa.CONTENT["201307251"]
+    asked = GQA_CONTENT["201307251"]
     with pytest.raises(ValueError, match="cannot be the name of a file"):
         read_data(write({"../a": asked}), "vqa", images=folder)
-    row = test_karpathy.image(1, "test")
+    row = karpathy_image(1, "test")
     add_image("1.jpg")
     with pytest.raises(ValueError, match="two samples with the id 000000000001"):
         read_data(write({"images": [row, row]}), "caption", images=folder)
@@ -89,17 +96,17 @@ def test_broken_files(write, folder, add_image):
 
 def _formats(write) -> dict:
     """Of every format: the content, how to get at a row of it, fields that are texts and integers, and the rest."""
-    karpathy = {"images": [test_karpathy.image(1, "test"), test_karpathy.image(2, "test")]}
-    vqav2 = {"annotations": write(test_vqav2.answers(), "answers.json")}
+    karpathy = {"images": [karpathy_image(1, "test"), karpathy_image(2, "test")]}
+    vqav2 = {"annotations": write(vqav2_answers(), "answers.json")}
     return {
-        "coco": (test_coco.content(), ("images", 1), ["file_name"], ["id"], "caption", {}),
-        "captions": (test_coco.content(), ("annotations", 1), ["caption"], ["image_id"], "caption", {}),
+        "coco": (coco_content(), ("images", 1), ["file_name"], ["id"], "caption", {}),
+        "captions": (coco_content(), ("annotations", 1), ["caption"], ["image_id"], "caption", {}),
         "karpathy": (karpathy, ("images", 1), ["filename", "split"], ["imgid"], "caption", {}),
         "sentences": (karpathy, ("images", 1, "sentences", 1), ["raw"], [], "caption", {}),
-        "vqav2": (test_vqav2.content(), ("questions", 1), ["question"], ["question_id", "image_id"], "vqa", vqav2),
-        "gqa": (test_gqa.CONTENT, ("201640614",), ["question", "answer", "imageId"], [], "vqa", {}),
-        "vizwiz": ([test_vizwiz.asked(0, "a"), test_vizwiz.asked(1, "b")], (1,), ["question", "image"], [], "vqa", {}),
-        "answers": ([test_vizwiz.asked(0, "a", "b")], (0, "answers", 1), ["answer"], [], "vqa", {}),
+        "vqav2": (vqav2_content(), ("questions", 1), ["question"], ["question_id", "image_id"], "vqa", vqav2),
+        "gqa": (GQA_CONTENT, ("201640614",), ["question", "answer", "imageId"], [], "vqa", {}),
+        "vizwiz": ([vizwiz_asked(0, "a"), vizwiz_asked(1, "b")], (1,), ["question", "image"], [], "vqa", {}),
+        "answers": ([vizwiz_asked(0, "a", "b")], (0, "answers", 1), ["answer"], [], "vqa", {}),
     }
 
 
@@ -142,7 +149,7 @@ def test_a_corrupt_image_is_named(write, folder, add_image):
     add_image("n161313.jpg")
     add_image("n235859.jpg")
     (folder / "n235859.jpg").write_bytes(b"no image")
-    data = read_data(write(test_gqa.CONTENT), "vqa", images=folder)
+    data = read_data(write(GQA_CONTENT), "vqa", images=folder)
     with pytest.raises(ValueError, match="Sample 201640614: the image cannot be read"):
         data.samples[1].open_image()
 
@@ -154,7 +161,7 @@ def test_images_elsewhere_are_not_read(write, tmp_path, folder, add_image, name)
         (folder / f"link.{ending}").symlink_to(tmp_path / "secret.png")
     name = name.format(root=tmp_path)
     coco = {"images": [{"id": 3, "file_name": name}], "annotations": [{"image_id": 3, "caption": "a"}]}
-    karpathy = {"images": [{**test_karpathy.image(1, "test"), "filename": name}]}
+    karpathy = {"images": [{**karpathy_image(1, "test"), "filename": name}]}
     vizwiz = [{"image": name, "question": "What?", "answers": [{"answer": "a"}]}]
     gqa = {"0": {"imageId": name.removesuffix(".png"), "question": "What?", "answer": "a"}}
     for content, task, row in (

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lavit_hf.evaluation.metrics import load_metric
-from lavit_hf.evaluation.metrics.answer_normalization import normalize_answer
+from lavit_hf.evaluation.metrics.answers import normalize_answer
 
 RECORDED = json.loads((Path(__file__).parent / "vqa_evaluation.json").read_text(encoding="utf-8"))
 QUESTIONS = RECORDED["questions"]

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from lavit_hf.evaluation.metrics import load_metric
-from lavit_hf.evaluation.metrics.ptb_tokenizer import tokenize_caption
+from lavit_hf.evaluation.metrics.captions import tokenize_caption
 
 FOLDER = Path(__file__).parent
 RECORDED = json.loads((FOLDER / "pycocoevalcap.json").read_text(encoding="utf-8"))

@@ -8,9 +8,8 @@ from transformers import CLIPModel, CLIPProcessor
 
 from evaluation.metrics.tiny_networks import save_tiny_clip
 from lavit_hf.evaluation.metrics import load_metric
-from lavit_hf.evaluation.metrics.clip_similarity import ClipSimilarity
-from lavit_hf.evaluation.metrics.images import open_image
-from lavit_hf.evaluation.tasks.drawing import open_picture
+from lavit_hf.evaluation.metrics.images import ClipSimilarity, open_image
+from lavit_hf.evaluation.tasks import open_picture
 
 TEXTS = ["a red bird", "two cats", "snow"]
 

@@ -15,12 +15,20 @@ True
 """
 
 from .dataset import make_scenes, scene_row, stream_scenes
-from .judging import judge
-from .language import CaptionError, Facts, ObjectFacts, RelationFacts, captions_of, facts_of, parse_caption
-from .questions import Question
-from .rendering import object_coverage, render
-from .sampling import sample_scene
-from .world import BACKGROUNDS, COLORS, HELD_OUT_PAIRS, RELATIONS, SHAPES, SIZES, UNKNOWN, Scene, SceneObject
+from .language import CaptionError, Facts, ObjectFacts, Question, RelationFacts, captions_of, facts_of, parse_caption
+from .pictures import judge, object_coverage, render
+from .world import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT_PAIRS,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    UNKNOWN,
+    Scene,
+    SceneObject,
+    sample_scene,
+)
 
 __all__ = [
     "BACKGROUNDS",

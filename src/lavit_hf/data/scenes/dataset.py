@@ -6,10 +6,9 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .language import write_caption
-from .questions import ask_questions
-from .rendering import MIN_IMAGE_SIZE, render
-from .sampling import CAPTION, QUESTIONS, dice_for, sample_scene
+from .language import ask_questions, write_caption
+from .pictures import MIN_IMAGE_SIZE, render
+from .world import CAPTION, QUESTIONS, rng_for, sample_scene
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -65,12 +64,12 @@ def stream_scenes(
     num_scenes: int | None = None,
     num_shards: int = 1,
 ) -> datasets.IterableDataset:
-    """The same scenes as [`make_scenes`], made while they are read.
+    """Makes the same scenes as [`make_scenes`] while they are read.
 
     Args:
-        split: As there.
-        seed: As there.
-        image_size: As there.
+        split: As for [`make_scenes`].
+        seed: As for [`make_scenes`].
+        image_size: As for [`make_scenes`].
         num_scenes: Where to end; by default never.
         num_shards: Shard k has the scenes k, k + num_shards and so on. One for each worker of a `DataLoader` lets them
             share the work; read without workers, shards come one after another, so an endless one hides all others.
@@ -80,7 +79,7 @@ def stream_scenes(
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: As there.
+        ValueError: As for [`make_scenes`].
     """
     datasets = _import_datasets()
     _check(split, seed, image_size, num_scenes or 0)
@@ -98,16 +97,14 @@ def stream_scenes(
 
 
 def scene_row(split: str, seed: int, index: int, image_size: int = 64) -> dict[str, Any]:
-    """Row `index` of the datasets, the picture as the content of a PNG file; needs no `datasets`."""
+    """Makes row `index` of the datasets, the picture as the content of a PNG file; needs no `datasets`."""
     scene = sample_scene(split, seed, index)
     file = io.BytesIO()
     render(scene, image_size).save(file, format="PNG")
     return {
         "image": {"bytes": file.getvalue(), "path": None},
-        "text": write_caption(scene, dice_for(split, seed, index, CAPTION)),
-        "questions": [
-            question._asdict() for question in ask_questions(scene, dice_for(split, seed, index, QUESTIONS))
-        ],
+        "text": write_caption(scene, rng_for(split, seed, index, CAPTION)),
+        "questions": [question._asdict() for question in ask_questions(scene, rng_for(split, seed, index, QUESTIONS))],
         "scene": scene.to_dict(),
     }
 
@@ -122,8 +119,8 @@ def _generate(
 
 
 def _check(split: str, seed: int, image_size: int, num_scenes: int) -> None:
-    """At once, not when the first scene is made."""
-    dice_for(split, seed, 0, CAPTION)
+    """Checks arguments at once, not when the first scene is made."""
+    rng_for(split, seed, 0, CAPTION)
     if image_size < MIN_IMAGE_SIZE:
         raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}.")
     if num_scenes < 0:

@@ -1,13 +1,26 @@
-"""Scenes to captions, and captions back to facts."""
+"""Captions and questions about scenes, and facts that are read back from captions."""
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from .dice import Dice
-from .world import BACKGROUNDS, COLORS, OPPOSITE, RELATIONS, SHAPES, SIZES, Scene, SceneObject, relation_between
+from .world import (
+    BACKGROUNDS,
+    COLORS,
+    HELD_OUT_PAIRS,
+    OPPOSITE,
+    RELATIONS,
+    SHAPES,
+    SIZES,
+    PortableRng,
+    Scene,
+    SceneObject,
+    place_of,
+    relation_between,
+)
 
 
 class ObjectFacts(NamedTuple):
@@ -19,7 +32,7 @@ class ObjectFacts(NamedTuple):
 
 
 class RelationFacts(NamedTuple):
-    """That `subject` is `relation` (either "left of" or "above") `reference`."""
+    """States that `subject` is `relation` (either "left of" or "above") `reference`."""
 
     subject: ObjectFacts
     relation: str
@@ -62,7 +75,7 @@ _CORE_PATTERN = re.compile(rf"{_OBJECT}(?: {_RELATION} {_OBJECT}(?: (and|that is
 
 
 def facts_of(scene: Scene) -> Facts:
-    """All that can be said about a scene: what each of its captions says.
+    """Returns all that can be said about a scene: what each of its captions says.
 
     Args:
         scene: Made, or read from a picture.
@@ -81,7 +94,7 @@ def facts_of(scene: Scene) -> Facts:
 
 
 def parse_caption(text: str) -> Facts:
-    """What a caption says. `parse_caption(caption) == facts_of(scene)` for every caption of a scene.
+    """Reads what a caption says. `parse_caption(caption) == facts_of(scene)` for every caption of a scene.
 
     Args:
         text: A caption; upper case, spaces and a period at the end do not matter.
@@ -102,7 +115,7 @@ def parse_caption(text: str) -> Facts:
 
 
 def _read_core(background: str, groups: tuple[str | None, ...]) -> Facts:
-    """From the groups of `_CORE_PATTERN`: object, relation, object, link, relation, object."""
+    """Makes facts of the groups of `_CORE_PATTERN`: object, relation, object, link, relation, object."""
     found = [ObjectFacts(*groups[start : start + 3]) for start in (0, 4, 9) if groups[start]]  # type: ignore[arg-type]
     relations = []
     if groups[3]:
@@ -124,7 +137,7 @@ def _relation(subject: ObjectFacts, relation: str, reference: ObjectFacts) -> Re
 
 
 def captions_of(scene: Scene) -> list[str]:
-    """Every caption of a scene: all orders of its objects, in all wordings.
+    """Returns every caption of a scene: all orders of its objects, in all wordings.
 
     Args:
         scene: One to three objects, placed as `sample_scene` does.
@@ -142,14 +155,14 @@ def captions_of(scene: Scene) -> list[str]:
     ]
 
 
-def write_caption(scene: Scene, dice: Dice) -> str:
-    """One of [`captions_of`], all equally likely; raises as that does."""
-    core = dice.choice(_cores(list(scene.objects)))
-    return dice.choice(_FRAMES).format(core=core, background=scene.background)
+def write_caption(scene: Scene, rng: PortableRng) -> str:
+    """Draws one of [`captions_of`], all equally likely; raises as that does."""
+    core = rng.choice(_cores(list(scene.objects)))
+    return rng.choice(_FRAMES).format(core=core, background=scene.background)
 
 
 def _cores(objects: list[SceneObject]) -> list[str]:
-    """What stands in the frames: objects and how they stand to each other."""
+    """Returns what stands in the frames: objects and how they stand to each other."""
     if len(objects) == 1:
         return [_phrase(objects[0])]
     if len(objects) == 2:
@@ -180,3 +193,160 @@ def _stated(first: SceneObject, second: SceneObject) -> str:
     if relation is None:
         raise ValueError(f"{first} and {second} do not face each other, so nothing can be said about them.")
     return relation
+
+
+KINDS = ("color", "shape", "size", "count", "background", "place", "relation", "yes_no")
+NUMBERS = ("zero", "one", "two", "three")
+_PLURALS = {shape: "crosses" if shape == "cross" else f"{shape}s" for shape in SHAPES}
+
+
+class Question(NamedTuple):
+    """A question with its only right answer; `kind` is one of `KINDS`."""
+
+    question: str
+    answer: str
+    kind: str
+
+
+def ask_questions(scene: Scene, rng: PortableRng) -> list[Question]:
+    """Asks one question of every kind that the scene allows.
+
+    Half of all questions of the kind yes_no are to be answered with yes, and half of each of its wordings. A pair of
+    shape and color that is held out is mentioned only in scenes that have one.
+
+    Args:
+        scene: One to three objects, no two of the same shape and color.
+        rng: Chooses among the questions.
+
+    Returns:
+        Between five and eight questions, in the order of `KINDS`.
+    """
+    found = [
+        _ask_color(scene, rng),
+        _ask_shape(scene, rng),
+        _ask_size(scene, rng),
+        _ask_count(scene, rng),
+        Question("What color is the background?", scene.background, "background"),
+        _ask_place(scene, rng),
+        _ask_relation(scene, rng),
+        _ask_yes_no(scene, rng),
+    ]
+    return [question for question in found if question is not None]
+
+
+def _ask_color(scene: Scene, rng: PortableRng) -> Question | None:
+    candidates = _with_unique(scene, "shape")
+    if not candidates:
+        return None
+    item = rng.choice(candidates)
+    return Question(f"What color is the {item.shape}?", item.color, "color")
+
+
+def _ask_shape(scene: Scene, rng: PortableRng) -> Question | None:
+    candidates = _with_unique(scene, "color")
+    if not candidates:
+        return None
+    item = rng.choice(candidates)
+    return Question(f"What shape is the {item.color} object?", item.shape, "shape")
+
+
+def _ask_size(scene: Scene, rng: PortableRng) -> Question:
+    item = rng.choice(scene.objects)
+    return Question(f"What size is the {_name(item)}?", item.size, "size")
+
+
+def _ask_count(scene: Scene, rng: PortableRng) -> Question:
+    what = rng.choice(("objects", "color", "shape"))
+    if what == "objects":
+        return Question("How many objects are there?", NUMBERS[len(scene.objects)], "count")
+    values = [getattr(item, what) for item in scene.objects]
+    # One in four asks for something that is mostly not there.
+    asked = rng.choice(values if rng.below(4) else list(COLORS) if what == "color" else SHAPES)
+    things = f"{asked} objects" if what == "color" else _PLURALS[asked]
+    return Question(f"How many {things} are there?", NUMBERS[values.count(asked)], "count")
+
+
+def _ask_place(scene: Scene, rng: PortableRng) -> Question:
+    item = rng.choice(scene.objects)
+    if rng.below(2):
+        return Question(f"Where is the {_name(item)}?", place_of(item), "place")
+    return Question(f"What is in the {place_of(item)}?", _name(item), "place")
+
+
+def _ask_relation(scene: Scene, rng: PortableRng) -> Question | None:
+    facing = _facing(scene)
+    if not facing:
+        return None
+    first, relation, second = rng.choice(facing)
+    return Question(f"What is {relation} the {_name(second)}?", _name(first), "relation")
+
+
+def _ask_yes_no(scene: Scene, rng: PortableRng) -> Question:
+    is_true = rng.below(2) == 1
+    ask = rng.choice((_claim_existence, _claim_color, _claim_background, _claim_relation))
+    claim = ask(scene, rng, is_true) or _claim_existence(scene, rng, is_true)
+    return Question(claim, "yes" if is_true else "no", "yes_no")
+
+
+def _claim_existence(scene: Scene, rng: PortableRng, is_true: bool) -> str:
+    if is_true:
+        return f"Is there a {_name(rng.choice(scene.objects))}?"
+    present = {item.pair for item in scene.objects}
+    absent = [pair for pair in _mentionable(scene) if pair not in present]
+    # Mostly half right, as otherwise one glance at the colors would do.
+    if rng.below(4):
+        item = rng.choice(scene.objects)
+        absent = [pair for pair in absent if (pair[0] == item.shape) != (pair[1] == item.color)]
+    shape, color = rng.choice(absent)
+    return f"Is there a {color} {shape}?"
+
+
+def _claim_color(scene: Scene, rng: PortableRng, is_true: bool) -> str | None:
+    candidates = _with_unique(scene, "shape")
+    if not candidates:
+        return None
+    item = rng.choice(candidates)
+    others = [color for shape, color in _mentionable(scene) if shape == item.shape and color != item.color]
+    return f"Is the {item.shape} {item.color if is_true else rng.choice(others)}?"
+
+
+def _claim_background(scene: Scene, rng: PortableRng, is_true: bool) -> str:
+    others = [color for color in BACKGROUNDS if color != scene.background]
+    return f"Is the background {scene.background if is_true else rng.choice(others)}?"
+
+
+def _claim_relation(scene: Scene, rng: PortableRng, is_true: bool) -> str | None:
+    facing = _facing(scene)
+    if not facing:
+        return None
+    first, relation, second = rng.choice(facing)
+    if not is_true:
+        others = [other for other in RELATIONS if other not in (relation, OPPOSITE[relation])]
+        relation = rng.choice((OPPOSITE[relation], rng.choice(others)))
+    return f"Is the {_name(first)} {relation} the {_name(second)}?"
+
+
+def _name(item: SceneObject) -> str:
+    return f"{item.color} {item.shape}"
+
+
+def _with_unique(scene: Scene, attribute: str) -> list[SceneObject]:
+    """Returns the objects that this attribute alone tells from the others."""
+    counts = Counter(getattr(item, attribute) for item in scene.objects)
+    return [item for item in scene.objects if counts[getattr(item, attribute)] == 1]
+
+
+def _facing(scene: Scene) -> list[tuple[SceneObject, str, SceneObject]]:
+    """Returns every two objects that face each other, in both orders, and how the first stands to the second."""
+    return [
+        (first, relation, second)
+        for first in scene.objects
+        for second in scene.objects
+        if first is not second and (relation := relation_between(first, second)) is not None
+    ]
+
+
+def _mentionable(scene: Scene) -> list[tuple[str, str]]:
+    """Returns the pairs that may be asked for: else training would teach that held-out ones are never there."""
+    pairs = [(shape, color) for shape in SHAPES for color in COLORS]
+    return pairs if scene.has_held_out_pair else [pair for pair in pairs if pair not in HELD_OUT_PAIRS]

@@ -1,6 +1,6 @@
 """Data to evaluate on: one small reader per format, all giving the same samples."""
 
 from .reading import read_data
-from .sample import EvaluationData, EvaluationSample
+from .samples import EvaluationData, EvaluationSample
 
 __all__ = ["EvaluationData", "EvaluationSample", "read_data"]

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.json_files import read_json
-from .coco import is_coco, read_coco
-from .gqa import is_gqa, read_gqa
-from .karpathy import is_karpathy, read_karpathy
-from .sample import EvaluationData, EvaluationSample
-from .scenes import NAME as SCENES
-from .scenes import read_scenes
-from .table import Columns, TableSamples
-from .vizwiz import is_vizwiz, read_vizwiz
-from .vqav2 import is_vqav2, read_vqav2
+from .benchmarks import (
+    is_coco,
+    is_gqa,
+    is_karpathy,
+    is_vizwiz,
+    is_vqav2,
+    read_coco,
+    read_gqa,
+    read_karpathy,
+    read_vizwiz,
+    read_vqav2,
+)
+from .samples import SCENES, Columns, EvaluationData, EvaluationSample, TableSamples, read_scenes
 
 _SAFE = re.compile(r"[\w.-]+")  # ids become names of files
 

@@ -6,6 +6,7 @@ Every folder here is one metric, and `evaluate.load("path/of/folder")` loads it 
 from __future__ import annotations
 
 import inspect
+import math
 from typing import Any
 
 METRICS = ("bleu", "cider", "clip_score", "exact_match", "fid", "vqa_accuracy")
@@ -40,4 +41,15 @@ def load_metric(name: str, **kwargs: Any) -> Any:
     return metric_class(**{"keep_in_memory": True, **kwargs})
 
 
-__all__ = ["METRICS", "load_metric"]
+def mean_and_scores(name: str, scores: list[float]) -> dict[str, Any]:
+    """Returns the mean by the metric's name, and every sample's score, from which intervals are computed.
+
+    Raises:
+        ValueError: There are no samples.
+    """
+    if not scores:
+        raise ValueError(f"{name} needs at least one prediction.")
+    return {name: math.fsum(scores) / len(scores), "scores": scores}
+
+
+__all__ = ["METRICS", "load_metric", "mean_and_scores"]

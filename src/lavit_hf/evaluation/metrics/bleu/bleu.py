@@ -8,7 +8,7 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
-from lavit_hf.evaluation.metrics.ngrams import MAX_LENGTH, Tokens, count_ngrams, tokenize_captions
+from lavit_hf.evaluation.metrics.captions import MAX_LENGTH, Tokens, count_ngrams, tokenize_captions
 
 _DESCRIPTION = """
 BLEU: the share of n-grams that occur in a reference, over the whole corpus, with a penalty for captions shorter than

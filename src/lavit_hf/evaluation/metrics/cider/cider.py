@@ -9,8 +9,8 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
-from lavit_hf.evaluation.metrics.ngrams import MAX_LENGTH, Tokens, count_ngrams, tokenize_captions
-from lavit_hf.evaluation.metrics.scores import mean_and_scores
+from lavit_hf.evaluation.metrics import mean_and_scores
+from lavit_hf.evaluation.metrics.captions import MAX_LENGTH, Tokens, count_ngrams, tokenize_captions
 
 _DESCRIPTION = """
 CIDEr-D: how similar a caption is to what humans wrote of the same image, with words that many images share counting

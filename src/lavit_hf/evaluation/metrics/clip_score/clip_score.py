@@ -8,9 +8,8 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
-from lavit_hf.evaluation.metrics.clip_similarity import ClipSimilarity
-from lavit_hf.evaluation.metrics.images import open_image
-from lavit_hf.evaluation.metrics.scores import mean_and_scores
+from lavit_hf.evaluation.metrics import mean_and_scores
+from lavit_hf.evaluation.metrics.images import ClipSimilarity, open_image
 
 _DESCRIPTION = """
 CLIPScore: 2.5 * max(cosine, 0) of CLIP's embeddings of an image and of "A photo depicts " and a text. The paper used

@@ -7,8 +7,8 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
-from lavit_hf.evaluation.metrics.answer_normalization import normalize_answer
-from lavit_hf.evaluation.metrics.scores import mean_and_scores
+from lavit_hf.evaluation.metrics import mean_and_scores
+from lavit_hf.evaluation.metrics.answers import normalize_answer
 
 _DESCRIPTION = """
 Exact match: the share of answers that equal a reference, both normalized like the answers of VQAv2

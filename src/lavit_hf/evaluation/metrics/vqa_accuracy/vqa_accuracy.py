@@ -7,8 +7,8 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
-from lavit_hf.evaluation.metrics.answer_normalization import normalize_answer, strip_answer
-from lavit_hf.evaluation.metrics.scores import mean_and_scores
+from lavit_hf.evaluation.metrics import mean_and_scores
+from lavit_hf.evaluation.metrics.answers import normalize_answer, strip_answer
 
 _DESCRIPTION = """
 VQA accuracy: an answer that at least three of the other humans gave counts in full, averaged over leaving out each

@@ -1,8 +1,8 @@
-"""Words of a caption as the caption benchmarks count them.
+"""Words and n-grams of captions, counted as the caption benchmarks count them.
 
 pycocoevalcap runs the Java class `PTBTokenizer` of Stanford CoreNLP 3.4.1 with `-lowerCase` and drops punctuation from
-what it returns. This is the same in Python, without Java, for what captions hold: English sentences. The tests compare
-it with recorded output of the Java class. Known to differ: smileys, hashtags, markup, currencies other than dollars,
+what it returns. `tokenize_caption` does the same in Python, without Java, for English sentences. The tests compare it
+with recorded output of the Java class. Known to differ: smileys, hashtags, markup, currencies other than dollars,
 `8a.m.` without a space, and the period of a single letter at a caption's end, where the Java class looks at the next
 caption.
 """
@@ -10,6 +10,8 @@ caption.
 from __future__ import annotations
 
 import re
+from collections import Counter
+from collections.abc import Sequence
 
 # What pycocoevalcap drops; ".." is "..." to the Java class. Longer runs of other marks ("!!", "?!") stay, there as
 # well, and so do brackets: lower-casing makes `-lrb-` of `-LRB-`, which is what pycocoevalcap looks for.
@@ -75,4 +77,33 @@ def _split_word(word: str) -> list[str]:
     return [part for part in _CLITIC.split(word) if part]
 
 
-__all__ = ["tokenize_caption"]
+Tokens = list[str]
+MAX_LENGTH = 4  # the caption metrics look at sequences of one to four words
+
+
+def count_ngrams(tokens: Sequence[str]) -> Counter[tuple[str, ...]]:
+    """Counts all sequences of 1 to 4 words."""
+    return Counter(
+        tuple(tokens[start : start + length])
+        for length in range(1, MAX_LENGTH + 1)
+        for start in range(len(tokens) - length + 1)
+    )
+
+
+def tokenize_captions(predictions: list[str], references: list[list[str]]) -> tuple[list[Tokens], list[list[Tokens]]]:
+    """Tokenizes predictions and their references.
+
+    Raises:
+        ValueError: There are no predictions, or one has no reference.
+    """
+    if not predictions:
+        raise ValueError("There is no caption to score.")
+    if not all(references):
+        raise ValueError(f"Caption {[bool(captions) for captions in references].index(False)} has no reference.")
+    return (
+        [tokenize_caption(caption) for caption in predictions],
+        [[tokenize_caption(caption) for caption in captions] for captions in references],
+    )
+
+
+__all__ = ["MAX_LENGTH", "Tokens", "count_ngrams", "tokenize_caption", "tokenize_captions"]

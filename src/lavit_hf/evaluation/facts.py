@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from ...data.scenes import CaptionError, Facts, Scene, facts_of, parse_caption
-from ..measurement import Measurement, measure_share
+from ..data.scenes import CaptionError, Facts, Scene, facts_of, parse_caption
+from .measurement import Measurement, measure_share
 
 WHOLE = "fully_right"
 # What is counted once per scene, per object, and per relation.
@@ -21,11 +21,11 @@ UNITS = {
 }
 
 Comparison = dict[str, tuple[int, int]]
-"""For each part, how many are right, and of how many."""
+"""For each part, how many are right, and out of how many."""
 
 
 def read_facts(caption: str) -> Facts | None:
-    """What a caption says; nothing if it is not worded as captions of scenes are."""
+    """Reads what a caption says, or `None` if it is not worded as captions of scenes are."""
     try:
         return parse_caption(caption)
     except CaptionError:
@@ -63,7 +63,7 @@ def _compare_multisets(found: Sequence, right: Sequence) -> tuple[int, int]:
 
 
 def wrong_parts(comparison: Comparison) -> list[str]:
-    """Names of the parts that are not all right; none if all is."""
+    """Names the parts that are not all right."""
     wrong = [part for part, (right, total) in comparison.items() if right < total]
     # The right colors and the right shapes may still be put together wrongly.
     return [part for part in wrong if part != WHOLE] or ["combination" for _ in wrong]

@@ -1,8 +1,4 @@
-"""Pictures back to scenes, without any model: by colors, and by the outlines of shapes.
-
-Made for pictures that a model drew. Noise, blur and somewhat wrong colors do no harm; but what looks like none of the
-shapes or colors is called `UNKNOWN`, and objects that run into one another are read as one.
-"""
+"""Pictures of scenes: drawn, labeled patch by patch, and read back by a program that uses no model."""
 
 from __future__ import annotations
 
@@ -12,8 +8,161 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .rendering import object_coverage
 from .world import BACKGROUNDS, COLORS, SHAPES, SIZES, UNITS, UNKNOWN, Scene, SceneObject
+
+MIN_IMAGE_SIZE = 16
+_SAMPLES = 4  # per pixel and direction
+_CROSS_ARM = 0.3  # half the width
+_RING_HOLE = 0.55  # radius
+_MOON_HOLE = (0.5, 0.78)  # center and radius of what is cut from a circle
+
+
+def render(scene: Scene, image_size: int = 64) -> Image.Image:
+    """Draws a scene, with smooth edges.
+
+    Args:
+        scene: What to draw.
+        image_size: Width and height in pixels.
+
+    Returns:
+        An RGB picture, the same on every platform.
+
+    Raises:
+        ValueError: The picture would be too small, or a shape is unknown.
+    """
+    pixels = np.empty((image_size, image_size, 3), dtype=np.float64)
+    pixels[:] = BACKGROUNDS[scene.background]
+    for item, coverage in zip(scene.objects, object_coverage(scene, image_size), strict=True):
+        pixels += coverage[:, :, None] * (np.array(COLORS[item.color], dtype=np.float64) - pixels)
+    return Image.fromarray(np.floor(pixels + 0.5).astype(np.uint8))
+
+
+def object_coverage(scene: Scene, image_size: int = 64) -> np.ndarray:
+    """Computes which part of every pixel each object covers: the ground truth of a segmentation.
+
+    Args:
+        scene: Its objects, in order.
+        image_size: Width and height in pixels.
+
+    Returns:
+        Numbers from 0 to 1, `[objects, image_size, image_size]`.
+
+    Raises:
+        ValueError: The picture would be too small, or a shape is unknown.
+    """
+    if image_size < MIN_IMAGE_SIZE:
+        raise ValueError(f"image_size must be at least {MIN_IMAGE_SIZE}, got {image_size}.")
+    result = np.zeros((len(scene.objects), image_size, image_size))
+    for target, item in zip(result, scene.objects, strict=True):
+        # Where the object's box starts, in pixels, and how far into that pixel in 1/64 of one.
+        (left, right_by), (top, down_by) = (
+            divmod((place - SIZES[item.size] // 2) * image_size, UNITS) for place in (item.x, item.y)
+        )
+        stamp = _stamp(item.shape, item.size, image_size, right_by, down_by)
+        target[top : top + len(stamp), left : left + len(stamp)] = stamp
+    return result
+
+
+@functools.lru_cache(maxsize=1024)
+def _stamp(shape: str, size: str, image_size: int, right_by: int, down_by: int) -> np.ndarray:
+    """Computes the coverage of pixels that a shape may touch, shifted within the first one by parts of 1/64."""
+    units = SIZES[size]
+    width = -(-(units * image_size + UNITS - 1) // UNITS)
+    # Samples are in the middle of each pixel's 4 x 4 parts.
+    samples = (np.arange(width * _SAMPLES) + 0.5) / _SAMPLES
+    u, v = ((samples - shift / UNITS) * (2 * UNITS / (units * image_size)) - 1 for shift in (right_by, down_by))
+    inside = is_inside(shape, u[None, :], v[:, None])
+    return inside.reshape(width, _SAMPLES, width, _SAMPLES).mean(axis=(1, 3))
+
+
+def is_inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
+    """Tells which points are inside a shape that fills the square from -1 to 1; `v` points down.
+
+    Raises:
+        ValueError: The shape is unknown.
+    """
+    box = np.maximum(np.abs(u), np.abs(v)) <= 1
+    circle = u * u + v * v <= 1
+    if shape == "square":
+        return box
+    if shape == "circle":
+        return circle
+    if shape == "triangle":
+        return box & (2 * np.abs(u) <= v + 1)
+    if shape == "cross":
+        return box & (np.minimum(np.abs(u), np.abs(v)) <= _CROSS_ARM)
+    if shape == "ring":
+        return circle & (u * u + v * v >= _RING_HOLE**2)
+    if shape == "moon":
+        center, radius = _MOON_HOLE
+        return circle & ((u - center) ** 2 + v * v >= radius**2)
+    raise ValueError(f"{shape!r} cannot be drawn.")
+
+
+_VISIBLE = 0.3  # share of a patch that an object's box has to cover
+
+NO_SHAPE, NO_SIZE = len(SHAPES), len(SIZES)
+
+
+class PatchLabels(NamedTuple):
+    """Labels of a picture's patches, in raster order, `[num_patches]` each.
+
+    Attributes:
+        shape: Index in `SHAPES` of the object there, or `NO_SHAPE`.
+        color: Index in `COLORS` of that object; where there is none, that of the background in `BACKGROUNDS`, after
+            those of `COLORS`.
+        size: Index in `SIZES`, or `NO_SIZE`.
+        offset: From the middle of the patch to that of the object, across and down, in sides of the picture,
+            `[num_patches, 2]`; 0 where there is none.
+    """
+
+    shape: np.ndarray
+    color: np.ndarray
+    size: np.ndarray
+    offset: np.ndarray
+
+    @property
+    def is_object(self) -> np.ndarray:
+        """Where there is an object, `[num_patches]`."""
+        return self.shape != NO_SHAPE
+
+
+def label_patches(scene: Scene, patches_per_side: int) -> PatchLabels:
+    """Labels the patches of a scene's picture.
+
+    A patch shows the object whose box covers most of it, holes included, if that is at least 30 %.
+
+    Args:
+        scene: What is on the picture.
+        patches_per_side: Their number, across and down.
+
+    Returns:
+        Labels of all patches.
+    """
+    edges = np.arange(patches_per_side + 1) / patches_per_side
+    middle = (edges[:-1] + edges[1:]) / 2
+    covers, offsets = [np.full((patches_per_side, patches_per_side), _VISIBLE)], [np.zeros(2)]
+    for item in scene.objects:
+        half = SIZES[item.size] / 2 / UNITS
+        lines = [_overlap(edges, place / UNITS - half, place / UNITS + half) for place in (item.y, item.x)]
+        covers.append(np.outer(*lines))
+        offsets.append(np.array([item.x, item.y]) / UNITS)
+    strongest = np.argmax(covers, axis=0).ravel()  # 0 is the background
+    background = len(COLORS) + list(BACKGROUNDS).index(scene.background)
+    shapes = [NO_SHAPE, *(SHAPES.index(item.shape) for item in scene.objects)]
+    colors = [background, *(list(COLORS).index(item.color) for item in scene.objects)]
+    sizes = [NO_SIZE, *(list(SIZES).index(item.size) for item in scene.objects)]
+    places = np.stack(np.meshgrid(middle, middle), axis=-1).reshape(-1, 2)
+    offset = np.where(strongest[:, None] > 0, np.array(offsets)[strongest] - places, 0.0)
+    shape, color, size = (np.array(values)[strongest] for values in (shapes, colors, sizes))
+    return PatchLabels(shape, color, size, offset)
+
+
+def _overlap(edges: np.ndarray, low: float, high: float) -> np.ndarray:
+    """Computes the share of each interval that lies between two places."""
+    covered = np.minimum(edges[1:], high) - np.maximum(edges[:-1], low)
+    return np.clip(covered, 0, None) / np.diff(edges)
+
 
 # A pixel is part of an object from this share of the way on between the background and the nearest color.
 _OBJECT_FROM = 0.4
@@ -63,7 +212,7 @@ def judge(image: Image.Image | np.ndarray) -> Scene:
 
 
 def _read(image: Image.Image | np.ndarray) -> np.ndarray:
-    """A picture as numbers, `[64, 64, 3]`."""
+    """Returns a picture as numbers, `[64, 64, 3]`."""
     if not isinstance(image, Image.Image):
         image = np.asarray(image)
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
@@ -90,7 +239,7 @@ def _smooth(values: np.ndarray) -> np.ndarray:
 
 
 def _find_background(pixels: np.ndarray) -> tuple[str, np.ndarray]:
-    """The background's name, and its color in this picture, by a vote of the pixels at the edges."""
+    """Finds the background's name, and its color in this picture, by a vote of the pixels at the edges."""
     edge = np.concatenate([pixels[0], pixels[-1], pixels[1:-1, 0], pixels[1:-1, -1]])
     palette = np.array(list(BACKGROUNDS.values()), dtype=float)
     votes = np.linalg.norm(edge[:, None] - palette, axis=-1).argmin(axis=1)
@@ -131,7 +280,7 @@ def _read_object(
 
 
 def _fit_outline(mine: np.ndarray, coverage: np.ndarray) -> tuple[str, str, int, int]:
-    """The shape and size that are most alike, and the center."""
+    """Finds the shape and size that are most alike, and the center."""
     rows, columns = np.flatnonzero(mine.any(axis=1)), np.flatnonzero(mine.any(axis=0))
     middle = [(line[0] + line[-1] + 1) / 2 for line in (columns, rows)]
     # What is less than half covered counts only nearby: the rest is noise.

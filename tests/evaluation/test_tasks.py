@@ -1,4 +1,4 @@
-"""What tasks ask, and how they score: with the checkpoint in the repository, which knows nothing."""
+"""Tasks predict, score and show samples; images have as many tokens as their tokenizer says."""
 
 import numpy as np
 import pytest
@@ -6,10 +6,55 @@ from PIL import Image
 from transformers import GenerationConfig
 
 from lavit_hf.data.scenes import Scene, captions_of, render
-from lavit_hf.evaluation.data.sample import EvaluationData, EvaluationSample
-from lavit_hf.evaluation.data.scenes import read_scenes
-from lavit_hf.evaluation.tasks import TASKS, CaptionTask, ReconstructionTask, TextToImageTask, VqaTask
+from lavit_hf.evaluation.data.samples import EvaluationData, EvaluationSample, read_scenes
+from lavit_hf.evaluation.tasks import (
+    TASKS,
+    CaptionTask,
+    ReconstructionTask,
+    TextToImageTask,
+    VqaTask,
+    measure_tokens,
+    object_area,
+    tokenize_images,
+)
 from lavit_hf.pipelines.image_to_text import ANSWER, CAPTION
+
+
+def test_tokens_are_those_of_both_branches(evaluated):
+    images = [sample.open_image() for sample in read_scenes("caption", None, 4).samples]
+    found = tokenize_images(evaluated.model, evaluated.processor, images)
+    pixel_values = evaluated.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+    visual_tokenizer = evaluated.model.visual_tokenizer
+    discrete, continuous = visual_tokenizer.encode(pixel_values), visual_tokenizer.embed(pixel_values)
+    assert [code for of_image in found for code in of_image["codes"]] == discrete.codes.tolist()
+    assert [of_image["num_tokens"]["discrete"] for of_image in found] == discrete.num_tokens.tolist()
+    assert [of_image["num_tokens"]["continuous"] for of_image in found] == continuous.num_tokens.tolist()
+    for image, together in zip(images, found, strict=True):
+        assert tokenize_images(evaluated.model, evaluated.processor, [image]) == [together]
+
+
+def test_numbers_of_tokens_are_related_to_what_is_there():
+    samples = read_scenes("caption", None, 30).samples
+    from lavit_hf.data.scenes import Scene
+
+    areas = [object_area(Scene.from_dict(sample.meta["scene"])) for sample in samples]
+    noise = np.random.default_rng(0).permutation(30).tolist()
+    records = [
+        {"meta": sample.meta, "codes": [number % 3], "num_tokens": {"discrete": round(area), "continuous": other}}
+        for number, (sample, area, other) in enumerate(zip(samples, areas, noise, strict=True))
+    ]
+    found = measure_tokens(records, codebook_size=6)
+    assert found["tokens/discrete/r_with_object_area"].value == pytest.approx(1, abs=1e-4)
+    assert abs(found["tokens/continuous/r_with_object_area"].value) < 0.4
+    assert found["tokens/continuous/mean"].value == pytest.approx(np.mean(noise))
+    assert found["tokens/continuous/std"].value == pytest.approx(np.std(noise))
+    assert (found["live_codes"].value, found["live_codes"].n) == (0.5, 6)
+
+
+def test_photographs_have_no_objects_to_compare_with():
+    found = measure_tokens([{"meta": {}, "codes": [1], "num_tokens": {"discrete": 1, "continuous": 2}}], 4)
+    assert "tokens/discrete/r_with_object_area" not in found and found["live_codes"].value == 0.25
+
 
 SHORT = {"max_new_tokens": 6}
 FAST = {"num_inference_steps": 2}
@@ -174,7 +219,7 @@ def test_reconstructions_are_those_of_the_pipeline(evaluated):
 
 def test_the_best_of_several_drawings_is_kept(evaluated, tmp_path):
     from evaluation.metrics.tiny_networks import save_tiny_clip
-    from lavit_hf.evaluation.metrics.clip_similarity import ClipSimilarity
+    from lavit_hf.evaluation.metrics.images import ClipSimilarity
 
     clip = str(save_tiny_clip(tmp_path / "clip"))
     data = other_data(read_scenes("text-to-image", None, 3).samples, is_benchmark=True)

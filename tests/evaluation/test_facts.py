@@ -1,7 +1,7 @@
 """What is right and wrong about a scene."""
 
 from lavit_hf.data.scenes import Facts, ObjectFacts, Scene, SceneObject, captions_of, facts_of
-from lavit_hf.evaluation.scenes.facts import compare_facts, measure_facts, read_facts, wrong_parts
+from lavit_hf.evaluation.facts import compare_facts, measure_facts, read_facts, wrong_parts
 
 RED, BLUE = SceneObject("square", "red", "large", 16, 32), SceneObject("ring", "blue", "small", 48, 32)
 SCENE = Scene("white", (RED, BLUE))

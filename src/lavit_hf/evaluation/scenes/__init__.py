@@ -1,1 +1,0 @@
-"""What only scenes allow to measure, because all about them is known."""
