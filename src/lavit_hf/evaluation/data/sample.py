@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ...training.sample_images import read_images
+from ...training.dataset import read_images
 
 _PROBES = 16
 
