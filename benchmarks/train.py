@@ -28,7 +28,7 @@ from lavit_hf import (
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
+from lavit_hf.training.language_model.preparation import freeze_for_language_modeling
 
 IMAGE_SIZE, PATCH_SIZE, CODES = 64, 8, 1024
 

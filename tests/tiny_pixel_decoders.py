@@ -7,7 +7,7 @@ from PIL import Image
 
 from lavit_hf import LavitTokenDecoder, LavitTokenDecoderConfig
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
-from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
+from lavit_hf.training.pixel_decoder.pixel_decoder import build_pixel_decoder
 
 CODEBOOK_SIZE = 24  # as in tiny_models
 NUM_QUERIES = 16

@@ -13,7 +13,7 @@ from .checks import check_data, check_output_directory, find_model
 from .options import Device, Dtype, Model, RunDtype
 
 if TYPE_CHECKING:
-    from lavit_hf.training.tokenization.directory import TokenizationReport
+    from lavit_hf.training.precompute_codes.directory import TokenizationReport
 
 _SHOWN = 5  # bad samples; all are in tokenization.json
 

@@ -10,7 +10,7 @@ from peft import PeftModel, get_peft_model
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.conversion.weight_files import ConversionError
-from lavit_hf.training.language_model.lora import get_lora_config, upcast_trained_weights
+from lavit_hf.training.language_model.adapters import get_lora_config, upcast_trained_weights
 from tiny_parts import CHECKPOINT, picture_rows
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

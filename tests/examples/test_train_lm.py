@@ -10,7 +10,7 @@ import torch
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.data.scenes import make_scenes
-from lavit_hf.training.tokenization.tokenize_dataset import tokenize_dataset
+from lavit_hf.training.precompute_codes.tokenize_dataset import tokenize_dataset
 from tiny_parts import CHECKPOINT, picture_rows, save_text, save_vision
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

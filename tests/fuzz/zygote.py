@@ -24,7 +24,7 @@ PRELOADED = (
     *("accelerate", "datasets", "evaluate", "lavit_cli", "peft", "typer.testing", "transformers.trainer"),
     *("diffusers.models", "diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition"),
     *(f"lavit_hf.{name}" for name in ("conversion", "data.loading", "evaluation", "hub", "pipelines", "training")),
-    *("lavit_hf.training.tokenization.tokenize_dataset", "lavit_cli.demo_sheet", "lavit_cli.loading"),
+    *("lavit_hf.training.precompute_codes.tokenize_dataset", "lavit_cli.demo_sheet", "lavit_cli.loading"),
 )
 _ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
 

@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.pixel_decoder.autoencoder import AutoencoderArguments, AutoencoderTrainer
-from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
+from lavit_hf.training.pixel_decoder.data import ImageDataCollator
 
 
 def test_reconstructions_come_closer_to_the_pictures(tmp_path: Path) -> None:

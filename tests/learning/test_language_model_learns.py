@@ -11,11 +11,10 @@ from transformers import TrainingArguments as Arguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitImageProcessorPil
 from lavit_hf.data.scenes import CaptionError, Facts, make_scenes, parse_caption
-from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training.dataset import EpochCallback, TrainingDataset
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
 from lavit_hf.training.language_model.generation_metrics import GenerationMetrics
+from lavit_hf.training.language_model.preparation import freeze_for_language_modeling
 
 IMAGE_SIZE, PATCH_SIZE, WIDTH, STEPS = 32, 8, 96, 500
 

@@ -11,10 +11,9 @@ from transformers import Trainer, TrainingArguments, set_seed
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitImageProcessorPil
 from lavit_hf.data.scenes import COLORS, make_scenes
-from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training.dataset import EpochCallback, TrainingDataset
+from lavit_hf.training.language_model.adapters import get_lora_config
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.lora import get_lora_config
 from tiny_models import spread_selector
 from tiny_parts import build_text_model, build_text_tokenizer, build_vision_model
 

@@ -16,10 +16,12 @@ from PIL import Image
 from torch.nn import functional as F
 
 from lavit_hf.data.scenes import BACKGROUNDS, COLORS, make_scenes
-from lavit_hf.training.pixel_decoder.building import build_pixel_decoder
-from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
-from lavit_hf.training.pixel_decoder.pixel_decoder import PixelDecoderArguments, PixelDecoderTrainer
+from lavit_hf.training.pixel_decoder.data import PixelDecoderDataCollator, PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.pixel_decoder import (
+    PixelDecoderArguments,
+    PixelDecoderTrainer,
+    build_pixel_decoder,
+)
 from tiny_pixel_decoders import build_token_decoder
 
 GRID = 4

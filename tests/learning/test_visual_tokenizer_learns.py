@@ -8,8 +8,7 @@ from transformers import Trainer, TrainingArguments
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.visual_tokenizer.callback import VisualTokenizerCallback
-from lavit_hf.training.visual_tokenizer.collator import VisualTokenizerDataCollator
+from lavit_hf.training.visual_tokenizer import VisualTokenizerCallback, VisualTokenizerDataCollator
 from tiny_vision import IMAGE_SIZE, image_processor, patch_labels, train_vision_model
 
 CODEBOOK_SIZE = 128

@@ -24,8 +24,8 @@ from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from lavit_hf import LavitForConditionalGeneration
-from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
-from lavit_hf.training.language_model.lora import get_lora_config
+from lavit_hf.training.language_model.adapters import get_lora_config
+from lavit_hf.training.language_model.preparation import freeze_for_language_modeling
 
 SHARDED_LAYERS = {"Blip2EncoderLayer", "LavitMergerLayer", "LavitSelector", "LavitQuantizer", "LlamaDecoderLayer"}
 STEPS = 3

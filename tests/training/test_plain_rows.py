@@ -17,8 +17,8 @@ from lavit_hf.training import (
     VisualTokenizerDataCollator,
     train_pixel_decoder,
 )
-from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
-from lavit_hf.training.plain_rows import complete_row, number_row
+from lavit_hf.training.dataset import complete_row, number_row
+from lavit_hf.training.pixel_decoder.data import ImageDataCollator
 from tiny_pixel_decoders import build_pipeline, rows
 from training import tiny_tokenizer_training
 from training.tiny_training import build_trainer, losses

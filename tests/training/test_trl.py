@@ -9,9 +9,9 @@ from transformers import Trainer, TrainingArguments
 from trl import DPOConfig, DPOTrainer, GRPOConfig, GRPOTrainer, SFTConfig, SFTTrainer
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.training.language_model.adapters import get_lora_config
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
-from lavit_hf.training.language_model.lora import get_lora_config
+from lavit_hf.training.language_model.preparation import freeze_for_language_modeling
 from tiny_parts import CHECKPOINT, picture_rows
 
 ARGUMENTS = {

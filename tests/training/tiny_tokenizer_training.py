@@ -9,10 +9,8 @@ import torch.distributed as dist
 from transformers import Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
-from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.epoch_callback import EpochCallback
-from lavit_hf.training.visual_tokenizer.callback import VisualTokenizerCallback
-from lavit_hf.training.visual_tokenizer.collator import VisualTokenizerDataCollator
+from lavit_hf.training.dataset import EpochCallback, TrainingDataset
+from lavit_hf.training.visual_tokenizer import VisualTokenizerCallback, VisualTokenizerDataCollator
 from modeling.tiny_pretraining import build_pretraining_model
 from tiny_parts import picture_rows
 

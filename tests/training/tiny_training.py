@@ -12,10 +12,9 @@ import torch.distributed as dist
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training.dataset import EpochCallback, TrainingDataset
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
+from lavit_hf.training.language_model.preparation import freeze_for_language_modeling
 from tiny_parts import CHECKPOINT, picture_rows
 
 # Three epochs and not a whole number of batches of four.

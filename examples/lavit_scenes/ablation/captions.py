@@ -14,7 +14,7 @@ from lavit_hf.evaluation.measurement import Measurement
 from lavit_hf.pipelines.image_to_text import first_sentence, generate_text
 from lavit_hf.training import TrainingDataset
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.initialization import init_code_embeddings, init_projector
+from lavit_hf.training.language_model.preparation import init_code_embeddings, init_projector
 
 from .selection import blind
 from .training import training_arguments

@@ -1,21 +1,338 @@
-"""What every training stage reads its samples from: a dataset that knows its epoch and outlives bad samples."""
+"""Rows of a dataset, as every training stage reads them.
+
+In this order: images, what makes a row bad, lengths, `TrainingDataset`, which knows its epoch and outlives bad rows,
+and rows of plain datasets, which get the same from a collator and `EpochCallback`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import operator
 import os
+import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch.utils.data import Dataset
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.utils import logging
 
+from ..processing.image_processing_pil_lavit import check_array, load_image, to_rgb
 from ..processing.processing_lavit import ImageTextProcessor
-from .lengths import measure_lengths
-from .sample_checks import check_sample, read_codes, read_messages, read_sample_id
-from .sample_images import read_images, read_message_images
+from ..processing.tokenization_lavit import IMAGE_TOKEN, check_text
+from ..utils.paths import is_inside, resolve_inside
+from ..utils.seeds import sample_seed
 
 logger = logging.get_logger(__name__)
+
+SOURCES = ("image", "path", "url", "base64")
+"""Where a part of a message may have its image, in the chats of transformers."""
+_NO_PATHS = ("http://", "https://", "data:")
+
+
+def read_images(value: Any, root: str | os.PathLike[str] | None = None) -> list[Image.Image]:
+    """Decodes the image, or the list of images, of one row.
+
+    Args:
+        value: `None` (no image), or one image or a list of them: PIL images, arrays or tensors of `uint8`, paths,
+            URLs, file contents, or what `datasets.Image(decode=False)` gives, `{"bytes": ..., "path": ...}`.
+        root: Where relative paths start. A path that leads out of it is refused: it came from a file. Without a
+            root, paths are the caller's own.
+
+    Returns:
+        RGB images, upright and fully decoded.
+
+    Raises:
+        ValueError: If one of them is corrupt, empty, or no image, or if its path leads out of the root.
+    """
+    if value is None:
+        return []
+    values = value if isinstance(value, (list, tuple)) else [value]
+    return [_read_image(image, root) for image in values]
+
+
+def read_message_images(
+    messages: Sequence[Mapping[str, Any]], root: str | os.PathLike[str] | None = None
+) -> list[dict[str, Any]]:
+    """Decodes the images that the messages of a chat hold themselves, so that a corrupt one is found.
+
+    Args:
+        messages: Messages whose content is a text, or a list of parts. A part of type `image` may have its image under
+            one of the names of `SOURCES`.
+        root: As in `read_images`.
+
+    Returns:
+        A copy with RGB images under `image`.
+
+    Raises:
+        ValueError: If one of them is corrupt, empty, or no image, or if its path leads out of the root.
+    """
+    return [{**message, "content": _read_content(message["content"], root)} for message in messages]
+
+
+def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content:
+        source = next((part[name] for name in SOURCES if part.get(name) is not None), None)
+        if part["type"] == "image" and source is not None:
+            rest = {name: value for name, value in part.items() if name not in SOURCES}
+            part = {**rest, "image": _read_image(source, root)}
+        parts.append(part)
+    return parts
+
+
+def _read_image(value: Any, root: str | os.PathLike[str] | None) -> Image.Image:
+    if isinstance(value, Mapping):
+        content, path = value.get("bytes"), value.get("path")
+        value = path if content is None else content
+    if isinstance(value, Image.Image):
+        return to_rgb(value)
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        return _from_array(value)
+    if value is None:
+        raise ValueError("the image is missing")
+    if not isinstance(value, (str, bytes, os.PathLike)):
+        raise ValueError(f"the image is of type {type(value).__name__}")
+    if root is not None and not isinstance(value, bytes):
+        value = locate_image(os.fspath(value), root)
+    return to_rgb(load_image(value))
+
+
+def locate_image(source: str, root: str | os.PathLike[str]) -> str:
+    """A path in the root as a path that can be opened; an URL as it is, and base64 so that it is not taken for a path.
+
+    Raises:
+        ValueError: The path leads out of the root.
+    """
+    if source.startswith(_NO_PATHS):
+        return source
+    path = Path(root, source)
+    is_file = os.path.isfile(path)
+    if not is_file and len(source) > 64 and not os.path.splitext(source)[1]:
+        return f"data:;base64,{source}"
+    datasets = sys.modules.get("datasets")
+    if is_file and datasets is not None and is_inside(datasets.config.DOWNLOADED_DATASETS_PATH, path):
+        return str(path)  # downloaded, or of an archive that `datasets` unpacked
+    return str(resolve_inside(root, source, "the row"))
+
+
+def _from_array(value: np.ndarray | torch.Tensor) -> Image.Image:
+    array = check_array(value)
+    if array.dtype != np.uint8:
+        raise ValueError(f"an array must be of dtype uint8 to be an image, got {array.dtype}")
+    array = np.moveaxis(array, 0, -1)
+    return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
+
+
+def check_sample(sample: Mapping[str, Any], needs_text: bool) -> None:
+    """Makes sure that there is something to learn, and that text and images fit together.
+
+    Args:
+        sample: A sample of `TrainingDataset`.
+        needs_text: Whether images alone will not do.
+
+    Raises:
+        ValueError: If it is bad.
+    """
+    pictures = sample["codes"] if "codes" in sample else sample["images"]
+    if sample.get("messages") is not None:
+        _check_messages(sample["messages"], len(pictures))
+    elif needs_text:
+        check_learned_text(sample["text"])
+        check_prompt(sample.get("prompt"))
+        _check_placeholders((sample.get("prompt") or "") + sample["text"], len(pictures))
+    elif not pictures:
+        raise ValueError("the image is missing")
+
+
+def check_learned_text(text: Any) -> None:
+    """Makes sure that there is text.
+
+    Raises:
+        ValueError: If it is missing, blank, or no text.
+    """
+    if not isinstance(text, str):
+        raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
+    if not text.strip():
+        raise ValueError("the text is empty")
+    check_text(text)
+
+
+def check_prompt(prompt: Any) -> None:
+    """Makes sure that a prompt is text, or not there.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+    if prompt is not None and not isinstance(prompt, str):
+        raise ValueError(f"the prompt is of type {type(prompt).__name__}")
+    check_text(prompt)
+
+
+def read_messages(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
+    """The chat of a row; `None` if there is none, or one without messages beside other rows with some.
+
+    Raises:
+        ValueError: If it is no chat.
+    """
+    messages = row.get("messages")
+    if messages is None or (isinstance(messages, (list, tuple)) and not messages):
+        return None
+    if not isinstance(messages, (list, tuple)) or not all(map(_is_message, messages)):
+        raise ValueError(
+            "one of its messages lacks a role, or a content that is a text or a list of parts with a type"
+        )
+    check_text(messages)
+    return list(messages)
+
+
+def read_codes(value: Any) -> list[list[int]]:
+    """The codes of every image of a row, `None` being no image.
+
+    Raises:
+        ValueError: If it is no list of lists of integers.
+    """
+    images = [] if value is None else value
+    try:
+        return [[operator.index(code) for code in codes] for codes in images]
+    except TypeError as error:
+        raise ValueError(f"its codes are no lists of integers, one per image: {value!r:.60}") from error
+
+
+def read_sample_id(row: Mapping[str, Any], index: int) -> int:
+    """The row's `sample_id`, by default its index.
+
+    Raises:
+        ValueError: If it is no integer.
+    """
+    value = row.get("sample_id")
+    if value is None:
+        return index
+    try:
+        is_written = isinstance(value, str) or (isinstance(value, float) and value.is_integer())
+        return int(value) if is_written else operator.index(value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"the sample_id {value!r} is no integer: number the samples, or rename the column") from error
+
+
+def _check_placeholders(text: str, num_images: int) -> None:
+    count = text.count(IMAGE_TOKEN)
+    if count not in (0, num_images):
+        raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
+
+
+def _check_messages(messages: list[dict[str, Any]], num_images: int) -> None:
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError("there is nothing to learn: no message is the assistant's")
+    if not any(map(_says_something, answers)):
+        raise ValueError("there is nothing to learn: all messages of the assistant are empty")
+    parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
+    images = [part for part in parts if part["type"] == "image"]
+    count = sum(all(part.get(name) is None for name in SOURCES) for part in images)
+    if count != num_images:
+        raise ValueError(f"it has {num_images} image(s), but its messages have {count} part(s) that want one")
+
+
+def _is_message(message: Any) -> bool:
+    if not isinstance(message, Mapping):
+        return False
+    content = message.get("content")
+    has_parts = isinstance(content, (list, tuple)) and all(map(_is_part, content))
+    return isinstance(message.get("role"), str) and (isinstance(content, str) or has_parts)
+
+
+def _is_part(part: Any) -> bool:
+    if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
+        return False
+    return part["type"] != "text" or isinstance(part.get("text"), str)
+
+
+def _says_something(content: Any) -> bool:
+    if isinstance(content, str):
+        return bool(content.strip())
+    return any(part["type"] == "image" or (part.get("text") or "").strip() for part in content)
+
+
+_BATCH = 1000
+
+
+def measure_lengths(dataset: Any, processor: ImageTextProcessor, image_column: str, text_column: str) -> list[int]:
+    """Ids of every row as `LavitDataCollator` arranges it, with as many per image as it has patches.
+
+    Args:
+        dataset: A `datasets.Dataset` or a sequence of dictionaries.
+        processor: The model's processor.
+        image_column: Where the images are.
+        text_column: Where the text is.
+
+    Returns:
+        One length per row. In the discrete form images are shorter than that, by what the selector drops.
+    """
+    texts, images = [], []
+    for row_texts, num_images in _texts_and_images(dataset, image_column, text_column):
+        texts.append(row_texts)
+        images.append(num_images)
+    lengths: list[int] = []
+    for start in range(0, len(texts), _BATCH):
+        ids = processor.tokenizer(texts[start : start + _BATCH], add_special_tokens=False)["input_ids"]
+        lengths.extend(map(len, ids))
+    per_image = processor.image_seq_length + 2
+    return [length + 1 + count * per_image for length, count in zip(lengths, images, strict=True)]
+
+
+def _texts_and_images(dataset: Any, image_column: str, text_column: str) -> Iterator[tuple[str, int]]:
+    """The text of every row, and its number of images."""
+    if not hasattr(dataset, "iter"):
+        for row in dataset:
+            yield _text(row, text_column), _count(row.get(image_column))
+        return
+    # As arrow tables, image files stay where they are: on the disk.
+    names = [name for name in (text_column, "prompt", "messages") if name in dataset.column_names]
+    for table in dataset.with_format("arrow").iter(_BATCH):
+        has_images = image_column in table.column_names
+        counts = _arrow_counts(table[image_column]) if has_images else [0] * len(table)
+        for row, count in zip(table.select(names).to_pylist(), counts, strict=True):
+            yield _text(row, text_column), count
+
+
+def _arrow_counts(column: Any) -> list[int]:
+    import pyarrow  # type: ignore[import-untyped]
+    import pyarrow.compute  # type: ignore[import-untyped]
+
+    if pyarrow.types.is_list(column.type) or pyarrow.types.is_large_list(column.type):
+        return [count or 0 for count in pyarrow.compute.list_value_length(column).to_pylist()]
+    return [int(is_there) for is_there in column.is_valid().to_pylist()]
+
+
+def _count(value: Any) -> int:
+    if value is None:
+        return 0
+    return len(value) if isinstance(value, (list, tuple)) else 1
+
+
+def _text(row: Mapping[str, Any], text_column: str) -> str:
+    pieces = [row.get("prompt") or "", row.get(text_column) or ""]
+    try:
+        messages = read_messages(row) or []
+        for piece in pieces:
+            check_prompt(piece)
+    except ValueError:
+        return ""  # a bad sample, which says so when it is read
+    for message in messages:
+        content = message["content"]
+        parts = [{"text": content}] if isinstance(content, str) else content
+        pieces.extend(part.get("text") or "" for part in parts)
+    return " ".join(filter(None, pieces))
+
 
 _ON_BAD_SAMPLE = ("skip", "raise")
 
@@ -222,4 +539,153 @@ def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) 
     return [int(length) for length in lengths]
 
 
-__all__ = ["TrainingDataset"]
+_COLUMNS = ("images", "image", "codes", "text", "prompt", "messages")
+
+
+class FollowsEpoch:
+    """A collator that `EpochCallback` tells the epoch, for rows that do not carry it themselves."""
+
+    def __init__(self) -> None:
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by worker processes
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of rows that carry none, 0 at first."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Takes rows for those of this epoch from now on, in running workers, too."""
+        self._epoch.fill_(epoch)
+
+
+def complete_row(row: Mapping[str, Any], epoch: int = 0) -> dict[str, Any]:
+    """A row as `TrainingDataset` would give it out; what it has already stays.
+
+    Args:
+        row: A row with `images`, or with an `image` (or a list of them).
+        epoch: The epoch, if the row does not say.
+
+    Raises:
+        ValueError: If the row has nothing to learn from, or an image is corrupt.
+    """
+    check_columns(row)
+    sample = dict(row)
+    if row.get("epoch") is None:
+        sample["epoch"] = epoch
+    if row.get("sample_id") is None:
+        sample["sample_id"] = number_row(row)
+    if "images" not in row and "image" in row:
+        try:
+            sample["images"] = read_images(row["image"])
+        except ValueError as error:
+            raise bad_sample(sample["sample_id"], error) from error
+    return sample
+
+
+def bad_sample(sample_id: int, error: ValueError) -> ValueError:
+    """The error of a collator about a row that a `TrainingDataset` would have left out."""
+    return ValueError(f"Sample {sample_id} is bad: {str(error).rstrip('.')}. TrainingDataset skips such samples.")
+
+
+def check_columns(row: Mapping[str, Any]) -> None:
+    """Makes sure that a row has a column to learn from.
+
+    Raises:
+        ValueError: If it has none, most likely because `Trainer` has removed them.
+    """
+    if not set(_COLUMNS) - {"prompt"} & set(row):
+        raise ValueError(
+            f"A row has nothing but {sorted(row)}: neither images nor text. Trainer removes columns that are no "
+            "inputs of the model before they get here: set `remove_unused_columns=False` in TrainingArguments. "
+            "Columns of other names than `image`, `text` or `messages` need `dataset.rename_column`, or a "
+            "TrainingDataset that is told their names."
+        )
+
+
+def number_row(row: Mapping[str, Any]) -> int:
+    """A number made from the content of a row.
+
+    It is the same in every epoch, process, worker and run, whatever the order of the rows. Rows of the same content
+    share it.
+
+    Returns:
+        An integer from 0 to 2**63 - 1.
+    """
+    content = {name: row[name] for name in _COLUMNS if row.get(name) is not None}
+    text = json.dumps(content, default=_digest, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "little") >> 1
+
+
+def _digest(value: Any) -> str:
+    """What stands for something that JSON does not know."""
+    if isinstance(value, Image.Image):
+        return f"{value.mode} {value.size} {_digest(value.tobytes())}"
+    if isinstance(value, (np.ndarray, torch.Tensor)):
+        array = np.asarray(value)
+        return f"{array.dtype} {array.shape} {_digest(array.tobytes())}"
+    return hashlib.blake2b(value if isinstance(value, bytes) else str(value).encode(), digest_size=16).hexdigest()
+
+
+class EpochCallback(TrainerCallback):
+    """Tells dataset, collator and sampler the epoch before it starts: `Trainer(..., callbacks=[EpochCallback()])`.
+
+    accelerate's `DataLoaderShard.set_epoch` tells the random sampler, and the dataset only if there is no such sampler
+    where it looks: with several processes, and in an epoch in which a run is resumed, the dataset learns nothing. It
+    learns it here then; telling it twice does no harm.
+
+    The sampler of `train_sampling_strategy="group_by_length"` knows no epochs: it draws from the global random state,
+    which a resumed run does not have. Here it gets a generator of its own, seeded by seed and epoch.
+    """
+
+    def __init__(self) -> None:
+        self._epoch: int | None = None
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._epoch = None
+
+    def on_epoch_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Counted, because an epoch that was stopped early leaves a fraction in `state.epoch`.
+        self._epoch = int(state.epoch or 0) if self._epoch is None else self._epoch + 1
+        data_loader = kwargs.get("train_dataloader")
+        sampler = _find_sampler(data_loader)
+        # The collator is asked for rows of a dataset that knows no epochs.
+        for part in (getattr(data_loader, "dataset", None), getattr(data_loader, "collate_fn", None), sampler):
+            if hasattr(part, "set_epoch"):
+                part.set_epoch(self._epoch)
+        if isinstance(sampler, LengthGroupedSampler):
+            seed = args.seed if args.data_seed is None else args.data_seed
+            sampler.generator = torch.Generator().manual_seed(sample_seed(seed, self._epoch, 0, "sampler"))
+
+
+def _find_sampler(data_loader: Any) -> Any:
+    """The sampler at the bottom of the batch samplers that accelerate wraps around one another."""
+    batch_sampler = getattr(data_loader, "batch_sampler", None)
+    while hasattr(batch_sampler, "batch_sampler"):
+        batch_sampler = batch_sampler.batch_sampler
+    return getattr(batch_sampler, "sampler", None)
+
+
+__all__ = [
+    "SOURCES",
+    "EpochCallback",
+    "FollowsEpoch",
+    "TrainingDataset",
+    "bad_sample",
+    "check_columns",
+    "check_learned_text",
+    "check_prompt",
+    "check_sample",
+    "complete_row",
+    "locate_image",
+    "measure_lengths",
+    "number_row",
+    "read_codes",
+    "read_images",
+    "read_message_images",
+    "read_messages",
+    "read_sample_id",
+]

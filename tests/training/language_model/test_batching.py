@@ -2,9 +2,7 @@ import pytest
 import torch
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.training.language_model.batching import pack_rows, pad_rows
-from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.token_rows import TrainingRow
+from lavit_hf.training.language_model.data_collator import LavitDataCollator, TrainingRow, pack_rows, pad_rows
 from tiny_parts import CHECKPOINT
 
 LENGTHS = [5, 3, 9, 2, 7]

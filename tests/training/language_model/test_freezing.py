@@ -4,7 +4,7 @@ import pytest
 import torch
 
 import tiny_models
-from lavit_hf.training.language_model.freezing import freeze_for_language_modeling
+from lavit_hf.training.language_model.preparation import freeze_for_language_modeling
 
 LEARNS = re.compile(
     r"^(lm_head\.|model\.language_model\.|model\.multi_modal_projector\.|model\.visual_tokenizer\.continuous\.merger\.)"

@@ -3,7 +3,7 @@ import torch
 from torch.nn import functional as F
 
 import tiny_models
-from lavit_hf.training.language_model.initialization import init_code_embeddings, init_merger, init_projector
+from lavit_hf.training.language_model.preparation import init_code_embeddings, init_merger, init_projector
 
 
 def code_rows(model, weight) -> torch.Tensor:

@@ -14,10 +14,9 @@ from torch import nn
 from transformers import Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.epoch_callback import EpochCallback
+from lavit_hf.training.dataset import EpochCallback, TrainingDataset
+from lavit_hf.training.language_model.adapters import get_lora_config
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.lora import get_lora_config
 from tiny_models import random_pixels, spread_selector
 from tiny_parts import CHECKPOINT, CODES, build_text_model, build_vision_model, picture_rows
 

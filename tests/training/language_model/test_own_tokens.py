@@ -7,8 +7,8 @@ import torch
 from peft import get_peft_model
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.training.language_model.adapters import get_lora_config
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
-from lavit_hf.training.language_model.lora import get_lora_config
 from tiny_parts import CHECKPOINT, picture_rows
 
 POINT, END, BOX = "<point>", "</point>", "<box>"

@@ -17,7 +17,7 @@ from lavit_hf.training.pixel_decoder.autoencoder import (
     AutoencoderTrainer,
     train_autoencoder,
 )
-from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
+from lavit_hf.training.pixel_decoder.data import ImageDataCollator
 from lavit_hf.training.pixel_decoder.loss import encode_latents
 from tiny_pixel_decoders import build_vae, pictures
 from training.pixel_decoder.tiny_trainers import OPTIONS

@@ -7,8 +7,7 @@ import torch
 from PIL import Image
 
 from lavit_hf import LavitImageProcessorPil
-from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.data import PixelDecoderDataCollator, PixelDecoderDataset
 from lavit_hf.utils.seeds import sample_seed
 from tiny_pixel_decoders import CODEBOOK_SIZE, NUM_QUERIES, build_pipeline, pictures, rows
 

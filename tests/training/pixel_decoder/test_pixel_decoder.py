@@ -11,10 +11,13 @@ from PIL import Image
 
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
-from lavit_hf.training.pixel_decoder.building import build_pixel_decoder, with_condition_heads
-from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
-from lavit_hf.training.pixel_decoder.pixel_decoder import PixelDecoderArguments, train_pixel_decoder
+from lavit_hf.training.pixel_decoder.data import PixelDecoderDataCollator, PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.pixel_decoder import (
+    PixelDecoderArguments,
+    build_pixel_decoder,
+    train_pixel_decoder,
+    with_condition_heads,
+)
 from tiny_models import build_visual_tokenizer
 from tiny_pixel_decoders import EPSILON, build_pipeline, build_token_decoder, build_vae, pictures, rows, unet_config
 from training.pixel_decoder.tiny_trainers import OPTIONS, build_trainer

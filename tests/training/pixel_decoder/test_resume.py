@@ -18,8 +18,7 @@ from transformers import TrainerState
 
 from lavit_hf.training import trainer_checkpoints
 from lavit_hf.training.pixel_decoder import trainer
-from lavit_hf.training.pixel_decoder.collator import PixelDecoderDataCollator
-from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.data import PixelDecoderDataCollator, PixelDecoderDataset
 from lavit_hf.training.pixel_decoder.pixel_decoder import (
     PixelDecoderArguments,
     PixelDecoderTrainer,

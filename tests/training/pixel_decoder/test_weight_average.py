@@ -7,7 +7,7 @@ import torch
 from diffusers.training_utils import EMAModel
 from torch import nn
 
-from lavit_hf.training.pixel_decoder.weight_average import AveragedNetworks, AveragingCallback
+from lavit_hf.training.pixel_decoder.trainer import AveragedNetworks, AveragingCallback
 
 
 @pytest.fixture

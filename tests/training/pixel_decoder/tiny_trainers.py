@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from lavit_hf.training.pixel_decoder.dataset import PixelDecoderDataset
+from lavit_hf.training.pixel_decoder.data import PixelDecoderDataset
 from lavit_hf.training.pixel_decoder.pixel_decoder import PixelDecoderArguments, PixelDecoderTrainer
 from tiny_pixel_decoders import build_pipeline, rows
 

@@ -14,7 +14,7 @@ from PIL import Image
 from ...data.loading import load_data
 from ...data.scenes import scene_row
 from ...processing.tokenization_lavit import check_text
-from ...training.sample_images import read_images
+from ...training.dataset import read_images
 
 _PROBES = 16
 

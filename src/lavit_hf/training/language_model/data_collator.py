@@ -1,9 +1,14 @@
-"""Samples of images and text to batches for the language model (stage 2; LaVIT paper, section 3.2)."""
+"""Samples of images and text to batches for the language model (stage 2; LaVIT paper, section 3.2).
+
+In this order: a row becomes text and images in order (a chat by the processor's template), these become ids with marks
+at what is learned, and rows of ids become a batch.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,12 +17,524 @@ from torch.utils.data import get_worker_info
 
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.seeds import sample_seed, sample_uniform
-from ..plain_rows import FollowsEpoch
-from .batching import pack_rows, pad_rows
-from .chat_parts import chat_parts
-from .sample_parts import Part, Picture, Sample, Text, Tokens, arrange_parts, read_sample
-from .text_noise import add_text_noise
-from .token_rows import TrainingRow
+from ..dataset import (
+    SOURCES,
+    FollowsEpoch,
+    bad_sample,
+    check_columns,
+    check_learned_text,
+    check_prompt,
+    number_row,
+    read_codes,
+    read_images,
+    read_messages,
+    read_sample_id,
+)
+
+
+@dataclass
+class Text:
+    """A stretch of text between images.
+
+    Attributes:
+        text: The text.
+        learned_from: Where in it (a character) begins what is learned; before that it is a prompt.
+    """
+
+    text: str
+    learned_from: int = 0
+
+
+@dataclass
+class Tokens:
+    """Text that is tokenized already, with a mark at every id that is learned."""
+
+    ids: list[int]
+    is_learned: list[bool]
+
+
+@dataclass
+class Picture:
+    """An image of the sample.
+
+    Attributes:
+        image: The image in RGB; `None` if its codes are known instead.
+        is_learned: Whether the model learns to write it, as codes. Otherwise it reads it, as features if it can.
+        codes: Its codes, if they are known already or as soon as they are.
+        is_bare: Whether it is read as codes alone, without start and end, as generation reads pictures in the prompt
+            of a drawing.
+    """
+
+    image: Any
+    is_learned: bool = False
+    codes: list[int] | None = None
+    is_bare: bool = False
+
+    @classmethod
+    def of(cls, content: Any, is_learned: bool) -> Picture:
+        """A picture from an image or from a list of codes."""
+        has_codes = isinstance(content, list)
+        return cls(None if has_codes else content, is_learned, content if has_codes else None)
+
+
+Part = Text | Tokens | Picture
+
+
+@dataclass
+class Sample:
+    """A row of a dataset, read and checked.
+
+    Attributes:
+        pictures: RGB images, or lists of codes.
+        text: What is learned, with placeholders of images or without.
+        prompt: What comes before it and is not learned; `None` if there is no prompt.
+        messages: A chat instead of both.
+        sample_id: What decisions about this sample depend on ...
+        epoch: ... together with this.
+    """
+
+    pictures: list[Any]
+    text: str | None
+    prompt: str | None
+    messages: list[dict[str, Any]] | None
+    sample_id: int
+    epoch: int
+
+
+def read_sample(row: Mapping[str, Any], epoch: int = 0) -> Sample:
+    """Reads a row of a `TrainingDataset`, or one with the columns `image`, `images` or `codes`, and `text`.
+
+    Args:
+        row: The row. Without a `sample_id` it is numbered by its content.
+        epoch: The epoch, if the row does not say.
+
+    Raises:
+        ValueError: If nothing is in it to learn.
+    """
+    check_columns(row)
+    sample_id = number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0)
+    try:
+        messages = read_messages(row)
+        if messages is None:
+            check_learned_text(row.get("text"))
+        check_prompt(row.get("prompt"))
+        has_codes = row.get("codes") is not None
+        pictures = read_codes(row["codes"]) if has_codes else read_images(row.get("images", row.get("image")))
+    except ValueError as error:
+        raise bad_sample(sample_id, error) from error
+    return Sample(
+        pictures=pictures,
+        text=row.get("text"),
+        prompt=row.get("prompt"),
+        messages=messages,
+        sample_id=sample_id,
+        epoch=epoch if row.get("epoch") is None else int(row["epoch"]),
+    )
+
+
+def arrange_parts(sample: Sample, image_token: str, is_image_first: bool, is_dropped: bool) -> list[Part]:
+    """Puts images and text in order.
+
+    A sample with a prompt is taken as it is: the prompt's images are read (bare if the answer has images, as in
+    generation), those of the answer written. Without one,
+    images come before the text and are read, or they come after it and are written like the text; where the text has
+    placeholders, they stay there.
+
+    Args:
+        sample: A sample with text.
+        image_token: The placeholder of an image.
+        is_image_first: Whether images are read; otherwise they are written.
+        is_dropped: Whether to leave out the text before images that are written, so that the model learns to draw
+            without one.
+
+    Raises:
+        ValueError: If there are not as many placeholders as images.
+    """
+    assert sample.text is not None
+    prompt, text = sample.prompt or "", sample.text
+    count = len(sample.pictures)
+    has_placeholders = image_token in prompt + text
+    reads_all = sample.prompt is None and is_image_first
+    if not has_placeholders and (sample.prompt is not None or is_image_first):
+        prompt = image_token * count + prompt
+    elif not has_placeholders and count > 0:
+        text = ("" if is_dropped else text) + image_token * count
+    if (prompt + text).count(image_token) != count:
+        raise ValueError(
+            f"Sample {sample.sample_id} has {count} image(s), but its text has "
+            f"{(prompt + text).count(image_token)} {image_token} placeholder(s)."
+        )
+    pictures = iter(sample.pictures)
+    draws_from_prompt = sample.prompt is not None and image_token in text
+    parts: list[Part] = []
+    start, learned_from = 0, len(prompt)
+    for position, segment in enumerate((prompt + _gap(prompt, text, image_token) + text).split(image_token)):
+        if position > 0:
+            is_learned = not reads_all and start > learned_from
+            picture = Picture.of(next(pictures), is_learned)
+            picture.is_bare = draws_from_prompt and not is_learned
+            parts.append(picture)
+        if segment:
+            parts.append(Text(segment, min(max(learned_from - start, 0), len(segment))))
+        start += len(segment) + len(image_token)
+    return parts
+
+
+def _gap(prompt: str, text: str, image_token: str) -> str:
+    """The space between a prompt and its answer. It belongs to the answer: the model writes it with the first word."""
+    is_open = bool(prompt) and not prompt.endswith(image_token) and not prompt[-1].isspace()
+    return " " if is_open and text and not text[0].isspace() and not text.startswith(image_token) else ""
+
+
+def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
+    """Renders a chat with the processor's own template.
+
+    Every answer before another turn ends with the end of text, learned as well: if only that of the last answer were
+    learned, the model would go on after any other one. A template cannot say so, as text never becomes that token.
+
+    Args:
+        processor: Its template has to mark what the assistant says by `{% generation %}`.
+        sample: A sample with `messages`; parts of type `image` are taken from them, or from the sample's images in
+            order of appearance.
+
+    Raises:
+        ValueError: If there are not as many images as parts of type `image`, or nothing to learn.
+    """
+    messages, pictures = resolve_messages(sample), []
+    for message in messages:
+        for part in _parts(message["content"]):
+            if part["type"] == "image":
+                pictures.append(Picture.of(part["image"], message["role"] == "assistant"))
+                # Only the place matters: images become ids later, all of a batch together.
+                part["image"] = Image.new("RGB", (1, 1))
+    answers = [message["content"] for message in messages if message["role"] == "assistant"]
+    if not answers:
+        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: no message is the assistant's.")
+    if not any(_says_something(answer) for answer in answers):
+        # The loss of a batch of nothing else would be NaN.
+        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: the assistant's messages are empty.")
+    encoded = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"visual_mode": "continuous"},
+    )
+    ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
+    return _split(ids, is_learned, pictures, processor)
+
+
+def resolve_messages(sample: Sample) -> list[dict[str, Any]]:
+    """The messages of a chat, with every image at its place.
+
+    Args:
+        sample: A sample with `messages`.
+
+    Returns:
+        A copy without empty fields. Parts of type `image` have theirs under `image`, opened (or as a list of codes):
+        their own, or the sample's images in order of appearance.
+
+    Raises:
+        ValueError: If there are not as many images as parts of type `image`.
+    """
+    assert sample.messages is not None
+    given = iter(sample.pictures)
+    messages = []
+    for message in sample.messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [{name: value for name, value in part.items() if value is not None} for part in content]
+            content = [
+                {"type": "image", "image": _content(part, given, sample)} if part["type"] == "image" else part
+                for part in content
+            ]
+        messages.append({"role": message["role"], "content": content})
+    if next(given, None) is not None:
+        raise ValueError(f"Sample {sample.sample_id} has more images than its messages have parts of type image.")
+    return messages
+
+
+def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _says_something(content: str | list[dict[str, Any]]) -> bool:
+    return any(part["type"] == "image" or part["text"].strip() for part in _parts(content))
+
+
+def _content(part: dict[str, Any], given: Any, sample: Sample) -> Any:
+    source = next((part[name] for name in SOURCES if name in part), None)
+    if source is not None:
+        return read_images(source)[0]
+    content = next(given, None)
+    if content is None:
+        raise ValueError(f"Sample {sample.sample_id} has fewer images than its messages have parts of type image.")
+    return content
+
+
+def _split(
+    ids: list[int], is_learned: list[bool], pictures: list[Picture], processor: ImageTextProcessor
+) -> list[Part]:
+    """Cuts ids at the images in them, and ends the answers."""
+    tokenizer = processor.tokenizer
+    parts: list[Part] = []
+    start = 0
+    for picture in pictures:
+        first = ids.index(tokenizer.boi_token_id, start)
+        if first > start:
+            text = Tokens(ids[start:first], is_learned[start:first])
+            parts.append(_end_answers(text, tokenizer.eos_token_id, is_last_complete=not picture.is_learned))
+        parts.append(picture)
+        start = ids.index(tokenizer.eoi_token_id, first) + 1
+    if start < len(ids):
+        # The end of the row is none of ours.
+        parts.append(_end_answers(Tokens(ids[start:], is_learned[start:]), tokenizer.eos_token_id, False))
+    return parts
+
+
+def _end_answers(text: Tokens, eos_token_id: int, is_last_complete: bool) -> Tokens:
+    """Puts the end of text after what is learned and followed by what is not, or by another's turn."""
+    ids: list[int] = []
+    is_learned: list[bool] = []
+    followers = [*text.is_learned[1:], not is_last_complete]
+    for index, mark, next_mark in zip(text.ids, text.is_learned, followers, strict=True):
+        ids.append(index)
+        is_learned.append(mark)
+        if mark and not next_mark and index != eos_token_id:
+            ids.append(eos_token_id)
+            is_learned.append(True)
+    return Tokens(ids, is_learned)
+
+
+def _first(rows: Any) -> list[int]:
+    return list(rows[0]) if isinstance(rows[0], (list, tuple)) else list(rows)
+
+
+IGNORED = -100  # what a loss of transformers skips
+
+
+@dataclass
+class Run:
+    """Consecutive ids of one text or one image.
+
+    Attributes:
+        ids: The ids.
+        is_learned: A mark at every id that is learned.
+        is_image: Whether it is an image, which is never cut.
+    """
+
+    ids: list[int]
+    is_learned: list[bool]
+    is_image: bool = False
+
+    def drop_unlearned(self, count: int) -> int:
+        """Removes the first ids that are not learned, at most `count`; returns how many."""
+        dropped = [position for position, is_learned in enumerate(self.is_learned) if not is_learned][: max(count, 0)]
+        for position in reversed(dropped):
+            del self.ids[position], self.is_learned[position]
+        return len(dropped)
+
+    def drop_last(self, count: int) -> int:
+        """Removes the last ids, at most `count`; returns how many."""
+        dropped = min(max(count, 0), len(self.ids))
+        kept = len(self.ids) - dropped
+        del self.ids[kept:], self.is_learned[kept:]
+        return dropped
+
+
+@dataclass
+class TrainingRow:
+    """The ids of a sample.
+
+    Attributes:
+        sample_id: The sample, for messages.
+        runs: Its text and images.
+        pixel_values: Its continuous images in order, `[channels, height, width]` each.
+    """
+
+    sample_id: int
+    runs: list[Run] = field(default_factory=list)
+    pixel_values: list[torch.Tensor] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return sum(len(run.ids) for run in self.runs)
+
+    @property
+    def ids(self) -> list[int]:
+        """All ids, `[length]`."""
+        return [index for run in self.runs for index in run.ids]
+
+    @property
+    def labels(self) -> list[int]:
+        """What is to be predicted, `[length]`: nothing before the first id could predict that one."""
+        labels = [
+            index if is_learned else IGNORED
+            for run in self.runs
+            for index, is_learned in zip(run.ids, run.is_learned, strict=True)
+        ]
+        return [IGNORED, *labels[1:]]
+
+    def add(self, ids: Sequence[int], is_learned: bool | Sequence[bool], is_image: bool = False) -> None:
+        """Appends ids, with one mark for all of them or one each."""
+        marks = [is_learned] * len(ids) if isinstance(is_learned, bool) else list(is_learned)
+        self.runs.append(Run(list(ids), marks, is_image))
+
+    def end(self, eos_token_id: int) -> None:
+        """Appends the end of text if what comes before is learned, so that the model learns to stop there.
+
+        A chat template may have written the end already.
+        """
+        last = next((run for run in reversed(self.runs) if run.ids), None)
+        if last is None:
+            return
+        if last.ids[-1] == eos_token_id:
+            last.is_learned[-1] = True
+        elif last.is_learned[-1]:
+            self.add([eos_token_id], True)
+
+    def truncate(self, max_length: int) -> None:
+        """Cuts text until the row is short enough: first that of prompts, from its start; then the end of the rest.
+
+        Raises:
+            ValueError: If images leave no room for anything to learn.
+        """
+        excess = len(self) - max_length
+        texts = [run for run in self.runs if not run.is_image]
+        for run in texts:
+            excess -= run.drop_unlearned(excess)
+        for run in reversed(texts):
+            excess -= run.drop_last(excess)
+        if excess > 0 or not any(any(run.is_learned) for run in self.runs):
+            length = sum(len(run.ids) for run in self.runs if run.is_image)
+            raise ValueError(
+                f"The images of sample {self.sample_id} take {length} tokens and cannot be cut, which leaves nothing "
+                f"to learn within `max_length={max_length}`. Raise it, or leave the sample out."
+            )
+
+
+def pad_rows(
+    rows: Sequence[TrainingRow], pad_token_id: int, padding_side: str = "left", multiple: int | None = None
+) -> dict[str, torch.Tensor]:
+    """One sequence per row, filled up to the longest.
+
+    Args:
+        rows: The rows.
+        pad_token_id: What to fill with, under a mask.
+        padding_side: `"left"` or `"right"`.
+        multiple: Round the length up to a multiple of this.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, `[rows, length]` each.
+    """
+    width = _round_up(max(len(row) for row in rows), multiple)
+
+    def pad(values: list[int], filler: int) -> list[int]:
+        padding = [filler] * (width - len(values))
+        return padding + values if padding_side == "left" else values + padding
+
+    return {
+        "input_ids": torch.tensor([pad(row.ids, pad_token_id) for row in rows]),
+        "attention_mask": torch.tensor([pad([1] * len(row), 0) for row in rows]),
+        "labels": torch.tensor([pad(row.labels, IGNORED) for row in rows]),
+    }
+
+
+def pack_rows(
+    rows: Sequence[TrainingRow], pad_token_id: int, max_length: int | None = None, multiple: int | None = None
+) -> dict[str, Any]:
+    """Several rows per sequence, each with positions of its own.
+
+    From positions that start again, transformers sees where a row begins: its attention masks (and the lengths for
+    FlashAttention) keep rows apart. It looks for them only without attention mask and without cache.
+
+    Args:
+        rows: Rows, none longer than `max_length`.
+        pad_token_id: What to fill sequences up with; the filling is one more row of its own.
+        max_length: Length that no sequence exceeds; by default all rows become a single one.
+        multiple: Round the length up to a multiple of this.
+
+    Returns:
+        `input_ids`, `position_ids` and `labels`, `[sequences, length]` each, and `use_cache=False`.
+
+    Raises:
+        ValueError: If a row is longer than `max_length`.
+    """
+    sequences = _fill_sequences(rows, max_length)
+    width = _round_up(max(sum(map(len, sequence)) for sequence in sequences), multiple)
+    ids, positions, labels = [], [], []
+    for sequence in sequences:
+        padding = width - sum(map(len, sequence))
+        ids.append([index for row in sequence for index in row.ids] + [pad_token_id] * padding)
+        labels.append([label for row in sequence for label in row.labels] + [IGNORED] * padding)
+        lengths = [*map(len, sequence), padding]
+        positions.append([position for length in lengths for position in range(length)])
+    return {
+        "input_ids": torch.tensor(ids),
+        "position_ids": torch.tensor(positions),
+        "labels": torch.tensor(labels),
+        "use_cache": False,
+    }
+
+
+def _fill_sequences(rows: Sequence[TrainingRow], max_length: int | None) -> list[list[TrainingRow]]:
+    """Spreads rows over as few sequences as will do, about equally long ones, so that little is to be filled up."""
+    total = sum(map(len, rows))
+    limit = total if max_length is None else max_length
+    ordered = sorted(rows, key=len, reverse=True)
+    for count in range(-(-total // limit), len(rows) + 1):
+        sequences: list[list[TrainingRow]] = [[] for _ in range(count)]
+        lengths = [0] * count
+        for row in ordered:
+            shortest = lengths.index(min(lengths))
+            sequences[shortest].append(row)
+            lengths[shortest] += len(row)
+        if max(lengths) <= limit:
+            return sequences
+    raise ValueError(f"A row of {len(ordered[0])} ids does not fit into sequences of {max_length}.")
+
+
+def _round_up(length: int, multiple: int | None) -> int:
+    return length if multiple is None else -(-length // multiple) * multiple
+
+
+def add_text_noise(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    is_image: torch.Tensor,
+    kept_ids: Sequence[int],
+    probability: float,
+    generators: Sequence[torch.Generator],
+) -> torch.Tensor:
+    """Replaces words of learned text after an image by others of the batch; what is to be predicted stays.
+
+    A model that writes "a pink ..." guesses the next word from this one, too, as far as training had words go
+    together. If the word that it reads may be wrong, the image tells more. (Word dropout: Bowman et al. 2016,
+    https://arxiv.org/abs/1511.06349; replaced words: SwitchOut, https://arxiv.org/abs/1808.07512.) Rows that draw are
+    left alone: their text says what to draw.
+
+    Args:
+        input_ids: `[rows, length]`.
+        labels: `[rows, length]`, `-100` where nothing is learned.
+        is_image: Boolean `[rows, length]`, true at ids and placeholders of images.
+        kept_ids: Ids that are neither replaced nor replacements, such as the end of text.
+        probability: Share of words that are replaced.
+        generators: One for each row. Which of its words are replaced depends on this alone, by what also on the batch.
+
+    Returns:
+        New input ids.
+    """
+    is_learned = labels != IGNORED
+    draws = (is_learned & is_image).any(dim=-1, keepdim=True)
+    is_word = is_learned & ~draws & (is_image.cumsum(dim=-1) > 0)
+    is_word &= ~torch.isin(input_ids, torch.tensor(list(kept_ids), dtype=input_ids.dtype))
+    words = input_ids[is_word]
+    noisy = input_ids.clone()
+    for row, generator in enumerate(generators):
+        positions = is_word[row].nonzero().squeeze(-1)
+        chosen = positions[torch.rand(len(positions), generator=generator) < probability]
+        if len(chosen):
+            noisy[row, chosen] = words[torch.randint(len(words), (len(chosen),), generator=generator)]
+    return noisy
 
 
 class LavitDataCollator(FollowsEpoch):
@@ -261,4 +778,21 @@ def _evaluation_mode(module: Any) -> Iterator[None]:
         module.train()
 
 
-__all__ = ["LavitDataCollator"]
+__all__ = [
+    "IGNORED",
+    "LavitDataCollator",
+    "Part",
+    "Picture",
+    "Run",
+    "Sample",
+    "Text",
+    "Tokens",
+    "TrainingRow",
+    "add_text_noise",
+    "arrange_parts",
+    "chat_parts",
+    "pack_rows",
+    "pad_rows",
+    "read_sample",
+    "resolve_messages",
+]

@@ -11,8 +11,7 @@ import torch
 from transformers.utils import logging
 
 from ...processing.processing_lavit import ImageTextProcessor
-from .chat_parts import resolve_messages
-from .sample_parts import Sample, read_sample
+from .data_collator import Sample, read_sample, resolve_messages
 
 logger = logging.get_logger(__name__)
 

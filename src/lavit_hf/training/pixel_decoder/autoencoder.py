@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from ..dataset import TrainingDataset
-from .image_collator import ImageDataCollator
+from .data import ImageDataCollator
 from .trainer import DiffusersTrainer, DiffusersTrainingArguments, option
 
 

@@ -11,19 +11,20 @@ dataset_info.json, state.json, README.md    in the end: make it one dataset
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import shutil
+import tarfile
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, NamedTuple
 
 from ...data.public_text import one_line, public_name
 from ...utils.atomic_files import complete_file, remove_partials, write_json
 from ...utils.json_files import read_json_object
-from .shards import FORMATS, Shard
 
 _METADATA = "tokenization.json"
 _VERSION = 1
@@ -227,6 +228,51 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 def _visible(folder: Path) -> list[Path]:
     return [path for path in folder.iterdir() if not path.name.startswith(".")]
+
+
+class Shard(NamedTuple):
+    """A stretch of the input: samples from `chunk * shard_size` on, of one of its sources (files of a stream)."""
+
+    source: int
+    chunk: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.source:05d}-{self.chunk:06d}"
+
+
+def write_arrow(file: BinaryIO, rows: Sequence[dict[str, Any]], features: Any) -> None:
+    """Rows as `datasets` itself saves them."""
+    import datasets  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped]
+
+    table = datasets.Dataset.from_list(list(rows), features=features).data.table
+    with pyarrow.ipc.new_stream(file, features.arrow_schema) as writer:
+        writer.write_table(table, max_chunksize=1000)
+
+
+def write_tar(file: BinaryIO, rows: Sequence[dict[str, Any]], features: Any) -> None:
+    """Rows as WebDataset reads them: one JSON file each, named by the sample's id; the same bytes every time."""
+    with tarfile.open(fileobj=file, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for row in rows:
+            content = json.dumps(row, ensure_ascii=False).encode()
+            entry = tarfile.TarInfo(f"{row['sample_id']:016d}.json")
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+
+
+class Format(NamedTuple):
+    """How shards are stored, and which builder of `datasets` reads them."""
+
+    suffix: str
+    write: Callable[[BinaryIO, Sequence[dict[str, Any]], Any], None]
+    builder: str
+
+
+FORMATS = {
+    "arrow": Format(".arrow", write_arrow, "arrow"),
+    "webdataset": Format(".tar", write_tar, "webdataset"),
+}
 
 
 __all__ = ["TokenizationReport", "TokenizedDirectory", "read_metadata"]

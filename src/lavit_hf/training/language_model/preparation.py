@@ -1,12 +1,14 @@
-"""Where new parts of a LaVIT start in stage 2: at what its visual tokenizer knows, instead of at random."""
+"""What a LaVIT needs before stage 2: where its new parts start, which parameters learn, and by which loss."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+
+from .data_collator import IGNORED
 
 
 @torch.no_grad()
@@ -101,4 +103,92 @@ def _spread(rows: torch.Tensor) -> torch.Tensor:
     return (rows - rows.mean(dim=0)).square().sum(dim=-1).mean().sqrt()
 
 
-__all__ = ["init_code_embeddings", "init_merger", "init_projector"]
+_Model = TypeVar("_Model")
+
+
+def freeze_for_language_modeling(model: _Model) -> _Model:
+    """Freezes what stage 2 leaves alone: vision encoder, discrete branch, and the selectors.
+
+    Language model, embeddings, head, projection and the merger of the continuous branch go on learning. If the
+    branches share their weights, the merger stays frozen too: it would change the codes that are learned.
+
+    Args:
+        model: A `LavitForConditionalGeneration`; whatever of its language model is frozen stays so.
+
+    Returns:
+        The same model.
+    """
+    visual_tokenizer: Any = model.visual_tokenizer  # type: ignore[attr-defined]
+    visual_tokenizer.requires_grad_(False)
+    if visual_tokenizer.continuous is not None:
+        visual_tokenizer.continuous.merger.requires_grad_(True)
+    return model
+
+
+class LanguageModelingLoss:
+    """Cross entropy of the next id, with smoothed labels: `compute_loss_func` of a `Trainer`.
+
+    Without smoothing it is the model's own loss. `label_smoothing_factor` of `TrainingArguments` does not do for a
+    LaVIT: `Trainer` shifts labels only for the classes that transformers knows as language models, and so has every
+    position predict itself. As there, evaluation is smoothed, too.
+
+    ```python
+    trainer = Trainer(model, ..., compute_loss_func=LanguageModelingLoss(model, label_smoothing=0.1))
+    ```
+
+    Args:
+        model: The model that is trained, with adapters or without.
+        label_smoothing: Share of the probability that is spread evenly over the whole vocabulary, visual ids included
+            (Szegedy et al. 2016, https://arxiv.org/abs/1512.00567).
+
+    Raises:
+        ValueError: If the share is not from 0 to 1.
+    """
+
+    def __init__(self, model: Any, label_smoothing: float = 0.0) -> None:
+        if not 0 <= label_smoothing <= 1:
+            raise ValueError(f"`label_smoothing` must be from 0 to 1, got {label_smoothing}.")
+        self.image_token_id: int = model.config.image_token_id
+        self.label_smoothing = label_smoothing
+
+    def __call__(
+        self, outputs: Any, labels: torch.Tensor | None, num_items_in_batch: torch.Tensor | int | None = None
+    ) -> torch.Tensor:
+        """
+        Args:
+            outputs: What the model returned, with `logits` `[batch, sequence, vocabulary]`.
+            labels: Ids to predict, `[batch, sequence]`, unshifted; -100 and image placeholders are ignored.
+            num_items_in_batch: What to divide the sum by, as `Trainer` counts it over all that makes an update; by
+                default the number of labels that are not ignored.
+
+        Returns:
+            The loss, a scalar.
+
+        Raises:
+            ValueError: If there are no labels.
+        """
+        if labels is None:
+            raise ValueError("The batch has no `labels` to compute a loss from; LavitDataCollator makes them.")
+        logits = outputs["logits"] if isinstance(outputs, dict) else outputs[0]
+        # The last position predicts nothing. Padding the labels is cheaper than copying all other logits.
+        targets = F.pad(labels[:, 1:], (0, 1), value=IGNORED).to(logits.device)
+        targets = targets.masked_fill(targets == self.image_token_id, IGNORED)
+        loss = F.cross_entropy(
+            logits.float().flatten(0, 1),
+            targets.flatten(),
+            ignore_index=IGNORED,
+            reduction="mean" if num_items_in_batch is None else "sum",
+            label_smoothing=self.label_smoothing,
+        )
+        if num_items_in_batch is None:
+            return loss
+        return loss / torch.as_tensor(num_items_in_batch, device=loss.device)
+
+
+__all__ = [
+    "LanguageModelingLoss",
+    "freeze_for_language_modeling",
+    "init_code_embeddings",
+    "init_merger",
+    "init_projector",
+]

@@ -18,8 +18,8 @@ from transformers import AutoProcessor
 from lavit_hf import ImageTextProcessor, LavitVisualTokenizer
 from lavit_hf.data.scenes import make_scenes, stream_scenes
 from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.tokenization.directory import read_metadata
-from lavit_hf.training.tokenization.tokenize_dataset import load_tokenized_dataset, tokenize_dataset
+from lavit_hf.training.precompute_codes.directory import read_metadata
+from lavit_hf.training.precompute_codes.tokenize_dataset import load_tokenized_dataset, tokenize_dataset
 
 CHECKPOINT = Path(__file__).resolve().parents[3] / "checkpoints" / "lavit-tiny-random"
 NUM_SCENES = 22
@@ -285,7 +285,7 @@ import os, signal
 from transformers import AutoProcessor
 from lavit_hf import LavitVisualTokenizer
 from lavit_hf.data.scenes import make_scenes, stream_scenes
-from lavit_hf.training.tokenization.tokenize_dataset import tokenize_dataset
+from lavit_hf.training.precompute_codes.tokenize_dataset import tokenize_dataset
 {before}
 visual_tokenizer = LavitVisualTokenizer.from_pretrained({str(CHECKPOINT)!r})
 processor = AutoProcessor.from_pretrained({str(CHECKPOINT)!r}, visual_tokenizer=visual_tokenizer)
@@ -408,7 +408,7 @@ def test_other_directories_are_left_alone(processor, tmp_path: Path) -> None:
 TELLING = """
 import lavit_cli
 from accelerate import PartialState
-from lavit_hf.training.tokenization.directory import TokenizedDirectory
+from lavit_hf.training.precompute_codes.directory import TokenizedDirectory
 
 finish = TokenizedDirectory.finish
 def tell(self, shard, *args):

@@ -5,8 +5,8 @@ from pathlib import Path
 import datasets
 import pytest
 
-from lavit_hf.training.tokenization.directory import TokenizationReport, TokenizedDirectory
-from lavit_hf.training.tokenization.source import TokenizedSource
+from lavit_hf.training.precompute_codes.directory import TokenizationReport, TokenizedDirectory
+from lavit_hf.training.precompute_codes.source import TokenizedSource
 
 
 @pytest.fixture(autouse=True)

@@ -13,8 +13,7 @@ import torch
 
 from ...processing.processing_lavit import ImageTextProcessor
 from ...processing.tokenization_lavit import check_text
-from ..sample_checks import check_learned_text, check_prompt, read_messages, read_sample_id
-from ..sample_images import read_images
+from ..dataset import check_learned_text, check_prompt, read_images, read_messages, read_sample_id
 from .directory import TokenizationReport
 
 _In = TypeVar("_In")

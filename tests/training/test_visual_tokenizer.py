@@ -15,8 +15,7 @@ from transformers import TrainerCallback
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
 from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.visual_tokenizer.callback import VisualTokenizerCallback, find_failures
-from lavit_hf.training.visual_tokenizer.collator import VisualTokenizerDataCollator
+from lavit_hf.training.visual_tokenizer import VisualTokenizerCallback, VisualTokenizerDataCollator, find_failures
 from lavit_hf.utils.seeds import sample_seed
 from modeling.tiny_pretraining import build_pretraining_model
 from training import tiny_tokenizer_training

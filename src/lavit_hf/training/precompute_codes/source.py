@@ -9,9 +9,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..sample_images import locate_image
-from .directory import TokenizedDirectory
-from .shards import Shard
+from ..dataset import locate_image
+from .directory import Shard, TokenizedDirectory
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
 

@@ -1,7 +1,8 @@
-"""Batches for stage 3: the picture to draw, and the codes to draw it from or what they are computed from."""
+"""Data of stage 3: samples with an image and its codes, how a picture is cut out of it, and batches of both."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,8 +11,111 @@ import torch
 from diffusers.image_processor import VaeImageProcessor
 
 from ...pipelines.pixel_decoder_inputs import check_codes, resolve_size, split_images
-from ..plain_rows import complete_row
-from .image_collator import Box, center_box, only_image, sample_columns
+from ...utils.seeds import sample_seed
+from ..dataset import TrainingDataset, complete_row
+
+_CODES = "codes"
+
+
+class PixelDecoderDataset(TrainingDataset):
+    """A [`TrainingDataset`] of images without text, which keeps the images of rows that have codes as well.
+
+    Args:
+        dataset: A `datasets.Dataset`, or a sequence of dictionaries. A column `codes` holds a list of codes per image.
+        image_column: Where the images are.
+        on_bad_sample: As in [`TrainingDataset`].
+        image_root: As in [`TrainingDataset`].
+    """
+
+    def __init__(
+        self,
+        dataset: Any,
+        image_column: str = "image",
+        on_bad_sample: str = "skip",
+        image_root: str | os.PathLike[str] | None = None,
+    ) -> None:
+        images, self._codes = _split_codes(dataset)
+        super().__init__(images, image_column, text_column=None, on_bad_sample=on_bad_sample, image_root=image_root)
+
+    def _read(self, index: int) -> dict[str, Any]:
+        sample = super()._read(index)
+        if self._codes is not None:
+            sample[_CODES] = [list(codes) for codes in self._codes[index][_CODES]]
+        return sample
+
+
+def _split_codes(dataset: Any) -> tuple[Any, Any]:
+    """The dataset without its codes, and the codes, or `None`."""
+    names = getattr(dataset, "column_names", None)
+    if names is not None:
+        if _CODES not in names:
+            return dataset, None
+        return dataset.remove_columns(_CODES), dataset.with_format(None).select_columns(_CODES)
+    if not hasattr(dataset, "__len__") or len(dataset) == 0 or _CODES not in dataset[0]:
+        return dataset, None
+    return [{name: row[name] for name in row if name != _CODES} for row in dataset], dataset
+
+
+Box = tuple[int, int, int, int]
+
+
+def only_image(row: Mapping[str, Any]) -> PIL.Image.Image:
+    """The one image of a sample.
+
+    Raises:
+        ValueError: If it has none, or several.
+    """
+    images = row.get("images") or []
+    if len(images) != 1:
+        raise ValueError(f"Sample {row['sample_id']} has {len(images)} images; training needs exactly one to draw.")
+    return images[0]
+
+
+def center_box(image: PIL.Image.Image, height: int, width: int) -> Box:
+    """The largest box of that shape around the center: left, top, right, bottom."""
+    box_width = min(image.width, max(round(image.height * width / height), 1))
+    box_height = min(image.height, max(round(image.width * height / width), 1))
+    left, top = (image.width - box_width) // 2, (image.height - box_height) // 2
+    return left, top, left + box_width, top + box_height
+
+
+def sample_columns(rows: Sequence[Mapping[str, Any]], seed: int, purpose: str) -> dict[str, torch.Tensor]:
+    """Which samples a batch has, and their seeds: `sample_ids` and `sample_seeds`, both `[batch]`."""
+    seeds = [sample_seed(seed, row["epoch"], row["sample_id"], purpose) for row in rows]
+    return {"sample_ids": torch.tensor([row["sample_id"] for row in rows]), "sample_seeds": torch.tensor(seeds)}
+
+
+class ImageDataCollator:
+    """Makes batches of rows `{"images": [image], "sample_id": ..., "epoch": ...}`, cut around their center.
+
+    Args:
+        height: Height of the pictures, in pixels.
+        width: Their width.
+        multiple: What both have to be a multiple of.
+        seed: Seed of the training.
+
+    Raises:
+        ValueError: If a size is no multiple, and later for rows without exactly one image.
+    """
+
+    def __init__(self, height: int, width: int, multiple: int, seed: int = 0):
+        self.height, self.width = resolve_size(height, width, None, height, multiple)
+        self.seed = seed
+        self.processor = VaeImageProcessor(vae_scale_factor=multiple)
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            rows: Rows of a [`TrainingDataset`], or of any dataset with a column `image`.
+
+        Returns:
+            `pixel_values` in [-1, 1], `[batch, 3, height, width]`; `sample_ids` and `sample_seeds`, `[batch]`.
+        """
+        rows = [complete_row(row) for row in rows]
+        images = [only_image(row) for row in rows]
+        crops = [image.crop(center_box(image, self.height, self.width)) for image in images]
+        pixels = self.processor.preprocess(crops, self.height, self.width)
+        return {"pixel_values": pixels, **sample_columns(rows, self.seed, "images")}
 
 
 class PixelDecoderDataCollator:
@@ -114,4 +218,12 @@ class PixelDecoderDataCollator:
         return {"tokenizer_pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
 
 
-__all__ = ["PixelDecoderDataCollator"]
+__all__ = [
+    "Box",
+    "ImageDataCollator",
+    "PixelDecoderDataCollator",
+    "PixelDecoderDataset",
+    "center_box",
+    "only_image",
+    "sample_columns",
+]

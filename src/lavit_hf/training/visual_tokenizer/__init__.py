@@ -1,1 +1,0 @@
-"""Stage 1: the visual tokenizer learns to reconstruct what a vision encoder sees."""
