@@ -112,8 +112,6 @@ def load_split(data_args: DataArguments, split: str, num_scenes: int) -> Trainin
 
 def load_validation_rows(data_args: DataArguments) -> list[dict[str, Any]]:
     """Samples held out for validation."""
-    if data_args.validation_split is None:
-        return []
     samples = load_split(data_args, data_args.validation_split, data_args.num_validation_rows)
     return [samples[index] for index in range(min(len(samples), data_args.num_validation_rows))]
 

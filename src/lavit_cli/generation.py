@@ -7,7 +7,6 @@ from typing import Any
 from PIL import Image
 from transformers import StoppingCriteriaList
 
-from lavit_hf.modeling.token_progress import TokenProgress
 from lavit_hf.pipelines import image_to_text
 from lavit_hf.pipelines.image_to_text import (
     ANSWER,
@@ -17,7 +16,7 @@ from lavit_hf.pipelines.image_to_text import (
     first_sentence,
     question_prompt,
 )
-from lavit_hf.utils.progress import progress_bar
+from lavit_hf.utils.progress import TokenProgress, progress_bar
 
 from .loading import Lavit
 

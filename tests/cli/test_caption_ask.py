@@ -8,7 +8,7 @@ from PIL import Image
 
 from lavit_cli import generation
 from lavit_cli.generation import first_sentence
-from lavit_hf.modeling.token_progress import TokenProgress
+from lavit_hf.utils.progress import TokenProgress
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import hashlib
 import json
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +56,8 @@ def command(*arguments: Any, appears: bool = False) -> Writer:
     return Writer("fuzz.zygote:lavit", list(arguments), appears)
 
 
-def script(path: str, *arguments: Any, resume: Callable = lambda folder: [], results: tuple = ("*",)) -> Writer:
-    return Writer("fuzz.zygote:script", [EXAMPLES / path, *arguments], resume=resume, results=results)
+def script(path: str, *arguments: Any, **options: Any) -> Writer:
+    return Writer("fuzz.zygote:script", [EXAMPLES / path, *arguments], **options)
 
 
 def latest(folder: Path) -> list[str]:
@@ -68,7 +68,7 @@ def latest(folder: Path) -> list[str]:
 def trainer_script(path: str, *arguments: Any, last: str | None = None) -> Writer:
     options = ["--output_dir", OUT, "--max_steps", 3, "--save_steps", 1, "--logging_steps", 1, "--report_to", "none"]
     options += ["--per_device_train_batch_size", 4, "--use_cpu", True, "--disable_tqdm", True]
-    return replace(script(path, *arguments, *options, resume=latest, results=("*.safetensors",)), last=last)
+    return script(path, *arguments, *options, resume=latest, results=("*.safetensors",), last=last)
 
 
 _SIZES = ["--codebook_size", 24, "--codebook_dim", 6, "--num_layers", 1, "--cross_attention_dims", 32]

@@ -283,7 +283,7 @@ def _pad_left(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
 
 
 class LavitGenerationMixin(GenerationMixin):
-    """`generate` for prompts with images, in both forms that the processor gives them, and for drawing."""
+    """`generate` for prompts with images, as placeholders or as codes, and for drawing."""
 
     @torch.no_grad()
     def generate(

@@ -22,8 +22,8 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
-from ..modeling.token_progress import TokenProgress
 from ..processing.processing_lavit import ImageTextProcessor
+from ..utils.progress import TokenProgress
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
 from .pixel_decoder_inputs import codes_of_ids
 from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, keep_config, save_and_push

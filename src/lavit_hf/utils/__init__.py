@@ -1,1 +1,1 @@
-"""What all rooms share, each idea once: complete files, JSON, safetensors, processes, seeds, progress bars."""
+"""What all rooms share: complete files, paths inside a directory, processes, seeds, progress."""

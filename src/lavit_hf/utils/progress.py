@@ -7,7 +7,9 @@ import sys
 from collections.abc import Callable
 from typing import Any, TextIO
 
+import torch
 from huggingface_hub.utils import tqdm
+from transformers import StoppingCriteria
 
 # Takes what was done since the last call: bytes, samples, ...
 Progress = Callable[[int], object]
@@ -59,6 +61,17 @@ def _is_notebook() -> bool:
     return any(base.__name__ == "tqdm_notebook" for base in tqdm.__mro__)
 
 
+class TokenProgress(StoppingCriteria):
+    """Counts the tokens of `generate` on a bar and stops nothing; unlike a streamer it works with beams, too."""
+
+    def __init__(self, bar: Any):
+        self.bar = bar
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any) -> torch.BoolTensor:
+        self.bar.update(1)
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)  # type: ignore[return-value]
+
+
 class _Lines:
     """A file for tqdm that keeps the texts of a bar as lines, and drops what moves the cursor."""
 
@@ -73,4 +86,4 @@ class _Lines:
         self._file.flush()
 
 
-__all__ = ["Progress", "bar_options", "progress_bar"]
+__all__ = ["Progress", "TokenProgress", "bar_options", "progress_bar"]
