@@ -17,6 +17,7 @@ from lavit_hf.training import (
     VisualTokenizerDataCollator,
     train_pixel_decoder,
 )
+from lavit_hf.training.language_model.sample_parts import read_sample
 from lavit_hf.training.pixel_decoder.image_collator import ImageDataCollator
 from lavit_hf.training.plain_rows import complete_row, number_row
 from tiny_pixel_decoders import build_pipeline, rows
@@ -143,3 +144,10 @@ def test_workers_learn_the_epoch():
         seeds += [batch["sample_seeds"] for batch in loader]
     assert torch.equal(seeds[0], seeds[2]) and not torch.equal(seeds[0], seeds[1])
     del loader
+
+
+@pytest.mark.parametrize("column", ["caption", "completion"])
+def test_text_under_another_name_is_named(column):
+    row = {"image": pictures(1)[0], column: "a cat"}
+    with pytest.raises(ValueError, match=f"no column 'text' or 'messages'.*has {column}, image.*rename_column"):
+        read_sample(row)
