@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .checks import check_new_directory, find_checkpoint
+from .checks import check_new_directory, check_source, find_checkpoint
 from .options import MaxShardSize, NewDirectory
 
 
@@ -26,8 +26,10 @@ def export_llama(
       lavit export-llama lavit-7b-v2 lavit-7b-llama
     """
     check_new_directory(output)
+    source = Path(find_checkpoint(str(checkpoint)))
+    check_source(source, "CHECKPOINT")
 
     from lavit_hf import hub
 
-    hub.export_llama(Path(find_checkpoint(str(checkpoint))), output, max_shard_size=max_shard_size)
+    hub.export_llama(source, output, max_shard_size=max_shard_size)
     print(f"Wrote {output}. It loads as LlamaForCausalLM, without lavit-hf.")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from .checks import find_checkpoint
+from .checks import check_source, find_checkpoint
 
 if TYPE_CHECKING:
     from lavit_hf.hub import PublishReport
@@ -64,12 +64,14 @@ def publish(
     """
     if card and not dry_run:
         raise ValueError("--card shows the card that would be published; it goes with --dry-run.")
+    source = Path(find_checkpoint(str(checkpoint)))
+    check_source(source, "CHECKPOINT")
 
     from lavit_hf import hub
     from lavit_hf.utils.atomic_files import readable_size
 
     report = hub.publish(
-        Path(find_checkpoint(str(checkpoint))),
+        source,
         repository,
         private=True if private else None,  # by default as is usual for the owner
         dry_run=dry_run,

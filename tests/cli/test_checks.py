@@ -49,6 +49,8 @@ TELLING = (
         (["convert", "{empty}", "{file}/out"], "you may write to"),
         (["convert", "--plan", "nowhere.json"], "nowhere.json does not exist"),
         (["export-llama", "{empty}", "{file}"], "is a file"),
+        (["export-llama", "no/such", "out"], "no/such does not exist; CHECKPOINT takes a directory"),
+        (["publish", "no/such", "me/lavit"], "no/such does not exist; CHECKPOINT takes a directory"),
         (["assemble", "nowhere", "{empty}", "out"], "nowhere does not exist; LANGUAGE_MODEL takes a directory"),
         (["assemble", "{empty}", "{file}", "out"], "is not a directory; PIXEL_DECODER takes a directory"),
         (["merge", "nowhere", "out"], "nowhere does not exist"),

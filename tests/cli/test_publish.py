@@ -51,7 +51,9 @@ def test_card_can_be_seen_before(lavit, random_checkpoint: Path, tmp_path: Path)
     assert refused.exit_code == 1 and "--dry-run" in refused.stderr
 
 
-def test_options_and_report(lavit, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_options_and_report(lavit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
     calls = []
 
     def fake(checkpoint, repository, **options):
@@ -61,16 +63,16 @@ def test_options_and_report(lavit, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(hub, "publish", fake)
     options = ["--private", "--license", "mit", "--dataset", "c/d", "--dataset", "e/f", "--revision", "next"]
     options += ["--include", "docs/*", "--include-evaluation"]
-    result = lavit("publish", "folder", "me/tiny", *options)
+    result = lavit("publish", folder, "me/tiny", *options)
     expected = {"private": True, "dry_run": False, "license": "mit", "base_models": [], "datasets": ["c/d", "e/f"]}
     expected |= {"include": ["docs/*"], "include_evaluation": True}
-    assert calls == [(Path("folder"), "me/tiny", {**expected, "revision": "next"})]
+    assert calls == [(folder, "me/tiny", {**expected, "revision": "next"})]
     assert result.stdout.splitlines() == [
         "Published http://x (2 files, 2.0 KB, commit abc)",
         "Removed old.safetensors, which this version does not have",
     ]
     assert result.stderr == "A hint.\n"
-    lavit("publish", "folder", "me/tiny")
+    lavit("publish", folder, "me/tiny")
     assert calls[-1][2]["private"] is None  # what is usual for the owner
 
 
@@ -85,7 +87,7 @@ def test_export_llama(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["publish", "{empty}", "me/x"], "config.json"),
-        (["publish", "{empty}/nowhere", "me/x"], "nowhere is not a directory"),
+        (["publish", "{empty}/nowhere", "me/x"], "nowhere does not exist"),
         (["publish", "{checkpoint}", "x"], "user/name"),
         (["export-llama", "{empty}", "{empty}/new"], "config.json"),
         (["export-llama", "{checkpoint}", "{checkpoint}"], "not empty"),

@@ -391,6 +391,7 @@ def _add_file(path: str, **entry):
         (lambda layout: layout["copied"].update({"stolen": "/etc/passwd"}), "/etc/passwd"),
         (lambda layout: layout["copied"].update({"stolen": "../secret"}), "../secret"),
         (lambda layout: layout["copied"].update({"stolen": 5}), "5 where the path of a file"),
+        (lambda layout: layout["copied"].update({".": "NOTICE"}), "'.' where the path of a file"),
         # Where `a` links to `b/c/d`, this is a file of the directory; where nothing does, it is not.
         (lambda layout: layout["copied"].update({"a/../../victim": "NOTICE"}), "a/../../victim"),
         (_add_file("../victim.bin"), "../victim.bin"),

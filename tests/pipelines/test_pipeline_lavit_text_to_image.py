@@ -106,9 +106,16 @@ def test_several_pictures_of_a_prompt(pipeline):
 
 
 def test_numpy_numbers(pipeline):
-    options = {"num_images_per_prompt": 2, "min_new_tokens": 3, "max_new_tokens": 5, "num_inference_steps": 2}
+    options = {
+        "num_images_per_prompt": 2,
+        "min_new_tokens": 3,
+        "max_new_tokens": 5,
+        "num_inference_steps": 2,
+        "top_k": 7,
+    }
     numbers = {name: np.int64(value) for name, value in options.items()}
-    scales = [{"guidance_scale": kind(3), "decoder_guidance_scale": kind(2)} for kind in (float, np.float32)]
+    names = {"guidance_scale": 3, "decoder_guidance_scale": 2, "temperature": 0.5}
+    scales = [{name: kind(value) for name, value in names.items()} for kind in (float, np.float32)]
     drawn = [
         pipeline("cat", generator=torch.Generator().manual_seed(0), output_type="np", **values, **scale).images
         for values, scale in zip((options, numbers), scales, strict=True)

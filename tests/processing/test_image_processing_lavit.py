@@ -438,11 +438,19 @@ def test_float8_meta_and_sparse_tensors(processor):
 
 @pytest.mark.parametrize(
     "values",
-    [{"rescale_factor": None}, {"image_mean": [float("nan")] * 3}, {"image_mean": ["a"] * 3}, {"image_std": True}],
+    [
+        {"rescale_factor": None},
+        {"image_mean": [float("nan")] * 3},
+        {"image_mean": ["a"] * 3},
+        {"image_mean": [0.5]},
+        {"image_std": True},
+        {"image_std": [0.5, 0, 0.5]},  # pixels would be infinite
+    ],
 )
 def test_settings_that_are_no_numbers(values):
     with pytest.raises(ValueError, match=f"{next(iter(values))} must be a number"):
         LavitImageProcessorPil(**values)
+    LavitImageProcessorPil(do_rescale=False, do_normalize=False, **values)
 
 
 def test_data_uri_in_percent_encoding(processor, photo):

@@ -793,6 +793,17 @@ def test_processor_and_model_have_to_fit(folder):
         ImageTextProcessor.from_pretrained(folder)
 
 
+def test_images_have_the_size_that_the_model_takes(folder):
+    """Else a wrong size takes all of the memory there is before the model can refuse its pictures."""
+    config = json.loads((folder / "processor_config.json").read_text())
+    config["image_processor"]["size"] = {"height": 10**6, "width": 56}
+    (folder / "processor_config.json").write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=r"processor_config\.json does not fit .*size is \(1000000, 56\) .* \(56, 56\)"
+    ):
+        ImageTextProcessor.from_pretrained(folder)
+
+
 def test_a_tokenizer_alone_names_files_too(folder):
     for file, content in (("tokenizer.json", b"\xff"), ("chat_template.jinja", b"\xff")):
         before = (folder / file).read_bytes()

@@ -18,6 +18,7 @@ from lavit_hf.training import (
     train_pixel_decoder,
 )
 from lavit_hf.training.dataset import complete_row, number_row
+from lavit_hf.training.language_model.data_collator import read_sample
 from lavit_hf.training.pixel_decoder.data import ImageDataCollator
 from tiny_pixel_decoders import build_pipeline, rows
 from training import tiny_tokenizer_training
@@ -143,3 +144,10 @@ def test_workers_learn_the_epoch():
         seeds += [batch["sample_seeds"] for batch in loader]
     assert torch.equal(seeds[0], seeds[2]) and not torch.equal(seeds[0], seeds[1])
     del loader
+
+
+@pytest.mark.parametrize("column", ["caption", "completion"])
+def test_text_under_another_name_is_named(column):
+    row = {"image": pictures(1)[0], column: "a cat"}
+    with pytest.raises(ValueError, match=f"no column 'text' or 'messages'.*has {column}, image.*rename_column"):
+        read_sample(row)

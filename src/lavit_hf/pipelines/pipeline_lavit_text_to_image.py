@@ -300,16 +300,16 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
 
         # 2. Write visual codes
         inputs = self.encode_prompt(texts, images, negative_prompt if guidance_scale != 1 else None)
-        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
+        sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
         codes = self.generate_codes(
             inputs,
             guidance_scale=guidance_scale,
-            min_new_tokens=int(min_new_tokens),  # `generate` takes no integers of NumPy
+            min_new_tokens=int(min_new_tokens),  # `generate` takes no numbers of NumPy
             max_new_tokens=int(max_new_tokens),
             num_return_sequences=num_images_per_prompt,
             do_sample=do_sample,
             generator=generator,
-            **sampling,
+            **{name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()},
         )
 
         # 3. Draw them

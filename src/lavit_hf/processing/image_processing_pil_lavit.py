@@ -415,10 +415,14 @@ class LavitImageDefaults(RemoteCodeDictMixin):
             ("image_std", self.do_normalize),
         ):
             value = getattr(self, name)
-            values = value if isinstance(value, (list, tuple)) and name != "rescale_factor" else [value]
+            has_channels = isinstance(value, (list, tuple)) and name != "rescale_factor"
+            values = value if has_channels else [value]
             is_number = [isinstance(one, Real) and not isinstance(one, bool) and isfinite(one) for one in values]
-            if is_used and not all(is_number):
-                raise ValueError(f"{name} must be a number, or numbers per channel for mean and std; got {value!r}.")
+            is_misfit = (has_channels and len(values) != 3) or (name == "image_std" and 0 in values)
+            if is_used and (is_misfit or not all(is_number)):
+                raise ValueError(
+                    f"{name} must be a number, or one per channel for mean and std (which is not 0); got {value!r}."
+                )
 
     def fetch_images(self, image_url_or_urls: Any) -> Any:
         """Opens paths, URLs and file contents; images pass through. The nesting is kept."""

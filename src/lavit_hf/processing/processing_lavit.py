@@ -772,7 +772,12 @@ def fit_to_model(processor: Any, checkpoint: str | os.PathLike, hub_kwargs: dict
                 "tokens, call `model.resize_token_embeddings(len(processor.tokenizer))` before you save the model."
             )
     own = visual.num_patches if own is None else own
+    target = processor.image_processor.size
+    size = (target.height, target.width)
+    if not processor.image_processor.do_resize or None in size:  # then the pictures decide
+        size = visual.image_size
     for name, file, found, expected in (
+        ("size", PROCESSOR_FILE, size, visual.image_size),
         ("image_seq_length", PROCESSOR_FILE, own, visual.num_patches),
         ("codebook_size", "tokenizer.json", tokenizer.codebook_size, visual.codebook_size),
         ("visual_token_offset", "tokenizer.json", tokenizer.visual_token_offset, config.visual_token_offset),

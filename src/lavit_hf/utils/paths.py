@@ -23,7 +23,7 @@ def resolve_inside(root: str | os.PathLike[str], name: object, source: str) -> P
     Raises:
         ValueError: It is no path, or leads out of the directory.
     """
-    if not isinstance(name, str) or not name or "\0" in name:
+    if not isinstance(name, str) or not Path(name).parts or "\0" in name:
         raise ValueError(f"{source} has {name!r} where the path of a file is needed.")
     path = Path(root) / name
     if is_inside(root, path):

@@ -115,6 +115,11 @@ def read_sample(row: Mapping[str, Any], epoch: int = 0) -> Sample:
     sample_id = number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0)
     try:
         messages = read_messages(row)
+        if messages is None and "text" not in row:
+            raise ValueError(
+                f"there is no column 'text' or 'messages'; it has {', '.join(sorted(row))}. Those of other names need "
+                "`dataset.rename_column`, or a TrainingDataset that is told them"
+            )
         if messages is None:
             check_learned_text(row.get("text"))
         check_prompt(row.get("prompt"))
