@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -160,5 +161,9 @@ def _is_path(name: str) -> bool:
 
 def _check_writable(path: Path) -> None:
     folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
-    if not folder.is_dir() or not os.access(folder, os.W_OK | os.X_OK):
-        raise ValueError(f"{path} cannot be written: {folder} is no directory that you may write to.")
+    try:
+        # The only sure way to know: root may write everywhere, but not to /proc or a read-only disk.
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written: {folder} is no directory that you may write to.") from error

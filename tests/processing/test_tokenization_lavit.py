@@ -397,3 +397,22 @@ def test_negative_ids_are_named(tokenizer, ids):
             tokenizer.batch_decode([ids])
         with pytest.raises(ValueError, match="is not a token id"):
             tokenizer.split_images(ids)
+
+
+@pytest.mark.parametrize("token", ["<image>", "<img>", "</img>", "<visual_0>"])
+def test_tokens_of_images_get_no_role_in_text(tokenizer, tmp_path, token):
+    """`pad_token_id = 0`, a habit with Llama, is the placeholder of images in converted checkpoints."""
+    before = tokenizer.special_tokens_map
+    token_id = tokenizer.convert_tokens_to_ids(token)
+    for change in (
+        lambda: setattr(tokenizer, "pad_token", token),
+        lambda: setattr(tokenizer, "pad_token_id", token_id),
+        lambda: tokenizer.add_special_tokens({"cls_token": "<cls>", "eos_token": token}),
+        lambda: tokenizer.add_special_tokens({"pad_token": AddedToken(token)}),
+    ):
+        with pytest.raises(ValueError, match=f"_token cannot be '{token}', which is a token of images"):
+            change()
+    assert tokenizer.special_tokens_map == before
+    tokenizer.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="pad_token cannot be"):
+        LavitTokenizer.from_pretrained(tmp_path, pad_token=token)

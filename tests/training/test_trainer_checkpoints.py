@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -119,14 +120,31 @@ class _Evil:
         return os.system, ("touch ran-code",)
 
 
-@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
-def test_trainer_runs_no_code_either(run, monkeypatch, name):
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth", "rng_state_1.pth"])
+def test_states_that_could_run_code_are_named_and_not_loaded(run, monkeypatch, name):
     monkeypatch.chdir(run)
-    torch.save({"state": _Evil()}, run / "checkpoint-2" / name)
-    trainer = build_trainer(run, max_steps=4)
-    with pytest.raises(pickle.UnpicklingError):
-        trainer.train(resume_from_checkpoint=find_trainer_checkpoint(str(run / "checkpoint-2"), run))
+    torch.save({"state": _Evil()}, run / "checkpoint-4" / name)
+    for checkpoint in ("latest", str(run / "checkpoint-4")):
+        with pytest.raises(ValueError, match=f"checkpoint-4/{name} holds more than data") as error:
+            find_trainer_checkpoint(checkpoint, run)
+        report = "".join(traceback.format_exception(error.value))
+        assert "weights_only" not in report  # torch's advice is to switch the check off
     assert not (run / "ran-code").exists()
+
+
+def test_trainer_runs_no_code_either(run, monkeypatch):
+    """A checkpoint is handed to `Trainer` as it is."""
+    monkeypatch.chdir(run)
+    torch.save({"state": _Evil()}, run / "checkpoint-2" / "optimizer.pt")
+    with pytest.raises(pickle.UnpicklingError):
+        build_trainer(run, max_steps=4).train(resume_from_checkpoint=str(run / "checkpoint-2"))
+    assert not (run / "ran-code").exists()
+
+
+def test_a_checkpoint_without_the_optimizer_is_said_to_be_one(run, caplog):
+    (run / "checkpoint-4" / "optimizer.pt").unlink()
+    assert find_trainer_checkpoint("latest", run) == str(run / "checkpoint-4")
+    assert "holds no state of the optimizer" in caplog.text
 
 
 @pytest.mark.parametrize("method", ["_save_optimizer_and_scheduler", "_save_rng_state", "_save"])

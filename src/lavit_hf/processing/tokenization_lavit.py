@@ -283,6 +283,8 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
             raise ValueError(f"model_max_length must be a number of ids; got {self.model_max_length!r}.")
         for name in _LOADING_KWARGS:  # or they would be saved as settings
             self.init_kwargs.pop(name, None)
+        for name, token in self.special_tokens_map.items():
+            self._check_named(name, token)
         if self._tokenizer.token_to_id(IMAGE_TOKEN) is None:
             raise ValueError(
                 "This tokenizer has no visual vocabulary; make one with `LavitTokenizer.from_text_tokenizer` or "
@@ -451,15 +453,29 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
             if not low <= _check_integer(value) < high:
                 raise ValueError(f"{value} is not a {name}: expected {low} to {high - 1}.")
 
+    def __setattr__(self, key: str, value: Any) -> None:
+        """As everywhere (`tokenizer.pad_token = ...`, `pad_token_id = ...`).
+
+        Raises:
+            ValueError: If a token of images would get a role in text.
+        """
+        name = key.removesuffix("_id")
+        if name in self.SPECIAL_TOKENS_ATTRIBUTES and value is not None:
+            self._check_named(name, value if key == name else self.convert_ids_to_tokens(value))
+        super().__setattr__(key, value)
+
     def add_special_tokens(self, special_tokens_dict: dict[str, Any], *args: Any, **kwargs: Any) -> int:
         """As everywhere, but `extra_special_tokens` are your own: they may be typed.
 
         Raises:
             ValueError: If one of them is a token of images.
         """
-        for name in ("extra_special_tokens", "additional_special_tokens"):  # before anything changes
-            for token in special_tokens_dict.get(name) or ():
-                self._check_declared(str(token))
+        for name, value in (special_tokens_dict or {}).items():  # before anything changes
+            if name in ("extra_special_tokens", "additional_special_tokens"):
+                for token in value or ():
+                    self._check_declared(str(token))
+            else:
+                self._check_named(name, value)
         return super().add_special_tokens(special_tokens_dict, *args, **kwargs)
 
     def _add_tokens(self, new_tokens: Iterable[str | AddedToken], special_tokens: bool = False) -> int:
@@ -480,6 +496,14 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
             options = {name: getattr(token, name) for name in ("single_word", "lstrip", "rstrip")}
             declared.append(AddedToken(token.content, special=False, normalized=False, **options))
         return self._tokenizer.add_special_tokens(control) + self._tokenizer.add_tokens(declared)
+
+    @staticmethod
+    def _check_named(name: str, token: Any) -> None:
+        if str(token) == IMAGE_TOKEN or _VISUAL_NAME.fullmatch(str(token)):
+            raise ValueError(
+                f"{name} cannot be {str(token)!r}, which is a token of images: padding or the end of a text would be "
+                "taken for one. Choose a token of the text."
+            )
 
     @staticmethod
     def _check_declared(token: str) -> None:

@@ -9,8 +9,10 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
+import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
 from ..utils.json_files import read_json_object
@@ -25,6 +27,7 @@ _STATE = "trainer_state.json"  # written last
 _WEIGHTS = ("model", "adapter_model", "pytorch_model", "pytorch_model_fsdp")
 # What torch and DeepSpeed write of sharded states, and load again with all the code that may be in it.
 _PICKLED = ("**/.metadata", "global_step*/*.pt")
+_OPTIONS = "training_args.bin"  # a pickle that `Trainer` writes and never reads
 
 
 def find_trainer_checkpoint(name: str | None, output_dir: str | os.PathLike[str]) -> str | None:
@@ -39,7 +42,7 @@ def find_trainer_checkpoint(name: str | None, output_dir: str | os.PathLike[str]
         The directory, or `None` to start from the beginning.
 
     Raises:
-        ValueError: If the directory is no complete checkpoint, or one that could run code.
+        ValueError: If the directory is no complete checkpoint, or one that holds more than data.
     """
     if name is None:
         return None
@@ -49,12 +52,12 @@ def find_trainer_checkpoint(name: str | None, output_dir: str | os.PathLike[str]
                 f"{name} is no complete checkpoint: {reason}. Resume from another one; {LATEST!r} takes the last "
                 "complete one."
             )
-        return _without_code(Path(name))
+        return _check_content(Path(name))
     for path in _all_checkpoints(Path(output_dir)):
         if reason := why_incomplete(path):
             logger.warning(f"{path} is skipped, as it is incomplete: {reason}.")
         else:
-            return _without_code(path)
+            return _check_content(path)
     logger.warning(f"There is no complete checkpoint in {output_dir} yet; training starts from the beginning.")
     return None
 
@@ -111,13 +114,36 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
-def _without_code(folder: Path) -> str:
+def _check_content(folder: Path) -> str:
+    """The directory of a checkpoint from which no code runs, and which holds what a run goes on from."""
     if found := next((path for pattern in _PICKLED for path in folder.glob(pattern)), None):
         raise ValueError(
             f"{found} is a pickle, which runs whatever code is in it when it is loaded, so it is not. Shard with "
             "`fsdp_state_dict_type: FULL_STATE_DICT`, as examples/accelerate/fsdp2.yaml does."
         )
+    files = sorted(path for pattern in ("*.pt", "*.pth", "*.bin") for path in folder.glob(pattern))
+    for file in files:
+        if file.name != _OPTIONS and not _is_data(file):
+            raise ValueError(
+                f"{file} holds more than data, or is damaged, so it is not loaded: whatever code is in it would run. "
+                "Resume from another checkpoint."
+            )
+    if not any(folder.glob("optimizer*")) and not any(folder.glob("*/optimizer*")):
+        logger.warning(
+            f"{folder} holds no state of the optimizer, which therefore starts anew: the run does not go on as if it "
+            "had not been interrupted. Was it saved with `save_only_model`?"
+        )
     return str(folder)
+
+
+def _is_data(file: Path) -> bool:
+    """Whether `Trainer` can load a file of torch, which it does with `weights_only=True`."""
+    try:
+        with safe_globals():
+            torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except Exception:  # a broken pickle raises anything; and torch's own words advise to load what is refused
+        return False
+    return True
 
 
 class CheckpointCallback(TrainerCallback):

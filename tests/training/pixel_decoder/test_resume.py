@@ -277,7 +277,7 @@ def _zip_evil(path: Path) -> None:
 def test_resuming_runs_no_code(trained, tmp_path, monkeypatch, name, write):
     monkeypatch.chdir(tmp_path)
     write(tmp_path / "checkpoint-2" / name)
-    with pytest.raises(ValueError, match=f"checkpoint-2.*({name}|holds more than data)"):
+    with pytest.raises(ValueError, match=f"checkpoint-2.*{name}"):
         trained(resume_from_checkpoint=str(tmp_path / "checkpoint-2"), max_steps=3)
     assert not (tmp_path / "ran-code").exists()
 
@@ -286,7 +286,7 @@ def test_the_weights_are_no_pickle_either(trained, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoint-2" / "model.safetensors").unlink()
     _zip_evil(tmp_path / "checkpoint-2" / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="checkpoint-2 holds more than data, or is damaged"):
+    with pytest.raises(ValueError, match="pytorch_model.bin holds more than data, or is damaged"):
         trained(resume_from_checkpoint="latest", max_steps=3)
     assert not (tmp_path / "ran-code").exists()
 

@@ -7,7 +7,6 @@ outside: they make the inputs of that module from a batch.
 from __future__ import annotations
 
 import math
-import pickle
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -357,11 +356,6 @@ class DiffusersTrainer(Trainer):
             )
         try:
             return super().train(resume_from_checkpoint=checkpoint, **kwargs)
-        except pickle.UnpicklingError as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise ValueError(
-                f"{checkpoint} holds more than data, or is damaged ({reason}): resume from another checkpoint."
-            ) from error
         except BaseException:  # on a full disk nothing should lie around that is of no use
             if self.is_world_process_zero():
                 remove_incomplete_checkpoints(folder)
