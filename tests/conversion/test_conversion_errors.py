@@ -399,7 +399,13 @@ def _add_file(path: str, **entry):
         (_add_file("x.bin", weights="pixel_decoding/../../secret"), "pixel_decoding/../../secret"),
         (_add_file("x.bin", weights="highres_pixel_decoding/../unet"), "highres_pixel_decoding/../unet"),
         (_add_file("x.bin", tensors={"a": "load"}), "a has the type 'load'"),
-        (lambda layout: layout.update(unused=[]), "damaged"),
+        (
+            _add_file("x.bin", tensors=["a"]),
+            "`tensors` of x.bin has to be an object of names and values",
+        ),
+        (lambda layout: layout.update(unused=[]), "`unused` has to be an object of names and values, and is []"),
+        (lambda layout: layout.update(copied=["a"]), "`copied` has to be an object of names and values, and is ['a']"),
+        (lambda layout: layout.update(files=5), "`files` has to be an object of names and values, and is 5"),
     ],
 )
 def test_to_original_stays_in_its_directories(converted, tmp_path, change, message):

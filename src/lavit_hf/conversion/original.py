@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -242,6 +243,8 @@ class Layout:
         if content.pop("version", None) != _VERSION:
             raise ConversionError(f"{root / LAYOUT} was written by another version of this library.")
         try:
+            for name in ("files", "unused", "copied"):
+                _check_object(content.get(name, {}), f"`{name}`")
             files = {path: FileLayout(**entry) for path, entry in content.pop("files").items()}
             layout = cls(files=files, **content)
             layout._check(root)
@@ -262,9 +265,15 @@ class Layout:
             if Path(path).is_absolute() or ".." in Path(path).parts:
                 raise ValueError(f"{path} is no path within a directory")
         for path, file in self.files.items():
+            _check_object(file.tensors, f"`tensors` of {path}")
             for name, dtype in file.tensors.items():
                 if not isinstance(getattr(torch, str(dtype), None), torch.dtype):
                     raise ValueError(f"{path}: {name} has the type {dtype!r}")
+
+
+def _check_object(value: Any, name: str) -> None:
+    if not isinstance(value, dict):
+        raise ValueError(f"{name} has to be an object of names and values, and is {value!r:.50}")
 
 
 def unused_key(file: str, name: str) -> str:
