@@ -18,6 +18,8 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
+from zygote import Zygote
+
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "tiny-original"
 
@@ -31,6 +33,20 @@ def own_accelerate_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         state = sys.modules["accelerate.state"].AcceleratorState
         if state._shared_state.get("_mixed_precision", "no") != "no":  # trainers of a whole module go on with theirs
             state._reset_state()
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Runs Python programs in processes of their own that have imported torch and the like already."""
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture(scope="session")
+def python(zygote: Zygote) -> str:
+    """Stands for `sys.executable` where nothing depends on how libraries are imported."""
+    return zygote.python
 
 
 @pytest.fixture(scope="session")
