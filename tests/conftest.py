@@ -1,14 +1,19 @@
 """Fixtures shared by all tests: the reference checkpoint, its conversion and the original's recorded outputs."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Code of checkpoints is not that of an earlier run, nor does it stay.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
 os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # tests look at bars
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each use all cores slow one another down several times over.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import atexit
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +24,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from zygote import Zygote
+
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "tiny-original"

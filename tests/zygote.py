@@ -48,12 +48,14 @@ class Zygote:
         environment: Its environment. Runs may have others, but for what libraries read when they are imported.
 
     Attributes:
+        environment: The same.
         folder: Where `python`, `lavit` and `pytest` are: programs for `subprocess`, for shells, and for what starts
             `sys.executable`.
         python: The path of the former.
     """
 
     def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+        self.environment = dict(environment)
         self.folder = Path(tempfile.mkdtemp(prefix="zygote-"))  # short, as the names of sockets have to be
         self.python = str(self.folder / "python")
         address = str(self.folder / "socket")
