@@ -1,3 +1,5 @@
+"""Rows as training reads them."""
+
 import base64
 import io
 import logging

@@ -1,3 +1,5 @@
+"""The number of tokens of every row, for batches of rows of equal length."""
+
 import datasets
 import pytest
 from PIL import Image
@@ -11,10 +13,6 @@ from tiny_parts import CHECKPOINT
 @pytest.fixture(scope="module")
 def processor() -> ImageTextProcessor:
     return ImageTextProcessor.from_pretrained(CHECKPOINT)
-
-
-def picture() -> Image.Image:
-    return Image.new("RGB", (8, 8))
 
 
 ROWS = [
