@@ -26,7 +26,6 @@ from torch.utils.data import DataLoader
 from transformers import TrainerState
 from transformers.integrations import TensorBoardCallback, WandbCallback
 
-from lavit_hf.training import trainer_checkpoints
 from lavit_hf.training.pixel_decoder.data import PixelDecoderDataCollator, PixelDecoderDataset
 from lavit_hf.training.pixel_decoder.pixel_decoder import (
     PixelDecoderArguments,
@@ -232,8 +231,8 @@ def test_a_checkpoint_is_no_mixture_with_an_older_one_of_its_name(trained, tmp_p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainerState, "save_to_json", die)
-    monkeypatch.setattr(trainer_checkpoints, "remove_incomplete_checkpoints", lambda folder: None)
-    monkeypatch.setattr(f"{UpdateSampler.__module__}.remove_incomplete_checkpoints", lambda folder: None)  # as if it was killed
+    for module in ("trainer_checkpoints", "pixel_decoder.trainer"):  # as if it was killed
+        monkeypatch.setattr(f"lavit_hf.training.{module}.remove_incomplete_checkpoints", lambda folder: None)
     with pytest.raises(KeyboardInterrupt):
         trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert why_incomplete(tmp_path / "checkpoint-2") == "it has no trainer_state.json"
