@@ -21,19 +21,19 @@ from lavit_hf.utils.progress import TokenProgress, progress_bar
 from .loading import Lavit
 
 
-def fill_options(lavit: Lavit, release: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Options for `generate`: what the user gave, or what the checkpoint's generation config says, or the release's.
+def generation_options(lavit: Lavit, original: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options for `generate`: what the user gave, or what the checkpoint's generation config says, or the original's.
 
     Args:
         lavit: The checkpoint.
-        release: The options of the release for a task.
+        original: The options of the original for a task.
         given: Those of the user; `None` is not given.
 
     Raises:
         ValueError: They contradict each other.
     """
-    own = {name: getattr(lavit.model.generation_config, name, None) for name in release}
-    layers = (release, own, given)
+    own = {name: getattr(lavit.model.generation_config, name, None) for name in original}
+    layers = (original, own, given)
     options = {name: value for layer in layers for name, value in layer.items() if value is not None}
     if options["min_new_tokens"] > options["max_new_tokens"]:
         raise ValueError(
@@ -54,16 +54,16 @@ def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], o
 def caption_images(
     lavit: Lavit, images: list[Image.Image], prompt: str = "", options: dict[str, Any] | None = None
 ) -> list[str]:
-    """Describes images in one sentence each, without its period; options as for `fill_options`."""
-    options = fill_options(lavit, CAPTION, options or {})
+    """Describes images in one sentence each, without its period; options as for `generation_options`."""
+    options = generation_options(lavit, CAPTION, options or {})
     return [first_sentence(text) for text in generate_text(lavit, images, [prompt] * len(images), options)]
 
 
 def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any] | None = None) -> str:
-    """Answers a question about an image; options as for `fill_options`."""
-    options = fill_options(lavit, ANSWER, options or {})
+    """Answers a question about an image; options as for `generation_options`."""
+    options = generation_options(lavit, ANSWER, options or {})
     (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options))
     return answer_of(text)
 
 
-__all__ = ["answer_question", "caption_images", "fill_options", "first_sentence", "generate_text"]
+__all__ = ["answer_question", "caption_images", "first_sentence", "generate_text", "generation_options"]

@@ -60,7 +60,7 @@ def test_one_call_does_what_its_parts_do(pipeline, checkpoint):
 
 
 def test_greedy_codes_are_the_recorded_ones(pipeline, golden, golden_meta):
-    # The release suppresses text only, and drops stray ids afterwards.
+    # The original suppresses text only, and drops stray ids afterwards.
     inputs = pipeline.encode_prompt(golden_meta["t2i_prompts"], [[], [], []])
     length = golden["t2i_cfg3_ids"].shape[1]
     options = {"do_sample": False, "min_new_tokens": 6, "max_new_tokens": length}

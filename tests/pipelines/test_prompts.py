@@ -1,4 +1,4 @@
-"""What a prompt may look like, and the release's preprocessing."""
+"""What a prompt may look like, and the original's preprocessing."""
 
 import numpy as np
 import pytest

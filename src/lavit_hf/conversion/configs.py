@@ -19,7 +19,7 @@ from .weight_files import ConversionError, TensorInfo
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]
 
-# What neither shapes nor files tell; the release's constants.
+# What neither shapes nor files tell; the original's constants.
 _VISION_EPS = 1e-6
 _MERGER_EPS = 1e-5
 _SMOOTHING = 1e-6

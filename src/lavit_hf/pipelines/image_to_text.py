@@ -1,4 +1,4 @@
-"""Captions and answers as the release writes them (LaVIT paper, section 4.1; its own scripts)."""
+"""Captions and answers as the original writes them (LaVIT paper, section 4.1; its own scripts)."""
 
 from __future__ import annotations
 

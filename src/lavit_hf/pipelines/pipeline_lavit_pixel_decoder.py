@@ -201,14 +201,14 @@ class LavitPixelDecoderPipelineOutput(BaseOutput):
 class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
     r"""Draws images from visual codes, as LaVIT writes them.
 
-    Both decoders of the release are this class. The high-resolution one is an SDXL U-Net with a pooled condition
+    Both decoders of the original are this class. The high-resolution one is an SDXL U-Net with a pooled condition
     (1024 x 1024 and five other shapes), the low-resolution one a Stable Diffusion 1.5 U-Net (512 x 512).
 
     Args:
         token_decoder: A [`LavitTokenDecoder`], which turns codes into conditions of the U-Net.
         unet: Denoises latents under these conditions.
         vae: Turns latents into pixels.
-        scheduler: Any scheduler of diffusers; the release uses [`~diffusers.DDIMScheduler`].
+        scheduler: Any scheduler of diffusers; the original uses [`~diffusers.DDIMScheduler`].
         safety_checker: Blackens images it takes offense at.
         feature_extractor: Prepares images for the safety checker.
         visual_token_offset: Id of code 0 in the language model's vocabulary, needed for `input_ids`.

@@ -35,7 +35,7 @@ logger = logging.get_logger(__name__)
 # Arguments of diffusers that models of transformers take as well. (They need no `low_cpu_mem_usage`.)
 _MODEL_OPTIONS = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors", "disable_mmap")
 
-# What the release draws with (LaVIT paper, appendix; its own scripts).
+# What the original draws with (LaVIT paper, appendix; its own scripts).
 _TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
 _MIN_CODES, _MAX_CODES = 20, 200
 _IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor)
@@ -94,7 +94,7 @@ def _name(value: Any) -> str:
 
 
 def original_pixel_values(images: Any, image_processor: Any) -> torch.Tensor:
-    """Preprocesses pictures as the release does before it reconstructs them.
+    """Preprocesses pictures as the original does before it reconstructs them.
 
     There a tensor in [0, 1] is interpolated without antialiasing, which differs from what the image processor makes of
     a PIL image.
@@ -324,7 +324,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> LavitTextToImagePipelineOutput | tuple:
-        r"""Draws pictures from prompts. The defaults are those of the release.
+        r"""Draws pictures from prompts. The defaults are those of the original.
 
         Args:
             prompt: A text; a list of texts and PIL images in any order, which is one prompt (`[image, "this cat on a
@@ -422,7 +422,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     ) -> LavitTextToImagePipelineOutput | tuple:
         """Turns pictures into tokens and draws these: what the visual vocabulary keeps of them.
 
-        Defaults and preprocessing are those of the release. The language model is not asked.
+        Defaults and preprocessing are those of the original. The language model is not asked.
 
         Args:
             images: One picture or several: PIL images, arrays, tensors, paths or URLs.
@@ -489,7 +489,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             )
 
     def _default_lengths(self) -> tuple[int, int]:
-        """Fewest and most codes of an image: those of the release, where an image has 256 patches."""
+        """Fewest and most codes of an image: those of the original, where an image has 256 patches."""
         limit = self.token_decoder.config.num_queries
         return (_MIN_CODES, _MAX_CODES) if limit >= _MAX_CODES else (1, limit)
 
@@ -500,7 +500,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
 
         Args:
             texts: Prompts with a placeholder where an image goes.
-            images: The images of each; they enter as codes alone, as in the release.
+            images: The images of each; they enter as codes alone, as in the original.
             negative_prompt: One, or one per prompt.
 
         Returns:

@@ -86,7 +86,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
     Args:
         image_processor: A `LavitImageProcessor` or `LavitImageProcessorPil`.
         tokenizer: A `LavitTokenizer`.
-        chat_template: A Jinja template; by default questions and answers as the release words them.
+        chat_template: A Jinja template; by default questions and answers as the original words them.
         image_seq_length: Patches per image: how many placeholders a continuous image gets.
         visual_mode: `"continuous"` (features, for understanding) or `"discrete"` (codes between image start and end);
             calls may override it.
@@ -146,7 +146,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
                   with the image start; a prompt may then be empty, to draw without one) or `"interleaved"`.
                 - `visual_mode`: `"continuous"` or `"discrete"` for all images, or a (nested) list of one per image. By
                   default the processor's own; with `generation_mode="image"` images are by default their codes alone,
-                  without start and end, which is what the release draws from.
+                  without start and end, which is what the original draws from.
 
         Returns:
             `input_ids` and `attention_mask`, and, if there are continuous images, `pixel_values` [images, 3, H, W].

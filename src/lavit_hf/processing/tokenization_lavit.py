@@ -620,7 +620,7 @@ def split_ids(ids: Iterable[int], visual: VisualIds, special_ids: Collection[int
     """Splits a row of ids into runs of text and images, in order.
 
     An image goes from its start to its end, or to the end of the row if it was cut off. Ids of text, and further
-    starts, do not belong there; a model that is free to generate them may do so, and they are dropped as the release
+    starts, do not belong there; a model that is free to generate them may do so, and they are dropped as the original
     does. Codes outside start and end are an image, too, as in prompts for drawing; such a one ends at the next text.
 
     Args:
