@@ -12,7 +12,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from .cache_mask import apply_remembered_mask, remember_mask
+from .cache_lavit import LavitDynamicCache, remember_mask
 from .checkpoint_files import CheckedLoadingMixin, import_composition
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
@@ -181,7 +181,9 @@ class LavitModel(LavitPreTrainedModel):
             attention_mask: Mask of real tokens, `[batch, past + sequence]`, or a 4D mask if no image has empty
                 placeholders.
             position_ids: Positions, `[batch, sequence]`; by default they count real tokens.
-            past_key_values: Cache of an earlier call.
+            past_key_values: Cache of an earlier call. After images with one placeholder per patch, a
+                [`LavitDynamicCache`], which is what calls without a cache return, knows which of its positions are
+                empty; with any other, the mask of what it holds has to be the `attention_mask` of the output.
             inputs_embeds: Embeddings instead of ids, `[batch, sequence, text hidden]`; images must be in them already.
             mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
             kwargs: Passed on to the language model.
@@ -199,9 +201,9 @@ class LavitModel(LavitPreTrainedModel):
         assert inputs_embeds is not None
         batch_size, new_positions = inputs_embeds.shape[:2]
         source = None
+        past = 0 if past_key_values is None or images is None else int(past_key_values.get_seq_length())
         if is_empty is not None:
             self._check_free_positions(position_ids)
-            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             attention_mask = full_mask(attention_mask, is_empty, past)
             order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:])
             if past_key_values is None and kwargs.get("use_cache") is False:
@@ -209,7 +211,8 @@ class LavitModel(LavitPreTrainedModel):
                 order, packed_mask, source = trim_rows(order, packed_mask, source)
             inputs_embeds = gather_positions(inputs_embeds, order)
             attention_mask = torch.cat([attention_mask[:, :-new_positions], packed_mask], dim=1)
-        attention_mask = apply_remembered_mask(attention_mask, past_key_values, batch_size, new_positions)
+        if isinstance(past_key_values, LavitDynamicCache):
+            attention_mask = past_key_values.apply_mask(attention_mask, batch_size, new_positions)
         is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         if position_ids is None and is_2d:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
@@ -221,8 +224,15 @@ class LavitModel(LavitPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        if is_empty is not None and attention_mask is not None and outputs.past_key_values is not None:
-            remember_mask(outputs.past_key_values, attention_mask)
+        cache = outputs.past_key_values
+        if input_ids is not None and images is not None and (is_2d or attention_mask is None):
+            mask = full_mask(attention_mask, input_ids, past)
+            cache = remember_mask(cache, mask, is_new=past_key_values is None)
+        if is_empty is not None and cache is not None and not isinstance(cache, LavitDynamicCache):
+            logger.warning_once(
+                f"A {type(cache).__name__} does not know which image placeholders are empty. Go on from it with the "
+                "`attention_mask` of this output, or fill a `LavitDynamicCache`, which knows it."
+            )
         last_hidden_state = _unpack(outputs.last_hidden_state, source)
         if self.training and images is not None:
             assert input_ids is not None
@@ -230,7 +240,7 @@ class LavitModel(LavitPreTrainedModel):
             last_hidden_state = last_hidden_state.masked_fill(self._inside_images(input_ids)[..., None], 0)
         return LavitModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            past_key_values=cache,
             hidden_states=outputs.hidden_states and tuple(_unpack(state, source) for state in outputs.hidden_states),
             attentions=outputs.attentions,
             image_hidden_states=image_hidden_states,
