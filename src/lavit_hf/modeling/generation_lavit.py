@@ -605,7 +605,8 @@ class LavitGenerationMixin(GenerationMixin):
 
     def _prepare_images(self, kwargs: dict[str, Any]) -> None:
         """Replaces images in `kwargs` by their encoding, and packs rows, without empty placeholders."""
-        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features", "mm_encoder_outputs")}
+        names = ("pixel_values", "image_features", "mm_encoder_outputs", "num_image_tokens")
+        images = {name: kwargs.pop(name, None) for name in names}
         input_ids = kwargs.get("input_ids")
         past = self._cached_length(kwargs)
         new_ids = None if input_ids is None else input_ids[:, past:]

@@ -393,10 +393,9 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         visual_tokenizer = self.get_visual_tokenizer()
         # An offloaded model is on the meta device between calls, and moves its inputs by itself.
         device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
+        budget = {} if num_tokens is None else {"num_tokens": num_tokens}
         with torch.no_grad():
-            output = visual_tokenizer.encode(
-                pixel_values.to(device=device, dtype=visual_tokenizer.dtype), num_tokens=num_tokens
-            )
+            output = visual_tokenizer.encode(pixel_values.to(device=device, dtype=visual_tokenizer.dtype), **budget)
         ids = self.tokenizer.convert_codes_to_ids(output.codes)
         return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
@@ -539,7 +538,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
     @property
     def model_input_names(self) -> list[str]:
         # Ids first: there `Trainer` looks for the lengths of rows.
-        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names, "num_image_tokens"]
+        return [*self.tokenizer.model_input_names, *self.image_processor.model_input_names]
 
     def to_dict(self) -> dict[str, Any]:
         """As everywhere, without the models that the processor uses."""
