@@ -43,26 +43,45 @@ def generation_options(lavit: Lavit, original: dict[str, Any], given: dict[str, 
     return options
 
 
-def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], options: dict[str, Any]) -> list[str]:
+def generate_text(
+    lavit: Lavit,
+    images: list[Image.Image],
+    prompts: list[str],
+    options: dict[str, Any],
+    num_image_tokens: int | None = None,
+) -> list[str]:
     """Generates one text per image; arguments as for `lavit_hf.pipelines.image_to_text.generate_text`."""
     # The bar shows up only if generation takes longer than a second.
     with progress_bar("Generating", options["max_new_tokens"], unit="token", delay=1.0, leave=False) as bar:
         progress = StoppingCriteriaList([TokenProgress(bar)])
-        return image_to_text.generate_text(lavit.model, lavit.processor, images, prompts, options, progress)
+        return image_to_text.generate_text(
+            lavit.model, lavit.processor, images, prompts, options, progress, num_image_tokens
+        )
 
 
 def caption_images(
-    lavit: Lavit, images: list[Image.Image], prompt: str = "", options: dict[str, Any] | None = None
+    lavit: Lavit,
+    images: list[Image.Image],
+    prompt: str = "",
+    options: dict[str, Any] | None = None,
+    num_image_tokens: int | None = None,
 ) -> list[str]:
     """Describes images in one sentence each, without its period; options as for `generation_options`."""
     options = generation_options(lavit, CAPTION, options or {})
-    return [first_sentence(text) for text in generate_text(lavit, images, [prompt] * len(images), options)]
+    texts = generate_text(lavit, images, [prompt] * len(images), options, num_image_tokens)
+    return [first_sentence(text) for text in texts]
 
 
-def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any] | None = None) -> str:
+def answer_question(
+    lavit: Lavit,
+    image: Image.Image,
+    question: str,
+    options: dict[str, Any] | None = None,
+    num_image_tokens: int | None = None,
+) -> str:
     """Answers a question about an image; options as for `generation_options`."""
     options = generation_options(lavit, ANSWER, options or {})
-    (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options))
+    (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options), num_image_tokens)
     return answer_of(text)
 
 

@@ -317,6 +317,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         min_new_tokens: int | None = None,
         max_new_tokens: int | None = None,
         num_images_per_prompt: int = 1,
+        num_image_tokens: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -346,6 +347,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             min_new_tokens: Fewest codes of an image; by default 20, or 1 if the pixel decoder takes fewer than 200.
             max_new_tokens: Most codes of an image; by default 200, or as many as the pixel decoder takes.
             num_images_per_prompt: Images to draw per prompt.
+            num_image_tokens: How many codes an image in a prompt becomes; by default the visual tokenizer decides.
             generator: One source of randomness, for codes and noise, or a list with one per image to draw. With a
                 list, an image does not depend on what is drawn along with it.
             latents: Initial noise, see [`LavitPixelDecoderPipeline`].
@@ -385,7 +387,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pixel_decoder.check_call(num_images, generator, **drawing)
 
         # 2. Write visual codes
-        inputs = self.encode_prompt(texts, images, negative_prompt if guidance_scale != 1 else None)
+        negative_prompt = negative_prompt if guidance_scale != 1 else None
+        inputs = self.encode_prompt(texts, images, negative_prompt, num_image_tokens)
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
         codes = self.generate_codes(
             inputs,
@@ -415,6 +418,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         aspect_ratio: str | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
+        num_image_tokens: int | Sequence[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -431,6 +435,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             aspect_ratio: Instead of both.
             num_inference_steps: Denoising steps.
             guidance_scale: How much the codes are stressed.
+            num_image_tokens: How many codes a picture becomes, all or each; by default the visual tokenizer decides.
             generator: One source of noise, or a list with one per picture.
             latents: Initial noise.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
@@ -452,7 +457,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pixel_decoder = self.pixel_decoder
         pixel_decoder.check_call(len(pixel_values), generator, **drawing)
         visual_tokenizer = self.model.visual_tokenizer
-        tokens = visual_tokenizer.encode(pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype))
+        pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
+        tokens = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens)
         codes = [part.cpu() for part in tokens.codes.split(tokens.num_tokens.tolist())]
         output = pixel_decoder(codes, generator=generator, **drawing)
         self.maybe_free_model_hooks()
@@ -494,7 +500,11 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         return (_MIN_CODES, _MAX_CODES) if limit >= _MAX_CODES else (1, limit)
 
     def encode_prompt(
-        self, texts: list[str], images: list[list[Any]], negative_prompt: str | list[str] | None = None
+        self,
+        texts: list[str],
+        images: list[list[Any]],
+        negative_prompt: str | list[str] | None = None,
+        num_image_tokens: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """Prepares prompts for `generate`.
 
@@ -502,6 +512,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             texts: Prompts with a placeholder where an image goes.
             images: The images of each; they enter as codes alone, as in the original.
             negative_prompt: One, or one per prompt.
+            num_image_tokens: How many codes an image becomes.
 
         Returns:
             `input_ids` and `attention_mask` [prompts, length], and `negative_prompt_ids` with their mask if there are
@@ -511,7 +522,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         processor.visual_tokenizer = self.model
         device = self._execution_device
         options: dict[str, Any] = {"generation_mode": "image", "padding": True, "return_tensors": "pt"}
-        inputs = dict(processor(images=images if any(images) else None, text=texts, **options).to(device))
+        pictures = {"images": images, "num_image_tokens": num_image_tokens} if any(images) else {}
+        inputs = dict(processor(text=texts, **pictures, **options).to(device))
         if negative_prompt is not None:
             negative = processor(text=negative_prompt, **options).to(device)
             inputs["negative_prompt_ids"] = negative["input_ids"]
