@@ -18,11 +18,11 @@ from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from .cache_lavit import LavitDynamicCache, remember_mask
 from .configuration_lavit import LavitConfig
-from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, placeholder_lengths
+from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, placeholder_lengths, trim_rows
 
 GENERATION_MODES = ("text", "image", "interleaved")
 
@@ -78,7 +78,7 @@ class _Options:
     @property
     def num_rows(self) -> int:
         """Rows that transformers makes of each row of a prompt."""
-        return max(self.get("num_beams") or 1, self.get("num_return_sequences") or 1)
+        return int(max(self.get("num_beams") or 1, self.get("num_return_sequences") or 1))
 
     def set(self, name: str, value: Any) -> None:
         """Sets an option where the call has its own."""
@@ -309,6 +309,27 @@ class StoppedRows(StoppingCriteriaList):
         return list(range(batch_size)) if self.stopped is None else (~self.stopped).nonzero().flatten().tolist()
 
 
+class PromptStreamer(BaseStreamer):
+    """Streams the prompt as it was given, also where `generate` runs on a rewritten one, and then what comes.
+
+    Args:
+        streamer: The caller's.
+        prompt: Ids of the prompt, `[batch, sequence]`.
+    """
+
+    def __init__(self, streamer: BaseStreamer, prompt: torch.Tensor):
+        self.streamer = streamer
+        self.prompt: torch.Tensor | None = prompt
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompt is not None:
+            value, self.prompt = self.prompt.repeat_interleave(len(value) // len(self.prompt), dim=0).to(value), None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
 def _pad_left(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (width - rows.shape[1], 0), value=value)
 
@@ -367,7 +388,7 @@ class LavitGenerationMixin(GenerationMixin):
             raise ValueError("The prompt is empty: input_ids hold no id. For a caption, put an image into it.")
         options = _Options(generation_config, self.generation_config, kwargs)
         self._apply_cached_mask(options)
-        self._prepare_images(kwargs)
+        self._prepare_images(options, [*(logits_processor or []), *args])
         self._check_assistant(kwargs)
         if options.get("pad_token_id") == self.config.image_token_id:
             raise ValueError(
@@ -382,6 +403,8 @@ class LavitGenerationMixin(GenerationMixin):
             self._check_one_by_one(options, "generator")
             processors.append(GeneratorDraw(generator))
         processors.append(SuppressIds(self._forbidden_ids(mode, options)))
+        if kwargs.get("streamer") is not None and prompt is not None and kwargs["input_ids"] is not prompt:
+            kwargs["streamer"] = PromptStreamer(kwargs["streamer"], prompt)
         output = super().generate(None, options.generation_config, processors, *args, **kwargs)
         return output if prompt is None else self._complete(output, prompt, options)
 
@@ -603,8 +626,33 @@ class LavitGenerationMixin(GenerationMixin):
                     "which knows it."
                 )
 
-    def _prepare_images(self, kwargs: dict[str, Any]) -> None:
-        """Replaces images in `kwargs` by their encoding, and packs rows, without empty placeholders."""
+    @staticmethod
+    def _may_trim(options: _Options, functions: list[Any]) -> bool:
+        """Whether a packed prompt may be narrower than the given one.
+
+        It may not if someone counts its positions: a caller who gets a cache, or whose own functions see ids. Steps
+        with a static cache are compiled for its length, which must not depend on what is in a picture.
+        """
+        given = options.kwargs
+        functions = [*functions, *(given.get("stopping_criteria") or [])]
+        functions += [given.get("prefix_allowed_tokens_fn"), given.get("custom_generate")]
+        max_length = options.get("max_length") if options.get("max_new_tokens") is None else None
+        return (
+            given.get("past_key_values") is None
+            and not options.get("return_dict_in_generate")
+            and options.get("cache_implementation") in (None, "dynamic", "offloaded", "quantized")
+            and all(one is None or getattr(one, "ignores_ids", False) for one in functions)
+            and (max_length is None or max_length > given["input_ids"].shape[1])  # transformers complains otherwise
+        )
+
+    def _prepare_images(self, options: _Options, functions: list[Any]) -> None:
+        """Replaces images in the call by their encoding, and packs rows, without empty placeholders.
+
+        Args:
+            options: Of the call.
+            functions: What else the caller gave that sees ids.
+        """
+        kwargs = options.kwargs
         names = ("pixel_values", "image_features", "mm_encoder_outputs", "num_image_tokens")
         images = {name: kwargs.pop(name, None) for name in names}
         input_ids = kwargs.get("input_ids")
@@ -626,8 +674,13 @@ class LavitGenerationMixin(GenerationMixin):
             [len(tokens) for tokens in encoded.pooler_output],
             self.config.visual_tokenizer_config.num_patches,
         )
-        if is_empty is not None:
-            self._pack_new_ids(kwargs, is_empty, past)
+        if is_empty is None:
+            return
+        width, trim = input_ids.shape[1], self._may_trim(options, functions)
+        self._pack_new_ids(kwargs, is_empty, past, trim)
+        for name in ("max_length", "min_length"):  # They count the prompt as it was given.
+            if trim and options.get(name):
+                options.set(name, max(options.get(name) - width + kwargs["input_ids"].shape[1], 0))
 
     @staticmethod
     def _cached_length(kwargs: dict[str, Any]) -> int:
@@ -640,14 +693,20 @@ class LavitGenerationMixin(GenerationMixin):
         is_whole = not isinstance(mask, torch.Tensor) or mask.shape[-1] == width
         return past if is_whole and past < width else 0
 
-    def _pack_new_ids(self, kwargs: dict[str, Any], is_empty: torch.Tensor, past: int) -> None:
+    def _pack_new_ids(self, kwargs: dict[str, Any], is_empty: torch.Tensor, past: int, trim: bool) -> None:
         if kwargs.get("position_ids") is not None:
             raise ValueError("Leave position_ids out when images have one placeholder per patch.")
         input_ids = kwargs["input_ids"]
         mask = full_mask(kwargs.get("attention_mask"), input_ids, 0)
         num_new = is_empty.shape[1]
-        order, packed_mask, _ = pack_rows(is_empty, mask[:, -num_new:])
-        new_ids = input_ids[:, past:].masked_fill(is_empty, self._padding_id()).gather(-1, order)
+        order, packed_mask, source = pack_rows(is_empty, mask[:, -num_new:])
+        if trim:
+            order, packed_mask, _ = trim_rows(order, packed_mask, source)
+        new_ids = input_ids[:, past:].gather(-1, order)
+        # Penalties look at padding, too: the first id of a row says nothing new.
+        first = new_ids.gather(-1, packed_mask.long().argmax(dim=-1, keepdim=True))
+        first = first.masked_fill(torch.eq(first, self.config.image_token_id), self.config.boi_token_id)
+        new_ids = torch.where(packed_mask.bool(), new_ids, first)
         kwargs["input_ids"] = torch.cat([input_ids[:, :past], new_ids], dim=1)
         kwargs["attention_mask"] = torch.cat([mask[:, :-num_new], packed_mask], dim=1)
 
