@@ -425,7 +425,7 @@ class TrainingDataset(Dataset):
         self.image_root = image_root
         self._check_columns(names)
         wanted = [self.image_column, text_column, "prompt", "messages", "sample_id", "length"]
-        self.dataset = _undecoded(dataset, [name for name in wanted if name in names])
+        self.dataset = leave_undecoded(dataset, [name for name in wanted if name in names])
         self._lengths = _row_lengths(dataset, lengths, names)
         # Shared with worker processes, in both directions.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -543,19 +543,27 @@ def _column_names(dataset: Any) -> list[str]:
     return list(dataset[0]) if names is None else list(names)
 
 
-def _undecoded(dataset: Any, columns: list[str]) -> Any:
-    """A `datasets.Dataset` that leaves decoding to us, where a corrupt image is caught, and reads no other columns."""
-    if not hasattr(dataset, "cast_column") or dataset.format["type"] == "custom":
-        return dataset  # The user's own transform decides what a row is.
+def leave_undecoded(dataset: Any, columns: Sequence[str]) -> Any:
+    """A `datasets.Dataset` or `IterableDataset` of these columns, which leaves images to us to decode.
+
+    There a corrupt one is caught. A dataset with a transform stays as it is: the user's own decides what a row is.
+    """
+    if not hasattr(dataset, "cast_column") or is_transformed(dataset):
+        return dataset
     import datasets  # type: ignore[import-untyped]
 
-    dataset = dataset.with_format(None).select_columns(columns)
-    for name, feature in dataset.features.items():
+    dataset = dataset.with_format(None).select_columns(list(columns))
+    for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             dataset = dataset.cast_column(name, type(feature)(datasets.Image(decode=False)))
     return dataset
+
+
+def is_transformed(dataset: Any) -> bool:
+    """Whether rows of a `datasets.Dataset` are what a function of the user makes of them."""
+    return getattr(dataset, "format", {}).get("type") == "custom"
 
 
 def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) -> list[int] | None:
@@ -697,6 +705,8 @@ __all__ = [
     "check_learned_text",
     "check_prompt",
     "complete_row",
+    "is_transformed",
+    "leave_undecoded",
     "locate_image",
     "measure_lengths",
     "number_row",

@@ -153,8 +153,11 @@ def pickle_weights(folder: Path) -> None:
         (change_config(peft_type="IA3"), "is not of LoRA, but of 'IA3'"),
         (change_config(megatron_config={"a": 1}, megatron_core="os"), "a model of Megatron"),
         (change_config(target_modules=["nothing_like_it"], modules_to_save=None), "does not fit"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json cannot be read"),
-        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "is not of LoRA, but of None"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{"),
+            "is not readable as JSON",
+        ),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "does not hold a JSON object"),
         (pickle_weights, "has no adapter_model.safetensors: adapters are read from safetensors only"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"broken"), "not a readable safetensors file"),
         (change_weights(drop_one), "it lacks 1 tensors"),
