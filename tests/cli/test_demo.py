@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from lavit_cli.demo_sheet import is_caption_right, is_drawing_right
-from lavit_cli.pictures import Panel, contact_sheet, grey_out_dropped, save_picture
+from lavit_cli.pictures import grey_out_dropped, save_picture
 from lavit_hf.data.scenes import facts_of, render, sample_scene
 from lavit_hf.data.scenes.language import captions_of
+from lavit_hf.utils.contact_sheet import Panel, contact_sheet
 
 
 def test_demo_of_a_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:

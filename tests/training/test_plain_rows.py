@@ -18,7 +18,6 @@ from lavit_hf.training import (
     train_pixel_decoder,
 )
 from lavit_hf.training.dataset import complete_row, number_row
-from lavit_hf.training.language_model.data_collator import read_sample
 from lavit_hf.training.pixel_decoder.data import ImageDataCollator
 from tiny_pixel_decoders import build_pipeline, rows
 from training import tiny_tokenizer_training
@@ -150,4 +149,4 @@ def test_workers_learn_the_epoch():
 def test_text_under_another_name_is_named(column):
     row = {"image": pictures(1)[0], column: "a cat"}
     with pytest.raises(ValueError, match=f"no column 'text' or 'messages'.*has {column}, image.*rename_column"):
-        read_sample(row)
+        complete_row(row, needs_text=True)

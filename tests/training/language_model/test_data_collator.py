@@ -376,10 +376,16 @@ def test_images_that_do_not_fit(processor):
         ([row(None, 0, messages=[{"role": "user", "content": "hi"}])], "nothing to learn"),
         (
             [row(None, 0, messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}])],
-            "messages are empty",
+            "messages of the assistant are empty",
         ),
-        ([row(None, 1, messages=[{"role": "assistant", "content": "hi"}])], "more images than its messages"),
-        ([row(None, 0, messages=[{"role": "assistant", "content": [{"type": "image"}]}])], "fewer images"),
+        (
+            [row(None, 1, messages=[{"role": "assistant", "content": "hi"}])],
+            r"has 1 image\(s\), but its messages have 0 part\(s\)",
+        ),
+        (
+            [row(None, 0, messages=[{"role": "assistant", "content": [{"type": "image"}]}])],
+            r"has 0 image\(s\), but its messages have 1 part\(s\)",
+        ),
         ([{"codes": [[64]], "text": "a", "sample_id": 0}], "64 is not a code: expected 0 to 63"),
     ],
 )

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from lavit_hf.training.precompute_codes.tokenize_dataset import module_fingerprint
+from lavit_hf.utils.fingerprints import module_fingerprint
 
 
 def test_every_weight_and_its_dtype_count():
