@@ -38,7 +38,7 @@ class LavitDynamicCache(DynamicCache):
     def take_over(cls, cache: DynamicCache, attention_mask: torch.Tensor) -> LavitDynamicCache:
         """A cache with the layers of `cache`, not with copies of them, and their mask `[batch, positions]`."""
         known = cls()
-        vars(known).update(vars(cache))
+        known.__dict__.update(vars(cache))
         known.attention_mask = attention_mask.bool()
         return known
 

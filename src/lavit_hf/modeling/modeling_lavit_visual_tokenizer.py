@@ -453,12 +453,18 @@ class LavitVisualTokenizer(PreTrainedModel):
         log_prior: torch.Tensor | None,
     ) -> Callable[[torch.Tensor], torch.Tensor]:
         """What makes a mask `[batch, num_patches]` of scores: the policy, or the mask that was given."""
-        policy = {"selection": selection, "num_tokens": num_tokens, "keep_rate": keep_rate, "log_prior": log_prior}
         if keep_mask is None:
             default = self.config.selection if generator is None else "sample"
-            return partial(select_patches, generator=generator, **{**policy, "selection": selection or default})
-        given = [name for name, value in policy.items() if value is not None]
-        if given:
+            return partial(
+                select_patches,
+                generator=generator,
+                selection=selection or default,
+                num_tokens=num_tokens,
+                keep_rate=keep_rate,
+                log_prior=log_prior,
+            )
+        policy = {"selection": selection, "num_tokens": num_tokens, "keep_rate": keep_rate, "log_prior": log_prior}
+        if given := [name for name, value in policy.items() if value is not None]:
             raise ValueError(f"keep_mask says which patches are kept already; leave {', '.join(given)} out.")
         return partial(self._check_keep_mask, keep_mask)
 
