@@ -158,6 +158,21 @@ def test_prompts_and_messages_are_handed_on():
     assert dataset[1]["messages"] == chat
 
 
+def test_images_of_a_chat_of_texts_come_before_the_first_question():
+    """As in TRL, whose datasets have images beside chats of plain texts."""
+    chat = [
+        {"role": "system", "content": "short"},
+        {"role": "user", "content": "which is larger?"},
+        {"role": "assistant", "content": "the first"},
+        {"role": "user", "content": "why?"},
+        {"role": "assistant", "content": "it is near"},
+    ]
+    messages = TrainingDataset([{"image": [picture(), picture()], "messages": chat}])[0]["messages"]
+    question = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which is larger?"}]
+    assert messages == [chat[0], {"role": "user", "content": question}, *chat[2:]]
+    assert chat[1]["content"] == "which is larger?"
+
+
 def test_lengths_are_known_without_decoding():
     dataset = TrainingDataset(arrow([b"not an image", encoded(picture())], ["a", "b"]), lengths=[5, 7])
     assert [len(row["input_ids"]) for row in dataset] == [5, 7]

@@ -126,6 +126,7 @@ def read_sample(
     if row.get("prompt") is not None:
         sample["prompt"] = row["prompt"]
     if (messages := read_messages(row)) is not None:
+        messages = _ask_about_images(messages, num_images)
         _check_messages(messages, num_images)
         sample["messages"] = _read_message_images(messages, image_root)
     elif needs_text:
@@ -259,6 +260,16 @@ def _check_placeholders(text: str, num_images: int) -> None:
     count = text.count(IMAGE_TOKEN)
     if count not in (0, num_images):
         raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
+
+
+def _ask_about_images(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    """In a chat of nothing but texts, images come before the first text of the user, as in TRL."""
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    if not num_images or not users or not all(isinstance(message["content"], str) for message in messages):
+        return messages
+    first = messages[users[0]]
+    content = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": first["content"]}]
+    return [*messages[: users[0]], {**first, "content": content}, *messages[users[0] + 1 :]]
 
 
 def _check_messages(messages: list[dict[str, Any]], num_images: int) -> None:

@@ -236,6 +236,16 @@ def test_a_chat_learns_what_the_assistant_says_and_draws(processor):
     assert len(batch["pixel_values"]) == 1
 
 
+def test_an_image_beside_a_chat_of_texts_is_asked_about(processor):
+    parts = [{"type": "image"}, {"type": "text", "text": "x?"}]
+    answer = {"role": "assistant", "content": "red"}
+    found, expected = (
+        LavitDataCollator(processor)([row(None, messages=[{"role": "user", "content": content}, answer])])
+        for content in ("x?", parts)
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_images_before_a_drawing_are_bare_codes_as_in_generation(processor):
     batch = LavitDataCollator(processor)([row("<image>", images=2, prompt="<image>draw")])
     first, second = (codes_of(processor, picture(seed)) for seed in (0, 1))
