@@ -150,6 +150,14 @@ def test_scripts_end_with_one_line(error, message):
         raise error
 
 
+def test_a_failure_that_was_passed_on_is_one_line_too():
+    with pytest.raises(SystemExit, match=r"error: merged could not be written: it is full. Make room"):
+        with exit_on_write_errors():
+            raise ValueError("merged could not be written: it is full.") from OSError(errno.ENOSPC, "No space left")
+    with pytest.raises(ValueError, match="something else"), exit_on_write_errors():
+        raise ValueError("something else") from FileNotFoundError(errno.ENOENT, "No such file or directory", "a")
+
+
 def test_a_full_disk_names_the_file(tmp_path):
     """The system does not say which one it was."""
 

@@ -207,7 +207,9 @@ def exit_on_write_errors() -> Iterator[None]:
         yield
     except Exception as error:
         if (failure := write_failure(error)) is None:
-            raise
+            if not isinstance(error.__cause__, Exception) or write_failure(error.__cause__) is None:
+                raise
+            failure = str(error).rstrip(".")  # whoever passed it on has said what could not be written
         raise SystemExit(
             f"error: {failure}. Make room, or choose another directory; where there are checkpoints, "
             "--resume_from_checkpoint latest goes on from the last complete one."
