@@ -234,6 +234,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
     parser = HfArgumentParser((EncoderArguments, EncoderTrainingArguments), description=__doc__)
     encoder_args, args = parser.parse_args_into_dataclasses(arguments)
+    if args.label_smoothing_factor:
+        raise SystemExit("--label_smoothing_factor does nothing here: Trainer smooths labels of one kind only.")
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)
     config = AutoConfig.for_model(**json.loads(Path(encoder_args.config).read_text(encoding="utf-8")))

@@ -5,6 +5,7 @@ Whether files hold what they should is for the bodies of the commands to say.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
+_ROOM = 2**16  # bytes; with less, a disk is full
 _DEFAULT = "lavit-scenes"  # the checkpoint that comes along
 _CHECKPOINT = "--model takes a converted checkpoint (see lavit convert --help)"
 
@@ -96,7 +98,7 @@ def check_picture_output(path: Path) -> None:
             f"{path}: the suffix says the format, and has to be one of {', '.join(PICTURES)}; for example "
             f"{path.stem or 'picture'}.png."
         )
-    _check_writable(path)
+    _check_writable(path, path.parent)
 
 
 def check_output_directory(path: Path) -> None:
@@ -107,7 +109,7 @@ def check_output_directory(path: Path) -> None:
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; name a directory to write to.")
-    _check_writable(path / "file")
+    _check_writable(path, path)
 
 
 def check_new_directory(path: Path) -> None:
@@ -159,11 +161,14 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~", os.sep))
 
 
-def _check_writable(path: Path) -> None:
-    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+def _check_writable(path: Path, folder: Path) -> None:
+    """Tries to write where `path` goes: to `folder`, or what there is of it."""
+    folder = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     try:
         # The only sure way to know: root may write everywhere, but not to /proc or a read-only disk.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{path} cannot be written: the disk of {folder} is full.") from error
         raise ValueError(f"{path} cannot be written: {folder} is no directory that you may write to.") from error

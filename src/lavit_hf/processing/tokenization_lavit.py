@@ -468,8 +468,9 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         """As everywhere, but `extra_special_tokens` are your own: they may be typed.
 
         Raises:
-            ValueError: If one of them is a token of images.
+            ValueError: If one of them is a token of images, or holds half a character.
         """
+        check_text(special_tokens_dict)
         for name, value in (special_tokens_dict or {}).items():  # before anything changes
             if name in ("extra_special_tokens", "additional_special_tokens"):
                 for token in value or ():
@@ -483,6 +484,7 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         named = {str(token) for token in self._special_tokens_map.values() if token}
         declared, control = [], []
         for token in new_tokens:
+            check_text(str(token))
             is_special = special_tokens or getattr(token, "special", False)
             token = token if isinstance(token, AddedToken) else AddedToken(token)
             if token.content in named:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import IA3Config, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
@@ -192,9 +193,13 @@ def test_wrong_kinds_of_directories(adapter: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+)
+def test_a_failure_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
     def fail(*args, **kwargs) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(ImageTextProcessor, "save_pretrained", fail)
     with pytest.raises(ConversionError, match="the disk is full"):
