@@ -1,14 +1,19 @@
 """Fixtures shared by all tests: the reference checkpoint, its conversion and the original's recorded outputs."""
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Code of checkpoints is not that of an earlier run, nor does it stay.
+os.environ["HF_MODULES_CACHE"] = tempfile.mkdtemp(prefix="hf-modules-")
 os.environ.pop("HF_HUB_DISABLE_PROGRESS_BARS", None)  # tests look at bars
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers that each use all cores slow one another down several times over.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import atexit
 import json
+import shutil
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +22,10 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+
+from zygote import Zygote
+
+atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
 
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "tiny-original"
@@ -31,6 +40,20 @@ def own_accelerate_state(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         state = sys.modules["accelerate.state"].AcceleratorState
         if state._shared_state.get("_mixed_precision", "no") != "no":  # trainers of a whole module go on with theirs
             state._reset_state()
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    """Runs Python programs in processes of their own that have imported torch and the like already."""
+    zygote = Zygote()
+    yield zygote
+    zygote.close()
+
+
+@pytest.fixture(scope="session")
+def python(zygote: Zygote) -> str:
+    """Stands for `sys.executable` where nothing depends on how libraries are imported."""
+    return zygote.python
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Code that travels with weights: checkpoints where the package is not installed and where it is; copying, joining."""
 
-import os
 import re
 import subprocess
 import sys
@@ -29,11 +28,10 @@ AUTO_CLASSES = {
 DEPENDENCIES = {"PIL", "huggingface_hub", "numpy", "safetensors", "tokenizers", "torch", "transformers"}
 
 
-def test_outputs_without_the_package_are_the_same(checkpoint: Path, tmp_path: Path) -> None:
+def test_outputs_without_the_package_are_the_same(python: str, checkpoint: Path, tmp_path: Path) -> None:
     pytest.importorskip("diffusers")
-    command = [sys.executable, STANDALONE, checkpoint, PICTURE, tmp_path]
-    environment = {**os.environ, "HF_MODULES_CACHE": str(tmp_path / "modules"), "HF_HOME": str(tmp_path / "home")}
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    command = [python, STANDALONE, checkpoint, PICTURE, tmp_path]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     pixel_decoder = lavit_hf.LavitPixelDecoderPipeline.from_pretrained(checkpoint)
     own_tokens = []

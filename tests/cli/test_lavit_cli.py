@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save_file
 from lavit_cli.checks import find_checkpoint
 from lavit_cli.errors import one_line
 from lavit_hf import default_checkpoint
+from zygote import Zygote
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = [
@@ -241,9 +242,8 @@ def test_interrupt(lavit, monkeypatch: pytest.MonkeyPatch, photo: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt", reason="signals")
-def test_interrupt_from_outside(photo: Path, random_checkpoint: Path) -> None:
-    lavit = Path(sys.executable).parent / "lavit"
-    command = [lavit, "caption", *[photo] * 2000, "--model", random_checkpoint, "--batch-size", "1"]
+def test_interrupt_from_outside(zygote: Zygote, photo: Path, random_checkpoint: Path) -> None:
+    command = [zygote.folder / "lavit", "caption", *[photo] * 2000, "--model", random_checkpoint, "--batch-size", "1"]
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,

@@ -6,7 +6,6 @@ import os
 import pickle
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -317,10 +316,10 @@ except ConversionError as error:
 
 
 @pytest.mark.parametrize("direction", ["forth", "back"])
-def test_disk_that_fills_up(original_dir, checkpoint, tmp_path, direction):
+def test_disk_that_fills_up(python, original_dir, checkpoint, tmp_path, direction):
     pytest.importorskip("resource")
     source = original_dir if direction == "forth" else checkpoint
-    command = [sys.executable, "-c", _FULL_DISK, direction, str(source), str(tmp_path / "destination")]
+    command = [python, "-c", _FULL_DISK, direction, str(source), str(tmp_path / "destination")]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "could not be written" in result.stdout
     assert not list(tmp_path.iterdir())

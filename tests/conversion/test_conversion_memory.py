@@ -2,7 +2,6 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -37,7 +36,7 @@ thread.join()
 """
 
 
-def test_peak_memory_stays_near_one_shard(original_dir, tmp_path):
+def test_peak_memory_stays_near_one_shard(python, original_dir, tmp_path):
     pytest.importorskip("psutil")
     large = copy_original(original_dir, tmp_path / "original")
     tensors = {n: t for n, t in load(large / LANGUAGE_MODEL).items() if ".mlp." not in n and ".layers.1." not in n}
@@ -49,7 +48,7 @@ def test_peak_memory_stays_near_one_shard(original_dir, tmp_path):
     changes = {"intermediate_size": _WIDTH, "num_hidden_layers": 1}
     config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
 
-    command = [sys.executable, "-c", _MEASURE, str(original_dir), str(large), str(tmp_path / "converted"), HEADS]
+    command = [python, "-c", _MEASURE, str(original_dir), str(large), str(tmp_path / "converted"), HEADS]
     result = subprocess.run(command, capture_output=True, text=True, check=True)
     # A matrix is larger than a shard may be and becomes one of its own; casting it takes half of it again.
     assert max(int(line) for line in result.stdout.split()) < 150e6, result.stdout

@@ -3,6 +3,9 @@
 Python blocks of a document run as one script, in order; every bash block by itself. Both run in an empty directory
 with links to what a checkout has. Lines with `make`, `pip` and `git` are left out: they would install, and `.ci/run`
 runs the `make` commands itself.
+
+Most of them start from the zygote, as importing torch takes longer than they do; those of `NEW_INTERPRETERS`, which
+also show that commands and scripts are installed, do not.
 """
 
 import os
@@ -13,7 +16,10 @@ from pathlib import Path
 
 import pytest
 
+from zygote import Zygote
+
 ROOT = Path(__file__).resolve().parents[2]
+INSTALLED = Path(sys.executable).parent
 DOCUMENTS = (
     "README.md",
     "ARCHITECTURE.md",
@@ -25,6 +31,8 @@ DOCUMENTS = (
     "docs/conformance.md",
 )
 NOT_RUN = ("make ", "pip ", "git ")
+# Python blocks by document, bash blocks by document and number.
+NEW_INTERPRETERS = {"ARCHITECTURE.md", "README.md-1", "docs/training.md-2"}
 NOT_CODE = {"text", "bibtex"}
 _FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -39,7 +47,8 @@ def bash_blocks() -> list:
         for index, code in enumerate(blocks(document, "bash")):
             lines = [line for line in code.splitlines() if not line.startswith((*NOT_RUN, "#")) and line.strip()]
             if lines:
-                found.append(pytest.param("\n".join(lines), id=f"{document}-{index}"))
+                name = f"{document}-{index}"
+                found.append(pytest.param("\n".join(lines), name in NEW_INTERPRETERS, id=name))
     return found
 
 
@@ -53,8 +62,9 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: list[str], folder: Path) -> str:
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+def run(command: list[str], folder: Path, programs: Path) -> str:
+    """What a command prints that finds `python` and `lavit` there."""
+    path = os.pathsep.join([str(programs), os.environ["PATH"]])
     # Nested runs of pytest must not take themselves for workers of this one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     result = subprocess.run(
@@ -65,13 +75,15 @@ def run(command: list[str], folder: Path) -> str:
 
 
 @pytest.mark.parametrize("document", [document for document in DOCUMENTS if blocks(document, "python")])
-def test_python_blocks_run(document: str, checkout: Path) -> None:
-    run([sys.executable, "-c", "\n".join(blocks(document, "python"))], checkout)
+def test_python_blocks_run(document: str, checkout: Path, zygote: Zygote) -> None:
+    programs = INSTALLED if document in NEW_INTERPRETERS else zygote.folder
+    run([str(programs / "python"), "-c", "\n".join(blocks(document, "python"))], checkout, programs)
 
 
-@pytest.mark.parametrize("code", bash_blocks())
-def test_bash_blocks_run(code: str, checkout: Path) -> None:
-    run(["bash", "-euo", "pipefail", "-c", code], checkout)
+@pytest.mark.parametrize(("code", "is_new"), bash_blocks())
+def test_bash_blocks_run(code: str, is_new: bool, checkout: Path, zygote: Zygote) -> None:
+    programs = INSTALLED if is_new else zygote.folder
+    run(["bash", "-euo", "pipefail", "-c", code], checkout, programs)
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)
@@ -89,6 +101,6 @@ def test_links_lead_somewhere(document: str) -> None:
     assert [target for target in targets if not (folder / target).exists()] == []
 
 
-def test_the_table_of_costs_is_what_the_benchmark_prints() -> None:
-    table = run([sys.executable, "benchmarks/image_cost.py"], ROOT)
+def test_the_table_of_costs_is_what_the_benchmark_prints(zygote: Zygote) -> None:
+    table = run([zygote.python, "benchmarks/image_cost.py"], ROOT, zygote.folder)
     assert table in (ROOT / "README.md").read_text(encoding="utf-8")

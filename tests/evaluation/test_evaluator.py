@@ -5,7 +5,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -66,8 +65,8 @@ def test_refusals() -> None:
 BATCHES = -(-NUM_SAMPLES // BATCH_SIZE)
 
 
-def run_script(checkpoint: Path, output: Path, num_batches: int = 0, launcher: tuple[str, ...] = ()):
-    command = [sys.executable, *launcher, tiny_evaluation.__file__, str(checkpoint), str(output), str(num_batches)]
+def run_script(python: str, checkpoint: Path, output: Path, num_batches: int = 0, launcher: tuple[str, ...] = ()):
+    command = [python, *launcher, tiny_evaluation.__file__, str(checkpoint), str(output), str(num_batches)]
     paths = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     return subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -84,8 +83,8 @@ def uninterrupted(evaluated, tmp_path_factory) -> dict[str, bytes]:
     return contents(output)
 
 
-def test_killed_and_resumed(evaluated, random_checkpoint, tmp_path, uninterrupted):
-    result = run_script(random_checkpoint, tmp_path, num_batches=BATCHES + 2)  # in the midst of the second task
+def test_killed_and_resumed(python, evaluated, random_checkpoint, tmp_path, uninterrupted):
+    result = run_script(python, random_checkpoint, tmp_path, num_batches=BATCHES + 2)  # in the second task
     assert result.returncode == -signal.SIGKILL, result.stderr[-3000:]
     shard = tmp_path / "reconstruction" / "held_out" / "shards" / "00000.jsonl"
     assert shard.read_bytes().count(b"\n") == 2 * BATCH_SIZE and shard.read_bytes().endswith(b'{"id": "00000')
@@ -94,12 +93,12 @@ def test_killed_and_resumed(evaluated, random_checkpoint, tmp_path, uninterrupte
     assert contents(tmp_path) == uninterrupted
 
 
-def test_two_processes_give_the_same_as_one(random_checkpoint, tmp_path, uninterrupted):
+def test_two_processes_give_the_same_as_one(python, random_checkpoint, tmp_path, uninterrupted):
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port = listener.getsockname()[1]
     launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
-    result = run_script(random_checkpoint, tmp_path, launcher=launcher)
+    result = run_script(python, random_checkpoint, tmp_path, launcher=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
     assert contents(tmp_path) == uninterrupted
 

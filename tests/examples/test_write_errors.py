@@ -2,7 +2,6 @@
 
 import importlib
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -39,13 +38,13 @@ STAGE_3 = [*TRAINER, "--pixel_decoder", CHECKPOINT, "--visual_tokenizer", CHECKP
         ("lavit_scenes/make_dataset", ["--num_rows", 200], "full disk"),
     ],
 )
-def test_one_line_instead_of_a_traceback(tmp_path, script, options, obstacle):
+def test_one_line_instead_of_a_traceback(python, tmp_path, script, options, obstacle):
     pytest.importorskip("resource")
     (tmp_path / "file").write_text("")
     output = tmp_path / "out" if obstacle == "full disk" else tmp_path / "file" / "out"
     limit = 20_000 if obstacle == "full disk" else 2**40
     arguments = [EXAMPLES / f"{script}.py", *options, "--output_dir", output]
-    command = [sys.executable, "-c", FULL_DISK, *map(str, [limit, *arguments])]
+    command = [python, "-c", FULL_DISK, *map(str, [limit, *arguments])]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr

@@ -73,12 +73,16 @@ class HubServer(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
+        self.lock = threading.RLock()
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets everything."""
         self.repositories: dict[str, Repository] = {}
         self.objects: dict[str, bytes] = {}
         self.uploads: Counter[str] = Counter()
         self.failing_upload: int | None = None
         self.requests: list[tuple[str, str]] = []
-        self.lock = threading.RLock()
 
     @property
     def url(self) -> str:

@@ -138,7 +138,7 @@ for call in (
     except (OSError, ValueError) as error:
         print(" ".join(str(error).split()))
 """
-    *loading, publishing = client(code, tiny_checkpoint, token=None, home="stranger").stdout.splitlines()
+    *loading, publishing = client(code, tiny_checkpoint, is_owner=False).stdout.splitlines()
     assert len(loading) == 3
     assert all("owner/tiny" in line and "private" in line for line in loading)
     assert publishing.startswith("The Hub does not let you write to owner/tiny: log in with `hf auth login`.")

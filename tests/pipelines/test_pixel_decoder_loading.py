@@ -1,10 +1,8 @@
 """Saving and loading: from LavitPixelDecoderPipeline and DiffusionPipeline, with and without this package."""
 
 import json
-import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -205,18 +203,13 @@ torch.save(images, noise)
 
 @pytest.mark.parametrize("decoder", ["highres", "lowres"])
 @pytest.mark.parametrize("package", ["with", "without"])
-def test_diffusion_pipeline_with_and_without_the_package(checkpoint, tmp_path, package, decoder):
+def test_diffusion_pipeline_with_and_without_the_package(python, checkpoint, tmp_path, package, decoder):
     source = checkpoint / "lowres" if decoder == "lowres" else checkpoint
     noise, target = tmp_path / "tensor.pt", tmp_path / "saved"
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     torch.save(latents, noise)
-    environment = {**os.environ, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"}
-    result = subprocess.run(
-        [sys.executable, "-c", _REMOTE, package, str(source), decoder, str(target), str(noise)],
-        capture_output=True,
-        text=True,
-        env=environment,
-    )
+    command = [python, "-c", _REMOTE, package, str(source), decoder, str(target), str(noise)]
+    result = subprocess.run(command, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     pipeline = quiet(LavitPixelDecoderPipeline.from_pretrained(source))
     codes = [[3, 14, 15], [9]]

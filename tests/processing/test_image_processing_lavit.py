@@ -5,7 +5,6 @@ import contextlib
 import io
 import json
 import subprocess
-import sys
 import warnings
 from pathlib import Path
 from types import SimpleNamespace
@@ -377,7 +376,7 @@ def test_config_is_plain_json(tmp_path, processor):
     assert config["image_processor_type"] == "LavitImageProcessor"
 
 
-def test_large_16_bit_images_need_little_memory(tmp_path):
+def test_large_16_bit_images_need_little_memory(python, tmp_path):
     path = tmp_path / "large.png"
     Image.fromarray(np.zeros((6000, 6000), np.uint16)).save(path)
     program = (
@@ -387,7 +386,7 @@ def test_large_16_bit_images_need_little_memory(tmp_path):
         "processor(sys.argv[1:], return_tensors='pt')\n"
         "print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) // 1024)\n"
     )
-    run = subprocess.run([sys.executable, "-c", program, *[str(path)] * 3], capture_output=True, text=True, check=True)
+    run = subprocess.run([python, "-c", program, *[str(path)] * 3], capture_output=True, text=True, check=True)
     assert int(run.stdout) < 300  # MB; it was more than 900 for one of them
 
 

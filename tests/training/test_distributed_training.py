@@ -3,7 +3,6 @@
 import json
 import socket
 import subprocess
-import sys
 
 import torch
 
@@ -17,7 +16,7 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(python, tmp_path):
     """Rows without images leave parameters without gradient in one process and not in the other."""
     # Of a number that does not divide, accelerate would repeat samples.
     arguments = {"num_samples": 3 * BATCH_SIZE}
@@ -26,7 +25,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
         "arguments": {**arguments, "per_device_train_batch_size": BATCH_SIZE // 2},
     }
     # `--multi_gpu` is accelerate's name for its launcher of several processes; `--cpu` would start a single one.
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", str(free_port()), tiny_training.__file__, json.dumps(options)]
     run = subprocess.run(command, env=script_environment(), capture_output=True, text=True)

@@ -3,7 +3,6 @@
 import json
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import torch
@@ -17,13 +16,13 @@ SAVING = {"save_strategy": "steps", "save_steps": 2}
 KILLED_AT = 5
 
 
-def test_resuming_after_a_kill_is_bit_equal(tmp_path):
+def test_resuming_after_a_kill_is_bit_equal(python, tmp_path):
     expected = build_trainer(tmp_path / "whole")
     expected.train()
 
     options = {"output_dir": str(tmp_path / "killed"), "kill_at": KILLED_AT, "arguments": SAVING}
     run = subprocess.run(
-        [sys.executable, tiny_training.__file__, json.dumps(options)],
+        [python, tiny_training.__file__, json.dumps(options)],
         env={**script_environment(), "OMP_NUM_THREADS": str(torch.get_num_threads())},
         capture_output=True,
         check=False,

@@ -7,7 +7,6 @@ what accelerate would call with the configuration file of the examples.
 import json
 import os
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -24,10 +23,10 @@ WAYS = ["fully_shard", "accelerate", "lora"]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
+def folder(python, tmp_path_factory) -> Path:
     """What `sharded_training.py` leaves."""
     path = tmp_path_factory.mktemp("sharded")
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
     script = Path(__file__).parent / "sharded_training.py"
     result = subprocess.run(
         [*command, str(script), str(CHECKPOINT), str(path), str(CONFIG_FILE)],

@@ -6,7 +6,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -148,7 +147,7 @@ def test_a_checkpoint_without_the_optimizer_is_said_to_be_one(run, caplog):
 
 
 @pytest.mark.parametrize("method", ["_save_optimizer_and_scheduler", "_save_rng_state", "_save"])
-def test_a_script_that_was_killed_while_it_saved_goes_on(tmp_path, method):
+def test_a_script_that_was_killed_while_it_saved_goes_on(python, tmp_path, method):
     options = {
         "model": CHECKPOINT,
         "dataset": "scenes",
@@ -163,11 +162,11 @@ def test_a_script_that_was_killed_while_it_saved_goes_on(tmp_path, method):
     }
     arguments = [str(EXAMPLE), *(str(part) for name, value in options.items() for part in (f"--{name}", value))]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", KILLED, method, *arguments]
+    command = [python, "-c", KILLED, method, *arguments]
     died = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert died.returncode == -signal.SIGKILL, died.stderr
     assert sorted(path.name for path in (tmp_path / "out").glob("checkpoint-*"))[0] == "checkpoint-2"
-    command = [sys.executable, *arguments, "--resume_from_checkpoint", "latest"]
+    command = [python, *arguments, "--resume_from_checkpoint", "latest"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 5

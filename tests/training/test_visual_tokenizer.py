@@ -4,7 +4,6 @@ import json
 import logging
 import socket
 import subprocess
-import sys
 
 import pytest
 import torch
@@ -97,7 +96,7 @@ def stop_at(trainer, step: int) -> None:
     trainer.add_callback(Stop())
 
 
-def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
+def test_two_processes_equal_one_with_twice_the_batch(python, tmp_path):
     """With k-means, averages, revival, calibration and centering; the processes keep different numbers of patches."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
@@ -108,7 +107,7 @@ def test_two_processes_equal_one_with_twice_the_batch(tmp_path):
         "output_dir": str(tmp_path),
         "arguments": {**arguments, "per_device_train_batch_size": BATCH_SIZE // 2},
     }
-    command = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
     command += ["--main_process_port", port, tiny_tokenizer_training.__file__, json.dumps(options)]
     run = subprocess.run(command, env=script_environment(), capture_output=True, text=True)

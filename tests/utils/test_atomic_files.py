@@ -4,7 +4,6 @@ import errno
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -19,9 +18,9 @@ from lavit_hf.utils.atomic_files import (
     remove_partials,
 )
 
-# Writes half of it, says so, and waits: to be killed, or for the other's end.
+# Writes half of it, says who it is, and waits: to be killed, or for the other's end.
 WRITER = """
-import sys
+import os, sys
 from pathlib import Path
 from lavit_hf.utils.atomic_files import complete_file, complete_folder
 
@@ -30,12 +29,12 @@ if sys.argv[1] == "file":
     with complete_file(path) as file:
         file.write(b"half")
         file.flush()
-        print("half", flush=True)
+        print(os.getpid(), flush=True)
         sys.stdin.read()
 else:
     with complete_folder(path) as folder:
         (folder / "half").write_text("half")
-        print("half", flush=True)
+        print(os.getpid(), flush=True)
         sys.stdin.read()
 """
 KINDS = ["file", "folder"]
@@ -55,16 +54,15 @@ def write(kind: str, path: Path, error: Callable[[], BaseException] | None = Non
 
 
 @pytest.fixture
-def writer(tmp_path):
+def writer(python, tmp_path):
     """Another process that is in the middle of writing `out`."""
     started = []
 
-    def start(kind: str) -> subprocess.Popen:
-        command = [sys.executable, "-c", WRITER, kind, str(tmp_path / "out")]
+    def start(kind: str) -> tuple[subprocess.Popen, int]:
+        command = [python, "-c", WRITER, kind, str(tmp_path / "out")]
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         started.append(process)
-        assert process.stdout.readline() == "half\n"
-        return process
+        return process, int(process.stdout.readline())
 
     yield start
     for process in started:
@@ -75,10 +73,10 @@ def writer(tmp_path):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_a_killed_process_left_is_cleaned_by_the_next(writer, tmp_path, kind):
-    process = writer(kind)
+    process, pid = writer(kind)
     (left,) = tmp_path.iterdir()
     assert left.name.startswith(".out.") and left.name.endswith(".partial")
-    process.send_signal(signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     process.wait()
     write(kind, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -86,7 +84,7 @@ def test_what_a_killed_process_left_is_cleaned_by_the_next(writer, tmp_path, kin
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_another_process_still_writes_stays(writer, tmp_path, kind):
-    process = writer(kind)
+    process, _ = writer(kind)
     (partial,) = tmp_path.iterdir()
     remove_partials(tmp_path)
     assert partial.exists()
@@ -151,9 +149,9 @@ def test_scripts_end_with_one_line(error, message):
 
 
 def test_a_failure_that_was_passed_on_is_one_line_too():
-    with pytest.raises(SystemExit, match=r"error: merged could not be written: it is full. Make room"):
-        with exit_on_write_errors():
-            raise ValueError("merged could not be written: it is full.") from OSError(errno.ENOSPC, "No space left")
+    message = "error: merged could not be written: it is full. Make room"
+    with pytest.raises(SystemExit, match=message), exit_on_write_errors():
+        raise ValueError("merged could not be written: it is full.") from OSError(errno.ENOSPC, "No space left")
     with pytest.raises(ValueError, match="something else"), exit_on_write_errors():
         raise ValueError("something else") from FileNotFoundError(errno.ENOENT, "No such file or directory", "a")
 

@@ -3,7 +3,6 @@
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +13,11 @@ from lavit_hf.utils.atomic_files import temporary_folder
 
 PREFIX = "lavit-publish-"
 HOLD = """
-import sys
+import os, sys
 from lavit_hf.utils.atomic_files import temporary_folder
 with temporary_folder("lavit-publish-") as folder:
     (folder / "file").write_text("x")
-    print(folder, flush=True)
+    print(os.getpid(), folder, flush=True)
     sys.stdin.read()
 """
 
@@ -32,16 +31,18 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     tempfile.tempdir = None
 
 
-def hold() -> tuple[subprocess.Popen, Path]:
-    process = subprocess.Popen([sys.executable, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    return process, Path(process.stdout.readline().strip())
+def hold(python: str) -> tuple[subprocess.Popen, int, Path]:
+    """A process that has a temporary folder; the number of it, and the folder."""
+    process = subprocess.Popen([python, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pid, folder = process.stdout.readline().split()
+    return process, int(pid), Path(folder)
 
 
-def test_what_a_kill_left_goes_and_what_is_in_use_stays(place: Path) -> None:
-    killed, abandoned = hold()
-    living, used = hold()
+def test_what_a_kill_left_goes_and_what_is_in_use_stays(python: str, place: Path) -> None:
+    killed, pid, abandoned = hold(python)
+    living, _, used = hold(python)
     assert {abandoned, used} == set(place.glob(f"{PREFIX}*"))  # of two living processes, none takes the other's
-    os.kill(killed.pid, signal.SIGKILL)
+    os.kill(pid, signal.SIGKILL)
     killed.wait()
     (place / f"{PREFIX}link").symlink_to(place.parent)
     (place / "other").mkdir()

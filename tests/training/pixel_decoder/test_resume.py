@@ -7,7 +7,6 @@ import pickle
 import shutil
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import datasets
@@ -108,13 +107,13 @@ def saved(folder: Path) -> dict[str, torch.Tensor]:
     return {f"{file}:{name}": value for file in files for name, value in load_file(folder / file).items()}
 
 
-def test_a_killed_run_goes_on_bit_by_bit(sources, tmp_path, example_main):
+def test_a_killed_run_goes_on_bit_by_bit(python, sources, tmp_path, example_main):
     # Five updates are an epoch: the run goes on in the middle of the first one, and ends in the middle of the second.
     options = {"save_steps": 2, "save_total_limit": 1}
     options |= {"gradient_accumulation_steps": 2, "per_device_train_batch_size": 2}
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     example_main(command(sources, whole, **options))
-    died = run([sys.executable, "-c", KILLED, *command(sources, killed, **options)])
+    died = run([python, "-c", KILLED, *command(sources, killed, **options)])
     assert died.returncode == -signal.SIGKILL, died.stderr
     # The third checkpoint was not complete, and the second one is still there.
     assert sorted(path.name for path in killed.iterdir()) == ["checkpoint-4", "checkpoint-6"]
@@ -126,11 +125,11 @@ def test_a_killed_run_goes_on_bit_by_bit(sources, tmp_path, example_main):
     assert [path.name for path in killed.glob("*checkpoint*")] == ["checkpoint-8"]
 
 
-def test_two_processes_equal_one_with_twice_the_batch(sources, tmp_path, example_main):
+def test_two_processes_equal_one_with_twice_the_batch(python, sources, tmp_path, example_main):
     """Also if they go on after an interruption: in the third update of the second epoch, bit by bit."""
     options = {"adam_epsilon": 1e-2, "num_validation_rows": 3, "validation_split": "train", "save_steps": 7}
     example_main(command(sources, tmp_path / "one", **options))
-    launch = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    launch = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0"]  # on a CPU accelerate starts several if it is told that they have GPUs
     half = command(sources, tmp_path / "two", **options, per_device_train_batch_size=2)
     done = run([*launch, *half])

@@ -304,10 +304,10 @@ os.replace = die
 """
 
 
-def test_killed_and_continued(tokenized: Path, processor, tmp_path: Path) -> None:
+def test_killed_and_continued(python: str, tokenized: Path, processor, tmp_path: Path) -> None:
     path = tmp_path / "out"
     code = script(f"make_scenes(num_scenes={NUM_SCENES})", path, DIE)
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True)
     assert result.returncode == -signal.SIGKILL, result.stderr
     left = files(path)
     assert len([name for name in left if name.endswith(".partial")]) == 1
@@ -419,11 +419,11 @@ lavit_cli.main()
 """
 
 
-def test_two_processes_are_one(tokenized: Path, tmp_path: Path) -> None:
+def test_two_processes_are_one(python: str, tokenized: Path, tmp_path: Path) -> None:
     path = tmp_path / "out"
     SCENES.save_to_disk(tmp_path / "scenes")
     (tmp_path / "telling.py").write_text(TELLING)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    launch = [python, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = ["tokenize", tmp_path / "scenes", path, "--model", CHECKPOINT, "--shard-size", "5"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     result = subprocess.run(
