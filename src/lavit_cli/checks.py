@@ -1,4 +1,4 @@
-"""What a command can refuse at once, before seconds go by in which torch is imported.
+"""Checks that a command makes at once, before it spends seconds on importing torch.
 
 Whether files hold what they should is for the bodies of the commands to say.
 """
@@ -34,7 +34,7 @@ def find_model(name: str | None) -> str:
 
 
 def find_checkpoint(name: str | None) -> str:
-    """The checkpoint of this name, whatever is in it; the one that comes along can be named from anywhere."""
+    """Finds a checkpoint without looking into it. `lavit-scenes` can be named in any directory."""
     if name is None or (name == _DEFAULT and not Path(name).exists()):
         from lavit_hf import default_checkpoint
 
@@ -43,7 +43,7 @@ def find_checkpoint(name: str | None) -> str:
 
 
 def check_model(model: str) -> None:
-    """Refuses what is no LaVIT and no adapter of one; names of the Hub are left to whoever downloads.
+    """Refuses a directory that holds neither a LaVIT nor an adapter. Names on the Hub are checked later.
 
     Raises:
         ValueError: There is no such directory, or there is something else in it.
@@ -71,7 +71,7 @@ def check_model(model: str) -> None:
 
 
 def check_pictures(sources: Sequence[str]) -> None:
-    """Says which picture files are missing; those on the web are fetched when it is their turn.
+    """Refuses picture files that do not exist. Those on the web are fetched later.
 
     Raises:
         ValueError: A file does not exist.
@@ -85,7 +85,7 @@ def check_pictures(sources: Sequence[str]) -> None:
 
 
 def check_picture_output(path: Path) -> None:
-    """Says before anything is drawn that it could not be written.
+    """Refuses a picture file that could not be written, before anything is drawn.
 
     Raises:
         ValueError: The suffix is that of no known format, a directory is in its place, or its own directory cannot be
@@ -102,7 +102,7 @@ def check_picture_output(path: Path) -> None:
 
 
 def check_output_directory(path: Path) -> None:
-    """The same for a directory that a command writes to, or goes on writing to.
+    """Refuses a directory that could not be written to. It may hold an unfinished result.
 
     Raises:
         ValueError: It is a file, or cannot be made.
@@ -113,7 +113,7 @@ def check_output_directory(path: Path) -> None:
 
 
 def check_new_directory(path: Path) -> None:
-    """The same for a directory that a command makes.
+    """Refuses a directory that could not be created.
 
     Raises:
         ValueError: It is there and not empty, is a file, or cannot be made.
@@ -124,7 +124,7 @@ def check_new_directory(path: Path) -> None:
 
 
 def check_data(name: str) -> None:
-    """Refuses a dataset that is named by a path where nothing is.
+    """Refuses a dataset whose path does not exist.
 
     Raises:
         ValueError: It does not exist.
@@ -134,7 +134,7 @@ def check_data(name: str) -> None:
 
 
 def check_source(path: str | Path | None, option: str, is_file: bool = False, or_repository: bool = False) -> None:
-    """Refuses a file or directory to read that is not there.
+    """Refuses an input file or directory that does not exist.
 
     Args:
         path: The file or directory; `None` is not given.
