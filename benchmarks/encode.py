@@ -2,7 +2,7 @@
 
     python benchmarks/encode.py [--layers 3] [--batch 4] [--repeats 5]
 
-The baseline computes every position of every merger block with the formula as the paper's release writes it. The
+The baseline computes every position of every merger block with the formula as the original writes it. The
 published width (1408, 256 patches, one third of them kept) is used with few layers and random weights: the ratio per
 merger block is what counts, not the time.
 """
@@ -109,7 +109,7 @@ def main() -> None:
     for smoothing in (1e-6, 0.0):
         shipped = with_smoothing(tokenizer, smoothing)
         merger: nn.Module = shipped.discrete.merger
-        # The release has no formula for smoothing 0; a vanishing epsilon is the same masked softmax.
+        # The original has no formula for smoothing 0; a vanishing epsilon is the same masked softmax.
         eps = smoothing or 1e-30
         expected = dense_merger(tokenizer.discrete.merger, features, keep_mask, eps)
         error = (merger(features, keep_mask) - expected).abs().max()

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,8 +20,6 @@ from peft import get_peft_model
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.conversion.weight_files import check_destination
-from lavit_hf.data.loading import NamedDataset, load_data
 from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
@@ -32,10 +29,12 @@ from lavit_hf.training import (
     exit_on_write_errors,
     find_trainer_checkpoint,
     get_lora_config,
+    load_data,
     make_scenes,
+    merge_adapter,
+    save_adapter_card,
     upcast_trained_weights,
 )
-from lavit_hf.training.language_model.adapters import merge_adapter, save_adapter_card
 
 
 @dataclass
@@ -97,8 +96,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
-    if model_args.merge_to is not None:
-        check_destination(Path(model_args.merge_to))  # before hours of training
+    if model_args.merge_to is not None and os.path.exists(model_args.merge_to):  # before hours of training
+        raise ValueError(f"{model_args.merge_to} exists; --merge_to takes a new directory.")
     is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
@@ -159,8 +158,12 @@ def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments
 
 
 def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
-    """A split of the dataset."""
-    rows, root = read_split(data_args, split)
+    """A split of a dataset on disk or on the Hub, or of scenes."""
+    root = None
+    if data_args.dataset == "scenes":
+        rows = make_scenes(split, num_scenes=data_args.num_scenes)
+    else:
+        rows, root = load_data(data_args.dataset, split)
     return TrainingDataset(
         rows,
         image_column=data_args.image_column,
@@ -168,13 +171,6 @@ def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
         on_bad_sample=data_args.on_bad_sample,
         image_root=root,
     )
-
-
-def read_split(data_args: DataArguments, split: str) -> NamedDataset:
-    """A split of a dataset on disk or on the Hub, or of scenes."""
-    if data_args.dataset == "scenes":
-        return NamedDataset(make_scenes(split, num_scenes=data_args.num_scenes), None)
-    return load_data(data_args.dataset, split)
 
 
 if __name__ == "__main__":

@@ -24,7 +24,6 @@ import torch
 from transformers import HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.pipelines.pixel_decoder_files import copy_pixel_decoders
 from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
@@ -32,6 +31,7 @@ from lavit_hf.training import (
     LanguageModelingLoss,
     LavitDataCollator,
     TrainingDataset,
+    copy_pixel_decoders,
     exit_on_write_errors,
     find_trainer_checkpoint,
     freeze_for_language_modeling,

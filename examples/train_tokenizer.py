@@ -22,17 +22,18 @@ import torch
 from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizerForPreTraining
-from lavit_hf.composition import build_image_processor, load_visual_part
-from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
 from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
     TrainingDataset,
     VisualTokenizerCallback,
     VisualTokenizerDataCollator,
+    build_image_processor,
+    build_vision_model,
     exit_on_write_errors,
     find_trainer_checkpoint,
     load_data,
+    load_visual_part,
     make_scenes,
 )
 
@@ -205,7 +206,7 @@ def load_vision_part(model_args: ModelArguments) -> Any:
     if model_args.vision_config is not None:
         values = json.loads(Path(model_args.vision_config).read_text(encoding="utf-8"))
         return build_vision_model(AutoConfig.for_model(**values))
-    part = load_visual_part(model_args.vision_model, None)
+    part = load_visual_part(model_args.vision_model)
     return part.vision_model if model_args.from_scratch and hasattr(part, "vision_model") else part
 
 

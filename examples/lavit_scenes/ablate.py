@@ -22,7 +22,7 @@ from ablation.selection import ALL, DYNAMIC, RANDOM
 from ablation.tokenizers import build_tokenizer, measure_tokenizer, train_tokenizer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, default_checkpoint
-from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf.training import exit_on_write_errors
 
 HERE = Path(__file__).resolve().parent
 

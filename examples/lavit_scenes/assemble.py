@@ -15,9 +15,8 @@ from typing import Any
 import torch
 from transformers import GenerationConfig, HfArgumentParser
 
-from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.pipelines import LavitPixelDecoderPipeline
-from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitPixelDecoderPipeline
+from lavit_hf.training import exit_on_write_errors
 
 _GUIDANCE = 1.5  # of 1, 1.5 and 4 the one that draws most scenes right
 

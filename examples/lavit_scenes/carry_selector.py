@@ -20,10 +20,8 @@ from torch.nn import functional as F
 from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
-from lavit_hf.composition import load_visual_part
 from lavit_hf.data.scenes import render, sample_scene
-from lavit_hf.modeling.modeling_lavit_visual_tokenizer import KEEP, select_patches
-from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf.training import exit_on_write_errors, load_visual_part
 
 
 @dataclass
@@ -57,10 +55,10 @@ def teach(
     agreement = 0.0
     for pixel_values in pictures(args, image_processor):
         with torch.no_grad():
-            is_kept = select_patches(teacher.discrete.selector(teacher.get_patch_features(pixel_values)))
+            is_kept = teacher.encode(pixel_values).keep_mask
             features = student.get_patch_features(pixel_values)
-        log_probs = selector(features)
-        log_odds = log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
+        keep, drop = selector(features).unbind(dim=-1)  # log-probabilities
+        log_odds = keep - drop
         optimizer.zero_grad()
         F.binary_cross_entropy_with_logits(log_odds, is_kept.float()).backward()
         optimizer.step()
@@ -76,7 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
     teacher = LavitVisualTokenizer.from_pretrained(args.visual_tokenizer).eval()
     image_processor = LavitImageProcessorPil.from_pretrained(args.visual_tokenizer)
     student = LavitVisualTokenizer(teacher.config).eval()
-    student.vision_model.load_state_dict(load_visual_part(args.vision_model, None).state_dict(), strict=False)
+    student.vision_model.load_state_dict(load_visual_part(args.vision_model).state_dict(), strict=False)
     student.discrete.selector.load_state_dict(teacher.discrete.selector.state_dict())
     agreement = teach(teacher, student, args, image_processor)
     print(f"Of the patches, {100 * agreement:.1f} % are kept or dropped as before.")

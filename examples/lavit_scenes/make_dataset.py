@@ -18,10 +18,18 @@ from typing import Any
 import datasets
 from transformers import HfArgumentParser
 
-from lavit_hf.data.scenes import BACKGROUNDS, Scene, render, sample_scene
-from lavit_hf.data.scenes.language import ask_questions, write_caption
-from lavit_hf.data.scenes.world import MAX_OBJECTS, PortableRng, place_of
-from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf.data.scenes import (
+    BACKGROUNDS,
+    MAX_OBJECTS,
+    PortableRng,
+    Scene,
+    ask_questions,
+    place_of,
+    render,
+    sample_scene,
+    write_caption,
+)
+from lavit_hf.training import exit_on_write_errors
 
 _PURPOSE = 1000  # of the rng; those of scenes are far below
 _ROWS_AT_A_TIME = 2000

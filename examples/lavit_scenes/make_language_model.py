@@ -19,7 +19,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, PreTrainedTokenizerFast
 
 from lavit_hf.data.scenes import scene_row
-from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf.training import exit_on_write_errors
 
 _NUM_SCENES = 3000
 _END = "</s>"

@@ -17,7 +17,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
-from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf.training import exit_on_write_errors
 
 # Of each stage, the numbers to show.
 CURVES = {

@@ -19,8 +19,7 @@ from typing import Any
 
 import yaml
 
-from lavit_hf.utils.atomic_files import exit_on_write_errors
-from lavit_hf.utils.paths import resolve_inside
+from lavit_hf.training import exit_on_write_errors
 
 HERE = Path(__file__).resolve().parent
 _DONE = (
@@ -57,7 +56,9 @@ def check_paths(stages: dict[str, Any], recipe: Path) -> None:
     for name, stage in stages.items():
         if not re.fullmatch(r"\w+", str(name)):
             raise ValueError(f"{recipe}: {name!r} cannot be the name of a stage, which is also that of its directory.")
-        resolve_inside(HERE.parent, stage.get("script") if isinstance(stage, dict) else stage, str(recipe))
+        script = stage.get("script") if isinstance(stage, dict) else None
+        if not isinstance(script, str) or not (HERE.parent / script).resolve().is_relative_to(HERE.parent):
+            raise ValueError(f"{recipe}: the stage {name} has no script of these examples, but {script!r}.")
 
 
 def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:

@@ -27,12 +27,25 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
-from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, Scene, object_coverage, render, sample_scene
-from lavit_hf.data.scenes.pictures import label_patches
-from lavit_hf.modeling.modeling_lavit_visual_tokenizer import build_vision_model
-from lavit_hf.training import CheckpointCallback, find_trainer_checkpoint
-from lavit_hf.utils.atomic_files import exit_on_write_errors
-from lavit_hf.utils.seeds import sample_seed, sample_uniform
+from lavit_hf.data.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    SIZES,
+    Scene,
+    label_patches,
+    object_coverage,
+    render,
+    sample_scene,
+)
+from lavit_hf.training import (
+    CheckpointCallback,
+    build_vision_model,
+    exit_on_write_errors,
+    find_trainer_checkpoint,
+    sample_seed,
+    sample_uniform,
+)
 
 _IGNORED = -100
 _TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its features
@@ -221,6 +234,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
     parser = HfArgumentParser((EncoderArguments, EncoderTrainingArguments), description=__doc__)
     encoder_args, args = parser.parse_args_into_dataclasses(arguments)
+    if args.label_smoothing_factor:
+        raise SystemExit("--label_smoothing_factor does nothing here: Trainer smooths labels of one kind only.")
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)
     config = AutoConfig.for_model(**json.loads(Path(encoder_args.config).read_text(encoding="utf-8")))

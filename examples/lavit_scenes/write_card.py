@@ -15,9 +15,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from lavit_hf.hub.card import Origin
-from lavit_hf.hub.publish import prepare
-from lavit_hf.utils.atomic_files import exit_on_write_errors
+from lavit_hf.hub import Origin, prepare
+from lavit_hf.training import exit_on_write_errors
 
 HERE = Path(__file__).resolve().parent
 NAME = "lavit-scenes"

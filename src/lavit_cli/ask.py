@@ -7,7 +7,18 @@ from typing import Annotated
 import typer
 
 from .checks import check_pictures, find_model
-from .options import Beams, Device, Dtype, ImageSource, LengthPenalty, MaxNewTokens, MinNewTokens, Model, RunDtype
+from .options import (
+    Beams,
+    Device,
+    Dtype,
+    ImageSource,
+    LengthPenalty,
+    MaxNewTokens,
+    MinNewTokens,
+    Model,
+    NumTokens,
+    RunDtype,
+)
 
 
 def ask(
@@ -18,6 +29,7 @@ def ask(
     length_penalty: LengthPenalty = None,
     min_new_tokens: MinNewTokens = None,
     max_new_tokens: MaxNewTokens = None,
+    num_tokens: NumTokens = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -40,4 +52,4 @@ def ask(
     options = {"num_beams": beams, "length_penalty": length_penalty}
     options |= {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
     picture = open_image(image)
-    print(answer_question(load(checkpoint, device, dtype.value), picture, question.strip(), options))
+    print(answer_question(load(checkpoint, device, dtype.value), picture, question.strip(), options, num_tokens))

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .checks import check_pictures, find_model
-from .options import Beams, Device, Dtype, LengthPenalty, MaxNewTokens, MinNewTokens, Model, RunDtype
+from .options import Beams, Device, Dtype, LengthPenalty, MaxNewTokens, MinNewTokens, Model, NumTokens, RunDtype
 
 
 def caption(
@@ -20,6 +20,7 @@ def caption(
     length_penalty: LengthPenalty = None,
     min_new_tokens: MinNewTokens = None,
     max_new_tokens: MaxNewTokens = None,
+    num_tokens: NumTokens = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -50,7 +51,8 @@ def caption(
         for start in range(0, len(images), batch_size):
             batch = images[start : start + batch_size]
             opened, failures = open_images(batch)
-            texts = caption_images(lavit, [picture for _, picture in opened], prompt, options) if opened else []
+            pictures = [picture for _, picture in opened]
+            texts = caption_images(lavit, pictures, prompt, options, num_tokens) if pictures else []
             for (source, _), text in zip(opened, texts, strict=True):
                 # Around the bar, if both go to a terminal.
                 bar.write(text if len(images) == 1 else f"{source}\t{text}")

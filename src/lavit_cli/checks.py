@@ -1,10 +1,11 @@
-"""What a command can refuse at once, before seconds go by in which torch is imported.
+"""Checks that a command makes at once, before it spends seconds on importing torch.
 
 Whether files hold what they should is for the bodies of the commands to say.
 """
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import tempfile
@@ -13,6 +14,7 @@ from pathlib import Path
 
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
+_ROOM = 2**16  # bytes; with less, a disk is full
 _DEFAULT = "lavit-scenes"  # the checkpoint that comes along
 _CHECKPOINT = "--model takes a converted checkpoint (see lavit convert --help)"
 
@@ -32,7 +34,7 @@ def find_model(name: str | None) -> str:
 
 
 def find_checkpoint(name: str | None) -> str:
-    """The checkpoint of this name, whatever is in it; the one that comes along can be named from anywhere."""
+    """Finds a checkpoint without looking into it. `lavit-scenes` can be named in any directory."""
     if name is None or (name == _DEFAULT and not Path(name).exists()):
         from lavit_hf import default_checkpoint
 
@@ -41,7 +43,7 @@ def find_checkpoint(name: str | None) -> str:
 
 
 def check_model(model: str) -> None:
-    """Refuses what is no LaVIT and no adapter of one; names of the Hub are left to whoever downloads.
+    """Refuses a directory that holds neither a LaVIT nor an adapter. Names on the Hub are checked later.
 
     Raises:
         ValueError: There is no such directory, or there is something else in it.
@@ -69,7 +71,7 @@ def check_model(model: str) -> None:
 
 
 def check_pictures(sources: Sequence[str]) -> None:
-    """Says which picture files are missing; those on the web are fetched when it is their turn.
+    """Refuses picture files that do not exist. Those on the web are fetched later.
 
     Raises:
         ValueError: A file does not exist.
@@ -83,7 +85,7 @@ def check_pictures(sources: Sequence[str]) -> None:
 
 
 def check_picture_output(path: Path) -> None:
-    """Says before anything is drawn that it could not be written.
+    """Refuses a picture file that could not be written, before anything is drawn.
 
     Raises:
         ValueError: The suffix is that of no known format, a directory is in its place, or its own directory cannot be
@@ -96,22 +98,22 @@ def check_picture_output(path: Path) -> None:
             f"{path}: the suffix says the format, and has to be one of {', '.join(PICTURES)}; for example "
             f"{path.stem or 'picture'}.png."
         )
-    _check_writable(path)
+    _check_writable(path, path.parent)
 
 
 def check_output_directory(path: Path) -> None:
-    """The same for a directory that a command writes to, or goes on writing to.
+    """Refuses a directory that could not be written to. It may hold an unfinished result.
 
     Raises:
         ValueError: It is a file, or cannot be made.
     """
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; name a directory to write to.")
-    _check_writable(path / "file")
+    _check_writable(path, path)
 
 
 def check_new_directory(path: Path) -> None:
-    """The same for a directory that a command makes.
+    """Refuses a directory that could not be created.
 
     Raises:
         ValueError: It is there and not empty, is a file, or cannot be made.
@@ -122,7 +124,7 @@ def check_new_directory(path: Path) -> None:
 
 
 def check_data(name: str) -> None:
-    """Refuses a dataset that is named by a path where nothing is.
+    """Refuses a dataset whose path does not exist.
 
     Raises:
         ValueError: It does not exist.
@@ -132,7 +134,7 @@ def check_data(name: str) -> None:
 
 
 def check_source(path: str | Path | None, option: str, is_file: bool = False, or_repository: bool = False) -> None:
-    """Refuses a file or directory to read that is not there.
+    """Refuses an input file or directory that does not exist.
 
     Args:
         path: The file or directory; `None` is not given.
@@ -159,11 +161,14 @@ def _is_path(name: str) -> bool:
     return name.startswith((".", "/", "~", os.sep))
 
 
-def _check_writable(path: Path) -> None:
-    folder = next(parent for parent in path.absolute().parents if os.path.exists(parent))
+def _check_writable(path: Path, folder: Path) -> None:
+    """Tries to write where `path` goes: to `folder`, or what there is of it."""
+    folder = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.exists(place))
     try:
         # The only sure way to know: root may write everywhere, but not to /proc or a read-only disk.
-        with tempfile.TemporaryFile(dir=folder):
-            pass
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(_ROOM))
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise ValueError(f"{path} cannot be written: the disk of {folder} is full.") from error
         raise ValueError(f"{path} cannot be written: {folder} is no directory that you may write to.") from error

@@ -13,10 +13,11 @@ from lavit_hf.data.scenes import BACKGROUNDS, Facts, Scene, facts_of, judge, par
 from lavit_hf.data.scenes.language import Question, ask_questions, captions_of
 from lavit_hf.data.scenes.world import QUESTIONS, rng_for
 from lavit_hf.evaluation.facts import read_facts
+from lavit_hf.utils.contact_sheet import Panel, contact_sheet
 
 from .generation import answer_question, caption_images
 from .loading import Lavit
-from .pictures import Panel, contact_sheet, fit_panel, grey_out_dropped
+from .pictures import fit_panel, grey_out_dropped
 
 if TYPE_CHECKING:
     from lavit_hf.pipelines import LavitTextToImagePipeline

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .checks import check_picture_output, check_pictures, find_model
-from .options import AspectRatio, Device, Dtype, Model, Output, PixelDecoder, RunDtype, Seed
+from .options import AspectRatio, Device, Dtype, Model, NumTokens, Output, PixelDecoder, RunDtype, Seed
 
 
 def draw(
@@ -25,6 +25,7 @@ def draw(
     guidance_scale: Annotated[
         float | None, typer.Option(min=0, help="How much to stress the prompt.", show_default="4, with pictures 5")
     ] = None,
+    num_tokens: NumTokens = None,
     seed: Seed = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
@@ -57,6 +58,7 @@ def draw(
         aspect_ratio=aspect_ratio,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
+        num_image_tokens=num_tokens,
         generator=generator,
     ).images
     save_drawing(drawing, output, seed)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -33,6 +34,13 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}" if message else type(error).__name__
 
 
+def _write_failure(error: Exception) -> str | None:
+    """What could not be written, such as on a full disk, of which libraries say little; `None` of other errors."""
+    files = sys.modules.get("lavit_hf.utils.atomic_files")  # before it is imported, nothing has been written
+    failure = files.write_failure(error) if files else None
+    return failure and f"{failure}. Make room, or choose another directory."
+
+
 def in_one_line(command: _Command) -> _Command:
     """Makes a command report errors in one line and exit with 1, or with 130 if it was interrupted."""
 
@@ -48,7 +56,7 @@ def in_one_line(command: _Command) -> _Command:
         except Exception as error:
             if os.environ.get("LAVIT_DEBUG"):
                 raise
-            typer.echo(f"lavit: error: {one_line(error)}", err=True)
+            typer.echo(f"lavit: error: {_write_failure(error) or one_line(error)}", err=True)
             raise typer.Exit(1) from None
 
     return wrapper  # type: ignore[return-value]

@@ -64,16 +64,19 @@ def evaluate(
     question_column: Annotated[str, typer.Option(help="Column of the question.")] = "question",
     answer_column: Annotated[str, typer.Option(help="Column of the answer, or a list of them.")] = "answer",
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
-    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Of everything random.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random choices.")] = 0,
     beams: Annotated[
-        int | None, typer.Option(min=1, help="Of captions and answers.", show_default="2; 5, scenes 1")
+        int | None,
+        typer.Option(min=1, help="Beams of captions and answers; 1 is greedy.", show_default="2; 5, scenes 1"),
     ] = None,
-    length_penalty: Annotated[float | None, typer.Option(help="Of captions and answers.", show_default="1; 0")] = None,
+    length_penalty: Annotated[
+        float | None, typer.Option(help="Length penalty of captions and answers.", show_default="1; 0")
+    ] = None,
     min_new_tokens: Annotated[
-        int | None, typer.Option(min=0, help="Of captions and answers.", show_default="8; 2; scenes 1")
+        int | None, typer.Option(min=0, help="Shortest caption or answer, in tokens.", show_default="8; 2; scenes 1")
     ] = None,
     max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Of captions and answers.", show_default="36, scenes 64; 10")
+        int | None, typer.Option(min=1, help="Longest caption or answer, in tokens.", show_default="36, scenes 64; 10")
     ] = None,
     decoder: Annotated[
         Decoder | None, typer.Option(help="Pixel decoder.", show_default="highres; prompts of benchmarks lowres")
@@ -96,7 +99,9 @@ def evaluate(
     top_k: Annotated[
         int | None, typer.Option(min=0, help="Draw among so many codes.", show_default="50; benchmarks 300")
     ] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of drawing codes.", show_default="1")] = None,
+    temperature: Annotated[
+        float | None, typer.Option(help="Temperature when codes are drawn.", show_default="1")
+    ] = None,
     candidates: Annotated[
         int | None, typer.Option(min=1, help="Keep the best by CLIP.", show_default="1; benchmarks 4")
     ] = None,

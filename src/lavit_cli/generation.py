@@ -21,19 +21,19 @@ from lavit_hf.utils.progress import TokenProgress, progress_bar
 from .loading import Lavit
 
 
-def fill_options(lavit: Lavit, release: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
-    """Options for `generate`: what the user gave, or what the checkpoint's generation config says, or the release's.
+def generation_options(lavit: Lavit, original: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options for `generate`: what the user gave, or what the checkpoint's generation config says, or the original's.
 
     Args:
         lavit: The checkpoint.
-        release: The options of the release for a task.
+        original: The options of the original for a task.
         given: Those of the user; `None` is not given.
 
     Raises:
         ValueError: They contradict each other.
     """
-    own = {name: getattr(lavit.model.generation_config, name, None) for name in release}
-    layers = (release, own, given)
+    own = {name: getattr(lavit.model.generation_config, name, None) for name in original}
+    layers = (original, own, given)
     options = {name: value for layer in layers for name, value in layer.items() if value is not None}
     if options["min_new_tokens"] > options["max_new_tokens"]:
         raise ValueError(
@@ -43,27 +43,46 @@ def fill_options(lavit: Lavit, release: dict[str, Any], given: dict[str, Any]) -
     return options
 
 
-def generate_text(lavit: Lavit, images: list[Image.Image], prompts: list[str], options: dict[str, Any]) -> list[str]:
+def generate_text(
+    lavit: Lavit,
+    images: list[Image.Image],
+    prompts: list[str],
+    options: dict[str, Any],
+    num_image_tokens: int | None = None,
+) -> list[str]:
     """Generates one text per image; arguments as for `lavit_hf.pipelines.image_to_text.generate_text`."""
     # The bar shows up only if generation takes longer than a second.
     with progress_bar("Generating", options["max_new_tokens"], unit="token", delay=1.0, leave=False) as bar:
         progress = StoppingCriteriaList([TokenProgress(bar)])
-        return image_to_text.generate_text(lavit.model, lavit.processor, images, prompts, options, progress)
+        return image_to_text.generate_text(
+            lavit.model, lavit.processor, images, prompts, options, progress, num_image_tokens
+        )
 
 
 def caption_images(
-    lavit: Lavit, images: list[Image.Image], prompt: str = "", options: dict[str, Any] | None = None
+    lavit: Lavit,
+    images: list[Image.Image],
+    prompt: str = "",
+    options: dict[str, Any] | None = None,
+    num_image_tokens: int | None = None,
 ) -> list[str]:
-    """Describes images in one sentence each, without its period; options as for `fill_options`."""
-    options = fill_options(lavit, CAPTION, options or {})
-    return [first_sentence(text) for text in generate_text(lavit, images, [prompt] * len(images), options)]
+    """Describes images in one sentence each, without its period; options as for `generation_options`."""
+    options = generation_options(lavit, CAPTION, options or {})
+    texts = generate_text(lavit, images, [prompt] * len(images), options, num_image_tokens)
+    return [first_sentence(text) for text in texts]
 
 
-def answer_question(lavit: Lavit, image: Image.Image, question: str, options: dict[str, Any] | None = None) -> str:
-    """Answers a question about an image; options as for `fill_options`."""
-    options = fill_options(lavit, ANSWER, options or {})
-    (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options))
+def answer_question(
+    lavit: Lavit,
+    image: Image.Image,
+    question: str,
+    options: dict[str, Any] | None = None,
+    num_image_tokens: int | None = None,
+) -> str:
+    """Answers a question about an image; options as for `generation_options`."""
+    options = generation_options(lavit, ANSWER, options or {})
+    (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options), num_image_tokens)
     return answer_of(text)
 
 
-__all__ = ["answer_question", "caption_images", "fill_options", "first_sentence", "generate_text"]
+__all__ = ["answer_question", "caption_images", "first_sentence", "generate_text", "generation_options"]

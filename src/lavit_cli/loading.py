@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -74,7 +74,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
 
 def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
     try:
-        with _bars_of_loading(model):
+        with bars_of_loading(model):
             loaded, report = LavitForConditionalGeneration.from_pretrained(
                 model, dtype=dtype, output_loading_info=True
             )
@@ -111,7 +111,7 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
     target, dtype = _prepare(device, dtype)
     base = adapter.base if adapter else model
     try:
-        with _bars_of_loading(base):
+        with bars_of_loading(base):
             visual_tokenizer = LavitVisualTokenizer.from_pretrained(base, dtype=dtype)
     except RuntimeError as error:
         raise ValueError(f"{base}: the weights do not fit the configuration ({error}).") from error
@@ -135,7 +135,7 @@ def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImageP
 
     parts = {"model": lavit.model, "processor": lavit.processor}
     try:
-        with without_bars(diffusers_logging), without_bars(logging):
+        with bars_of_loading(lavit.pixel_decoders, "**/diffusion_pytorch_model*.safetensors", diffusers_logging):
             pipeline = LavitTextToImagePipeline.from_pretrained(
                 lavit.pixel_decoders, decoder=decoder, dtype=lavit.model.dtype, **parts
             )
@@ -220,16 +220,28 @@ def without_bars(logging: Any) -> Iterator[None]:
         logging.enable_progress_bar()
 
 
+@contextmanager
+def bars_of_loading(model: str, pattern: str = "model*.safetensors", *libraries: Any) -> Iterator[None]:
+    """Hides bars of transformers and other libraries while something small is loaded; not those of downloads.
+
+    Args:
+        model: Directory, or name on the Hub.
+        pattern: Of the files of weights in the directory.
+        libraries: Modules called `logging`, besides that of transformers.
+    """
+    size = sum(file.stat().st_size for file in Path(model).glob(pattern))
+    with ExitStack() as stack:
+        if 0 < size < _BAR_BYTES:
+            for library in (logging, *libraries):
+                stack.enter_context(without_bars(library))
+        yield
+
+
 def _has_random_weights(model: str) -> bool:
     card = Path(model) / "README.md"
     if not card.is_file():
         return False
     return RANDOM_WEIGHTS_TAG in (ModelCard.load(card, ignore_metadata_errors=True).data.tags or [])
-
-
-def _bars_of_loading(model: str) -> AbstractContextManager[None]:
-    size = sum(file.stat().st_size for file in Path(model).glob("model*.safetensors"))
-    return without_bars(logging) if 0 < size < _BAR_BYTES else nullcontext()
 
 
 def _set_verbosity() -> None:

@@ -39,10 +39,12 @@ def merge(
     from transformers.utils import logging
 
     from lavit_hf.training import merge_adapter
+    from lavit_hf.training.language_model.adapters import find_adapter
 
-    from .loading import without_bars
+    from .loading import bars_of_loading
 
     logging.set_verbosity_error()
-    with without_bars(logging):
+    found = find_adapter(adapter, base)
+    with bars_of_loading(found.base if found else adapter):
         merge_adapter(adapter, output, base=base, max_shard_size=max_shard_size)
     print(f"Wrote {output}. Try it: lavit caption IMAGE --model {output}")

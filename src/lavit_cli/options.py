@@ -56,6 +56,10 @@ MinNewTokens = Annotated[
 MaxNewTokens = Annotated[
     int | None, typer.Option(min=1, help="Longest text, in tokens.", show_default="36, answers 10")
 ]
+NumTokens = Annotated[
+    int | None,
+    typer.Option(min=1, help="Tokens that a picture becomes: its likeliest patches.", show_default="as it needs"),
+]
 PixelDecoder = Annotated[
     Decoder | None,
     typer.Option(help="Pixel decoder of the checkpoint.", show_default="highres, if there is more than one"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from lavit_hf.processing.image_processing_pil_lavit import load_image, to_rgb
 from lavit_hf.utils.atomic_files import complete_file
@@ -18,8 +18,6 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95},
     "WEBP": {"quality": 95},
 }
-_MARGIN = 8
-_FONT_SIZE, _LINE = 13, 18
 _GREY = (150, 150, 150)
 _PATCH_BORDER = (120, 120, 120)
 _GREYED = 0.8  # how much of a dropped patch is plain grey
@@ -88,50 +86,6 @@ def fit_panel(image: Image.Image, size: tuple[int, int] | None = None) -> Image.
         return image.resize(size, Image.Resampling.LANCZOS)
     factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
     return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
-
-
-class Panel(NamedTuple):
-    """A picture with a title, which may have several lines."""
-
-    title: str
-    picture: Image.Image
-
-
-def contact_sheet(rows: list[list[Panel]]) -> Image.Image:
-    """Puts pictures in rows, each with its title above it, wrapped to the picture's width."""
-    font = ImageFont.load_default(size=_FONT_SIZE)
-    titles = [[_wrap(panel.title, panel.picture.width, font) for panel in row] for row in rows]
-    headers = [_LINE * max(len(lines) for lines in row) for row in titles]
-    widths = [sum(panel.picture.width + _MARGIN for panel in row) for row in rows]
-    heights = [
-        header + max(panel.picture.height for panel in row) + 2 * _MARGIN
-        for header, row in zip(headers, rows, strict=True)
-    ]
-    sheet = Image.new("RGB", (max(widths) + _MARGIN, sum(heights) + _MARGIN), (255, 255, 255))
-    draw, top = ImageDraw.Draw(sheet), _MARGIN
-    for row, row_titles, header, height in zip(rows, titles, headers, heights, strict=True):
-        left = _MARGIN
-        for panel, lines in zip(row, row_titles, strict=True):
-            draw.multiline_text((left, top), "\n".join(lines), fill=(0, 0, 0), font=font, spacing=_LINE - _FONT_SIZE)
-            sheet.paste(panel.picture, (left, top + header))
-            left += panel.picture.width + _MARGIN
-        top += height
-    return sheet
-
-
-def _wrap(text: str, width: int, font: Any) -> list[str]:
-    """Lines no wider than so many pixels, unless a single word is."""
-    lines = []
-    for paragraph in text.splitlines():
-        line = ""
-        for word in paragraph.split():
-            longer = f"{line} {word}".strip()
-            if line and font.getlength(longer) > width:
-                lines.append(line)
-                longer = word
-            line = longer
-        lines.append(line)
-    return lines
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .checks import check_picture_output, check_pictures, find_model
-from .options import AspectRatio, Device, Dtype, ImageSource, Model, Output, PixelDecoder, RunDtype, Seed
+from .options import AspectRatio, Device, Dtype, ImageSource, Model, NumTokens, Output, PixelDecoder, RunDtype, Seed
 
 
 def reconstruct(
@@ -18,6 +18,7 @@ def reconstruct(
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(min=0, help="How much to stress the tokens.")] = 5.0,
+    num_tokens: NumTokens = None,
     seed: Seed = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
@@ -43,6 +44,7 @@ def reconstruct(
         aspect_ratio=aspect_ratio,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
+        num_image_tokens=num_tokens,
         generator=generator,
     ).images
     save_drawing(drawing, output, seed)

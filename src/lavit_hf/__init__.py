@@ -9,6 +9,7 @@ from typing import Any
 
 from .auto import register_auto_classes
 from .bundled_checkpoint import default_checkpoint
+from .modeling.cache_lavit import LavitDynamicCache
 from .modeling.configuration_lavit import (
     LavitConfig,
     LavitPreTrainingConfig,
@@ -30,6 +31,7 @@ __version__ = "0.1.0"
 __all__ = [
     "ImageTextProcessor",
     "LavitConfig",
+    "LavitDynamicCache",
     "LavitForConditionalGeneration",
     "LavitImageProcessor",
     "LavitImageProcessorPil",

@@ -240,7 +240,9 @@ def load_language_model(source: Source, **kwargs: Any) -> PreTrainedModel:
     return model
 
 
-def load_visual_part(source: Source, visual_tokenizer: Source | PreTrainedModel, **kwargs: Any) -> PreTrainedModel:
+def load_visual_part(
+    source: Source, visual_tokenizer: Source | PreTrainedModel = None, **kwargs: Any
+) -> PreTrainedModel:
     """A trained visual tokenizer, or a vision encoder to build a new one around.
 
     Args:

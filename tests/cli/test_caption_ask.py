@@ -51,6 +51,23 @@ def test_answers_are_the_original_ones(lavit, pictures, checkpoint, golden, gold
         assert result.stdout == answer + "\n"
 
 
+def test_budgets(lavit, pictures, checkpoint, model, processor) -> None:
+    picture = Image.open(pictures[0])
+    for command, prompt, arguments in (("caption", "", []), ("ask", "Question: what? Answer:", ["what?"])):
+        texts = set()
+        for budget in (1, 4, 16):
+            options = ["--beams", 1, "--min-new-tokens", 8, "--max-new-tokens", 8, "--num-tokens", budget]
+            result = lavit(command, pictures[0], *arguments, "-m", checkpoint, *options)
+            inputs = processor(picture, f"<image>{prompt}", num_image_tokens=budget, return_tensors="pt")
+            ids = model.generate(**inputs, do_sample=False, min_new_tokens=8, max_new_tokens=8)
+            (text,) = decode(processor, ids[:, inputs["input_ids"].shape[1] :])
+            assert result.stdout == (first_sentence(text) if command == "caption" else text) + "\n"
+            texts.add(text)
+        assert len(texts) > 1
+    result = lavit("caption", pictures[0], "-m", checkpoint, "--num-tokens", 17)
+    assert result.exit_code == 1 and "An image has 1 to 16 tokens" in result.stderr
+
+
 def test_picture_without_tokens(lavit, checkpoint, processor, model, tmp_path: Path) -> None:
     white = Image.new("RGB", (56, 56), "white")
     pixel_values = processor.image_processor([white], return_tensors="pt")["pixel_values"]

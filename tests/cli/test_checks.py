@@ -1,5 +1,7 @@
 """What is refused before torch is imported, and shell completion."""
 
+import errno
+import io
 import os
 import shutil
 import subprocess
@@ -77,6 +79,22 @@ def test_directories_that_cannot_be_written(check) -> None:
     """Root may write to /proc, says the system, and cannot."""
     with pytest.raises(ValueError, match="cannot be written: /proc is no directory that you may write to"):
         check(Path("/proc/a.png"))
+
+
+def test_a_full_disk_is_noticed_at_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Files can still be made there, but not filled."""
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: FullFile())
+    for name in ("a.png", "new/a.png"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be written: the disk of {tmp_path} is full"):
+            checks.check_picture_output(tmp_path / name)
+    for path in (tmp_path / "new" / "folder", tmp_path):
+        with pytest.raises(ValueError, match=rf"^{path} cannot be written: the disk of {tmp_path} is full"):
+            checks.check_output_directory(path)
+
+
+class FullFile(io.BytesIO):
+    def write(self, content: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
 
 
 def test_names_that_may_be_on_the_hub_are_left_to_it() -> None:

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 
 from lavit_cli.demo_sheet import is_caption_right, is_drawing_right
-from lavit_cli.pictures import Panel, contact_sheet, grey_out_dropped, save_picture
+from lavit_cli.pictures import grey_out_dropped, save_picture
 from lavit_hf.data.scenes import facts_of, render, sample_scene
 from lavit_hf.data.scenes.language import captions_of
+from lavit_hf.utils.contact_sheet import Panel, contact_sheet
 
 
 def test_demo_of_a_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
@@ -18,8 +19,8 @@ def test_demo_of_a_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path
     result = lavit("demo", "--image", photo, "--model", random_checkpoint, "--output", output)
     assert result.exit_code == 0, result.output
     assert "random numbers" in result.stdout
-    assert "5 of 16 patches became tokens for understanding" in result.stdout
-    assert "7 of 16 patches became tokens for drawing" in result.stdout
+    assert "4 of 16 patches became tokens for understanding" in result.stdout
+    assert "8 of 16 patches became tokens for drawing" in result.stdout
     for label in ("Caption", "Question", "Answer", "Again", "Changed", "Drawing", str(output)):
         assert label in result.stdout
     assert "(right)" not in result.stdout and "(wrong)" not in result.stdout  # nobody knows

@@ -46,6 +46,17 @@ def test_draw_after_pictures(lavit, photo: Path, random_checkpoint: Path, tmp_pa
     assert with_picture.read_bytes() != without.read_bytes()
 
 
+def test_a_disk_that_fills_up(lavit, random_checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    result = lavit("draw", "a", "-m", random_checkpoint, "-o", tmp_path / "a.png", *STEPS)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert f"lavit: error: {tmp_path / 'a.png'} could not be written: No space left on device." in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.parametrize(
     ("suffix", "kind"), [(".jpg", "JPEG"), (".JPEG", "JPEG"), (".webp", "WEBP"), (".tif", "TIFF"), (".bmp", "BMP")]
 )

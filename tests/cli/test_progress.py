@@ -14,6 +14,7 @@ import lavit_cli
 from lavit_cli import loading
 from lavit_cli.loading import load_pipeline
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.pipelines import LavitTextToImagePipeline
 from lavit_hf.utils import progress
 
 COMMANDS = {
@@ -21,6 +22,7 @@ COMMANDS = {
     "Tokenizing": ["tokenize", "{folder}/data", "{folder}/codes", "-m", "{model}", "--batch-size", "1"],
     "caption": ["evaluate", "{model}", "-t", "caption", "--data", "scenes", "--num-samples", "2", "-o", "{folder}/e"],
     "Writing": ["convert", "{original}", "{folder}/new", "--heads", "vision=4,merger=4,decoder=4"],
+    "Writing  ": ["assemble", "{model}", "{model}", "{folder}/joined"],
     "Writing ": ["export-llama", "{model}", "{folder}/llama"],
 }
 
@@ -67,6 +69,26 @@ def test_bars_of_drawing(random_checkpoint: Path, monkeypatch: pytest.MonkeyPatc
     assert pipeline._progress_bar_config["desc"] == "Drawing" and pipeline._progress_bar_config["mininterval"] == 30
     monkeypatch.setattr(sys, "stderr", Terminal())
     assert "mininterval" not in load_pipeline(loading.load(str(random_checkpoint)))._progress_bar_config
+    assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
+
+
+@pytest.mark.parametrize("is_small", [True, False])
+def test_bars_of_loading_and_downloads_are_hidden_for_small_checkpoints_alone(
+    is_small: bool, random_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """transformers' switch is that of huggingface_hub's downloads, too."""
+    lavit, shown, load = loading.load(str(random_checkpoint)), [], LavitTextToImagePipeline.from_pretrained
+
+    def look(*args, **kwargs):
+        shown.append(logging.is_progress_bar_enabled() and not are_progress_bars_disabled())
+        return load(*args, **kwargs)
+
+    monkeypatch.setattr(LavitTextToImagePipeline, "from_pretrained", look)
+    monkeypatch.setattr(loading, "_BAR_BYTES", loading._BAR_BYTES if is_small else 1000)
+    load_pipeline(lavit)
+    with loading.bars_of_loading("user/name"):
+        look(str(random_checkpoint), model=lavit.model, processor=lavit.processor)
+    assert shown == [not is_small, True]
     assert logging.is_progress_bar_enabled() and not are_progress_bars_disabled()
 
 

@@ -50,7 +50,7 @@ def weight_files(root: Path) -> list[str]:
 
 
 def to_half(root: Path, dtype: torch.dtype = torch.float16) -> None:
-    """Stores matrices in half precision and vectors in full, as the release's own loading code would leave them."""
+    """Stores matrices in half precision and vectors in full, as the original's own loading code would leave them."""
     for name in weight_files(root):
         path = root / name
         if name.startswith(("visual_tokenizer", "language_model")):

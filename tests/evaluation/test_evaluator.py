@@ -130,7 +130,7 @@ def test_a_complete_evaluation_is_only_scored_again(evaluated, tmp_path, monkeyp
     monkeypatch.setattr(TASKS["caption"], "predict", lambda *_: pytest.fail("predicted again"))
     assert evaluate(evaluated, tasks(), tmp_path, batch_size=1, progress=False) == first
     assert contents(tmp_path) == before
-    with pytest.raises(ValueError, match="made from other data, of another checkpoint or with other options"):
+    with pytest.raises(ValueError, match="made from other data, by another checkpoint or with other options"):
         evaluate(evaluated, tasks(num_beams=1), tmp_path, progress=False)
     assert contents(tmp_path) == before
 

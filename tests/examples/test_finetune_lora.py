@@ -9,7 +9,6 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.conversion.weight_files import ConversionError
 from lavit_hf.training.language_model.adapters import get_lora_config, upcast_trained_weights
 from tiny_parts import CHECKPOINT, picture_rows
 
@@ -67,7 +66,7 @@ def test_scenes(finetune, tmp_path):
     assert (tmp_path / "merged" / "unet").is_dir(), "it draws with the pixel decoder of its base"
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Adapters of LoRA for a LaVIT" in card and str(CHECKPOINT) not in card
-    with pytest.raises(ConversionError, match="merged exists and is not empty"):  # before any training
+    with pytest.raises(ValueError, match="merged exists; --merge_to takes a new directory"):  # before any training
         finetune(dataset="nothing", merge_to=tmp_path / "merged")
 
 

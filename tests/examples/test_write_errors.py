@@ -64,10 +64,11 @@ def test_every_script_does_so(script):
     ("stages", "message"),
     [
         ({"../victim": {"script": "train_lm.py"}}, "'../victim' cannot be the name of a stage"),
-        ({"a": {"script": "../evil.py"}}, "names ../evil.py, which is outside of"),
-        ({"a": {"script": "/evil.py"}}, "names /evil.py, which is outside of"),
-        ({"a": {}}, "None where the path of a file is needed"),
-        ({"a": "train_lm.py/../../evil.py"}, "outside of"),
+        ({"a": {"script": "../evil.py"}}, "no script of these examples, but '../evil.py'"),
+        ({"a": {"script": "/evil.py"}}, "no script of these examples, but '/evil.py'"),
+        ({"a": {}}, "no script of these examples, but None"),
+        ({"a": {"script": "train_lm.py/../../evil.py"}}, "no script of these examples"),
+        ({"a": "train_lm.py"}, "no script of these examples, but None"),
         (["a"], "holds no stages"),
     ],
 )

@@ -44,7 +44,7 @@ def blocks(kind: str) -> Any:
     return pytest.mark.parametrize("seeds", seeds, ids=lambda seeds: f"{seeds[0]}-{seeds[-1]}")
 
 
-def dice(kind: str, seed: int) -> random.Random:
+def seeded_rng(kind: str, seed: int) -> random.Random:
     """The randomness of a case."""
     return random.Random(f"{kind} {seed}")
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from fuzz.checkpoint_uses import ANSWER
-from fuzz.runner import blocks, check_all, dice
+from fuzz.runner import blocks, check_all, seeded_rng
 
 NAME = "fuzzed-checkpoint"
 ORIGINAL = Path(__file__).parents[1] / "data" / "tiny-original"
@@ -248,7 +248,7 @@ def is_named(message: str, mutation: Mutation) -> bool:
 
 
 def check_checkpoint(seed: int, zygote: Any, sound: dict[str, Any], tiny_checkpoint: Path, folder: Path) -> None:
-    rng = dice("checkpoint", seed)
+    rng = seeded_rng("checkpoint", seed)
     is_original = rng.random() < 0.15
     copied = copy_checkpoint(ORIGINAL if is_original else tiny_checkpoint, folder)
     mutation = mutate(rng, copied)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fuzz.runner import CLEAR, attempt, blocks, check_all, dice
+from fuzz.runner import CLEAR, attempt, blocks, check_all, seeded_rng
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 
@@ -228,7 +228,7 @@ CHECKS = [check_decode, check_post_process, check_pixel_decoder, check_generate,
 @blocks("ids")
 def test_ids(seeds: list[int], parts: Parts) -> None:
     def check(seed: int) -> None:
-        rng = dice("ids", seed)
+        rng = seeded_rng("ids", seed)
         rng.choices(CHECKS, [3, 3, 2, 3, 2, 1])[0](rng, parts)
 
     check_all(seeds, check, seconds=30)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from peft import get_peft_model
 
-from fuzz.runner import blocks, check_all, dice
+from fuzz.runner import blocks, check_all, seeded_rng
 from lavit_hf import LavitForConditionalGeneration, LavitImageProcessorPil
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training import get_lora_config
@@ -196,7 +196,7 @@ def run_undisturbed(zygote: Any, writer: Writer, inputs: Path, folder: Path) -> 
 
 
 def check_kill(seed: int, zygote: Any, inputs: Path, undisturbed: dict, tmp_path: Path) -> None:
-    rng = dice("kill", seed)
+    rng = seeded_rng("kill", seed)
     name = list(WRITERS)[seed % len(WRITERS)]
     writer = WRITERS[name]
     if name not in undisturbed:

@@ -10,7 +10,7 @@ import torch
 from jinja2 import TemplateError
 from PIL import Image
 
-from fuzz.runner import CLEAR, attempt, blocks, check_all, describe, dice
+from fuzz.runner import CLEAR, attempt, blocks, check_all, describe, seeded_rng
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 
 WORDS = [
@@ -119,7 +119,7 @@ def odd_prompt(rng: random.Random) -> Any:
 
 
 def check_prompt(seed: int, processors: list[ImageTextProcessor], pictures: list[Image.Image]) -> None:
-    rng = dice("prompt", seed)
+    rng = seeded_rng("prompt", seed)
     processor = rng.choice(processors)
     tokenizer = processor.tokenizer
     if rng.random() < 0.05:
@@ -253,7 +253,7 @@ def shown_text(messages: list[dict]) -> list[str]:
 
 
 def check_chat(seed: int, processors: list[ImageTextProcessor], pictures: list[Image.Image]) -> None:
-    rng = dice("chat", seed)
+    rng = seeded_rng("chat", seed)
     processor = rng.choice(processors)
     messages, images = write_chat(rng, pictures)
     is_broken = rng.random() < 0.15

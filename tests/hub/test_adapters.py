@@ -76,6 +76,7 @@ def test_without_a_processor_that_of_the_base_is_used(adapter: Path) -> None:
         ("adapter_config.json", "[]"),
         ("adapter_config.json", '{"peft_type": 1}'),
         ("adapter_config.json", '{"peft_type": "LORA", "base_model_name_or_path": ["a"]}'),
+        ("adapter_config.json", '{"peft_type": "LORA", "megatron_config": {"a": 1}, "megatron_core": "os"}'),
         ("adapter_config.json", '{"peft_type": "LORA", "target_modules": {"a": "b"}}'),
         ("adapter_model.safetensors", "x"),
     ],

@@ -11,7 +11,6 @@ from transformers import AutoModelForCausalLM, StaticCache
 
 import tiny_models
 from lavit_hf import LavitForConditionalGeneration
-from lavit_hf.modeling.cache_mask import apply_remembered_mask
 from tiny_models import (
     NUM_IMAGES,
     NUM_PATCHES,
@@ -380,34 +379,6 @@ def test_placeholders_counted_as_labels_are_reported(tiny, pixels, caplog):
     inputs = light_inputs(tiny, pixels)
     tiny(**inputs, labels=inputs["input_ids"], num_items_in_batch=torch.tensor(50))
     assert "num_items_in_batch" in caplog.text
-
-
-def test_a_cropped_cache_forgets_what_was_cropped(tiny, pixels):
-    inputs = light_inputs(tiny, pixels[:1], [[[5, 6], "image", [7]]])
-    width = inputs["input_ids"].shape[1]
-    cache = tiny(**inputs, use_cache=True).past_key_values
-    cache.crop(-2)
-    kept = int(cache.get_seq_length())
-    mask = cache_mask_of(cache)[:, :kept]
-    new_ids = torch.tensor([[20, 21, 22]])
-    actual = tiny(input_ids=new_ids, attention_mask=torch.ones(1, kept + 3), past_key_values=cache).logits
-    counts = tiny.visual_tokenizer.embed(pixels[:1]).num_tokens.tolist()
-    attached = make_prompts(tiny, [[[5, 6], "image", [7]]], counts)["input_ids"][:, :-2]
-    ids = torch.cat([attached, new_ids], dim=1)
-    features = tiny.visual_tokenizer.embed(pixels[:1]).features
-    expected = tiny(input_ids=ids, image_features=features).logits[:, -3:]
-    assert int(mask.sum()) == attached.shape[1] and width > attached.shape[1]
-    torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
-
-
-def test_other_rows_cannot_go_on_from_a_cache_with_empty_placeholders(tiny, pixels):
-    cache = tiny(**light_inputs(tiny, pixels), use_cache=True).past_key_values
-    with pytest.raises(ValueError, match="rows go on from it"):
-        tiny(input_ids=torch.tensor([[20]]), past_key_values=cache)
-
-
-def cache_mask_of(cache):
-    return apply_remembered_mask(None, cache, 1, 0)
 
 
 def test_single_hidden_states_can_be_asked_for(tiny, pixels):

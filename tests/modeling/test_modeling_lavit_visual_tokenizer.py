@@ -2,6 +2,7 @@
 
 import copy
 import json
+import math
 import shutil
 
 import numpy as np
@@ -9,11 +10,14 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from huggingface_hub.errors import StrictDataclassError
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 from transformers import AutoModel
 
 from lavit_hf import LavitForConditionalGeneration, LavitModel, LavitVisualTokenizer
 from lavit_hf.modeling.modeling_lavit_merger import padded_positions, relaxed_attention, smoothed_attention
+from lavit_hf.modeling.modeling_lavit_visual_tokenizer import select_patches
 from tiny_models import (
     NUM_PATCHES,
     build_model,
@@ -64,6 +68,124 @@ def test_images_do_not_influence_one_another(tokenizer, pixels):
     output = tokenizer.encode(pixels)
     for index, features in enumerate(output.features.split(output.num_tokens.tolist())):
         torch.testing.assert_close(tokenizer.encode(pixels[index : index + 1]).features, features, atol=1e-5, rtol=0)
+
+
+# Ties are frequent among so few values.
+_LOG_ODDS = st.lists(st.sampled_from([-8.0, -1.0, -0.5, 0.0, 0.25, 1.0, 40.0]), min_size=9, max_size=9)
+
+
+def _scores(rows: list[list[float]]) -> torch.Tensor:
+    log_odds = torch.tensor(rows)
+    return torch.stack([log_odds, torch.zeros_like(log_odds)], dim=-1).log_softmax(dim=-1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(_LOG_ODDS, min_size=1, max_size=4), data=st.data())
+def test_budgets(rows, data):
+    """Exact, nested, of the likeliest patches, the same every time and in every batch."""
+    scores = _scores(rows)
+    small, large = sorted(data.draw(st.lists(st.integers(1, 9), min_size=2, max_size=2)))
+    kept, more = select_patches(scores, num_tokens=small), select_patches(scores, num_tokens=large)
+    assert kept.sum(dim=-1).tolist() == [small] * len(rows) and more.sum(dim=-1).tolist() == [large] * len(rows)
+    assert not (kept & ~more).any()
+    for row, mask in zip(rows, kept.tolist(), strict=True):
+        # Of equal ones the first.
+        likeliest = sorted(range(9), key=lambda patch: (-row[patch], patch))[:small]
+        assert [patch for patch, is_kept in enumerate(mask) if is_kept] == sorted(likeliest)
+    counts = data.draw(st.lists(st.integers(1, 9), min_size=len(rows), max_size=len(rows)))
+    mixed = select_patches(scores, num_tokens=counts)
+    for index, count in enumerate(counts):
+        alone = select_patches(scores[index : index + 1], num_tokens=count)
+        assert torch.equal(mixed[index : index + 1], alone)
+        assert torch.equal(alone, select_patches(scores[index : index + 1], num_tokens=torch.tensor([count])))
+    assert select_patches(scores, num_tokens=9).all()
+
+
+@settings(max_examples=200, deadline=None)
+@given(rows=st.lists(_LOG_ODDS, min_size=1, max_size=4))
+def test_expected_selection(rows):
+    """As many as sampling keeps on average, at least one, whatever else is in the batch."""
+    scores = _scores(rows)
+    kept = select_patches(scores, selection="expected")
+    for index, row in enumerate(rows):
+        expected = sum(1 / (1 + math.exp(-value)) for value in row)
+        count = int(kept[index].sum())
+        assert abs(count - expected) <= 0.5 + 1e-5 or (count == 1 and expected < 0.5)
+        assert torch.equal(kept[index], select_patches(scores[index : index + 1], num_tokens=count)[0])
+        assert torch.equal(kept[index], select_patches(scores[index : index + 1], selection="expected")[0])
+
+
+def test_expected_selection_keeps_what_argmax_drops():
+    """Where no patch is likelier kept than dropped, argmax leaves nothing of the image, and the original a third."""
+    scores = _scores([[-0.7] * 9])
+    assert not select_patches(scores).any()
+    assert select_patches(scores, selection="expected").sum() == 3
+
+
+def test_keep_rates():
+    scores = _scores([[float(patch) for patch in range(9)]])
+    counts = [int(select_patches(scores, keep_rate=rate).sum()) for rate in (0.01, 0.25, 0.5, 1.0)]
+    assert counts == [1, 2, 4, 9]
+
+
+def test_a_prior_moves_tokens():
+    scores = _scores([[0.5, -0.5, 0.25, -3.0]])
+    prior = torch.tensor([[-1.0, 1.0, 0.0, 0.0]])
+    assert select_patches(scores).tolist() == [[True, False, True, False]]
+    assert select_patches(scores, log_prior=prior).tolist() == [[False, True, True, False]]
+    assert select_patches(scores, log_prior=prior, num_tokens=1).tolist() == [[False, True, False, False]]
+    always = torch.full((1, 4), 1e4)
+    generator = torch.Generator().manual_seed(0)
+    assert select_patches(scores, generator, log_prior=always).all()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"num_tokens": 0}, "1 to 4 tokens, as it has 4 patches; got 0"),
+        ({"num_tokens": 5}, "1 to 4 tokens"),
+        ({"num_tokens": [1, 2]}, "2 numbers of tokens for 1 images"),
+        ({"num_tokens": 1.5}, "an integer"),
+        ({"num_tokens": True}, "an integer"),
+        ({"num_tokens": 1, "keep_rate": 0.5}, "either num_tokens or keep_rate"),
+        ({"keep_rate": 0.0}, "more than 0"),
+        ({"keep_rate": 1.5}, "at most 1"),
+        ({"keep_rate": math.nan}, "more than 0"),
+        ({"selection": "best"}, "argmax, expected, sample; got 'best'"),
+        ({"selection": "sample"}, "which needs one"),
+        ({"generator": torch.Generator(), "selection": "argmax"}, "for selection='sample'"),
+        ({"generator": torch.Generator(), "num_tokens": 1}, "none by chance"),
+        ({"log_prior": torch.zeros(1, 3)}, r"of shape \[1, 4\]"),
+        ({"log_prior": torch.full((1, 4), math.nan)}, "finite"),
+    ],
+)
+def test_choices_that_cannot_be(options, message):
+    with pytest.raises(ValueError, match=message):
+        select_patches(_scores([[0.0, 1.0, 2.0, 3.0]]), **options)
+
+
+def test_budgets_of_both_branches(tokenizer, pixels):
+    for method in (tokenizer.encode, tokenizer.embed):
+        output = method(pixels, num_tokens=[1, 3, 5, NUM_PATCHES])
+        assert output.num_tokens.tolist() == [1, 3, 5, NUM_PATCHES]
+        alone = method(pixels[2:3], num_tokens=5)
+        torch.testing.assert_close(output.features.split([1, 3, 5, NUM_PATCHES])[2], alone.features)
+        wanted = select_patches(alone.selector_log_probs, num_tokens=5)
+        assert torch.equal(alone.keep_mask, wanted) and torch.equal(output.keep_mask[2:3], wanted)
+        with pytest.raises(ValueError, match="leave num_tokens out"):
+            method(pixels, keep_mask=output.keep_mask, num_tokens=1)
+
+
+def test_the_configuration_chooses(pixels):
+    tokenizer = build_visual_tokenizer(selection="expected")
+    output = tokenizer.encode(pixels)
+    assert torch.equal(output.keep_mask, select_patches(output.selector_log_probs, selection="expected"))
+    argmax = tokenizer.encode(pixels, selection="argmax").keep_mask
+    assert torch.equal(argmax, select_patches(output.selector_log_probs)) and not torch.equal(argmax, output.keep_mask)
+    generator = torch.Generator().manual_seed(0)
+    assert tokenizer.encode(pixels, generator).keep_mask.shape == argmax.shape
+    with pytest.raises((ValueError, StrictDataclassError), match="'argmax' or 'expected', got 'sample'"):
+        build_visual_tokenizer(selection="sample")
 
 
 def test_keep_mask_overrides_the_selector(tokenizer, pixels):

@@ -14,6 +14,7 @@ from transformers import GenerationConfig
 
 from lavit_hf import LavitForConditionalGeneration, LavitVisualTokenizer
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
+from lavit_hf.pipelines.pipeline_lavit_text_to_image import split_prompts
 
 PROMPTS = ["a red bird", "two dogs on the grass", "cat", ""]
 FAST = {"num_inference_steps": 2, "output_type": "np"}
@@ -60,7 +61,7 @@ def test_one_call_does_what_its_parts_do(pipeline, checkpoint):
 
 
 def test_greedy_codes_are_the_recorded_ones(pipeline, golden, golden_meta):
-    # The release suppresses text only, and drops stray ids afterwards.
+    # The original suppresses text only, and drops stray ids afterwards.
     inputs = pipeline.encode_prompt(golden_meta["t2i_prompts"], [[], [], []])
     length = golden["t2i_cfg3_ids"].shape[1]
     options = {"do_sample": False, "min_new_tokens": 6, "max_new_tokens": length}
@@ -175,6 +176,22 @@ def test_reconstruction_of_files(pipeline, original_dir):
     alone = pipeline.reconstruct(Image.open(files[1]), generator=seeded(1), return_dict=False, **FAST)
     np.testing.assert_allclose(output.images[1], alone[0][0], atol=1e-4)
     assert torch.equal(output.codes[1], alone[1][0])
+
+
+def test_budgets(pipeline, original_dir):
+    """How many codes a picture becomes, where it is redrawn and where it is part of a prompt."""
+    picture = Image.open(original_dir / "images" / "0.png")
+    output = pipeline.reconstruct([picture, picture], num_image_tokens=[2, 5], generator=seeded(0, 1), **FAST)
+    assert [len(codes) for codes in output.codes] == [2, 5]
+    texts, images = split_prompts([[picture, "a cat"]], "<image>")
+    drawing = pipeline.encode_prompt(texts, images, num_image_tokens=3)["input_ids"]
+    codes = drawing - pipeline.model.config.visual_token_offset
+    assert int(((codes >= 0) & (codes < 64)).sum()) == 3
+    drawn = pipeline([picture, "a cat"], num_image_tokens=3, generator=seeded(0), **FAST)
+    others = pipeline([picture, "a cat"], num_image_tokens=9, generator=seeded(0), **FAST)
+    assert not np.array_equal(drawn.images, others.images)
+    with pytest.raises(ValueError, match="1 to 16 tokens"):
+        pipeline.reconstruct(picture, num_image_tokens=17, **FAST)
 
 
 def test_low_resolution(checkpoint):

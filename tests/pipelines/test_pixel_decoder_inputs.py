@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lavit_hf.pipelines.pixel_decoder_inputs import ASPECT_RATIOS, codes_of_ids, resolve_size, split_images
+from lavit_hf.pipelines.pipeline_lavit_pixel_decoder import ASPECT_RATIOS, codes_of_ids, resolve_size, split_images
 
 OFFSET, CODES, END = 302, 64, 301
 

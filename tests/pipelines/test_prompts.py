@@ -1,11 +1,11 @@
-"""What a prompt may look like, and the release's preprocessing."""
+"""What a prompt may look like, and the original's preprocessing."""
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
-from lavit_hf.pipelines.prompts import release_pixel_values, split_prompts
+from lavit_hf.pipelines.pipeline_lavit_text_to_image import original_pixel_values, split_prompts
 
 PICTURE = Image.new("RGB", (4, 4))
 
@@ -47,14 +47,14 @@ def test_bad_prompts(prompt, error, match) -> None:
 
 
 def test_release_preprocessing_is_the_recorded_one(processor, golden) -> None:
-    pixel_values = release_pixel_values(golden["detok_input"], processor.image_processor)
+    pixel_values = original_pixel_values(golden["detok_input"], processor.image_processor)
     torch.testing.assert_close(pixel_values, golden["detok_pixel_values"], atol=1e-5, rtol=0)
 
 
 def test_release_preprocessing_takes_pictures_of_several_kinds(processor) -> None:
     array = np.random.default_rng(0).integers(0, 256, (30, 40, 3), dtype=np.uint8)
-    expected = release_pixel_values(Image.fromarray(array), processor.image_processor)
+    expected = original_pixel_values(Image.fromarray(array), processor.image_processor)
     for other in (array, torch.from_numpy(array), (array / 255).astype(np.float32)):
-        torch.testing.assert_close(release_pixel_values([other], processor.image_processor), expected)
+        torch.testing.assert_close(original_pixel_values([other], processor.image_processor), expected)
     with pytest.raises(ValueError, match=r"must be in \[0, 1\]"):
-        release_pixel_values(array.astype(np.float32), processor.image_processor)
+        original_pixel_values(array.astype(np.float32), processor.image_processor)

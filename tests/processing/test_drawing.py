@@ -131,7 +131,7 @@ def test_rendered_chats_for_drawing(processor):
     assert processor.apply_chat_template(chat, generation_mode="text", **options) == "Question: a red bird Answer:"
 
 
-# The release's numbers, through processor and model
+# The original's numbers, through processor and model
 
 
 def guidance(model, scale: float, way: str) -> dict:

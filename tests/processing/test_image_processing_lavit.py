@@ -1,4 +1,4 @@
-"""Image processors: the release's preprocessing, and every damaged or odd input a user may pass."""
+"""Image processors: the original's preprocessing, and every damaged or odd input a user may pass."""
 
 import base64
 import contextlib

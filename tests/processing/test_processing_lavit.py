@@ -143,6 +143,73 @@ def test_discrete_form(tokenizing):
 
 
 @pytest.mark.parametrize(
+    ("budget", "counts"),
+    [
+        ({"num_image_tokens": 4}, [4, 4, 4]),
+        ({"num_image_tokens": [1, 2, N]}, [1, 2, N]),
+        ({"num_image_tokens": [[1, 2], [3]]}, [1, 2, 3]),
+        ({"num_image_tokens": np.int64(4)}, [4, 4, 4]),
+        ({"keep_rate": 0.25}, [4, 4, 4]),
+        ({"keep_rate": 0.001}, [1, 1, 1]),
+        ({"max_total_image_tokens": 7}, [4, 3, 7]),
+        ({"max_total_image_tokens": 1000}, [N, N, N]),
+    ],
+)
+def test_budgets(processor, budget, counts):
+    """As many placeholders as tokens, known before anything is encoded."""
+    inputs = processor(images=IMAGES, text=["<image>a<image>", "<image>"], padding=True, return_tensors="pt", **budget)
+    assert processor.get_num_image_tokens(inputs["input_ids"]) == [counts[:2], counts[2:]]
+    assert inputs["num_image_tokens"].tolist() == counts and len(inputs["pixel_values"]) == 3
+    arrays = processor(images=IMAGES, text=["<image>a<image>", "<image>"], padding=True, return_tensors="np", **budget)
+    assert arrays["num_image_tokens"].tolist() == counts
+
+
+def test_servers_learn_the_number_of_placeholders(processor):
+    counts = processor._get_num_multimodal_tokens(image_sizes=[(50, 60), (7, 7)], num_image_tokens=[5, 2])
+    assert counts["num_image_tokens"] == [5, 2] and counts["num_image_patches"] == [1, 1]
+    assert processor._get_num_multimodal_tokens(image_sizes=[(50, 60)], keep_rate=0.5)["num_image_tokens"] == [8]
+    assert processor._get_num_multimodal_tokens(image_sizes=[(50, 60)])["num_image_tokens"] == [N]
+    budgeted = {"num_image_tokens": torch.tensor([1, 3])}
+    assert processor.replace_image_token(budgeted, 1) == "<img>" + "<image>" * 3 + "</img>"
+    assert processor.replace_image_token({}, 0) == "<img>" + "<image>" * N + "</img>"
+
+
+def test_budgets_of_discrete_images(small_checkpoint):
+    processor = ImageTextProcessor.from_pretrained(small_checkpoint)
+    inputs = processor(
+        images=IMAGES,
+        text="<image><image><image>",
+        visual_mode=["discrete", "continuous", "discrete"],
+        num_image_tokens=[2, 3, 5],
+        return_tensors="pt",
+    )
+    assert processor.get_num_image_tokens(inputs["input_ids"]) == [[2, 3, 5]]
+    assert inputs["num_image_tokens"].tolist() == [3]  # of the continuous image, whose pixels are here
+    output = processor.visual_tokenizer.encode(GOLDEN["pixel_values"], num_tokens=[2, 3, 5])
+    codes = processor.tokenizer.convert_codes_to_ids(output.codes)
+    assert inputs["input_ids"][0, 1:3].tolist() == codes[:2].tolist()
+    bare = processor(images=IMAGES[:1], text="<image>", generation_mode="image", num_image_tokens=2)
+    assert bare["input_ids"] == [[*codes[:2].tolist(), START]]
+
+
+@pytest.mark.parametrize(
+    ("budget", "message"),
+    [
+        ({"num_image_tokens": 0}, f"1 to {N} tokens"),
+        ({"num_image_tokens": N + 1}, f"1 to {N} tokens"),
+        ({"num_image_tokens": [1, 2]}, "2 numbers of tokens for 3 images"),
+        ({"num_image_tokens": 2.5}, "an integer"),
+        ({"num_image_tokens": 2, "keep_rate": 0.5}, "Give one of `num_image_tokens`, `keep_rate`"),
+        ({"keep_rate": 0}, "more than 0"),
+        ({"max_total_image_tokens": 1}, "Prompt 0 has 2 images"),
+    ],
+)
+def test_wrong_budgets(processor, budget, message):
+    with pytest.raises(ValueError, match=message):
+        processor(images=IMAGES, text=["<image>a<image>", "<image>"], padding=True, **budget)
+
+
+@pytest.mark.parametrize(
     "modes", [["discrete", "continuous", "discrete"], [["discrete"], [], ["continuous", "discrete"]]]
 )
 def test_mode_per_image(tokenizing, modes):

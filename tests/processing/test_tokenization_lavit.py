@@ -361,6 +361,13 @@ def test_tokens_of_images_cannot_be_added(built, name):
     assert (len(tokenizer), tokenizer.extra_special_tokens, tokenizer.encode(name)) == before
 
 
+@pytest.mark.parametrize("token", ["<\ud800>", {"extra_special_tokens": ["<\ud800>"]}])
+def test_half_a_character_is_no_token(built, token):
+    tokenizer = copy.deepcopy(built)
+    with pytest.raises(ValueError, match="lone surrogate '.ud800' at position 1"):
+        tokenizer.add_tokens([token]) if isinstance(token, str) else tokenizer.add_special_tokens(token)
+
+
 def test_named_tokens_stay_untypable_when_added_again(built):
     tokenizer = copy.deepcopy(built)
     tokenizer.add_tokens(["</s>"])

@@ -22,7 +22,7 @@ from lavit_hf.training import (
     train_pixel_decoder,
 )
 from lavit_hf.training.dataset import TrainingDataset, complete_row, number_row
-from lavit_hf.training.language_model.data_collator import LavitDataCollator, read_sample
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.pixel_decoder.data import ImageDataCollator
 from tiny_parts import CHECKPOINT
 from training import tiny_tokenizer_training
@@ -172,6 +172,21 @@ def test_prompts_and_messages_are_handed_on():
     dataset = TrainingDataset([{"image": None, "text": "red", "prompt": "Which color?"}, {"messages": chat}])
     assert dataset[0]["prompt"] == "Which color?"
     assert dataset[1]["messages"] == chat
+
+
+def test_images_of_a_chat_of_texts_come_before_the_first_question():
+    """As in TRL, whose datasets have images beside chats of plain texts."""
+    chat = [
+        {"role": "system", "content": "short"},
+        {"role": "user", "content": "which is larger?"},
+        {"role": "assistant", "content": "the first"},
+        {"role": "user", "content": "why?"},
+        {"role": "assistant", "content": "it is near"},
+    ]
+    messages = TrainingDataset([{"image": [picture(), picture()], "messages": chat}])[0]["messages"]
+    question = [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "which is larger?"}]
+    assert messages == [chat[0], {"role": "user", "content": question}, *chat[2:]]
+    assert chat[1]["content"] == "which is larger?"
 
 
 def test_lengths_are_known_without_decoding():
@@ -559,4 +574,4 @@ def test_workers_learn_the_epoch():
 def test_text_under_another_name_is_named(column):
     row = {"image": pictures(1)[0], column: "a cat"}
     with pytest.raises(ValueError, match=f"no column 'text' or 'messages'.*has {column}, image.*rename_column"):
-        read_sample(row)
+        complete_row(row, needs_text=True)

@@ -269,9 +269,19 @@ def test_what_helps_a_calibrated_selector_is_another_option():
     model.step += 4 + model.config.calibration_steps
     (message,) = find_failures(model, {**HEALTHY, "argmax_empty_images": 0.4}).values()
     assert "nothing in 40% of the images" in message and "keep_rate_per_image=True" in message
+    config = model.config
+    config.keep_rate_per_image, config.keep_rate_weight = True, 100
+    (message,) = find_failures(model, {**HEALTHY, "argmax_empty_images": 0.4}).values()
+    assert "Raise keep_rate_weight (now 100) or keep_rate" in message and "per_image" not in message
     naive = build_pretraining_model(selector_steps=None, bypass_merger_steps=0)
     (message,) = find_failures(naive, {**HEALTHY, "argmax_empty_images": 0.4}).values()
     assert "bypass_merger_steps" in message and "keep_rate_per_image" not in message
+
+
+def test_a_selector_that_is_taken_as_it_is_cannot_be_helped_here():
+    model = build_pretraining_model(selector_steps=0, bypass_merger_steps=0)
+    (message,) = find_failures(model, {**HEALTHY, "argmax_empty_images": 0.4}).values()
+    assert "does not learn in this run" in message and "train another one" in message and "Start with" not in message
 
 
 def test_unknown_reactions_are_refused():

@@ -5,7 +5,7 @@ import os
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -42,17 +42,17 @@ else:
 KINDS = ["file", "folder"]
 
 
-def write(kind: str, path: Path, error: type[BaseException] | None = None) -> None:
+def write(kind: str, path: Path, error: Callable[[], BaseException] | None = None) -> None:
     if kind == "file":
         with complete_file(path) as file:
             file.write(b"whole")
             if error:
-                raise error
+                raise error()
     else:
         with complete_folder(path) as folder:
             (folder / "whole").write_text("whole")
             if error:
-                raise error
+                raise error()
 
 
 @pytest.fixture
@@ -148,6 +148,26 @@ def test_permissions_are_those_of_any_new_file(tmp_path):
 def test_scripts_end_with_one_line(error, message):
     with pytest.raises(SystemExit, match=f"error: .*{message}"), exit_on_write_errors():
         raise error
+
+
+def test_a_failure_that_was_passed_on_is_one_line_too():
+    message = "error: merged could not be written: it is full. Make room"
+    with pytest.raises(SystemExit, match=message), exit_on_write_errors():
+        raise ValueError("merged could not be written: it is full.") from OSError(errno.ENOSPC, "No space left")
+    with pytest.raises(ValueError, match="something else"), exit_on_write_errors():
+        raise ValueError("something else") from FileNotFoundError(errno.ENOENT, "No such file or directory", "a")
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    """The system does not say which one it was."""
+
+    def full() -> OSError:
+        return OSError(errno.ENOSPC, "No space left on device")
+
+    with pytest.raises(SystemExit, match=r"/a.png could not be written: No space"), exit_on_write_errors():
+        write("file", tmp_path / "a.png", full)
+    with pytest.raises(OSError, match=r"b.txt"):
+        write("file", tmp_path / "a.png", lambda: FileNotFoundError(errno.ENOENT, "No such file", "b.txt"))
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from lavit_hf import LavitTextToImagePipeline
 from lavit_hf.evaluation import TASKS, EvaluatedCheckpoint, evaluate, read_data
-from lavit_hf.pipelines import LavitTextToImagePipeline
 
 _PARTS = ("background", "color", "shape", "fully_right")
 

@@ -7,17 +7,14 @@ import functools
 import torch
 from torch import nn
 
-from lavit_hf.modeling.modeling_lavit_visual_tokenizer import KEEP
-
 DYNAMIC, ALL, RANDOM = "dynamic", "all patches", "random"
 KEEP_RATE = 0.33  # of `random`; about that of `dynamic`
 
 
 def decide_blindly(keep_rate: float, patch_features: torch.Tensor) -> torch.Tensor:
-    """What a selector returns that keeps patches by chance: log-probabilities, `[batch, num_patches, 2]`."""
+    """What a selector returns that keeps patches by chance: log-probabilities of both, `[batch, num_patches, 2]`."""
     is_kept = torch.rand(patch_features.shape[:2], device=patch_features.device) < keep_rate
-    chosen = torch.where(is_kept, KEEP, 1 - KEEP)
-    return nn.functional.one_hot(chosen, 2).float().clamp_min(1e-6).log()
+    return torch.stack([is_kept, ~is_kept], dim=-1).float().clamp_min(1e-6).log()
 
 
 def blind(visual_tokenizer: nn.Module, selection: str) -> None:

@@ -11,8 +11,16 @@ from torch.nn import functional as F
 from transformers import Trainer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, LavitVisualTokenizerForPreTraining
-from lavit_hf.data.scenes import BACKGROUNDS, COLORS, SHAPES, SIZES, make_scenes, render, sample_scene
-from lavit_hf.data.scenes.pictures import label_patches
+from lavit_hf.data.scenes import (
+    BACKGROUNDS,
+    COLORS,
+    SHAPES,
+    SIZES,
+    label_patches,
+    make_scenes,
+    render,
+    sample_scene,
+)
 from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
 
 from .selection import blind

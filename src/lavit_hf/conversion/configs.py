@@ -19,7 +19,7 @@ from .weight_files import ConversionError, TensorInfo
 
 Headers = Mapping[str, Mapping[str, TensorInfo]]
 
-# What neither shapes nor files tell; the release's constants.
+# What neither shapes nor files tell; the original's constants.
 _VISION_EPS = 1e-6
 _MERGER_EPS = 1e-5
 _SMOOTHING = 1e-6
@@ -53,7 +53,9 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
     width = _size(encoder, r"blocks\.\d+\.norm1\.weight|cls_token|norm\.weight", -1, names.ENCODER)
     counts = resolve_heads(width, heads, ["vision", "merger", *(["decoder"] if decoders else [])])
     visual = LavitVisualTokenizerConfig(
-        vision_config=_vision(encoder, width, counts["vision"]), **_merger(headers[names.STAGE1], counts["merger"])
+        vision_config=_vision(encoder, width, counts["vision"]),
+        selection="expected",  # the original samples, and argmax may keep far less than that does
+        **_merger(headers[names.STAGE1], counts["merger"]),
     )
     text = _text(text_config)
     if names.LANGUAGE_MODEL in headers:

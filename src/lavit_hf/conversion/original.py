@@ -56,7 +56,7 @@ class Component:
 
 
 class OriginalCheckpoint:
-    """A LaVIT checkpoint in the layout of its release.
+    """A LaVIT checkpoint in its original layout.
 
     Args:
         root: Its directory.

@@ -19,7 +19,14 @@ from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from ..utils.atomic_files import complete_folder, new_file_mode, readable_size, why_not_written, write_json
+from ..utils.atomic_files import (
+    complete_folder,
+    new_file_mode,
+    readable_size,
+    why_not_written,
+    write_failure,
+    write_json,
+)
 from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
 from ..utils.progress import Progress
@@ -72,10 +79,13 @@ def complete_directory(destination: Path) -> Iterator[Path]:
     try:
         with complete_folder(destination) as partial:
             yield partial
-    except OSError as error:
-        if error.errno is None:  # not the system's: something to read is missing, and the message says what
+    except Exception as error:
+        if write_failure(error) is not None:
+            name = getattr(error, "filename2", None) or getattr(error, "filename", None)
+            raise write_error(error, name or destination) from error
+        if isinstance(error, OSError):  # something could not be read, and the message says what
             raise ConversionError(str(error)) from error
-        raise write_error(error, error.filename2 or error.filename or destination) from error
+        raise
 
 
 def write_error(error: Exception, path: Path | str) -> ConversionError:

@@ -15,7 +15,8 @@ Example:
 from .checkpoint import EvaluatedCheckpoint
 from .data import EvaluationData, EvaluationSample, read_data
 from .evaluator import EvaluationSettings, build_tasks, evaluate, format_metrics
-from .measurement import Measurement
+from .facts import compare_facts, measure_facts, read_facts
+from .measurement import Measurement, bootstrap_interval, wilson_interval
 from .tasks import TASKS, Task
 
 __all__ = [
@@ -26,8 +27,13 @@ __all__ = [
     "EvaluationSettings",
     "Measurement",
     "Task",
+    "bootstrap_interval",
     "build_tasks",
+    "compare_facts",
     "evaluate",
     "format_metrics",
+    "measure_facts",
     "read_data",
+    "read_facts",
+    "wilson_interval",
 ]

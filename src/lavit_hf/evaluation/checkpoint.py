@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Callable
 from typing import Any
 
-from ..training.precompute_codes.tokenize_dataset import module_fingerprint
+from ..utils.fingerprints import module_fingerprint
 
 
 class EvaluatedCheckpoint:

@@ -11,11 +11,11 @@ from typing import Any
 
 import torch
 
-from ..data.public_text import one_line, public_name, without_paths
 from ..utils.atomic_files import write_json
 from ..utils.distributed import process_state
 from ..utils.json_files import read_json_object
 from ..utils.progress import progress_bar
+from ..utils.public_text import one_line, public_name, without_paths
 from .checkpoint import EvaluatedCheckpoint
 from .data import read_data
 from .data.samples import Columns

@@ -16,17 +16,18 @@ import io
 import json
 import os
 import shutil
-import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageOps
 
-from ..data.public_text import one_line
 from ..utils.atomic_files import complete_file, remove_partials, write_json
+from ..utils.contact_sheet import Panel, contact_sheet
 from ..utils.json_files import read_json_object
+from ..utils.public_text import one_line
+from ..utils.resumable import check_resumable
 from .tasks import Shown
 
 _PICTURES = "pictures"
@@ -53,21 +54,11 @@ class PredictionDirectory:
             ValueError: Something else is there, or was made with other settings.
         """
         settings = json.loads(json.dumps(settings))  # tuples become lists, as they do in the file
-        if not self._settings.exists():
-            # A hidden file is what is left of the settings if this was killed here.
-            if self.path.exists() and (not self.path.is_dir() or any(self.path.glob("[!.]*"))):
-                raise ValueError(f"{self.path} exists and holds no predictions; choose another directory.")
+        found = read_json_object(self._settings) if self._settings.exists() else None
+        check_resumable(self.path, "predictions", settings, found)
+        if found is None:
             self.path.mkdir(parents=True, exist_ok=True)
             write_json(self._settings, settings)
-            return
-        found = read_json_object(self._settings)
-        names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
-        if names:
-            listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)
-            raise ValueError(
-                f"{self.path} was made from other data, of another checkpoint or with other options ({listed}). "
-                "Choose another directory, or remove this one to start again."
-            )
 
     def finished(self) -> dict[str, dict[str, Any]]:
         """Reads the records that are finished, by sample id."""
@@ -147,9 +138,7 @@ def _complete_lines(file: Path) -> list[bytes]:
 
 
 _SIDE = 192  # pixels that pictures are shown at
-_MARGIN = 8
-_LINE = 16
-_CHARACTERS = 30  # per line and picture
+_MARGIN, _FRAME = 8, 2
 _COLUMNS = 6  # pictures beside each other
 _WRONG, _RIGHT, _UNKNOWN = (200, 30, 30), (30, 130, 60), (120, 120, 120)
 _STYLE = """
@@ -219,37 +208,23 @@ def _data_url(picture: Image.Image) -> str:
 
 
 def _to_picture(title: str, shown: Sequence[Shown]) -> Image.Image:
-    per_sample = max((len(one.pictures) for one in shown), default=1)
-    columns = max(_COLUMNS // per_sample, 1)
-    cell_width = per_sample * (_SIDE + _MARGIN) + _MARGIN
-    texts = [_wrap(one, per_sample) for one in shown]
-    rows = [range(start, min(start + columns, len(shown))) for start in range(0, len(shown), columns)]
-    heights = [_SIDE + 2 * _MARGIN + _LINE * max(len(texts[index]) for index in row) for row in rows]
-    header = 2 * _LINE + _MARGIN
-    sheet = Image.new("RGB", (columns * cell_width + _MARGIN, header + sum(heights) + _MARGIN), "white")
-    draw = ImageDraw.Draw(sheet)
-    draw.text((_MARGIN, _MARGIN), title, fill="black", font=ImageFont.load_default(size=16))
-    font, top = ImageFont.load_default(size=12), header
-    for row, height in zip(rows, heights, strict=True):
-        for column, index in enumerate(row):
-            left, one = _MARGIN + column * cell_width, shown[index]
-            color = {True: _RIGHT, False: _WRONG, None: _UNKNOWN}[one.is_right]
-            draw.rectangle((left, top, left + cell_width - _MARGIN, top + height - _MARGIN), outline=color, width=2)
-            for number, (_, picture) in enumerate(one.pictures):
-                sheet.paste(picture, (left + 4 + number * (_SIDE + _MARGIN), top + 4))
-            for number, line in enumerate(texts[index]):
-                draw.text((left + 6, top + _SIDE + 6 + number * _LINE), line, fill="black", font=font)
-        top += height
-    return sheet
+    columns = max(_COLUMNS // max((len(one.pictures) for one in shown), default=1), 1)
+    panels = [Panel(_title(one), _framed(one)) for one in shown]
+    return contact_sheet([panels[start : start + columns] for start in range(0, len(panels), columns)], title)
 
 
-def _wrap(one: Shown, per_sample: int) -> list[str]:
-    """The lines below a sample's pictures."""
-    titles = " | ".join(name for name, _ in one.pictures)
-    lines = [titles] if len(one.pictures) > 1 else []
-    for name, text in one.lines:
-        lines += textwrap.wrap(f"{name}: {text}", _CHARACTERS * per_sample) or [f"{name}:"]
-    return lines
+def _title(one: Shown) -> str:
+    titles = [" | ".join(name for name, _ in one.pictures)] if len(one.pictures) > 1 else []
+    return "\n".join([*titles, *(f"{name}: {text}" for name, text in one.lines)])
+
+
+def _framed(one: Shown) -> Image.Image:
+    """The pictures of a sample beside each other, in a frame that says whether it is right."""
+    row = Image.new("RGB", (max(len(one.pictures), 1) * (_SIDE + _MARGIN) - _MARGIN, _SIDE), "white")
+    for number, (_, picture) in enumerate(one.pictures):
+        row.paste(picture, (number * (_SIDE + _MARGIN), 0))
+    frame = {True: _RIGHT, False: _WRONG, None: _UNKNOWN}[one.is_right]
+    return ImageOps.expand(ImageOps.expand(row, _FRAME, "white"), _FRAME, frame)
 
 
 __all__ = ["PredictionDirectory", "PredictionWriter", "write_samples_page"]

@@ -282,7 +282,7 @@ def _compare_caption(record: Record) -> Comparison:
     return compare_facts(read_facts(record["prediction"]), Scene.from_dict(record["meta"]["scene"]))
 
 
-# Answers about scenes are one or two words, among which a search would find nothing better. The release forbids to end
+# Answers about scenes are one or two words, among which a search would find nothing better. The original does not end
 # before the second token, which with words as tokens would be one word too many.
 _SCENE_ANSWERS = {"num_beams": 1, "min_new_tokens": 1}
 _RIGHT = 0.5  # from this score on an answer is not marked as wrong on the page of samples

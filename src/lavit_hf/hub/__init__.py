@@ -1,7 +1,8 @@
 """From a directory to where others find it: the Hugging Face Hub, and servers of language models."""
 
+from .card import Origin
 from .export_llama import export_llama
 from .files import PublishError
-from .publish import PublishReport, publish
+from .publish import Publication, PublishReport, prepare, publish
 
-__all__ = ["PublishError", "PublishReport", "export_llama", "publish"]
+__all__ = ["Origin", "Publication", "PublishError", "PublishReport", "export_llama", "prepare", "publish"]

@@ -12,7 +12,7 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError  # type: ignore[import-untyped]
 
-from ..data.public_text import is_path, one_line, public_name
+from ..utils.public_text import is_path, one_line, public_name
 from .facts import Facts
 from .files import PublishError
 

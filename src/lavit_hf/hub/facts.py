@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any
 
 from transformers import AutoConfig
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
+from ..training.language_model.adapters import read_adapter_config
 from ..utils.safetensors_files import read_headers
 from .files import METRICS, WEIGHTS, PublishError, read_object
 
-ADAPTER_CONFIG = "adapter_config.json"
 _MODEL_TYPES = ("lavit", "lavit_visual_tokenizer")
 _GENERATION, _GUIDANCE_NAME = "generation_config.json", "drawing_guidance_scale"
 _GUIDANCE = 4.0  # of checkpoints that do not say
 
 
 @dataclass
-class Adapter:
+class AdapterFacts:
     """What training changed of a model that is published elsewhere, as PEFT saves it.
 
     Attributes:
@@ -56,7 +57,7 @@ class Facts:
     pixel_decoders: dict[str, str]
     results: list[dict[str, Any]] = field(default_factory=list)
     guidance_scale: float = _GUIDANCE
-    adapter: Adapter | None = None
+    adapter: AdapterFacts | None = None
     has_processor: bool = True
 
     @property
@@ -65,7 +66,7 @@ class Facts:
         return self.config is not None and self.config.model_type == "lavit"
 
 
-def read_facts(root: Path, files: list[str], config: Any, adapter: Adapter | None = None) -> Facts:
+def read_facts(root: Path, files: list[str], config: Any, adapter: AdapterFacts | None = None) -> Facts:
     """Reads the facts of a checkpoint.
 
     Args:
@@ -98,7 +99,7 @@ def is_adapter(root: Path) -> bool:
     Raises:
         PublishError: If it holds a model, too.
     """
-    found = (root / ADAPTER_CONFIG).is_file()
+    found = (root / ADAPTER_CONFIG_NAME).is_file()
     if found and (root / "config.json").is_file():
         raise PublishError(f"{root} holds adapters of LoRA beside a model: keep them in a directory of their own.")
     return found
@@ -124,27 +125,23 @@ def read_config(root: Path) -> Any:
         raise PublishError(f"{path} is not a usable configuration: {_first_line(error)}") from error
 
 
-def read_adapter(root: Path) -> Adapter:
+def read_adapter(root: Path) -> AdapterFacts:
     """Reads the configuration of an adapter.
 
     Raises:
         PublishError: If it cannot be understood.
     """
-    path = root / ADAPTER_CONFIG
-    content = read_object(path)
-    base, kind = content.get("base_model_name_or_path"), content.get("peft_type")
-    if not (base is None or isinstance(base, str)) or not isinstance(kind, str):
-        raise PublishError(f"{path} is no configuration of PEFT: peft_type or base_model_name_or_path is no text.")
-    rows = {"Kind": f"{kind}, of PEFT"}
+    content = read_adapter_config(root, PublishError)
+    rows = {"Kind": f"{content['peft_type']}, of PEFT"}
     names = {"Rank": "r", "Scale (alpha)": "lora_alpha", "Adapted": "target_modules", "Whole": "modules_to_save"}
     for row, name in names.items():
         value = content.get(name)
         values = value if isinstance(value, list) else [value]
         if not all(one is None or isinstance(one, (str, int, float)) for one in values):
-            raise PublishError(f"{path}: {name} is {value!r:.100}, which no adapter has.")
+            raise PublishError(f"{root / ADAPTER_CONFIG_NAME}: {name} is {value!r:.100}, which no adapter has.")
         if value not in (None, []):
             rows[row] = ", ".join(sorted(map(str, values)))
-    return Adapter(base, rows)
+    return AdapterFacts(content.get("base_model_name_or_path"), rows)
 
 
 def _first_line(error: Exception) -> str:

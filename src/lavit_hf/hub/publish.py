@@ -12,13 +12,14 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import validate_repo_id
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from ..data.public_text import is_path, without_paths
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders
 from ..remote_code import PIPELINE_MODULE, save_remote_code, write_code
 from ..utils.atomic_files import temporary_folder, write_json
+from ..utils.public_text import is_path, without_paths
 from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, write_card
-from .facts import ADAPTER_CONFIG, Adapter, is_adapter, read_adapter, read_config, read_facts
+from .facts import AdapterFacts, is_adapter, read_adapter, read_config, read_facts
 from .files import (
     CONFIGURATIONS,
     WEIGHTS,
@@ -111,7 +112,7 @@ def prepare(
     with temporary_folder(_PREFIX) as staged:
         _stage(checkpoint, staged, sorted(set(files) - set(found.included)))
         if adapter is not None:
-            _change(staged / ADAPTER_CONFIG, base_model_name_or_path=base)
+            _change(staged / ADAPTER_CONFIG_NAME, base_model_name_or_path=base)
         _add_code(staged)
         if facts.is_whole:
             link_pixel_decoders(staged)
@@ -136,7 +137,7 @@ def _check_files(root: Path, found: FileList) -> None:
                     raise PublishError(f"{root / folder / part} has no configuration: save the pixel decoder again.")
 
 
-def _find_base(root: Path, adapter: Adapter, data: ModelCardData, origin: Origin) -> str:
+def _find_base(root: Path, adapter: AdapterFacts, data: ModelCardData, origin: Origin) -> str:
     """What others load an adapter on top of."""
     if origin.base_models:
         return origin.base_models[0]
@@ -144,8 +145,8 @@ def _find_base(root: Path, adapter: Adapter, data: ModelCardData, origin: Origin
         if isinstance(base, str) and is_hub_name(base) and not _is_here(base):
             return base
     raise PublishError(
-        f"{root / ADAPTER_CONFIG} names no model on the Hub that others could load the adapter on top of: publish the "
-        "base first, and name it (--base-model user/name)."
+        f"{root / ADAPTER_CONFIG_NAME} names no model on the Hub that others could load the adapter on top of: "
+        "publish the base first, and name it (--base-model user/name)."
     )
 
 

@@ -52,6 +52,8 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
             With `0` attention is an exact masked softmax and dropped patches are not computed at all, which is faster.
         codebook_size: Number of visual codes.
         codebook_dim: Width of a codebook row.
+        selection: Which patches are kept where a call does not say: `"argmax"`, those that the selector would rather
+            keep than drop, or `"expected"`, as many of the likeliest as the original, which samples, keeps on average.
         share_branches: Whether the continuous branch (understanding) uses the selector and merger of the discrete
             one. The published checkpoints hold two sets.
         initializer_range: Standard deviation of the weight initialization.
@@ -88,6 +90,7 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
     attention_smoothing: float | int = 1e-6
     codebook_size: int = 16384
     codebook_dim: int = 32
+    selection: str = "argmax"
     share_branches: bool = False
     initializer_range: float = 0.02
 
@@ -101,6 +104,10 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
                 f"{self.vision_config.patch_size}."
             )
         _check_heads(self.hidden_size, self.merger_num_heads, "merger_num_heads")
+        if self.selection not in ("argmax", "expected"):
+            raise ValueError(
+                f"selection must be 'argmax' or 'expected', got {self.selection!r}. (To sample, pass a generator.)"
+            )
         if self.attention_smoothing < 0:
             raise ValueError(f"attention_smoothing must be 0 or positive, got {self.attention_smoothing}.")
 

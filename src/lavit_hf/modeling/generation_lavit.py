@@ -13,19 +13,45 @@ from __future__ import annotations
 
 import copy
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
-from transformers.generation import GenerateDecoderOnlyOutput
+from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
-from .cache_mask import apply_remembered_mask, forget_mask, remember_mask
+from .cache_lavit import LavitDynamicCache, remember_mask
 from .configuration_lavit import LavitConfig
-from .image_placeholders import find_empty_placeholders, full_mask, pack_rows
+from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, placeholder_lengths, trim_rows
 
 GENERATION_MODES = ("text", "image", "interleaved")
 
 Generators = torch.Generator | list[torch.Generator] | None
+
+
+@dataclass
+class LavitGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    """Output of `generate`.
+
+    Args:
+        attention_mask: Mask to go on from `past_key_values` with `sequences`, of the same size. Rows are packed to
+            the right in the cache, without empty placeholders. `None` if no mask was given, and none is needed.
+    """
+
+    attention_mask: torch.Tensor | None = None
+
+
+@dataclass
+class LavitGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
+    """Output of `generate` with beams; see [`LavitGenerateDecoderOnlyOutput`]."""
+
+    attention_mask: torch.Tensor | None = None
+
+
+_OUTPUTS = {
+    GenerateDecoderOnlyOutput: LavitGenerateDecoderOnlyOutput,
+    GenerateBeamDecoderOnlyOutput: LavitGenerateBeamDecoderOnlyOutput,
+}
 
 
 class _Options:
@@ -48,6 +74,11 @@ class _Options:
         if self.kwargs.get(name) is not None:
             return self.kwargs[name]
         return next((value for config in self._configs if (value := getattr(config, name, None)) is not None), None)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows that transformers makes of each row of a prompt."""
+        return int(max(self.get("num_beams") or 1, self.get("num_return_sequences") or 1))
 
     def set(self, name: str, value: Any) -> None:
         """Sets an option where the call has its own."""
@@ -278,6 +309,27 @@ class StoppedRows(StoppingCriteriaList):
         return list(range(batch_size)) if self.stopped is None else (~self.stopped).nonzero().flatten().tolist()
 
 
+class PromptStreamer(BaseStreamer):
+    """Streams the prompt as it was given, also where `generate` runs on a rewritten one, and then what comes.
+
+    Args:
+        streamer: The caller's.
+        prompt: Ids of the prompt, `[batch, sequence]`.
+    """
+
+    def __init__(self, streamer: BaseStreamer, prompt: torch.Tensor):
+        self.streamer = streamer
+        self.prompt: torch.Tensor | None = prompt
+
+    def put(self, value: torch.Tensor) -> None:
+        if self.prompt is not None:
+            value, self.prompt = self.prompt.repeat_interleave(len(value) // len(self.prompt), dim=0).to(value), None
+        self.streamer.put(value)
+
+    def end(self) -> None:
+        self.streamer.end()
+
+
 def _pad_left(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (width - rows.shape[1], 0), value=value)
 
@@ -316,8 +368,10 @@ class LavitGenerationMixin(GenerationMixin):
 
         Returns:
             Prompt and new ids, `[batch * num_return_sequences, sequence + new]`, or a `ModelOutput` as in
-            [`GenerationMixin.generate`]. The prompt comes back as it was given. With guidance, `logits`, `attentions`,
-            `hidden_states` and the cache are those of the prompts' own rows; `scores` are the guided ones.
+            [`GenerationMixin.generate`], with an `attention_mask` to go on from `past_key_values`, see
+            [`LavitGenerateDecoderOnlyOutput`]. The prompt comes back as it was given. With guidance, `logits`,
+            `attentions`, `hidden_states` and the cache are those of the prompts' own rows; `scores` are the guided
+            ones.
 
         Raises:
             ValueError: If the mode is unknown, prompts and images do not fit together, or options exclude each other.
@@ -329,13 +383,13 @@ class LavitGenerationMixin(GenerationMixin):
             if kwargs.get("input_ids") is not None:
                 raise ValueError("Pass the prompt either as inputs or as input_ids.")
             kwargs["input_ids"] = inputs
-        self._restore_cached_mask(kwargs)
         prompt = kwargs.get("input_ids")
         if prompt is not None and prompt.shape[-1] == 0:
             raise ValueError("The prompt is empty: input_ids hold no id. For a caption, put an image into it.")
-        new_mask = self._prepare_images(kwargs)
-        self._check_assistant(kwargs)
         options = _Options(generation_config, self.generation_config, kwargs)
+        self._apply_cached_mask(options)
+        self._prepare_images(options, [*(logits_processor or []), *args])
+        self._check_assistant(kwargs)
         if options.get("pad_token_id") == self.config.image_token_id:
             raise ValueError(
                 f"pad_token_id={self.config.image_token_id} is the placeholder of continuous images: padding with it "
@@ -349,8 +403,10 @@ class LavitGenerationMixin(GenerationMixin):
             self._check_one_by_one(options, "generator")
             processors.append(GeneratorDraw(generator))
         processors.append(SuppressIds(self._forbidden_ids(mode, options)))
+        if kwargs.get("streamer") is not None and prompt is not None and kwargs["input_ids"] is not prompt:
+            kwargs["streamer"] = PromptStreamer(kwargs["streamer"], prompt)
         output = super().generate(None, options.generation_config, processors, *args, **kwargs)
-        return self._restore_prompt(output, prompt, kwargs.get("input_ids"), new_mask)
+        return output if prompt is None else self._complete(output, prompt, options)
 
     def _sample(  # type: ignore[override]
         self,
@@ -536,24 +592,71 @@ class LavitGenerationMixin(GenerationMixin):
             model_inputs["mm_encoder_outputs"] = mm_encoder_outputs
         return model_inputs
 
-    def _restore_cached_mask(self, kwargs: dict[str, Any]) -> None:
-        cache, input_ids = kwargs.get("past_key_values"), kwargs.get("input_ids")
-        if input_ids is None or cache is None:
-            return
-        mask = kwargs.get("attention_mask")
-        new_positions = input_ids.shape[1] - int(cache.get_seq_length())
-        kwargs["attention_mask"] = apply_remembered_mask(mask, cache, len(input_ids), new_positions)
-        forget_mask(cache)  # `generate` carries the mask on from here, also when it repeats rows for beams.
+    def _apply_cached_mask(self, options: _Options) -> None:
+        """Makes the mask of the call that of what its cache holds.
 
-    def _prepare_images(self, kwargs: dict[str, Any]) -> torch.Tensor | None:
-        """Replaces images in `kwargs` by their encoding, and packs rows, without empty placeholders.
-
-        Returns:
-            The new attention mask if rows were rewritten.
+        Raises:
+            ValueError: If it cannot be, which would show empty placeholders to the language model.
         """
-        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "image_features", "mm_encoder_outputs")}
+        kwargs = options.kwargs
+        cache, input_ids, mask = (kwargs.get(name) for name in ("past_key_values", "input_ids", "attention_mask"))
+        if cache is None or input_ids is None:
+            return
+        past = self._cached_length(kwargs)
+        if isinstance(cache, LavitDynamicCache) and cache.attention_mask is not None:
+            new_positions = input_ids.shape[1] - past
+            kwargs["attention_mask"] = cache.apply_mask(mask, len(input_ids), new_positions, options.num_rows)
+        elif kwargs.get("mm_encoder_outputs") is None:  # An assistant model has no empty placeholders in its cache.
+            self._check_cached_images(input_ids[:, :past], mask)
+
+    def _check_cached_images(self, cached_ids: torch.Tensor, attention_mask: torch.Tensor | None) -> None:
+        padding = self.generation_config.pad_token_id
+        is_padding = torch.eq(cached_ids, cached_ids[:, :1] if padding is None else padding)
+        for row, ids in enumerate(cached_ids):
+            lengths = placeholder_lengths(torch.eq(ids[None], self.config.image_token_id))
+            if self.config.visual_tokenizer_config.num_patches not in lengths:
+                continue
+            mask = full_mask(attention_mask, cached_ids, 0)[row, : len(ids)].bool()
+            if (mask | is_padding[row]).all():
+                raise ValueError(
+                    f"past_key_values holds an image in row {row}, but attention_mask hides nothing but padding, and "
+                    "not the placeholders of dropped patches, which this cache does not know. Pass the "
+                    "`attention_mask` of the output that the cache comes with (of `generate`: with "
+                    "`return_dict_in_generate=True`), with a one for each id since, or fill a `LavitDynamicCache`, "
+                    "which knows it."
+                )
+
+    @staticmethod
+    def _may_trim(options: _Options, functions: list[Any]) -> bool:
+        """Whether a packed prompt may be narrower than the given one.
+
+        It may not if someone counts its positions: a caller who gets a cache, or whose own functions see ids. Steps
+        with a static cache are compiled for its length, which must not depend on what is in a picture.
+        """
+        given = options.kwargs
+        functions = [*functions, *(given.get("stopping_criteria") or [])]
+        functions += [given.get("prefix_allowed_tokens_fn"), given.get("custom_generate")]
+        max_length = options.get("max_length") if options.get("max_new_tokens") is None else None
+        return (
+            given.get("past_key_values") is None
+            and not options.get("return_dict_in_generate")
+            and options.get("cache_implementation") in (None, "dynamic", "offloaded", "quantized")
+            and all(one is None or getattr(one, "ignores_ids", False) for one in functions)
+            and (max_length is None or max_length > given["input_ids"].shape[1])  # transformers complains otherwise
+        )
+
+    def _prepare_images(self, options: _Options, functions: list[Any]) -> None:
+        """Replaces images in the call by their encoding, and packs rows, without empty placeholders.
+
+        Args:
+            options: Of the call.
+            functions: What else the caller gave that sees ids.
+        """
+        kwargs = options.kwargs
+        names = ("pixel_values", "image_features", "mm_encoder_outputs", "num_image_tokens")
+        images = {name: kwargs.pop(name, None) for name in names}
         input_ids = kwargs.get("input_ids")
-        past = self._cached_length(kwargs, input_ids)
+        past = self._cached_length(kwargs)
         new_ids = None if input_ids is None else input_ids[:, past:]
         if past > 0 and not torch.eq(new_ids, self.config.image_token_id).any():
             # An assistant model gets them in every round, cached or not.
@@ -564,54 +667,71 @@ class LavitGenerationMixin(GenerationMixin):
         if encoded is None or input_ids is None:
             if new_ids is not None:  # the model itself does not look at a single id after cached ones
                 self.model._check_no_placeholders(torch.eq(new_ids, self.config.image_token_id))
-            return None
+            return
         kwargs["mm_encoder_outputs"] = {"image": encoded}
         is_empty = find_empty_placeholders(
             torch.eq(input_ids[:, past:], self.config.image_token_id),
             [len(tokens) for tokens in encoded.pooler_output],
             self.config.visual_tokenizer_config.num_patches,
         )
-        return None if is_empty is None else self._pack_new_ids(kwargs, is_empty, past)
+        if is_empty is None:
+            return
+        width, trim = input_ids.shape[1], self._may_trim(options, functions)
+        self._pack_new_ids(kwargs, is_empty, past, trim)
+        for name in ("max_length", "min_length"):  # They count the prompt as it was given.
+            if trim and options.get(name):
+                options.set(name, max(options.get(name) - width + kwargs["input_ids"].shape[1], 0))
 
     @staticmethod
-    def _cached_length(kwargs: dict[str, Any], input_ids: torch.Tensor | None) -> int:
-        """Leading positions of `input_ids` that `past_key_values` holds already."""
-        cache = kwargs.get("past_key_values")
+    def _cached_length(kwargs: dict[str, Any]) -> int:
+        """Leading positions of the ids that `past_key_values` holds already; none if only new ids were passed."""
+        cache, input_ids, mask = (kwargs.get(name) for name in ("past_key_values", "input_ids", "attention_mask"))
         if cache is None or input_ids is None or kwargs.get("use_cache") is False:
             return 0
-        past = int(cache.get_seq_length())
-        return past if past < input_ids.shape[1] else 0
+        past, width = int(cache.get_seq_length()), input_ids.shape[1]
+        # As transformers has it: where the mask is wider than the ids, these are new ones.
+        is_whole = not isinstance(mask, torch.Tensor) or mask.shape[-1] == width
+        return past if is_whole and past < width else 0
 
-    def _pack_new_ids(self, kwargs: dict[str, Any], is_empty: torch.Tensor, past: int) -> torch.Tensor:
+    def _pack_new_ids(self, kwargs: dict[str, Any], is_empty: torch.Tensor, past: int, trim: bool) -> None:
         if kwargs.get("position_ids") is not None:
             raise ValueError("Leave position_ids out when images have one placeholder per patch.")
         input_ids = kwargs["input_ids"]
         mask = full_mask(kwargs.get("attention_mask"), input_ids, 0)
-        order, packed_mask, _ = pack_rows(is_empty, mask[:, past:])
-        new_ids = input_ids[:, past:].masked_fill(is_empty, self._padding_id()).gather(-1, order)
+        num_new = is_empty.shape[1]
+        order, packed_mask, source = pack_rows(is_empty, mask[:, -num_new:])
+        if trim:
+            order, packed_mask, _ = trim_rows(order, packed_mask, source)
+        new_ids = input_ids[:, past:].gather(-1, order)
+        # Penalties look at padding, too: the first id of a row says nothing new.
+        first = new_ids.gather(-1, packed_mask.long().argmax(dim=-1, keepdim=True))
+        first = first.masked_fill(torch.eq(first, self.config.image_token_id), self.config.boi_token_id)
+        new_ids = torch.where(packed_mask.bool(), new_ids, first)
         kwargs["input_ids"] = torch.cat([input_ids[:, :past], new_ids], dim=1)
-        kwargs["attention_mask"] = torch.cat([mask[:, :past], packed_mask], dim=1)
-        return kwargs["attention_mask"]
+        kwargs["attention_mask"] = torch.cat([mask[:, :-num_new], packed_mask], dim=1)
 
     @staticmethod
-    def _restore_prompt(
-        output: Any, prompt: torch.Tensor | None, used: torch.Tensor | None, new_mask: torch.Tensor | None
-    ) -> Any:
-        """Puts the prompt back as it was given, where `generate` ran on a wider or rewritten one."""
-        if prompt is None or used is None:
-            return output
+    def _complete(output: Any, prompt: torch.Tensor, options: _Options) -> Any:
+        """Puts the prompt back as it was given, where `generate` ran on a wider or rewritten one.
+
+        Adds to a `ModelOutput` the mask of what its cache holds, and to the cache if the caller brought none.
+        """
+        kwargs = options.kwargs
+        used, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         sequences = output if isinstance(output, torch.Tensor) else output.sequences
-        sequences = sequences[:, used.shape[1] - prompt.shape[1] :]
+        num_new = sequences.shape[1] - used.shape[1]
         repeats = len(sequences) // len(prompt)
-        if new_mask is not None:
-            sequences[:, : prompt.shape[1]] = prompt.repeat_interleave(repeats, dim=0)
+        if used is not prompt:
+            prompt = prompt.repeat_interleave(repeats, dim=0)
+            sequences = torch.cat([prompt, sequences[:, used.shape[1] :]], dim=1)
         if isinstance(output, torch.Tensor):
             return sequences
         output.sequences = sequences
-        if (
-            new_mask is not None
-            and isinstance(output, GenerateDecoderOnlyOutput)
-            and output.past_key_values is not None
-        ):
-            remember_mask(output.past_key_values, new_mask.repeat_interleave(repeats, dim=0))
-        return output
+        if type(output) not in _OUTPUTS:  # of another's `custom_generate`
+            return output
+        if kwargs.get("mm_encoder_outputs") is not None and kwargs.get("past_key_values") is None:
+            known = full_mask(mask, used, 0).repeat_interleave(options.num_rows, dim=0)
+            output.past_key_values = remember_mask(output.past_key_values, known, is_new=True)
+        if mask is not None:
+            mask = torch.nn.functional.pad(mask.repeat_interleave(repeats, dim=0), (0, num_new), value=1)
+        return _OUTPUTS[type(output)](**output, attention_mask=mask)

@@ -1,6 +1,7 @@
 """LaVIT: a language model that reads images as continuous features or as words of its vocabulary."""
 
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from .cache_mask import apply_remembered_mask, remember_mask
+from .cache_lavit import LavitDynamicCache, remember_mask
 from .checkpoint_files import CheckedLoadingMixin, import_composition
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
@@ -126,8 +127,8 @@ class LavitModel(LavitPreTrainedModel):
         self,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
-        num_image_tokens: list[int] | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        num_image_tokens: Sequence[int] | torch.Tensor | None = None,
+        **kwargs: Any,
     ) -> LavitImageFeatures:
         """Encodes images for the language model, by the visual tokenizer's continuous branch.
 
@@ -135,8 +136,9 @@ class LavitModel(LavitPreTrainedModel):
             pixel_values: Preprocessed images, `[images, channels, height, width]`.
             image_features: What the visual tokenizer's `embed` gave for them, `[total tokens, vision hidden]`, to
                 project only.
-            num_image_tokens: With `image_features`: tokens of every image; one image by default.
-            kwargs: For the vision encoder, such as `output_hidden_states`.
+            num_image_tokens: Tokens of every image, `[images]`. Of pixels so many patches are kept; by default the
+                selector decides how many. `image_features` are of one image by default.
+            kwargs: For the visual tokenizer's `embed`, such as `keep_rate` and `output_hidden_states`.
 
         Returns:
             [`LavitImageFeatures`], whose `pooler_output` is a list of `[tokens, text hidden]`, one per image.
@@ -148,7 +150,7 @@ class LavitModel(LavitPreTrainedModel):
             raise ValueError("Pass either pixel_values or image_features.")
         output = LavitImageFeatures()
         if pixel_values is not None:
-            tokens = self.visual_tokenizer.embed(pixel_values, **kwargs)
+            tokens = self.visual_tokenizer.embed(pixel_values, num_tokens=num_image_tokens, **kwargs)
             assert tokens.num_tokens is not None
             image_features, num_image_tokens = tokens.features, tokens.num_tokens.tolist()
             output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
@@ -156,7 +158,8 @@ class LavitModel(LavitPreTrainedModel):
         assert image_features is not None
         dtype = self.multi_modal_projector.weight.dtype  # that of integers if it is quantized
         projected = self.multi_modal_projector(image_features.to(dtype if dtype.is_floating_point else self.dtype))
-        output.pooler_output = list(projected.split(num_image_tokens or [len(projected)]))
+        lengths = [len(projected)] if num_image_tokens is None else [int(count) for count in num_image_tokens]
+        output.pooler_output = list(projected.split(lengths))
         return output
 
     @can_return_tuple
@@ -170,6 +173,7 @@ class LavitModel(LavitPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        num_image_tokens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitModelOutputWithPast:
         """
@@ -181,9 +185,13 @@ class LavitModel(LavitPreTrainedModel):
             attention_mask: Mask of real tokens, `[batch, past + sequence]`, or a 4D mask if no image has empty
                 placeholders.
             position_ids: Positions, `[batch, sequence]`; by default they count real tokens.
-            past_key_values: Cache of an earlier call.
+            past_key_values: Cache of an earlier call. After images with one placeholder per patch, a
+                [`LavitDynamicCache`], which is what calls without a cache return, knows which of its positions are
+                empty; with any other, the mask of what it holds has to be the `attention_mask` of the output.
             inputs_embeds: Embeddings instead of ids, `[batch, sequence, text hidden]`; images must be in them already.
             mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
+            num_image_tokens: Tokens that every image of `pixel_values` becomes, `[images]`, which has as many
+                placeholders then. By default the selector decides, and there is one placeholder per patch.
             kwargs: Passed on to the language model.
 
         Raises:
@@ -191,7 +199,7 @@ class LavitModel(LavitPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
-        images = self.encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs)
+        images = self.encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs, num_image_tokens)
         is_empty = image_hidden_states = None
         if input_ids is not None:
             is_step = past_key_values is not None and input_ids.shape[1] == 1
@@ -199,9 +207,9 @@ class LavitModel(LavitPreTrainedModel):
         assert inputs_embeds is not None
         batch_size, new_positions = inputs_embeds.shape[:2]
         source = None
+        past = 0 if past_key_values is None or images is None else int(past_key_values.get_seq_length())
         if is_empty is not None:
             self._check_free_positions(position_ids)
-            past = 0 if past_key_values is None else int(past_key_values.get_seq_length())
             attention_mask = full_mask(attention_mask, is_empty, past)
             order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:])
             if past_key_values is None and kwargs.get("use_cache") is False:
@@ -209,7 +217,8 @@ class LavitModel(LavitPreTrainedModel):
                 order, packed_mask, source = trim_rows(order, packed_mask, source)
             inputs_embeds = gather_positions(inputs_embeds, order)
             attention_mask = torch.cat([attention_mask[:, :-new_positions], packed_mask], dim=1)
-        attention_mask = apply_remembered_mask(attention_mask, past_key_values, batch_size, new_positions)
+        if isinstance(past_key_values, LavitDynamicCache):
+            attention_mask = past_key_values.apply_mask(attention_mask, batch_size, new_positions)
         is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         if position_ids is None and is_2d:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
@@ -221,8 +230,15 @@ class LavitModel(LavitPreTrainedModel):
             inputs_embeds=inputs_embeds,
             **kwargs,
         )
-        if is_empty is not None and attention_mask is not None and outputs.past_key_values is not None:
-            remember_mask(outputs.past_key_values, attention_mask)
+        cache = outputs.past_key_values
+        if input_ids is not None and images is not None and (is_2d or attention_mask is None):
+            mask = full_mask(attention_mask, input_ids, past)
+            cache = remember_mask(cache, mask, is_new=past_key_values is None)
+        if is_empty is not None and cache is not None and not isinstance(cache, LavitDynamicCache):
+            logger.warning_once(
+                f"A {type(cache).__name__} does not know which image placeholders are empty. Go on from it with the "
+                "`attention_mask` of this output, or fill a `LavitDynamicCache`, which knows it."
+            )
         last_hidden_state = _unpack(outputs.last_hidden_state, source)
         if self.training and images is not None:
             assert input_ids is not None
@@ -230,7 +246,7 @@ class LavitModel(LavitPreTrainedModel):
             last_hidden_state = last_hidden_state.masked_fill(self._inside_images(input_ids)[..., None], 0)
         return LavitModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            past_key_values=outputs.past_key_values,
+            past_key_values=cache,
             hidden_states=outputs.hidden_states and tuple(_unpack(state, source) for state in outputs.hidden_states),
             attentions=outputs.attentions,
             image_hidden_states=image_hidden_states,
@@ -275,6 +291,7 @@ class LavitModel(LavitPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        num_image_tokens: torch.Tensor | None = None,
     ) -> BaseModelOutputWithPooling | None:
         """Brings images into one form, whichever of the three they are passed in.
 
@@ -283,12 +300,13 @@ class LavitModel(LavitPreTrainedModel):
             pixel_values: See `forward`.
             image_features: See `forward`.
             mm_encoder_outputs: See `forward`.
+            num_image_tokens: See `forward`.
 
         Returns:
             The output of `get_image_features`, or `None` if there are no images.
 
         Raises:
-            ValueError: If images are passed twice, or without ids that show where they go.
+            ValueError: If images are passed twice, or without ids that show where they go, or a budget without pixels.
         """
         encoded = (mm_encoder_outputs or {}).get("image")
         given = [images for images in (pixel_values, image_features, encoded) if images is not None]
@@ -296,16 +314,17 @@ class LavitModel(LavitPreTrainedModel):
             raise ValueError("Pass images once: as pixel_values, image_features or mm_encoder_outputs.")
         if given and input_ids is None:
             raise ValueError("Images need input_ids: embeddings do not show where the images go.")
+        if num_image_tokens is not None and pixel_values is None:
+            raise ValueError("num_image_tokens says how to encode pixel_values; pass both.")
         if not given or encoded is not None:
             return encoded
         if pixel_values is not None:
-            return self.get_image_features(pixel_values=pixel_values, return_dict=True)
+            return self.get_image_features(
+                pixel_values=pixel_values, num_image_tokens=num_image_tokens, return_dict=True
+            )
         assert input_ids is not None and image_features is not None
-        is_placeholder = torch.eq(input_ids, self.config.image_token_id)
-        num_image_tokens = split_image_features(is_placeholder, image_features)
-        return self.get_image_features(
-            image_features=image_features, num_image_tokens=num_image_tokens, return_dict=True
-        )
+        lengths = split_image_features(torch.eq(input_ids, self.config.image_token_id), image_features)
+        return self.get_image_features(image_features=image_features, num_image_tokens=lengths, return_dict=True)
 
     @staticmethod
     def _check_free_positions(position_ids: torch.Tensor | None) -> None:
@@ -467,6 +486,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         logits_to_keep: int | torch.Tensor = 0,
         vocab_slice: tuple[int, int] | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        num_image_tokens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitCausalLMOutputWithPast:
         """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
@@ -494,6 +514,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
+            num_image_tokens=num_image_tokens,
             return_dict=True,
             **kwargs,
         )

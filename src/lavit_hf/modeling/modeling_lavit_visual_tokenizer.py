@@ -6,7 +6,9 @@ merger folds the dropped ones into them, and the quantizer gives each token that
 
 import inspect
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,6 +26,9 @@ from .modeling_lavit_merger import LavitMerger
 
 KEEP = 0
 """Index of "keep" in the selector's scores; 1 is "drop"."""
+
+SELECTIONS = ("argmax", "expected", "sample")
+"""What may decide which patches are kept; see [`select_patches`]."""
 
 # Copies of one codebook may differ by rounding, if one is stored in half precision.
 _ROUNDING = 2**-7
@@ -129,29 +134,107 @@ class LavitSelector(nn.Module):
 
 
 def select_patches(
-    log_probs: torch.Tensor, generator: torch.Generator | list[torch.Generator] | None = None
+    log_probs: torch.Tensor,
+    generator: torch.Generator | list[torch.Generator] | None = None,
+    selection: str | None = None,
+    num_tokens: int | Sequence[int] | torch.Tensor | None = None,
+    keep_rate: float | None = None,
+    log_prior: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Decides which patches to keep.
 
+    With a budget (`num_tokens` or `keep_rate`), and by `"expected"`, those are kept that are likeliest to be; of equal
+    ones the first. Of two budgets, the larger one keeps all that the smaller one does, and more.
+
     Args:
         log_probs: Scores of [`LavitSelector`], `[batch, num_patches, 2]`.
-        generator: Samples the decision (as the original does at inference) from this generator, or from one generator
-            per image. Without it a patch is kept where keeping is likelier than dropping, which is reproducible.
+        generator: For `"sample"`: one generator, or one per image.
+        selection: What decides without a budget. `"argmax"` keeps a patch where keeping is likelier than dropping;
+            `"expected"` as many patches as `"sample"` keeps on average, at least one; `"sample"`, as the original does
+            at inference, every patch by chance. By default `"sample"` with a generator, and `"argmax"` without.
+        num_tokens: Keeps exactly so many patches, of all images or of each.
+        keep_rate: Keeps that share of the patches instead, rounded, at least one.
+        log_prior: Added to the log-odds of keeping, `[batch, num_patches]`: log(3) makes keeping three times as
+            likely, compared with dropping.
 
     Returns:
         Boolean mask `[batch, num_patches]`, true where the patch is kept.
 
     Raises:
-        ValueError: If the scores are not finite, or the number of generators is not the number of images.
+        ValueError: If the scores are not finite, arguments contradict each other, or a budget or the number of
+            generators does not fit the images.
     """
     if not torch.isfinite(log_probs).all():
         raise ValueError(
             "The selector's scores are not finite: the pixel values contain NaN or infinity, or the weights are "
             "corrupt."
         )
-    if generator is None:
-        return log_probs[..., KEEP] > log_probs[..., 1 - KEEP]
-    return _uniform(log_probs.shape[:2], generator).to(log_probs.device) < log_probs[..., KEEP].exp()
+    selection = selection or ("argmax" if generator is None else "sample")
+    if selection not in SELECTIONS:
+        raise ValueError(f"selection must be one of {', '.join(SELECTIONS)}; got {selection!r}.")
+    has_budget = num_tokens is not None or keep_rate is not None
+    if (selection == "sample") != (generator is not None) or (generator is not None and has_budget):
+        raise ValueError(
+            "A generator is for selection='sample', which needs one; a budget (num_tokens, keep_rate) takes the "
+            "likeliest patches, and none by chance."
+        )
+    log_odds = log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
+    if log_prior is not None:
+        log_odds = log_odds + _check_log_prior(log_prior, log_odds)
+    if generator is not None:
+        return _uniform(log_odds.shape, generator).to(log_odds.device) < log_odds.sigmoid()
+    if has_budget:
+        counts = resolve_budget(num_tokens, keep_rate, *log_odds.shape).to(log_odds.device)
+    elif selection == "expected":
+        counts = log_odds.double().sigmoid().sum(dim=-1).round().long().clamp_min(1)
+    else:
+        return log_odds > 0
+    order = log_odds.argsort(dim=-1, descending=True, stable=True)
+    is_first = torch.arange(order.shape[1], device=order.device) < counts[:, None]
+    return torch.zeros_like(is_first).scatter(1, order, is_first)
+
+
+def resolve_budget(
+    num_tokens: int | Sequence[int] | torch.Tensor | None, keep_rate: float | None, batch_size: int, num_patches: int
+) -> torch.Tensor:
+    """How many tokens each image gets.
+
+    Args:
+        num_tokens: Of all images, or of each.
+        keep_rate: The share of patches instead.
+        batch_size: Number of images.
+        num_patches: Patches of an image.
+
+    Returns:
+        `[batch]`.
+
+    Raises:
+        ValueError: If not exactly one of both is given, or an image cannot get so many.
+    """
+    if (num_tokens is None) == (keep_rate is None):
+        raise ValueError("Give either num_tokens or keep_rate.")
+    if keep_rate is not None:
+        if not 0 < keep_rate <= 1:
+            raise ValueError(f"keep_rate must be more than 0 and at most 1; got {keep_rate}.")
+        num_tokens = max(round(keep_rate * num_patches), 1)
+    counts = torch.as_tensor(num_tokens)
+    if counts.is_floating_point() or counts.dtype == torch.bool or counts.ndim > 1:
+        raise ValueError(f"num_tokens must be an integer, or one for each image; got {num_tokens!r}.")
+    if counts.ndim == 1 and len(counts) != batch_size:
+        raise ValueError(f"Got {len(counts)} numbers of tokens for {batch_size} images.")
+    counts = counts.expand(batch_size).long()
+    if ((counts < 1) | (counts > num_patches)).any():
+        raise ValueError(f"An image has 1 to {num_patches} tokens, as it has {num_patches} patches; got {num_tokens}.")
+    return counts
+
+
+def _check_log_prior(log_prior: torch.Tensor, log_odds: torch.Tensor) -> torch.Tensor:
+    if log_prior.shape != log_odds.shape or not torch.isfinite(log_prior).all():
+        raise ValueError(
+            f"log_prior must be finite, of shape {list(log_odds.shape)} (images, patches); got the shape "
+            f"{list(log_prior.shape)}."
+        )
+    return log_prior.to(log_odds)
 
 
 def _uniform(shape: torch.Size, generator: torch.Generator | list[torch.Generator]) -> torch.Tensor:
@@ -273,7 +356,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
         return_dict: bool | None = None,
-        **kwargs: Unpack[TransformersKwargs],
+        **kwargs: Any,
     ) -> LavitVisualTokenizerOutput | tuple:
         """Same as [`~LavitVisualTokenizer.encode`]."""
         output = self.encode(pixel_values, generator=generator, keep_mask=keep_mask, **kwargs)
@@ -284,15 +367,26 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
+        selection: str | None = None,
+        num_tokens: int | Sequence[int] | torch.Tensor | None = None,
+        keep_rate: float | None = None,
+        log_prior: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as discrete codes.
 
+        With a budget, the patches that a smaller one keeps are among those of a larger one, but their codes may be
+        others: the merger folds other patches into them.
+
         Args:
             pixel_values: Preprocessed images, `[batch, channels, height, width]`.
             generator: Samples which patches to keep (as the original does), from one generator or one per image. By
-                default the likelier choice is taken, so that an image always becomes the same tokens.
+                default an image always becomes the same tokens.
             keep_mask: Boolean `[batch, num_patches]` that overrides the selector.
+            selection: Which patches are kept, see [`select_patches`]; by default what the configuration says.
+            num_tokens: Budget: exactly so many tokens, of all images or of each.
+            keep_rate: Budget: that share of the patches.
+            log_prior: Added to the selector's log-odds, `[batch, num_patches]`, to spend more tokens somewhere.
             kwargs: For the vision encoder, such as `output_hidden_states`.
 
         Returns:
@@ -301,7 +395,8 @@ class LavitVisualTokenizer(PreTrainedModel):
         Raises:
             ValueError: If sizes do not fit the configuration, or pixel values are not finite.
         """
-        output = self._tokenize(self.discrete, pixel_values, generator, keep_mask, **kwargs)
+        choice = self._choice(generator, keep_mask, selection, num_tokens, keep_rate, log_prior)
+        output = self._tokenize(self.discrete, pixel_values, choice, **kwargs)
         assert self.discrete.quantizer is not None
         output.codes, output.pre_quantized = self.discrete.quantizer(output.features)
         return output
@@ -311,6 +406,10 @@ class LavitVisualTokenizer(PreTrainedModel):
         pixel_values: torch.Tensor,
         generator: torch.Generator | list[torch.Generator] | None = None,
         keep_mask: torch.Tensor | None = None,
+        selection: str | None = None,
+        num_tokens: int | Sequence[int] | torch.Tensor | None = None,
+        keep_rate: float | None = None,
+        log_prior: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         """Encodes images as continuous features; arguments as for [`~LavitVisualTokenizer.encode`].
@@ -319,7 +418,8 @@ class LavitVisualTokenizer(PreTrainedModel):
             [`LavitVisualTokenizerOutput`] without `codes` and `pre_quantized`.
         """
         branch = self.discrete if self.continuous is None else self.continuous
-        return self._tokenize(branch, pixel_values, generator, keep_mask, **kwargs)
+        choice = self._choice(generator, keep_mask, selection, num_tokens, keep_rate, log_prior)
+        return self._tokenize(branch, pixel_values, choice, **kwargs)
 
     def get_patch_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """Features of the vision encoder without class or register tokens, `[batch, num_patches, hidden]`."""
@@ -343,12 +443,36 @@ class LavitVisualTokenizer(PreTrainedModel):
             )
         return self.vision_model(pixel_values=pixel_values.to(self.dtype), **{**kwargs, "return_dict": True})
 
+    def _choice(
+        self,
+        generator: torch.Generator | list[torch.Generator] | None,
+        keep_mask: torch.Tensor | None,
+        selection: str | None,
+        num_tokens: int | Sequence[int] | torch.Tensor | None,
+        keep_rate: float | None,
+        log_prior: torch.Tensor | None,
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """What makes a mask `[batch, num_patches]` of scores: the policy, or the mask that was given."""
+        if keep_mask is None:
+            default = self.config.selection if generator is None else "sample"
+            return partial(
+                select_patches,
+                generator=generator,
+                selection=selection or default,
+                num_tokens=num_tokens,
+                keep_rate=keep_rate,
+                log_prior=log_prior,
+            )
+        policy = {"selection": selection, "num_tokens": num_tokens, "keep_rate": keep_rate, "log_prior": log_prior}
+        if given := [name for name, value in policy.items() if value is not None]:
+            raise ValueError(f"keep_mask says which patches are kept already; leave {', '.join(given)} out.")
+        return partial(self._check_keep_mask, keep_mask)
+
     def _tokenize(
         self,
         branch: LavitBranch,
         pixel_values: torch.Tensor,
-        generator: torch.Generator | list[torch.Generator] | None,
-        keep_mask: torch.Tensor | None,
+        choose: Callable[[torch.Tensor], torch.Tensor],
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitVisualTokenizerOutput:
         if pixel_values.is_meta:
@@ -358,10 +482,7 @@ class LavitVisualTokenizer(PreTrainedModel):
         outputs = self._run_vision_model(pixel_values, **kwargs)
         patch_features = self._patch_features(outputs)
         log_probs = branch.selector(patch_features)
-        if keep_mask is None:
-            keep_mask = select_patches(log_probs, generator)
-        else:
-            keep_mask = self._check_keep_mask(keep_mask, log_probs)
+        keep_mask = choose(log_probs)
         return LavitVisualTokenizerOutput(
             num_tokens=keep_mask.sum(dim=-1),
             keep_mask=keep_mask,
@@ -399,4 +520,4 @@ class LavitVisualTokenizer(PreTrainedModel):
         return load_checkpoint_part(cls, super().from_pretrained, pretrained_model_name_or_path, *model_args, **kwargs)
 
 
-__all__ = ["LavitVisualTokenizer", "LavitVisualTokenizerOutput"]
+__all__ = ["LavitVisualTokenizer", "LavitVisualTokenizerOutput", "select_patches"]

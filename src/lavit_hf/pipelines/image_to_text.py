@@ -1,4 +1,4 @@
-"""Captions and answers as the release writes them (LaVIT paper, section 4.1; its own scripts)."""
+"""Captions and answers as the original writes them (LaVIT paper, section 4.1; its own scripts)."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ def generate_text(
     prompts: Sequence[str],
     options: dict[str, Any],
     stopping_criteria: StoppingCriteriaList | None = None,
+    num_image_tokens: int | None = None,
 ) -> list[str]:
     """Generates one text per image, by beam search or greedily.
 
@@ -30,6 +31,7 @@ def generate_text(
         prompts: What follows the image.
         options: For `generate`.
         stopping_criteria: For `generate`.
+        num_image_tokens: How many tokens an image becomes; by default the visual tokenizer decides.
 
     Returns:
         The new texts, stripped.
@@ -43,7 +45,9 @@ def generate_text(
                 f"{processor.image_token} cannot be part of a question or prompt here: the image stands before it."
             )
     texts = [f"{processor.image_token}{prompt}" for prompt in prompts]
-    inputs = processor(images=list(images), text=texts, padding=True, return_tensors="pt").to(model.device)
+    inputs = processor(
+        images=list(images), text=texts, num_image_tokens=num_image_tokens, padding=True, return_tensors="pt"
+    ).to(model.device)
     output = model.generate(**inputs, do_sample=False, stopping_criteria=stopping_criteria, **options)
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

@@ -16,18 +16,18 @@ import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
 from diffusers.utils import BaseOutput, logging
+from torch.nn import functional as F
 from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.image_processing_base import ImageProcessingMixin
 
 from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
+from ..processing.image_processing_pil_lavit import check_images, flatten, prepare_array
 from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.progress import TokenProgress
-from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline
-from .pixel_decoder_inputs import codes_of_ids
+from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids
 from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, keep_config, save_and_push
-from .prompts import release_pixel_values, split_prompts
 from .unet_and_vae import UNetAndVaeMixin
 
 logger = logging.get_logger(__name__)
@@ -35,9 +35,95 @@ logger = logging.get_logger(__name__)
 # Arguments of diffusers that models of transformers take as well. (They need no `low_cpu_mem_usage`.)
 _MODEL_OPTIONS = ("variant", "device_map", "max_memory", "offload_folder", "use_safetensors", "disable_mmap")
 
-# What the release draws with (LaVIT paper, appendix; its own scripts).
+# What the original draws with (LaVIT paper, appendix; its own scripts).
 _TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
 _MIN_CODES, _MAX_CODES = 20, 200
+_IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor)
+
+
+def split_prompts(prompt: Any, image_token: str) -> tuple[list[str], list[list[Any]]]:
+    """Brings prompts to texts with placeholders, and the images of each.
+
+    Args:
+        prompt: A text; a list of texts and images, which is one prompt; or a list of prompts. A list of nothing but
+            texts is a list of prompts.
+        image_token: Placeholder to put where an image goes.
+
+    Returns:
+        Texts, and one list of images per text.
+
+    Raises:
+        TypeError: If something is neither text nor image.
+        ValueError: If there is no prompt, or a text holds the placeholder.
+    """
+    is_one = isinstance(prompt, str) or (_is_list(prompt) and any(isinstance(part, _IMAGE_TYPES) for part in prompt))
+    if isinstance(prompt, _IMAGE_TYPES):
+        prompt, is_one = [prompt], True
+    if not is_one and not _is_list(prompt):
+        raise TypeError(
+            f"`prompt` must be a text, a list of texts and PIL images, or a list of prompts; got {_name(prompt)}."
+        )
+    prompts = [prompt] if is_one else list(prompt)
+    if not prompts:
+        raise ValueError("`prompt` is empty: give at least one prompt (which may be an empty text).")
+    parts = [[one] if isinstance(one, str) else one for one in prompts]
+    texts = [_join(one, f"prompt[{index}]", image_token) for index, one in enumerate(parts)]
+    return texts, [[part for part in one if not isinstance(part, str)] for one in parts]
+
+
+def _join(parts: Any, name: str, image_token: str) -> str:
+    if not _is_list(parts) or not parts:
+        raise TypeError(f"`{name}` must be a text or a list of texts and PIL images; got {_name(parts)}.")
+    for part in parts:
+        if not isinstance(part, (str, *_IMAGE_TYPES)):
+            raise TypeError(f"`{name}` must hold texts and PIL images; got {_name(part)}.")
+        if isinstance(part, str) and image_token in part:
+            raise ValueError(
+                f"`{name}` holds the text {image_token!r}, which stands for an image; pass a list with the image in "
+                "its place."
+            )
+    return "".join(part if isinstance(part, str) else image_token for part in parts)
+
+
+def _is_list(value: Any) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _name(value: Any) -> str:
+    return "an empty list" if _is_list(value) and not value else type(value).__name__
+
+
+def original_pixel_values(images: Any, image_processor: Any) -> torch.Tensor:
+    """Preprocesses pictures as the original does before it reconstructs them.
+
+    There a tensor in [0, 1] is interpolated without antialiasing, which differs from what the image processor makes of
+    a PIL image.
+
+    Args:
+        images: One picture or several: PIL images, arrays, tensors, paths or URLs. Floats are in [0, 1].
+        image_processor: Its size, mean and standard deviation are used.
+
+    Returns:
+        `[images, 3, height, width]`.
+
+    Raises:
+        ValueError: If something is no picture.
+    """
+    size = (image_processor.size["height"], image_processor.size["width"])
+    pictures = (_to_unit_range(image) for image in flatten(check_images(images)))
+    resized = [F.interpolate(one[None], size, mode="bicubic", align_corners=False) for one in pictures]
+    mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
+    return (torch.cat(resized) - mean) / std
+
+
+def _to_unit_range(image: Any) -> torch.Tensor:
+    """`[3, height, width]` in [0, 1]."""
+    array = prepare_array(image, do_convert_rgb=True, input_data_format=None, do_rescale=False)
+    if array.dtype.kind != "f":
+        return torch.from_numpy(array.astype(np.float32) / 255)
+    if array.min() < 0 or array.max() > 1:
+        raise ValueError(f"A picture of floats must be in [0, 1]; got a range of {array.min()} to {array.max()}.")
+    return torch.from_numpy(array.astype(np.float32))
 
 
 @dataclass
@@ -231,6 +317,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         min_new_tokens: int | None = None,
         max_new_tokens: int | None = None,
         num_images_per_prompt: int = 1,
+        num_image_tokens: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -238,7 +325,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> LavitTextToImagePipelineOutput | tuple:
-        r"""Draws pictures from prompts. The defaults are those of the release.
+        r"""Draws pictures from prompts. The defaults are those of the original.
 
         Args:
             prompt: A text; a list of texts and PIL images in any order, which is one prompt (`[image, "this cat on a
@@ -260,6 +347,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             min_new_tokens: Fewest codes of an image; by default 20, or 1 if the pixel decoder takes fewer than 200.
             max_new_tokens: Most codes of an image; by default 200, or as many as the pixel decoder takes.
             num_images_per_prompt: Images to draw per prompt.
+            num_image_tokens: How many codes an image in a prompt becomes; by default the visual tokenizer decides.
             generator: One source of randomness, for codes and noise, or a list with one per image to draw. With a
                 list, an image does not depend on what is drawn along with it.
             latents: Initial noise, see [`LavitPixelDecoderPipeline`].
@@ -299,7 +387,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pixel_decoder.check_call(num_images, generator, **drawing)
 
         # 2. Write visual codes
-        inputs = self.encode_prompt(texts, images, negative_prompt if guidance_scale != 1 else None)
+        negative_prompt = negative_prompt if guidance_scale != 1 else None
+        inputs = self.encode_prompt(texts, images, negative_prompt, num_image_tokens)
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
         codes = self.generate_codes(
             inputs,
@@ -329,6 +418,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         aspect_ratio: str | None = None,
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
+        num_image_tokens: int | Sequence[int] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -336,7 +426,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     ) -> LavitTextToImagePipelineOutput | tuple:
         """Turns pictures into tokens and draws these: what the visual vocabulary keeps of them.
 
-        Defaults and preprocessing are those of the release. The language model is not asked.
+        Defaults and preprocessing are those of the original. The language model is not asked.
 
         Args:
             images: One picture or several: PIL images, arrays, tensors, paths or URLs.
@@ -345,6 +435,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             aspect_ratio: Instead of both.
             num_inference_steps: Denoising steps.
             guidance_scale: How much the codes are stressed.
+            num_image_tokens: How many codes a picture becomes, all or each; by default the visual tokenizer decides.
             generator: One source of noise, or a list with one per picture.
             latents: Initial noise.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
@@ -353,7 +444,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         Returns:
             [`LavitTextToImagePipelineOutput`], or a tuple of its fields.
         """
-        pixel_values = release_pixel_values(images, self.processor.image_processor)
+        pixel_values = original_pixel_values(images, self.processor.image_processor)
         drawing: dict[str, Any] = {
             "height": height,
             "width": width,
@@ -366,7 +457,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pixel_decoder = self.pixel_decoder
         pixel_decoder.check_call(len(pixel_values), generator, **drawing)
         visual_tokenizer = self.model.visual_tokenizer
-        tokens = visual_tokenizer.encode(pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype))
+        pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
+        tokens = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens)
         codes = [part.cpu() for part in tokens.codes.split(tokens.num_tokens.tolist())]
         output = pixel_decoder(codes, generator=generator, **drawing)
         self.maybe_free_model_hooks()
@@ -403,19 +495,24 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             )
 
     def _default_lengths(self) -> tuple[int, int]:
-        """Fewest and most codes of an image: those of the release, where an image has 256 patches."""
+        """Fewest and most codes of an image: those of the original, where an image has 256 patches."""
         limit = self.token_decoder.config.num_queries
         return (_MIN_CODES, _MAX_CODES) if limit >= _MAX_CODES else (1, limit)
 
     def encode_prompt(
-        self, texts: list[str], images: list[list[Any]], negative_prompt: str | list[str] | None = None
+        self,
+        texts: list[str],
+        images: list[list[Any]],
+        negative_prompt: str | list[str] | None = None,
+        num_image_tokens: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """Prepares prompts for `generate`.
 
         Args:
             texts: Prompts with a placeholder where an image goes.
-            images: The images of each; they enter as codes alone, as in the release.
+            images: The images of each; they enter as codes alone, as in the original.
             negative_prompt: One, or one per prompt.
+            num_image_tokens: How many codes an image becomes.
 
         Returns:
             `input_ids` and `attention_mask` [prompts, length], and `negative_prompt_ids` with their mask if there are
@@ -425,7 +522,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         processor.visual_tokenizer = self.model
         device = self._execution_device
         options: dict[str, Any] = {"generation_mode": "image", "padding": True, "return_tensors": "pt"}
-        inputs = dict(processor(images=images if any(images) else None, text=texts, **options).to(device))
+        pictures = {"images": images, "num_image_tokens": num_image_tokens} if any(images) else {}
+        inputs = dict(processor(text=texts, **pictures, **options).to(device))
         if negative_prompt is not None:
             negative = processor(text=negative_prompt, **options).to(device)
             inputs["negative_prompt_ids"] = negative["input_ids"]

@@ -1,6 +1,6 @@
 """The messages of a chat: their form, and what keeps text typed in one from becoming an image placeholder.
 
-`chat_template.jinja` renders an image and "what is it?" as the release's VQA prompt, "<image>Question: what is it?
+`chat_template.jinja` renders an image and "what is it?" as the original's VQA prompt, "<image>Question: what is it?
 Answer:"; an image alone is its caption prompt. Only the answer to a text question starts with " Answer:": that of an
 image alone is a caption. With `generation_mode="image"` a user's text describes what to draw and stays as it is.
 """

@@ -395,7 +395,7 @@ def _warn_if_already_scaled(image: np.ndarray) -> None:
 
 
 class LavitImageDefaults(RemoteCodeDictMixin):
-    """What the two backends share: the release's preprocessing, and which inputs are taken."""
+    """What the two backends share: the original's preprocessing, and which inputs are taken."""
 
     resample = PILImageResampling.BICUBIC
     image_mean = OPENAI_CLIP_MEAN

@@ -1,7 +1,7 @@
 """LaVIT's processor: images and text to what the model takes, in one of two forms.
 
 - continuous: an image is as many placeholders as it has patches, plus `pixel_values`; the model encodes it and skips
-  the placeholders of dropped patches;
+  the placeholders of dropped patches. With a budget it is as many placeholders as it will have tokens;
 - discrete: an image is the ids of its visual codes, which a visual tokenizer computes here; the model needs nothing
   else.
 """
@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin, find_file, hub_options, import_composition
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.generation_lavit import GENERATION_MODES
+from ..modeling.modeling_lavit_visual_tokenizer import resolve_budget
 from ..utils.json_files import read_json_object
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
 from .image_processing_pil_lavit import check_images, flatten, is_nested
@@ -56,7 +57,14 @@ _CHAT_ARGUMENTS = (
     "load_audio_from_video",
     "processor_kwargs",
 )
-_OWN_KWARGS = ("visual_mode", "generation_mode", "return_mm_token_type_ids", "return_text_replacement_offsets")
+_BUDGETS = ("num_image_tokens", "keep_rate", "max_total_image_tokens")
+_OWN_KWARGS = (
+    "visual_mode",
+    "generation_mode",
+    *_BUDGETS,
+    "return_mm_token_type_ids",
+    "return_text_replacement_offsets",
+)
 VISUAL_MODES = ("continuous", "discrete")
 Checkpoint = tuple[str | os.PathLike, dict[str, Any]]
 
@@ -68,6 +76,9 @@ class ImageTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[c
 
     visual_mode: str | list | None
     generation_mode: str | None
+    num_image_tokens: int | list | None
+    keep_rate: float | None
+    max_total_image_tokens: int | None
 
 
 class _ModalityKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -86,7 +97,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
     Args:
         image_processor: A `LavitImageProcessor` or `LavitImageProcessorPil`.
         tokenizer: A `LavitTokenizer`.
-        chat_template: A Jinja template; by default questions and answers as the release words them.
+        chat_template: A Jinja template; by default questions and answers as the original words them.
         image_seq_length: Patches per image: how many placeholders a continuous image gets.
         visual_mode: `"continuous"` (features, for understanding) or `"discrete"` (codes between image start and end);
             calls may override it.
@@ -146,11 +157,16 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
                   with the image start; a prompt may then be empty, to draw without one) or `"interleaved"`.
                 - `visual_mode`: `"continuous"` or `"discrete"` for all images, or a (nested) list of one per image. By
                   default the processor's own; with `generation_mode="image"` images are by default their codes alone,
-                  without start and end, which is what the release draws from.
+                  without start and end, which is what the original draws from.
+                - `num_image_tokens`: How many tokens an image becomes: one number, or a (nested) list of one per
+                  image. Its likeliest patches are kept. By default the visual tokenizer decides.
+                - `keep_rate`: The share of its patches instead.
+                - `max_total_image_tokens`: How many tokens the images of a prompt become together instead, in equal
+                  shares.
 
         Returns:
-            `input_ids` and `attention_mask`, and, if there are continuous images, `pixel_values` [images, 3, H, W].
-            Without text, just the `pixel_values`.
+            `input_ids` and `attention_mask`; if there are continuous images, `pixel_values` [images, 3, H, W]; with a
+            budget for them, `num_image_tokens` [images]. Without text, just the `pixel_values`.
         """
         if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
             raise ValueError(f"{type(self).__name__} takes images and text, no videos and no audio.")
@@ -171,9 +187,14 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         has_bare_codes = is_drawing and not own["visual_mode"]
         default_mode = "discrete" if has_bare_codes else self.visual_mode
         modes = assign_modes(own["visual_mode"] or default_mode, len(flat_images))
+        budgets = assign_budgets(
+            {name: own[name] for name in _BUDGETS}, [len(parts) - 1 for parts in segments], self.image_seq_length
+        )
 
         # 2. Turn every image into ids, and the continuous ones into pixels for the model.
-        image_ids, pixel_values = self._encode_images(flat_images, modes, has_bare_codes, merged["images_kwargs"])
+        image_ids, image_inputs = self._encode_images(
+            flat_images, modes, budgets, has_bare_codes, merged["images_kwargs"]
+        )
 
         # 3. Tokenize the text segments, and put the images between them.
         rows = self._build_rows(segments, image_ids)
@@ -181,9 +202,9 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # 4. Cut, start the image to draw, and pad.
         text_inputs = self._finish_rows(rows, own, merged["text_kwargs"], is_drawing)
         return_tensors = merged["text_kwargs"].get("return_tensors")
-        if pixel_values is not None:
-            is_torch = str(getattr(return_tensors, "value", return_tensors)) == "pt"
-            text_inputs["pixel_values"] = pixel_values if is_torch else pixel_values.cpu().numpy()
+        is_torch = str(getattr(return_tensors, "value", return_tensors)) == "pt"
+        for name, values in image_inputs.items():
+            text_inputs[name] = values if is_torch else values.cpu().numpy()
         return BatchFeature(
             text_inputs, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
         )
@@ -311,16 +332,21 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
         """What the placeholder of a continuous image stands for, in token names."""
-        return self.tokenizer.boi_token + self.image_token * self.image_seq_length + self.tokenizer.eoi_token
+        budgets = image_inputs.get("num_image_tokens")
+        count = self.image_seq_length if budgets is None else int(budgets[image_idx])
+        return self.tokenizer.boi_token + self.image_token * count + self.tokenizer.eoi_token
 
     def _get_num_multimodal_tokens(
         self, image_sizes: Sequence[Sequence[int]] | None = None, **kwargs: Any
     ) -> MultiModalData:
-        """Placeholders per continuous image, whatever its size (vLLM asks for this)."""
+        """Placeholders per continuous image, whatever its size (vLLM asks for this); `kwargs` are those of a call."""
         if image_sizes is None:
             return MultiModalData()
         count = len(image_sizes)
-        return MultiModalData(num_image_tokens=[self.image_seq_length] * count, num_image_patches=[1] * count)
+        budgets = assign_budgets({name: kwargs.get(name) for name in _BUDGETS}, [count], self.image_seq_length)
+        return MultiModalData(
+            num_image_tokens=budgets or [self.image_seq_length] * count, num_image_patches=[1] * count
+        )
 
     # Steps of a call
 
@@ -338,27 +364,38 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         return own, self._merge_kwargs(_ModalityKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
 
     def _encode_images(
-        self, images: list[Any], modes: Sequence[str], has_bare_codes: bool, images_kwargs: dict[str, Any]
-    ) -> tuple[list[list[int]], torch.Tensor | None]:
-        """The ids of every image, and the pixels of the continuous ones."""
+        self,
+        images: list[Any],
+        modes: Sequence[str],
+        budgets: list[int] | None,
+        has_bare_codes: bool,
+        images_kwargs: dict[str, Any],
+    ) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
+        """The ids of every image, and what the model is given of the continuous ones."""
         if not images:
-            return [], None
+            return [], {}
         pixel_values = self.image_processor(images, **{**images_kwargs, "return_tensors": "pt"})["pixel_values"]
         continuous = [index for index, mode in enumerate(modes) if mode == "continuous"]
         discrete = [index for index, mode in enumerate(modes) if mode == "discrete"]
-        ids = [self._between_start_and_end([self.image_token_id] * self.image_seq_length) for _ in images]
+        counts = torch.tensor(budgets or [self.image_seq_length] * len(images))
+        ids = [self._between_start_and_end([self.image_token_id] * count) for count in counts.tolist()]
         if discrete:
-            for index, codes in zip(discrete, self._discrete_ids(pixel_values[discrete]), strict=True):
+            of_codes = self._discrete_ids(pixel_values[discrete], counts[discrete] if budgets else None)
+            for index, codes in zip(discrete, of_codes, strict=True):
                 ids[index] = codes if has_bare_codes else self._between_start_and_end(codes)
-        return ids, pixel_values[continuous] if continuous else None
+        if not continuous:
+            return ids, {}
+        inputs = {"pixel_values": pixel_values[continuous]}
+        return ids, {**inputs, "num_image_tokens": counts[continuous]} if budgets else inputs
 
-    def _discrete_ids(self, pixel_values: torch.Tensor) -> list[list[int]]:
+    def _discrete_ids(self, pixel_values: torch.Tensor, num_tokens: torch.Tensor | None = None) -> list[list[int]]:
         """The ids of every image's codes."""
         visual_tokenizer = self.get_visual_tokenizer()
         # An offloaded model is on the meta device between calls, and moves its inputs by itself.
         device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
+        budget = {} if num_tokens is None else {"num_tokens": num_tokens}
         with torch.no_grad():
-            output = visual_tokenizer.encode(pixel_values.to(device=device, dtype=visual_tokenizer.dtype))
+            output = visual_tokenizer.encode(pixel_values.to(device=device, dtype=visual_tokenizer.dtype), **budget)
         ids = self.tokenizer.convert_codes_to_ids(output.codes)
         return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
@@ -638,6 +675,43 @@ def assign_modes(visual_mode: Any, num_images: int) -> list[str]:
         if len(modes) != num_images:
             raise ValueError(f"Got {len(modes)} visual modes for {num_images} image(s).")
     return [check_visual_mode(mode) for mode in modes]
+
+
+def assign_budgets(given: Mapping[str, Any], counts: Sequence[int], num_patches: int) -> list[int] | None:
+    """How many tokens every image becomes.
+
+    Args:
+        given: The arguments of a call that say so; at most one is not `None`.
+        counts: Images per prompt.
+        num_patches: Patches of an image.
+
+    Returns:
+        One number per image; `None` if nothing is said.
+
+    Raises:
+        ValueError: If two arguments say something, or an image cannot become so many tokens.
+    """
+    named = {name: value for name, value in given.items() if value is not None}
+    if not named:
+        return None
+    if len(named) > 1:
+        raise ValueError(
+            f"Give one of {', '.join(f'`{name}`' for name in named)}: each says how many tokens there are."
+        )
+    if (total := named.get("max_total_image_tokens")) is not None:
+        budgets = []
+        for index, count in enumerate(counts):
+            if count > operator.index(total):
+                raise ValueError(
+                    f"Prompt {index} has {count} images, which need a token each; `max_total_image_tokens` is {total}."
+                )
+            shares = [total // count + (position < total % count) for position in range(count)]
+            budgets += [min(share, num_patches) for share in shares]
+        return budgets
+    numbers = named.get("num_image_tokens")
+    if isinstance(numbers, (list, tuple)):
+        numbers = flatten(numbers)
+    return resolve_budget(numbers, named.get("keep_rate"), sum(counts), num_patches).tolist()
 
 
 def check_visual_mode(mode: Any) -> str:

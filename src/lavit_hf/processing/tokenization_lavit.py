@@ -468,8 +468,9 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         """As everywhere, but `extra_special_tokens` are your own: they may be typed.
 
         Raises:
-            ValueError: If one of them is a token of images.
+            ValueError: If one of them is a token of images, or holds half a character.
         """
+        check_text(special_tokens_dict)
         for name, value in (special_tokens_dict or {}).items():  # before anything changes
             if name in ("extra_special_tokens", "additional_special_tokens"):
                 for token in value or ():
@@ -483,6 +484,7 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         named = {str(token) for token in self._special_tokens_map.values() if token}
         declared, control = [], []
         for token in new_tokens:
+            check_text(str(token))
             is_special = special_tokens or getattr(token, "special", False)
             token = token if isinstance(token, AddedToken) else AddedToken(token)
             if token.content in named:
@@ -620,7 +622,7 @@ def split_ids(ids: Iterable[int], visual: VisualIds, special_ids: Collection[int
     """Splits a row of ids into runs of text and images, in order.
 
     An image goes from its start to its end, or to the end of the row if it was cut off. Ids of text, and further
-    starts, do not belong there; a model that is free to generate them may do so, and they are dropped as the release
+    starts, do not belong there; a model that is free to generate them may do so, and they are dropped as the original
     does. Codes outside start and end are an image, too, as in prompts for drawing; such a one ends at the next text.
 
     Args:

@@ -24,6 +24,7 @@ from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, copy_pixel_decoders, link_pixel_decoders
 from ..remote_code import save_remote_code
+from ..utils.progress import progress_bar
 
 _PARTS = ("token_decoder", "unet", "vae")
 _PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
@@ -49,6 +50,8 @@ def assemble(
     language_model: str | os.PathLike[str],
     pixel_decoder: str | os.PathLike[str],
     destination: str | os.PathLike[str],
+    *,
+    progress: bool = True,
 ) -> Path:
     """Writes a checkpoint of a language model with its processor, and of pixel decoders of the same codes.
 
@@ -57,6 +60,7 @@ def assemble(
         pixel_decoder: Directory that stage 3 writes, or that of a LaVIT, of which all pixel decoders are taken. Which
             ids their codes had elsewhere makes no difference: those of `language_model` are written down.
         destination: Directory to create. It appears only when it is complete.
+        progress: Whether to show a progress bar.
 
     Returns:
         The created directory.
@@ -76,14 +80,19 @@ def assemble(
         _check_pixel_decoder(decoder, config, codebook, source)
     files = sorted({path for pattern in _FILES for path in source.glob(pattern) if path.is_file()})
     parts = [path for decoder in decoders for part in _PARTS for path in (decoder / part).glob("*")]
-    check_space(target, sum(path.stat().st_size for path in [*files, *parts]))
+    size_of_parts = sum(path.stat().st_size for path in parts)
+    total = sum(path.stat().st_size for path in files) + size_of_parts
+    check_space(target, total)
     with complete_directory(target) as folder:
-        for path in files:
-            shutil.copyfile(path, folder / path.name)
-        try:
-            copy_pixel_decoders(drawing, folder)
-        except ValueError as error:
-            raise ConversionError(str(error)) from error
+        with progress_bar("Writing", total, progress) as bar:
+            for path in files:
+                shutil.copyfile(path, folder / path.name)
+                bar.update(path.stat().st_size)
+            try:
+                copy_pixel_decoders(drawing, folder)
+            except ValueError as error:
+                raise ConversionError(str(error)) from error
+            bar.update(size_of_parts)
         link_pixel_decoders(folder)
         for origin in (source, drawing):
             copy_notices_of(origin, folder)

@@ -1,7 +1,7 @@
 """Rows of a dataset, as every training stage reads them.
 
-In this order: images, what makes a row bad, lengths, `TrainingDataset`, which knows its epoch and outlives bad rows,
-and rows of plain datasets, which get the same from a collator and `EpochCallback`.
+In this order: images, a row and what makes it bad, lengths, `TrainingDataset`, which knows its epoch and outlives bad
+rows, and rows of plain datasets, which get the same from a collator and `EpochCallback`.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from ..utils.seeds import sample_seed
 
 logger = logging.get_logger(__name__)
 
-SOURCES = ("image", "path", "url", "base64")
-"""Where a part of a message may have its image, in the chats of transformers."""
+_SOURCES = ("image", "path", "url", "base64")  # where a part of a message may have its image, in transformers' chats
 _NO_PATHS = ("http://", "https://", "data:")
 
 
@@ -55,38 +54,6 @@ def read_images(value: Any, root: str | os.PathLike[str] | None = None) -> list[
         return []
     values = value if isinstance(value, (list, tuple)) else [value]
     return [_read_image(image, root) for image in values]
-
-
-def read_message_images(
-    messages: Sequence[Mapping[str, Any]], root: str | os.PathLike[str] | None = None
-) -> list[dict[str, Any]]:
-    """Decodes the images that the messages of a chat hold themselves, so that a corrupt one is found.
-
-    Args:
-        messages: Messages whose content is a text, or a list of parts. A part of type `image` may have its image under
-            one of the names of `SOURCES`.
-        root: As in `read_images`.
-
-    Returns:
-        A copy with RGB images under `image`.
-
-    Raises:
-        ValueError: If one of them is corrupt, empty, or no image, or if its path leads out of the root.
-    """
-    return [{**message, "content": _read_content(message["content"], root)} for message in messages]
-
-
-def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
-    if isinstance(content, str):
-        return content
-    parts = []
-    for part in content:
-        source = next((part[name] for name in SOURCES if part.get(name) is not None), None)
-        if part["type"] == "image" and source is not None:
-            rest = {name: value for name, value in part.items() if name not in SOURCES}
-            part = {**rest, "image": _read_image(source, root)}
-        parts.append(part)
-    return parts
 
 
 def _read_image(value: Any, root: str | os.PathLike[str] | None) -> Image.Image:
@@ -132,25 +99,91 @@ def _from_array(value: np.ndarray | torch.Tensor) -> Image.Image:
     return to_rgb(Image.fromarray(array[..., 0] if array.shape[-1] == 1 else array))
 
 
-def check_sample(sample: Mapping[str, Any], needs_text: bool) -> None:
-    """Makes sure that there is something to learn, and that text and images fit together.
+def read_sample(
+    row: Mapping[str, Any], needs_text: bool = True, image_root: str | os.PathLike[str] | None = None
+) -> dict[str, Any]:
+    """Reads what there is to learn in a row, and makes sure that text and images fit together.
 
     Args:
-        sample: A sample of `TrainingDataset`.
+        row: A row with `codes`, `images` or `image` (one or a list of them), `text`, `prompt` and `messages`, as far
+            as it has them. What is read already stays as it is.
         needs_text: Whether images alone will not do.
+        image_root: As in `read_images`.
+
+    Returns:
+        `images`, or `codes` if the row has them; `text`; and `prompt` and `messages` if the row has them.
 
     Raises:
         ValueError: If it is bad.
     """
-    pictures = sample["codes"] if "codes" in sample else sample["images"]
-    if sample.get("messages") is not None:
-        _check_messages(sample["messages"], len(pictures))
+    sample: dict[str, Any] = {}
+    if row.get("codes") is not None:
+        sample["codes"] = read_codes(row["codes"])
+    else:
+        sample["images"] = read_images(row.get("images", row.get("image")), image_root)
+    num_images = len(sample["codes"] if "codes" in sample else sample["images"])
+    sample["text"] = row.get("text")
+    if row.get("prompt") is not None:
+        sample["prompt"] = row["prompt"]
+    if (messages := read_messages(row)) is not None:
+        messages = _ask_about_images(messages, num_images)
+        _check_messages(messages, num_images)
+        sample["messages"] = _read_message_images(messages, image_root)
     elif needs_text:
-        check_learned_text(sample["text"])
-        check_prompt(sample.get("prompt"))
-        _check_placeholders((sample.get("prompt") or "") + sample["text"], len(pictures))
-    elif not pictures:
+        if "text" not in row:
+            raise ValueError(
+                f"there is no column 'text' or 'messages'; it has {', '.join(sorted(row))}. Those of other names need "
+                "`dataset.rename_column`, or a TrainingDataset that is told them"
+            )
+        check_learned_text(row["text"])
+        check_prompt(row.get("prompt"))
+        _check_placeholders((row.get("prompt") or "") + row["text"], num_images)
+    elif num_images == 0:
         raise ValueError("the image is missing")
+    return sample
+
+
+def _read_message_images(
+    messages: Sequence[Mapping[str, Any]], root: str | os.PathLike[str] | None
+) -> list[dict[str, Any]]:
+    """A copy without empty fields, in which the images that messages hold themselves are decoded, under `image`."""
+    return [{**message, "content": _read_content(message["content"], root)} for message in messages]
+
+
+def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
+    if isinstance(content, str):
+        return content
+    parts = []
+    for part in content:
+        part = {name: value for name, value in part.items() if value is not None}
+        source = next((part[name] for name in _SOURCES if name in part), None)
+        if part["type"] == "image" and source is not None:
+            rest = {name: value for name, value in part.items() if name not in _SOURCES}
+            part = {**rest, "image": _read_image(source, root)}
+        parts.append(part)
+    return parts
+
+
+def place_images(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a sample, with every image (or list of codes) at its place.
+
+    Args:
+        sample: As `read_sample` gives it, with `messages`.
+
+    Returns:
+        A copy. Parts of type `image` have theirs under `image`: their own, or the sample's in order of appearance.
+    """
+    given = iter(sample["codes"] if "codes" in sample else sample["images"])
+    messages = []
+    for message in sample["messages"]:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = [
+                part if part["type"] != "image" or "image" in part else {**part, "image": next(given)}
+                for part in content
+            ]
+        messages.append({"role": message["role"], "content": content})
+    return messages
 
 
 def check_learned_text(text: Any) -> None:
@@ -229,6 +262,16 @@ def _check_placeholders(text: str, num_images: int) -> None:
         raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
 
 
+def _ask_about_images(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
+    """In a chat of nothing but texts, images come before the first text of the user, as in TRL."""
+    users = [index for index, message in enumerate(messages) if message["role"] == "user"]
+    if not num_images or not users or not all(isinstance(message["content"], str) for message in messages):
+        return messages
+    first = messages[users[0]]
+    content = [*({"type": "image"} for _ in range(num_images)), {"type": "text", "text": first["content"]}]
+    return [*messages[: users[0]], {**first, "content": content}, *messages[users[0] + 1 :]]
+
+
 def _check_messages(messages: list[dict[str, Any]], num_images: int) -> None:
     answers = [message["content"] for message in messages if message["role"] == "assistant"]
     if not answers:
@@ -237,7 +280,7 @@ def _check_messages(messages: list[dict[str, Any]], num_images: int) -> None:
         raise ValueError("there is nothing to learn: all messages of the assistant are empty")
     parts = [part for message in messages if not isinstance(message["content"], str) for part in message["content"]]
     images = [part for part in parts if part["type"] == "image"]
-    count = sum(all(part.get(name) is None for name in SOURCES) for part in images)
+    count = sum(all(part.get(name) is None for name in _SOURCES) for part in images)
     if count != num_images:
         raise ValueError(f"it has {num_images} image(s), but its messages have {count} part(s) that want one")
 
@@ -393,7 +436,7 @@ class TrainingDataset(Dataset):
         self.image_root = image_root
         self._check_columns(names)
         wanted = [self.image_column, text_column, "prompt", "messages", "sample_id", "length"]
-        self.dataset = _undecoded(dataset, [name for name in wanted if name in names])
+        self.dataset = leave_undecoded(dataset, [name for name in wanted if name in names])
         self._lengths = _row_lengths(dataset, lengths, names)
         # Shared with worker processes, in both directions.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -457,19 +500,16 @@ class TrainingDataset(Dataset):
 
     def _read(self, index: int) -> dict[str, Any]:
         row = self.dataset[index]
-        sample: dict[str, Any] = {}
-        if self.image_column == "codes":
-            sample["codes"] = read_codes(row.get("codes"))
-        else:
-            sample["images"] = read_images(row.get(self.image_column), self.image_root)
-        sample["text"] = None if self.text_column is None else row.get(self.text_column)
-        if row.get("prompt") is not None:
-            sample["prompt"] = row["prompt"]
-        if (messages := read_messages(row)) is not None:
-            sample["messages"] = messages
-        check_sample(sample, needs_text=self.text_column is not None)
-        if "messages" in sample:
-            sample["messages"] = read_message_images(sample["messages"], self.image_root)
+        pictures = row.get(self.image_column)
+        if self.image_column == "codes" and pictures is None:
+            pictures = []
+        named = {
+            "codes" if self.image_column == "codes" else "images": pictures,
+            "text": None if self.text_column is None else row.get(self.text_column),
+            "prompt": row.get("prompt"),
+            "messages": row.get("messages"),
+        }
+        sample = read_sample(named, needs_text=self.text_column is not None, image_root=self.image_root)
         sample["sample_id"] = read_sample_id(row, index)
         sample["epoch"] = self.epoch
         if self._lengths is not None:
@@ -514,19 +554,27 @@ def _column_names(dataset: Any) -> list[str]:
     return list(dataset[0]) if names is None else list(names)
 
 
-def _undecoded(dataset: Any, columns: list[str]) -> Any:
-    """A `datasets.Dataset` that leaves decoding to us, where a corrupt image is caught, and reads no other columns."""
-    if not hasattr(dataset, "cast_column") or dataset.format["type"] == "custom":
-        return dataset  # The user's own transform decides what a row is.
+def leave_undecoded(dataset: Any, columns: Sequence[str]) -> Any:
+    """A `datasets.Dataset` or `IterableDataset` of these columns, which leaves images to us to decode.
+
+    There a corrupt one is caught. A dataset with a transform stays as it is: the user's own decides what a row is.
+    """
+    if not hasattr(dataset, "cast_column") or is_transformed(dataset):
+        return dataset
     import datasets  # type: ignore[import-untyped]
 
-    dataset = dataset.with_format(None).select_columns(columns)
-    for name, feature in dataset.features.items():
+    dataset = dataset.with_format(None).select_columns(list(columns))
+    for name, feature in (dataset.features or {}).items():
         if isinstance(feature, datasets.Image):
             dataset = dataset.cast_column(name, datasets.Image(decode=False))
         elif isinstance(getattr(feature, "feature", None), datasets.Image):
             dataset = dataset.cast_column(name, type(feature)(datasets.Image(decode=False)))
     return dataset
+
+
+def is_transformed(dataset: Any) -> bool:
+    """Whether rows of a `datasets.Dataset` are what a function of the user makes of them."""
+    return getattr(dataset, "format", {}).get("type") == "custom"
 
 
 def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) -> list[int] | None:
@@ -558,41 +606,33 @@ class FollowsEpoch:
         self._epoch.fill_(epoch)
 
 
-def complete_row(row: Mapping[str, Any], epoch: int = 0) -> dict[str, Any]:
+def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = False) -> dict[str, Any]:
     """A row as `TrainingDataset` would give it out; what it has already stays.
 
     Args:
-        row: A row with `images`, or with an `image` (or a list of them).
+        row: A row with the columns that `read_sample` knows.
         epoch: The epoch, if the row does not say.
+        needs_text: Whether it is for the language model. The other stages learn from its images alone, whatever else
+            there is, and find its other columns as they are.
 
     Raises:
-        ValueError: If the row has nothing to learn from, or an image is corrupt.
+        ValueError: If the row has nothing to learn from, or is bad.
     """
-    check_columns(row)
-    sample = dict(row)
-    if row.get("epoch") is None:
-        sample["epoch"] = epoch
-    if row.get("sample_id") is None:
-        sample["sample_id"] = number_row(row)
-    if "images" not in row and "image" in row:
-        try:
-            sample["images"] = read_images(row["image"])
-        except ValueError as error:
-            raise bad_sample(sample["sample_id"], error) from error
-    return sample
+    _check_columns(row)
+    sample_id = number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0)
+    try:
+        if needs_text:
+            sample = read_sample(row)
+        else:
+            sample = {**row, "images": read_images(row.get("images", row.get("image")))}
+    except ValueError as error:
+        reason = str(error).rstrip(".")
+        raise ValueError(f"Sample {sample_id} is bad: {reason}. TrainingDataset skips such samples.") from error
+    return {**sample, "sample_id": sample_id, "epoch": epoch if row.get("epoch") is None else int(row["epoch"])}
 
 
-def bad_sample(sample_id: int, error: ValueError) -> ValueError:
-    """The error of a collator about a row that a `TrainingDataset` would have left out."""
-    return ValueError(f"Sample {sample_id} is bad: {str(error).rstrip('.')}. TrainingDataset skips such samples.")
-
-
-def check_columns(row: Mapping[str, Any]) -> None:
-    """Makes sure that a row has a column to learn from.
-
-    Raises:
-        ValueError: If it has none, most likely because `Trainer` has removed them.
-    """
+def _check_columns(row: Mapping[str, Any]) -> None:
+    """Refuses a row without a column to learn from; most likely `Trainer` has removed them."""
     if not set(_COLUMNS) - {"prompt"} & set(row):
         raise ValueError(
             f"A row has nothing but {sorted(row)}: neither images nor text. Trainer removes columns that are no "
@@ -670,22 +710,21 @@ def _find_sampler(data_loader: Any) -> Any:
 
 
 __all__ = [
-    "SOURCES",
     "EpochCallback",
     "FollowsEpoch",
     "TrainingDataset",
-    "bad_sample",
-    "check_columns",
     "check_learned_text",
     "check_prompt",
-    "check_sample",
     "complete_row",
+    "is_transformed",
+    "leave_undecoded",
     "locate_image",
     "measure_lengths",
     "number_row",
+    "place_images",
     "read_codes",
     "read_images",
-    "read_message_images",
     "read_messages",
+    "read_sample",
     "read_sample_id",
 ]

@@ -192,9 +192,16 @@ def find_failures(
 
 
 def _how_to_fill_images(config: LavitPreTrainingConfig) -> str:
+    if config.selector_steps == 0:
+        return (
+            "It does not learn in this run (selector_steps=0): train another one, with keep_rate_per_image=True and a "
+            "large keep_rate_weight, such as 100, or a higher keep_rate."
+        )
     if not (config.selector_steps and config.calibration_steps and config.bypass_merger_steps):
         return "Start with bypass_merger_steps and selector_steps."
     # The selector has been calibrated: enough is kept of all images together, but not of each.
+    if config.keep_rate_per_image:
+        return f"Raise keep_rate_weight (now {config.keep_rate_weight:g}) or keep_rate (now {config.keep_rate:.2f})."
     return (
         "Have every image keep its share (keep_rate_per_image=True with a large keep_rate_weight, such as 100), or "
         "raise keep_rate."

@@ -66,6 +66,10 @@ def complete_file(path: Path) -> Iterator[BinaryIO]:
             os.fsync(descriptor)
             partial.chmod(new_file_mode(0o666))  # mkstemp made it private to its owner
             os.replace(partial, path)
+    except OSError as error:
+        if error.filename is None or str(error.filename) == str(partial):  # a full disk does not say of which file
+            error.filename = str(path)
+        raise
     finally:
         if partial is not None:
             partial.unlink(missing_ok=True)
@@ -202,17 +206,25 @@ def exit_on_write_errors() -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if (reason := _write_failure(error)) is None:
-            raise
-        name = getattr(error, "filename2", None) or getattr(error, "filename", None) or "The result"
+        if (failure := write_failure(error)) is None:
+            if not isinstance(error.__cause__, Exception) or write_failure(error.__cause__) is None:
+                raise
+            failure = str(error).rstrip(".")  # whoever passed it on has said what could not be written
         raise SystemExit(
-            f"error: {name} could not be written: {reason}. Make room, or choose another directory; where there are "
-            "checkpoints, --resume_from_checkpoint latest goes on from the last complete one."
+            f"error: {failure}. Make room, or choose another directory; where there are checkpoints, "
+            "--resume_from_checkpoint latest goes on from the last complete one."
         ) from error
 
 
-def _write_failure(error: Exception) -> str | None:
-    """Why something could not be written; `None` if the error is another one."""
+def write_failure(error: Exception) -> str | None:
+    """What could not be written, and why, whichever library says so; `None` if the error is another one."""
+    if (reason := _why_not_written(error)) is None:
+        return None
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None) or "The result"
+    return f"{name} could not be written: {reason}"
+
+
+def _why_not_written(error: Exception) -> str | None:
     if isinstance(error, OSError):
         return error.strerror if error.errno in _NOT_WRITTEN and not _is_of_reading(error) else None
     if type(error).__name__ == "SafetensorError":
@@ -257,5 +269,6 @@ __all__ = [
     "remove_partials",
     "temporary_folder",
     "why_not_written",
+    "write_failure",
     "write_json",
 ]

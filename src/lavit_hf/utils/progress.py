@@ -64,6 +64,8 @@ def _is_notebook() -> bool:
 class TokenProgress(StoppingCriteria):
     """Counts the tokens of `generate` on a bar and stops nothing; unlike a streamer it works with beams, too."""
 
+    ignores_ids = True  # LaVIT's `generate` may run on shorter rows, which criteria that look at ids would notice
+
     def __init__(self, bar: Any):
         self.bar = bar
 

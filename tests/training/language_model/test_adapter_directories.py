@@ -9,6 +9,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard
 from peft import IA3Config, PeftModel, get_peft_model
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
@@ -153,8 +154,11 @@ def pickle_weights(folder: Path) -> None:
         (change_config(peft_type="IA3"), "is not of LoRA, but of 'IA3'"),
         (change_config(megatron_config={"a": 1}, megatron_core="os"), "a model of Megatron"),
         (change_config(target_modules=["nothing_like_it"], modules_to_save=None), "does not fit"),
-        (lambda folder: (folder / "adapter_config.json").write_text("{"), "adapter_config.json is not readable as JSON"),
-        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "adapter_config.json does not hold a JSON object, but a list"),
+        (
+            lambda folder: (folder / "adapter_config.json").write_text("{"),
+            "is not readable as JSON",
+        ),
+        (lambda folder: (folder / "adapter_config.json").write_text("[]"), "does not hold a JSON object"),
         (pickle_weights, "has no adapter_model.safetensors: adapters are read from safetensors only"),
         (lambda folder: (folder / WEIGHTS).write_bytes(b"broken"), "not a readable safetensors file"),
         (change_weights(drop_one), "it lacks 1 tensors"),
@@ -189,9 +193,13 @@ def test_wrong_kinds_of_directories(adapter: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-def test_a_failure_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "error",
+    [OSError(28, "No space left on device"), SafetensorError("I/O error: No space left on device (os error 28)")],
+)
+def test_a_failure_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error) -> None:
     def fail(*args, **kwargs) -> None:
-        raise OSError(28, "No space left on device")
+        raise error
 
     monkeypatch.setattr(ImageTextProcessor, "save_pretrained", fail)
     with pytest.raises(ConversionError, match="the disk is full"):

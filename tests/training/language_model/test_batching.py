@@ -2,7 +2,13 @@ import pytest
 import torch
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.training.language_model.data_collator import LavitDataCollator, TrainingRow, pack_rows, pad_rows
+from lavit_hf.training.language_model.data_collator import (
+    LavitDataCollator,
+    Segment,
+    TrainingRow,
+    pack_rows,
+    pad_rows,
+)
 from tiny_parts import CHECKPOINT
 
 LENGTHS = [5, 3, 9, 2, 7]
@@ -11,9 +17,8 @@ LENGTHS = [5, 3, 9, 2, 7]
 def rows(lengths=LENGTHS) -> list[TrainingRow]:
     result = []
     for index, length in enumerate(lengths):
-        row = TrainingRow(index)
-        row.add([10 * (index + 1) + position for position in range(length)], True)
-        result.append(row)
+        ids = [10 * (index + 1) + position for position in range(length)]
+        result.append(TrainingRow(index, [Segment(ids=ids, is_learned=[True] * length)]))
     return result
 
 

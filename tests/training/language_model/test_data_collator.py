@@ -236,6 +236,16 @@ def test_a_chat_learns_what_the_assistant_says_and_draws(processor):
     assert len(batch["pixel_values"]) == 1
 
 
+def test_an_image_beside_a_chat_of_texts_is_asked_about(processor):
+    parts = [{"type": "image"}, {"type": "text", "text": "x?"}]
+    answer = {"role": "assistant", "content": "red"}
+    found, expected = (
+        LavitDataCollator(processor)([row(None, messages=[{"role": "user", "content": content}, answer])])
+        for content in ("x?", parts)
+    )
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
 def test_images_before_a_drawing_are_bare_codes_as_in_generation(processor):
     batch = LavitDataCollator(processor)([row("<image>", images=2, prompt="<image>draw")])
     first, second = (codes_of(processor, picture(seed)) for seed in (0, 1))
@@ -376,10 +386,16 @@ def test_images_that_do_not_fit(processor):
         ([row(None, 0, messages=[{"role": "user", "content": "hi"}])], "nothing to learn"),
         (
             [row(None, 0, messages=[{"role": "user", "content": "hi"}, {"role": "assistant", "content": ""}])],
-            "messages are empty",
+            "messages of the assistant are empty",
         ),
-        ([row(None, 1, messages=[{"role": "assistant", "content": "hi"}])], "more images than its messages"),
-        ([row(None, 0, messages=[{"role": "assistant", "content": [{"type": "image"}]}])], "fewer images"),
+        (
+            [row(None, 1, messages=[{"role": "assistant", "content": "hi"}])],
+            r"has 1 image\(s\), but its messages have 0 part\(s\)",
+        ),
+        (
+            [row(None, 0, messages=[{"role": "assistant", "content": [{"type": "image"}]}])],
+            r"has 0 image\(s\), but its messages have 1 part\(s\)",
+        ),
         ([{"codes": [[64]], "text": "a", "sample_id": 0}], "64 is not a code: expected 0 to 63"),
     ],
 )

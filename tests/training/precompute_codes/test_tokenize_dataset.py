@@ -1,6 +1,5 @@
 """Datasets to codes: exact, whoever works on them, and whatever interrupts it."""
 
-import copy
 import json
 import os
 import shutil
@@ -14,7 +13,6 @@ import pytest
 import torch
 from accelerate import PartialState
 from PIL import Image
-from torch import nn
 from transformers import AutoProcessor
 
 from lavit_hf import ImageTextProcessor, LavitVisualTokenizer
@@ -23,7 +21,6 @@ from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.precompute_codes.directory import read_metadata
 from lavit_hf.training.precompute_codes.tokenize_dataset import (
     load_tokenized_dataset,
-    module_fingerprint,
     tokenize_dataset,
 )
 
@@ -523,20 +520,3 @@ def test_what_a_killed_process_left_is_cleaned(processor, tmp_path: Path) -> Non
     (folder / ".tokenization.json.abcd1234.partial").write_bytes(b"half")  # killed before anything was there
     tokenize(SCENES, folder, processor)
     assert sorted(path.relative_to(folder) for path in folder.rglob("*")) == complete
-
-
-# Fingerprints of weights.
-
-
-def test_every_weight_and_its_dtype_count():
-    first, second = nn.Linear(3, 2), nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2))
-    found = module_fingerprint(first, second)
-    assert found == module_fingerprint(copy.deepcopy(first), copy.deepcopy(second))
-    assert found != module_fingerprint(second, first) and found != module_fingerprint(first)
-    assert found != module_fingerprint(copy.deepcopy(first).double(), second)
-    other = copy.deepcopy(second)
-    other[1].running_mean[0] += 1e-6  # buffers, too
-    assert found != module_fingerprint(first, other)
-    with torch.no_grad():
-        first.bias[1] += 1e-6
-    assert found != module_fingerprint(first, second)

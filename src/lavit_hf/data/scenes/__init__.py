@@ -15,18 +15,32 @@ True
 """
 
 from .dataset import make_scenes, scene_row, stream_scenes
-from .language import CaptionError, Facts, ObjectFacts, Question, RelationFacts, captions_of, facts_of, parse_caption
-from .pictures import judge, object_coverage, render
+from .language import (
+    CaptionError,
+    Facts,
+    ObjectFacts,
+    Question,
+    RelationFacts,
+    ask_questions,
+    captions_of,
+    facts_of,
+    parse_caption,
+    write_caption,
+)
+from .pictures import judge, label_patches, object_coverage, render
 from .world import (
     BACKGROUNDS,
     COLORS,
     HELD_OUT_PAIRS,
+    MAX_OBJECTS,
     RELATIONS,
     SHAPES,
     SIZES,
     UNKNOWN,
+    PortableRng,
     Scene,
     SceneObject,
+    place_of,
     sample_scene,
 )
 
@@ -34,6 +48,7 @@ __all__ = [
     "BACKGROUNDS",
     "COLORS",
     "HELD_OUT_PAIRS",
+    "MAX_OBJECTS",
     "RELATIONS",
     "SHAPES",
     "SIZES",
@@ -41,18 +56,23 @@ __all__ = [
     "CaptionError",
     "Facts",
     "ObjectFacts",
+    "PortableRng",
     "Question",
     "RelationFacts",
     "Scene",
     "SceneObject",
+    "ask_questions",
     "captions_of",
     "facts_of",
     "judge",
+    "label_patches",
     "make_scenes",
     "object_coverage",
     "parse_caption",
+    "place_of",
     "render",
     "sample_scene",
     "scene_row",
     "stream_scenes",
+    "write_caption",
 ]

@@ -11,7 +11,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from huggingface_hub import ModelCardData, snapshot_download
 from torch import nn
-from transformers.utils.peft_utils import find_adapter_config_file
+from transformers.utils.peft_utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    find_adapter_config_file,
+)
 
 from ...conversion.model_card import copy_notices_of, describe_source, save_derived_card
 from ...conversion.weight_files import (
@@ -86,7 +90,6 @@ def _last_name(model: nn.Module, module: nn.Module | None) -> str:
     return next(name for name, other in model.named_modules() if other is module).rpartition(".")[-1]
 
 
-_CONFIG, _WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 _PROCESSOR = "processor_config.json"
 
 
@@ -131,7 +134,27 @@ class Adapter(NamedTuple):
     @property
     def touches_visual_tokenizer(self) -> bool:
         """Whether more than the language model is adapted."""
-        return any(".visual_tokenizer." in name for name in read_headers(self.folder / _WEIGHTS))
+        return any(".visual_tokenizer." in name for name in read_headers(self.folder / ADAPTER_SAFE_WEIGHTS_NAME))
+
+
+def read_adapter_config(folder: Path, error: type[Exception] = ValueError) -> dict[str, Any]:
+    """Reads the configuration of adapters of any kind that PEFT knows.
+
+    Args:
+        folder: Their directory.
+        error: What to raise.
+
+    Raises:
+        Exception: `error`, if it cannot be used.
+    """
+    path = folder / ADAPTER_CONFIG_NAME
+    config = read_json_object(path, error)
+    base, kind = config.get("base_model_name_or_path"), config.get("peft_type")
+    if not isinstance(kind, str) or not isinstance(base, (str, type(None))):
+        raise error(f"{path} is no configuration of PEFT: peft_type or base_model_name_or_path is no text.")
+    if config.get("megatron_config"):  # peft would import whatever module it names
+        raise error(f"{path} is of a model of Megatron, not of a LaVIT.")
+    return config
 
 
 def find_adapter(source: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> Adapter | None:
@@ -153,14 +176,17 @@ def find_adapter(source: str | os.PathLike[str], base: str | os.PathLike[str] | 
     folder = Path(path).parent
     if not os.path.isdir(source):
         folder = Path(snapshot_download(os.fspath(source), allow_patterns=["adapter_*", "*.json", "*.jinja"]))
-    config = _read_config(folder)
-    if not (folder / _WEIGHTS).is_file():
-        raise ValueError(f"{source} has no {_WEIGHTS}: adapters are read from safetensors only.")
-    read_headers(folder / _WEIGHTS, ValueError)
-    recorded = config.get("base_model_name_or_path")
-    found = os.fspath(base) if base is not None else recorded
-    if not isinstance(found, str) or not found:
-        raise ValueError(f"{folder / _CONFIG} names no base model; name it: lavit merge {source} OUT --base DIR")
+    config = read_adapter_config(folder)
+    if config["peft_type"] != "LORA":
+        raise ValueError(f"{folder / ADAPTER_CONFIG_NAME} is not of LoRA, but of {config['peft_type']!r}.")
+    if not (folder / ADAPTER_SAFE_WEIGHTS_NAME).is_file():
+        raise ValueError(f"{source} has no {ADAPTER_SAFE_WEIGHTS_NAME}: adapters are read from safetensors only.")
+    read_headers(folder / ADAPTER_SAFE_WEIGHTS_NAME, ValueError)
+    found = os.fspath(base) if base is not None else config.get("base_model_name_or_path")
+    if not found:
+        raise ValueError(
+            f"{folder / ADAPTER_CONFIG_NAME} names no base model; name it: lavit merge {source} OUT --base DIR"
+        )
     _check_base(source, found)
     return Adapter(folder, found)
 
@@ -186,7 +212,7 @@ def apply_adapter(model: LavitForConditionalGeneration, adapter: Adapter) -> Lav
     dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
     try:
         adapted = PeftModel.from_pretrained(model, str(adapter.folder), torch_device=str(model.device))
-        stored = set(read_headers(adapter.folder / _WEIGHTS))
+        stored = set(read_headers(adapter.folder / ADAPTER_SAFE_WEIGHTS_NAME))
         expected = set(get_peft_model_state_dict(adapted, save_embedding_layers=False))
         _check_names(expected - stored, "lacks")
         _check_names(stored - expected - adapted.state_dict().keys(), "has")
@@ -228,7 +254,7 @@ def merge_adapter(
     check_shard_size(max_shard_size)
     found = find_adapter(adapter, base)
     if found is None:
-        raise ValueError(f"{adapter} holds no adapters of LoRA: it has no {_CONFIG}.")
+        raise ValueError(f"{adapter} holds no adapters of LoRA: it has no {ADAPTER_CONFIG_NAME}.")
     model, report = LavitForConditionalGeneration.from_pretrained(found.base, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{found.base}: {len(missing)} tensors are missing, the first is {missing[0]}.")
@@ -279,24 +305,13 @@ def _save_as_stored(model: LavitForConditionalGeneration, base: Path, folder: Pa
     write_json(path, config, sort_keys=True)
 
 
-def _read_config(folder: Path) -> dict[str, Any]:
-    path = folder / _CONFIG
-    config = read_json_object(path, ValueError)
-    kind = config.get("peft_type")
-    if kind != "LORA":
-        raise ValueError(f"{path} is not of LoRA, but of {kind!r}.")
-    if config.get("megatron_config"):  # peft would import whatever module it names
-        raise ValueError(f"{path} is of a model of Megatron, not of a LaVIT.")
-    return config
-
-
 def _check_base(source: str | os.PathLike[str], base: str) -> None:
     hint = f"name it: lavit merge {source} OUT --base DIR"
     if not os.path.exists(base):
         if base.count("/") == 1 and not base.startswith((".", "/", "~")):
             return  # a repository
         raise ValueError(f"{source} holds adapters of {base}, which does not exist here; {hint}")
-    if (Path(base) / _CONFIG).is_file():
+    if (Path(base) / ADAPTER_CONFIG_NAME).is_file():
         raise ValueError(f"{base}, the base of {source}, holds adapters itself; merge these first.")
     try:
         model_type = read_json_object(Path(base) / "config.json").get("model_type")
@@ -317,6 +332,7 @@ __all__ = [
     "find_adapter",
     "get_lora_config",
     "merge_adapter",
+    "read_adapter_config",
     "save_adapter_card",
     "upcast_trained_weights",
 ]

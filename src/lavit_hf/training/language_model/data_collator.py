@@ -1,7 +1,7 @@
 """Samples of images and text to batches for the language model (stage 2; LaVIT paper, section 3.2).
 
-In this order: a row becomes text and images in order (a chat by the processor's template), these become ids with marks
-at what is learned, and rows of ids become a batch.
+In this order: a sample becomes a row of segments, each a text or an image, in the order in which the model meets them
+(a chat by the processor's template); segments get ids with marks at what is learned; and rows become a batch.
 """
 
 from __future__ import annotations
@@ -17,320 +17,45 @@ from torch.utils.data import get_worker_info
 
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.seeds import sample_seed, sample_uniform
-from ..dataset import (
-    SOURCES,
-    FollowsEpoch,
-    bad_sample,
-    check_columns,
-    check_learned_text,
-    check_prompt,
-    number_row,
-    read_codes,
-    read_images,
-    read_messages,
-    read_sample_id,
-)
-
-
-@dataclass
-class Text:
-    """A stretch of text between images.
-
-    Attributes:
-        text: The text.
-        learned_from: Where in it (a character) begins what is learned; before that it is a prompt.
-    """
-
-    text: str
-    learned_from: int = 0
-
-
-@dataclass
-class Tokens:
-    """Text that is tokenized already, with a mark at every id that is learned."""
-
-    ids: list[int]
-    is_learned: list[bool]
-
-
-@dataclass
-class Picture:
-    """An image of the sample.
-
-    Attributes:
-        image: The image in RGB; `None` if its codes are known instead.
-        is_learned: Whether the model learns to write it, as codes. Otherwise it reads it, as features if it can.
-        codes: Its codes, if they are known already or as soon as they are.
-        is_bare: Whether it is read as codes alone, without start and end, as generation reads pictures in the prompt
-            of a drawing.
-    """
-
-    image: Any
-    is_learned: bool = False
-    codes: list[int] | None = None
-    is_bare: bool = False
-
-    @classmethod
-    def of(cls, content: Any, is_learned: bool) -> Picture:
-        """A picture from an image or from a list of codes."""
-        has_codes = isinstance(content, list)
-        return cls(None if has_codes else content, is_learned, content if has_codes else None)
-
-
-Part = Text | Tokens | Picture
-
-
-@dataclass
-class Sample:
-    """A row of a dataset, read and checked.
-
-    Attributes:
-        pictures: RGB images, or lists of codes.
-        text: What is learned, with placeholders of images or without.
-        prompt: What comes before it and is not learned; `None` if there is no prompt.
-        messages: A chat instead of both.
-        sample_id: What decisions about this sample depend on ...
-        epoch: ... together with this.
-    """
-
-    pictures: list[Any]
-    text: str | None
-    prompt: str | None
-    messages: list[dict[str, Any]] | None
-    sample_id: int
-    epoch: int
-
-
-def read_sample(row: Mapping[str, Any], epoch: int = 0) -> Sample:
-    """Reads a row of a `TrainingDataset`, or one with the columns `image`, `images` or `codes`, and `text`.
-
-    Args:
-        row: The row. Without a `sample_id` it is numbered by its content.
-        epoch: The epoch, if the row does not say.
-
-    Raises:
-        ValueError: If nothing is in it to learn.
-    """
-    check_columns(row)
-    sample_id = number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0)
-    try:
-        messages = read_messages(row)
-        if messages is None and "text" not in row:
-            raise ValueError(
-                f"there is no column 'text' or 'messages'; it has {', '.join(sorted(row))}. Those of other names need "
-                "`dataset.rename_column`, or a TrainingDataset that is told them"
-            )
-        if messages is None:
-            check_learned_text(row.get("text"))
-        check_prompt(row.get("prompt"))
-        has_codes = row.get("codes") is not None
-        pictures = read_codes(row["codes"]) if has_codes else read_images(row.get("images", row.get("image")))
-    except ValueError as error:
-        raise bad_sample(sample_id, error) from error
-    return Sample(
-        pictures=pictures,
-        text=row.get("text"),
-        prompt=row.get("prompt"),
-        messages=messages,
-        sample_id=sample_id,
-        epoch=epoch if row.get("epoch") is None else int(row["epoch"]),
-    )
-
-
-def arrange_parts(sample: Sample, image_token: str, is_image_first: bool, is_dropped: bool) -> list[Part]:
-    """Puts images and text in order.
-
-    A sample with a prompt is taken as it is: the prompt's images are read (bare if the answer has images, as in
-    generation), those of the answer written. Without one,
-    images come before the text and are read, or they come after it and are written like the text; where the text has
-    placeholders, they stay there.
-
-    Args:
-        sample: A sample with text.
-        image_token: The placeholder of an image.
-        is_image_first: Whether images are read; otherwise they are written.
-        is_dropped: Whether to leave out the text before images that are written, so that the model learns to draw
-            without one.
-
-    Raises:
-        ValueError: If there are not as many placeholders as images.
-    """
-    assert sample.text is not None
-    prompt, text = sample.prompt or "", sample.text
-    count = len(sample.pictures)
-    has_placeholders = image_token in prompt + text
-    reads_all = sample.prompt is None and is_image_first
-    if not has_placeholders and (sample.prompt is not None or is_image_first):
-        prompt = image_token * count + prompt
-    elif not has_placeholders and count > 0:
-        text = ("" if is_dropped else text) + image_token * count
-    if (prompt + text).count(image_token) != count:
-        raise ValueError(
-            f"Sample {sample.sample_id} has {count} image(s), but its text has "
-            f"{(prompt + text).count(image_token)} {image_token} placeholder(s)."
-        )
-    pictures = iter(sample.pictures)
-    draws_from_prompt = sample.prompt is not None and image_token in text
-    parts: list[Part] = []
-    start, learned_from = 0, len(prompt)
-    for position, segment in enumerate((prompt + _gap(prompt, text, image_token) + text).split(image_token)):
-        if position > 0:
-            is_learned = not reads_all and start > learned_from
-            picture = Picture.of(next(pictures), is_learned)
-            picture.is_bare = draws_from_prompt and not is_learned
-            parts.append(picture)
-        if segment:
-            parts.append(Text(segment, min(max(learned_from - start, 0), len(segment))))
-        start += len(segment) + len(image_token)
-    return parts
-
-
-def _gap(prompt: str, text: str, image_token: str) -> str:
-    """The space between a prompt and its answer. It belongs to the answer: the model writes it with the first word."""
-    is_open = bool(prompt) and not prompt.endswith(image_token) and not prompt[-1].isspace()
-    return " " if is_open and text and not text[0].isspace() and not text.startswith(image_token) else ""
-
-
-def chat_parts(processor: ImageTextProcessor, sample: Sample) -> list[Part]:
-    """Renders a chat with the processor's own template.
-
-    Every answer before another turn ends with the end of text, learned as well: if only that of the last answer were
-    learned, the model would go on after any other one. A template cannot say so, as text never becomes that token.
-
-    Args:
-        processor: Its template has to mark what the assistant says by `{% generation %}`.
-        sample: A sample with `messages`; parts of type `image` are taken from them, or from the sample's images in
-            order of appearance.
-
-    Raises:
-        ValueError: If there are not as many images as parts of type `image`, or nothing to learn.
-    """
-    messages, pictures = resolve_messages(sample), []
-    for message in messages:
-        for part in _parts(message["content"]):
-            if part["type"] == "image":
-                pictures.append(Picture.of(part["image"], message["role"] == "assistant"))
-                # Only the place matters: images become ids later, all of a batch together.
-                part["image"] = Image.new("RGB", (1, 1))
-    answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    if not answers:
-        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: no message is the assistant's.")
-    if not any(_says_something(answer) for answer in answers):
-        # The loss of a batch of nothing else would be NaN.
-        raise ValueError(f"Sample {sample.sample_id} has nothing to learn: the assistant's messages are empty.")
-    encoded = processor.apply_chat_template(
-        messages,
-        tokenize=True,
-        return_dict=True,
-        return_assistant_tokens_mask=True,
-        processor_kwargs={"visual_mode": "continuous"},
-    )
-    ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
-    return _split(ids, is_learned, pictures, processor)
-
-
-def resolve_messages(sample: Sample) -> list[dict[str, Any]]:
-    """The messages of a chat, with every image at its place.
-
-    Args:
-        sample: A sample with `messages`.
-
-    Returns:
-        A copy without empty fields. Parts of type `image` have theirs under `image`, opened (or as a list of codes):
-        their own, or the sample's images in order of appearance.
-
-    Raises:
-        ValueError: If there are not as many images as parts of type `image`.
-    """
-    assert sample.messages is not None
-    given = iter(sample.pictures)
-    messages = []
-    for message in sample.messages:
-        content = message["content"]
-        if not isinstance(content, str):
-            content = [{name: value for name, value in part.items() if value is not None} for part in content]
-            content = [
-                {"type": "image", "image": _content(part, given, sample)} if part["type"] == "image" else part
-                for part in content
-            ]
-        messages.append({"role": message["role"], "content": content})
-    if next(given, None) is not None:
-        raise ValueError(f"Sample {sample.sample_id} has more images than its messages have parts of type image.")
-    return messages
-
-
-def _parts(content: str | list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"type": "text", "text": content}] if isinstance(content, str) else content
-
-
-def _says_something(content: str | list[dict[str, Any]]) -> bool:
-    return any(part["type"] == "image" or part["text"].strip() for part in _parts(content))
-
-
-def _content(part: dict[str, Any], given: Any, sample: Sample) -> Any:
-    source = next((part[name] for name in SOURCES if name in part), None)
-    if source is not None:
-        return read_images(source)[0]
-    content = next(given, None)
-    if content is None:
-        raise ValueError(f"Sample {sample.sample_id} has fewer images than its messages have parts of type image.")
-    return content
-
-
-def _split(
-    ids: list[int], is_learned: list[bool], pictures: list[Picture], processor: ImageTextProcessor
-) -> list[Part]:
-    """Cuts ids at the images in them, and ends the answers."""
-    tokenizer = processor.tokenizer
-    parts: list[Part] = []
-    start = 0
-    for picture in pictures:
-        first = ids.index(tokenizer.boi_token_id, start)
-        if first > start:
-            text = Tokens(ids[start:first], is_learned[start:first])
-            parts.append(_end_answers(text, tokenizer.eos_token_id, is_last_complete=not picture.is_learned))
-        parts.append(picture)
-        start = ids.index(tokenizer.eoi_token_id, first) + 1
-    if start < len(ids):
-        # The end of the row is none of ours.
-        parts.append(_end_answers(Tokens(ids[start:], is_learned[start:]), tokenizer.eos_token_id, False))
-    return parts
-
-
-def _end_answers(text: Tokens, eos_token_id: int, is_last_complete: bool) -> Tokens:
-    """Puts the end of text after what is learned and followed by what is not, or by another's turn."""
-    ids: list[int] = []
-    is_learned: list[bool] = []
-    followers = [*text.is_learned[1:], not is_last_complete]
-    for index, mark, next_mark in zip(text.ids, text.is_learned, followers, strict=True):
-        ids.append(index)
-        is_learned.append(mark)
-        if mark and not next_mark and index != eos_token_id:
-            ids.append(eos_token_id)
-            is_learned.append(True)
-    return Tokens(ids, is_learned)
-
-
-def _first(rows: Any) -> list[int]:
-    return list(rows[0]) if isinstance(rows[0], (list, tuple)) else list(rows)
-
+from ..dataset import FollowsEpoch, complete_row, place_images
 
 IGNORED = -100  # what a loss of transformers skips
 
 
 @dataclass
-class Run:
-    """Consecutive ids of one text or one image.
+class Segment:
+    """A stretch of text of a row, or one of its images. First it has content, then ids as well.
 
     Attributes:
+        text: The text; that of a chat comes as ids.
+        learned_from: Where in the text (a character) begins what is learned; before that it is a prompt.
+        image: The image in RGB; `None` if its codes are known instead.
+        codes: Its codes, if they are known already.
+        use: What an image is there for; `None` of text. `"read"` is read, as features or as the codes that it has,
+            `"bare"` is read as codes alone, without start and end, as generation reads pictures in the prompt of a
+            drawing; `"drawn"` is learned, as codes.
         ids: The ids.
         is_learned: A mark at every id that is learned.
-        is_image: Whether it is an image, which is never cut.
+        pixel_values: Of an image that is read as features, what the model encodes, `[channels, height, width]`.
     """
 
-    ids: list[int]
-    is_learned: list[bool]
-    is_image: bool = False
+    text: str = ""
+    learned_from: int = 0
+    image: Any = None
+    codes: list[int] | None = None
+    use: str | None = None
+    ids: list[int] = field(default_factory=list)
+    is_learned: list[bool] = field(default_factory=list)
+    pixel_values: torch.Tensor | None = None
+
+    @classmethod
+    def of_image(cls, content: Any, use: str) -> Segment:
+        """A segment of an image, or of a list of codes."""
+        return cls(codes=content, use=use) if isinstance(content, list) else cls(image=content, use=use)
+
+    def set_ids(self, ids: Sequence[int]) -> None:
+        """Gives an image its ids: all of them are learned, or none."""
+        self.ids, self.is_learned = list(ids), [self.use == "drawn"] * len(ids)
 
     def drop_unlearned(self, count: int) -> int:
         """Removes the first ids that are not learned, at most `count`; returns how many."""
@@ -349,53 +74,51 @@ class Run:
 
 @dataclass
 class TrainingRow:
-    """The ids of a sample.
+    """What becomes of a sample.
 
     Attributes:
         sample_id: The sample, for messages.
-        runs: Its text and images.
-        pixel_values: Its continuous images in order, `[channels, height, width]` each.
+        segments: Its text and images in order.
     """
 
     sample_id: int
-    runs: list[Run] = field(default_factory=list)
-    pixel_values: list[torch.Tensor] = field(default_factory=list)
+    segments: list[Segment] = field(default_factory=list)
 
     def __len__(self) -> int:
-        return sum(len(run.ids) for run in self.runs)
+        return sum(len(segment.ids) for segment in self.segments)
 
     @property
     def ids(self) -> list[int]:
         """All ids, `[length]`."""
-        return [index for run in self.runs for index in run.ids]
+        return [index for segment in self.segments for index in segment.ids]
 
     @property
     def labels(self) -> list[int]:
         """What is to be predicted, `[length]`: nothing before the first id could predict that one."""
         labels = [
             index if is_learned else IGNORED
-            for run in self.runs
-            for index, is_learned in zip(run.ids, run.is_learned, strict=True)
+            for segment in self.segments
+            for index, is_learned in zip(segment.ids, segment.is_learned, strict=True)
         ]
         return [IGNORED, *labels[1:]]
 
-    def add(self, ids: Sequence[int], is_learned: bool | Sequence[bool], is_image: bool = False) -> None:
-        """Appends ids, with one mark for all of them or one each."""
-        marks = [is_learned] * len(ids) if isinstance(is_learned, bool) else list(is_learned)
-        self.runs.append(Run(list(ids), marks, is_image))
+    @property
+    def pixel_values(self) -> list[torch.Tensor]:
+        """Its continuous images in order, `[channels, height, width]` each."""
+        return [segment.pixel_values for segment in self.segments if segment.pixel_values is not None]
 
     def end(self, eos_token_id: int) -> None:
         """Appends the end of text if what comes before is learned, so that the model learns to stop there.
 
         A chat template may have written the end already.
         """
-        last = next((run for run in reversed(self.runs) if run.ids), None)
+        last = next((segment for segment in reversed(self.segments) if segment.ids), None)
         if last is None:
             return
         if last.ids[-1] == eos_token_id:
             last.is_learned[-1] = True
         elif last.is_learned[-1]:
-            self.add([eos_token_id], True)
+            self.segments.append(Segment(ids=[eos_token_id], is_learned=[True]))
 
     def truncate(self, max_length: int) -> None:
         """Cuts text until the row is short enough: first that of prompts, from its start; then the end of the rest.
@@ -404,17 +127,128 @@ class TrainingRow:
             ValueError: If images leave no room for anything to learn.
         """
         excess = len(self) - max_length
-        texts = [run for run in self.runs if not run.is_image]
-        for run in texts:
-            excess -= run.drop_unlearned(excess)
-        for run in reversed(texts):
-            excess -= run.drop_last(excess)
-        if excess > 0 or not any(any(run.is_learned) for run in self.runs):
-            length = sum(len(run.ids) for run in self.runs if run.is_image)
+        texts = [segment for segment in self.segments if segment.use is None]
+        for segment in texts:
+            excess -= segment.drop_unlearned(excess)
+        for segment in reversed(texts):
+            excess -= segment.drop_last(excess)
+        if excess > 0 or not any(any(segment.is_learned) for segment in self.segments):
+            length = sum(len(segment.ids) for segment in self.segments if segment.use is not None)
             raise ValueError(
                 f"The images of sample {self.sample_id} take {length} tokens and cannot be cut, which leaves nothing "
                 f"to learn within `max_length={max_length}`. Raise it, or leave the sample out."
             )
+
+
+def arrange_sample(
+    sample: Mapping[str, Any], image_token: str, is_image_first: bool, is_dropped: bool
+) -> list[Segment]:
+    """Puts images and text in order.
+
+    A sample with a prompt is taken as it is: the prompt's images are read (bare if the answer has images, as in
+    generation), those of the answer drawn. Without one, images come before the text and are read, or they come after
+    it and are drawn; where the text has placeholders, they stay there.
+
+    Args:
+        sample: A sample of `TrainingDataset`, with text.
+        image_token: The placeholder of an image.
+        is_image_first: Whether images are read; otherwise they are drawn.
+        is_dropped: Whether to leave out the text before images that are drawn, so that the model learns to draw
+            without one.
+    """
+    prompt, text = sample.get("prompt") or "", sample["text"]
+    has_prompt = sample.get("prompt") is not None
+    contents = sample["codes"] if "codes" in sample else sample["images"]
+    if image_token not in prompt + text and contents:
+        if has_prompt or is_image_first:
+            prompt = image_token * len(contents) + prompt
+        else:
+            text = ("" if is_dropped else text) + image_token * len(contents)
+    reads_all = not has_prompt and is_image_first
+    draws_from_prompt = has_prompt and image_token in text
+    images = iter(contents)
+    segments: list[Segment] = []
+    start, learned_from = 0, len(prompt)
+    for position, piece in enumerate((prompt + _gap(prompt, text, image_token) + text).split(image_token)):
+        if position > 0:
+            is_drawn = not reads_all and start > learned_from
+            use = "drawn" if is_drawn else "bare" if draws_from_prompt else "read"
+            segments.append(Segment.of_image(next(images), use))
+        if piece:
+            segments.append(Segment(piece, learned_from=max(learned_from - start, 0)))
+        start += len(piece) + len(image_token)
+    return segments
+
+
+def _gap(prompt: str, text: str, image_token: str) -> str:
+    """The space between a prompt and its answer. It belongs to the answer: the model writes it with the first word."""
+    is_open = bool(prompt) and not prompt.endswith(image_token) and not prompt[-1].isspace()
+    return " " if is_open and text and not text[0].isspace() and not text.startswith(image_token) else ""
+
+
+def arrange_chat(processor: ImageTextProcessor, sample: Mapping[str, Any]) -> list[Segment]:
+    """Renders a chat with the processor's own template.
+
+    Every answer before another turn ends with the end of text, learned as well: if only that of the last answer were
+    learned, the model would go on after any other one. A template cannot say so, as text never becomes that token.
+
+    Args:
+        processor: Its template has to mark what the assistant says by `{% generation %}`.
+        sample: A sample of `TrainingDataset`, with messages.
+    """
+    images: list[Segment] = []
+    messages = place_images(sample)
+    for message in messages:
+        if isinstance(message["content"], str):
+            continue
+        for position, part in enumerate(message["content"]):
+            if part["type"] == "image":
+                images.append(Segment.of_image(part["image"], "drawn" if message["role"] == "assistant" else "read"))
+                # Only the place matters: images become ids later, all of a batch together.
+                message["content"][position] = {**part, "image": Image.new("RGB", (1, 1))}
+    encoded = processor.apply_chat_template(
+        messages,
+        tokenize=True,
+        return_dict=True,
+        return_assistant_tokens_mask=True,
+        processor_kwargs={"visual_mode": "continuous"},
+    )
+    ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
+    return _split_at_images(ids, is_learned, images, processor.tokenizer)
+
+
+def _first(rows: Any) -> list[int]:
+    return list(rows[0]) if isinstance(rows[0], (list, tuple)) else list(rows)
+
+
+def _split_at_images(ids: list[int], is_learned: list[bool], images: list[Segment], tokenizer: Any) -> list[Segment]:
+    """Cuts ids at the images in them, and ends the answers."""
+    segments: list[Segment] = []
+    start = 0
+    for image in images:
+        first = ids.index(tokenizer.boi_token_id, start)
+        if first > start:
+            is_ended = image.use != "drawn"
+            segments.append(_end_answers(ids[start:first], is_learned[start:first], tokenizer.eos_token_id, is_ended))
+        segments.append(image)
+        start = ids.index(tokenizer.eoi_token_id, first) + 1
+    if start < len(ids):
+        # The end of the row is none of ours.
+        segments.append(_end_answers(ids[start:], is_learned[start:], tokenizer.eos_token_id, False))
+    return segments
+
+
+def _end_answers(ids: list[int], is_learned: list[bool], eos_token_id: int, is_last_ended: bool) -> Segment:
+    """Puts the end of text after what is learned and followed by what is not, or by another's turn."""
+    segment = Segment()
+    followers = [*is_learned[1:], not is_last_ended]
+    for index, mark, next_mark in zip(ids, is_learned, followers, strict=True):
+        segment.ids.append(index)
+        segment.is_learned.append(mark)
+        if mark and not next_mark and index != eos_token_id:
+            segment.ids.append(eos_token_id)
+            segment.is_learned.append(True)
+    return segment
 
 
 def pad_rows(
@@ -636,9 +470,9 @@ class LavitDataCollator(FollowsEpoch):
         """
         if not rows:
             raise ValueError("There are no rows to collate.")
-        samples = [read_sample(row, self.epoch) for row in rows]
-        parts = [self._arrange(sample) for sample in samples]
-        training_rows = self._build_rows(samples, parts)
+        samples = [complete_row(row, self.epoch, needs_text=True) for row in rows]
+        training_rows = [TrainingRow(sample["sample_id"], self._arrange(sample)) for sample in samples]
+        self._add_ids([segment for row in training_rows for segment in row.segments])
         for row in training_rows:
             row.end(self.processor.tokenizer.eos_token_id)
             if self.max_length is not None:
@@ -662,58 +496,45 @@ class LavitDataCollator(FollowsEpoch):
         tokenizer = self.processor.tokenizer
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
-    def _arrange(self, sample: Sample) -> list[Part]:
-        if sample.messages is not None:
-            return chat_parts(self.processor, sample)
-        key = (self.seed, sample.epoch, sample.sample_id)
-        return arrange_parts(
+    def _arrange(self, sample: Mapping[str, Any]) -> list[Segment]:
+        if "messages" in sample:
+            return arrange_chat(self.processor, sample)
+        key = (self.seed, sample["epoch"], sample["sample_id"])
+        return arrange_sample(
             sample,
             self.processor.image_token,
             is_image_first=sample_uniform(*key, "order") < self.image_first_probability,
             is_dropped=sample_uniform(*key, "condition") < self.condition_dropout,
         )
 
-    def _build_rows(self, samples: list[Sample], parts: list[list[Part]]) -> list[TrainingRow]:
+    def _add_ids(self, segments: list[Segment]) -> None:
         """Text to ids, and images to codes or placeholders; all of a batch together."""
-        flat = [part for row_parts in parts for part in row_parts]
-        texts = iter(self._tokenize([part for part in flat if isinstance(part, Text)]))
-        pictures = [part for part in flat if isinstance(part, Picture) and part.codes is None]
-        self._encode([part for part in pictures if part.is_learned or part.is_bare])
-        pixel_values = iter(self._preprocess([part.image for part in pictures if part.codes is None]))
-        rows = []
-        for sample, row_parts in zip(samples, parts, strict=True):
-            row = TrainingRow(sample.sample_id)
-            for part in row_parts:
-                if isinstance(part, Picture):
-                    row.add(self._picture_ids(part), part.is_learned, is_image=True)
-                    if part.codes is None:
-                        row.pixel_values.append(next(pixel_values))
-                elif isinstance(part, Tokens):
-                    row.add(part.ids, part.is_learned)
-                else:
-                    row.add(*next(texts))
-            rows.append(row)
-        return rows
+        self._tokenize([segment for segment in segments if segment.use is None and not segment.ids])
+        images = [segment for segment in segments if segment.use is not None]
+        for segment in images:
+            if segment.codes is not None:
+                ids = self.processor.tokenizer.convert_codes_to_ids(segment.codes)
+                segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
+        images = [segment for segment in images if segment.codes is None]
+        self._encode([segment for segment in images if segment.use != "read"])
+        self._preprocess([segment for segment in images if segment.use == "read"])
 
-    def _tokenize(self, texts: list[Text]) -> list[tuple[list[int], list[bool]]]:
-        """Ids of every text, and marks at those that are learned."""
+    def _tokenize(self, texts: list[Segment]) -> None:
         if not texts:
-            return []
+            return
         encoded = self.processor.tokenizer(
-            [part.text for part in texts],
+            [segment.text for segment in texts],
             add_special_tokens=False,
             return_attention_mask=False,
             return_offsets_mapping=True,
             verbose=False,
         )
-        return [
-            (ids, [end > part.learned_from for _, end in offsets])
-            for part, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True)
-        ]
+        for segment, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            segment.ids, segment.is_learned = ids, [end > segment.learned_from for _, end in offsets]
 
-    def _encode(self, pictures: list[Picture]) -> None:
-        """Gives pictures their codes."""
-        if not pictures:
+    def _encode(self, images: list[Segment]) -> None:
+        """Images to codes."""
+        if not images:
             return
         visual_tokenizer = self.processor.get_visual_tokenizer()
         device = visual_tokenizer.device
@@ -724,37 +545,33 @@ class LavitDataCollator(FollowsEpoch):
             )
         # The model's own one is in training mode, where encoders with dropout would give other codes every time.
         with _evaluation_mode(visual_tokenizer):
-            rows = self.processor.tokenize_images([part.image for part in pictures])
-        for part, ids in zip(pictures, rows, strict=True):
-            part.codes = self.processor.tokenizer.convert_ids_to_codes(ids[1:-1]).tolist()
+            rows = self.processor.tokenize_images([segment.image for segment in images])
+        for segment, ids in zip(images, rows, strict=True):
+            segment.set_ids((ids[1:-1] if segment.use == "bare" else ids).tolist())
 
-    def _picture_ids(self, part: Picture) -> list[int]:
-        tokenizer = self.processor.tokenizer
-        if part.codes is None:
-            ids = [tokenizer.image_token_id] * self.processor.image_seq_length
-        else:
-            ids = tokenizer.convert_codes_to_ids(part.codes)
-        if part.is_bare:
-            return list(ids)
-        return [tokenizer.boi_token_id, *ids, tokenizer.eoi_token_id]
-
-    def _preprocess(self, images: list[Any]) -> torch.Tensor:
+    def _preprocess(self, images: list[Segment]) -> None:
+        """Images to placeholders, and pixels for the model."""
         if not images:
-            return torch.empty(0)
-        return self.processor.image_processor(images, return_tensors="pt")["pixel_values"]
+            return
+        pixel_values = self.processor.image_processor([segment.image for segment in images], return_tensors="pt")
+        placeholders = [self.processor.image_token_id] * self.processor.image_seq_length
+        for segment, pixels in zip(images, pixel_values["pixel_values"], strict=True):
+            segment.set_ids(self._between_start_and_end(placeholders))
+            segment.pixel_values = pixels
+
+    def _between_start_and_end(self, ids: Sequence[int]) -> list[int]:
+        return [self.processor.tokenizer.boi_token_id, *ids, self.processor.tokenizer.eoi_token_id]
 
     def _blank_row(self) -> TrainingRow:
-        row = TrainingRow(-1)
-        picture = Picture(Image.new("RGB", (1, 1)))
-        row.add(self._picture_ids(picture), False, is_image=True)
-        row.pixel_values.append(self._preprocess([picture.image])[0])
-        return row
+        blank = Segment(image=Image.new("RGB", (1, 1)), use="read")
+        self._add_ids([blank])
+        return TrainingRow(-1, [blank])
 
-    def _add_noise(self, batch: Mapping[str, torch.Tensor], samples: list[Sample]) -> torch.Tensor:
+    def _add_noise(self, batch: Mapping[str, torch.Tensor], samples: list[dict[str, Any]]) -> torch.Tensor:
         tokenizer, input_ids = self.processor.tokenizer, batch["input_ids"]
         first, codebook_size = tokenizer.visual_token_offset, tokenizer.codebook_size
         is_image = (input_ids >= first) & (input_ids < first + codebook_size) | (input_ids == tokenizer.image_token_id)
-        seeds = [sample_seed(self.seed, sample.epoch, sample.sample_id, "noise") for sample in samples]
+        seeds = [sample_seed(self.seed, sample["epoch"], sample["sample_id"], "noise") for sample in samples]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return add_text_noise(
             input_ids, batch["labels"], is_image, tokenizer.all_special_ids, self.text_noise, generators
@@ -786,18 +603,11 @@ def _evaluation_mode(module: Any) -> Iterator[None]:
 __all__ = [
     "IGNORED",
     "LavitDataCollator",
-    "Part",
-    "Picture",
-    "Run",
-    "Sample",
-    "Text",
-    "Tokens",
+    "Segment",
     "TrainingRow",
     "add_text_noise",
-    "arrange_parts",
-    "chat_parts",
+    "arrange_chat",
+    "arrange_sample",
     "pack_rows",
     "pad_rows",
-    "read_sample",
-    "resolve_messages",
 ]

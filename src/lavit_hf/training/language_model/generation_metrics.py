@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby, takewhile
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 from transformers.utils import logging
 
 from ...processing.processing_lavit import ImageTextProcessor
-from .data_collator import Sample, read_sample, resolve_messages
+from ..dataset import complete_row, place_images
 
 logger = logging.get_logger(__name__)
 
@@ -85,7 +85,8 @@ class GenerationMetrics:
         indices = range(state.process_index, len(self.dataset), state.num_processes)
         written: list[tuple[str, str]] = []
         for start in range(0, len(indices), self.batch_size):
-            samples = [read_sample(self.dataset[index]) for index in indices[start : start + self.batch_size]]
+            rows = [self.dataset[index] for index in indices[start : start + self.batch_size]]
+            samples = [complete_row(row, needs_text=True) for row in rows]
             questions = [question for sample in samples if (question := self._ask(sample)) is not None]
             for _, group in groupby(questions, key=lambda question: question.is_chat):
                 written.extend(self._write(list(group)))
@@ -139,27 +140,27 @@ class GenerationMetrics:
             if part["type"] == "image"
         ]
 
-    def _ask(self, sample: Sample) -> _Question | None:
-        if any(isinstance(picture, list) for picture in sample.pictures):
-            raise ValueError(f"Sample {sample.sample_id} has codes; generation is evaluated on images.")
-        question = _question_of_chat(sample) if sample.messages is not None else self._question_of_text(sample)
+    def _ask(self, sample: Mapping[str, Any]) -> _Question | None:
+        if sample.get("codes"):
+            raise ValueError(f"Sample {sample['sample_id']} has codes; generation is evaluated on images.")
+        question = _question_of_chat(sample) if "messages" in sample else self._question_of_text(sample)
         return question if question.prompt and question.answer else None
 
-    def _question_of_text(self, sample: Sample) -> _Question:
-        assert sample.text is not None
+    def _question_of_text(self, sample: Mapping[str, Any]) -> _Question:
         token = self.processor.image_token
-        prompt, text = sample.prompt or "", sample.text
-        if sample.prompt is None and token in text:
+        images = sample.get("images", [])
+        prompt, text = sample.get("prompt") or "", sample["text"]
+        if "prompt" not in sample and token in text:
             before, _, text = text.rpartition(token)
             prompt = before + token
         elif token not in prompt + text:
-            prompt = token * len(sample.pictures) + prompt
-        return _Question(prompt, text.partition(token)[0].strip(), sample.pictures[: prompt.count(token)])
+            prompt = token * len(images) + prompt
+        return _Question(prompt, text.partition(token)[0].strip(), images[: prompt.count(token)])
 
 
-def _question_of_chat(sample: Sample) -> _Question:
+def _question_of_chat(sample: Mapping[str, Any]) -> _Question:
     """What comes before the assistant's last text; a turn of the user's after it is of no account."""
-    messages = resolve_messages(sample)
+    messages = place_images(sample)
     answers = [_leading_text(message) if message["role"] == "assistant" else "" for message in messages]
     last = max((index for index, answer in enumerate(answers) if answer), default=0)
     return _Question(messages[:last], answers[last])

@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from ...pipelines.pixel_decoder_inputs import check_codes, resolve_size, split_images
+from ...pipelines.pipeline_lavit_pixel_decoder import check_codes, resolve_size, split_images
 from ...utils.seeds import sample_seed
 from ..dataset import TrainingDataset, complete_row
 

@@ -58,7 +58,7 @@ class DiffusersTrainingArguments(TrainingArguments):
     """`TrainingArguments` with the defaults of the training scripts of diffusers, and an average of the weights."""
 
     output_dir: str | None = option("out/training", "Where the result, checkpoints, validation images and log go.")
-    seed: int = option(0, "Seed of everything that chance decides.")
+    seed: int = option(0, "Seed of all random choices.")
     per_device_train_batch_size: int = option(16, "Samples per batch and process.")
     per_device_eval_batch_size: int = option(16, "The same in a validation.")
     num_train_epochs: float = option(1.0, "Passes over the data, unless max_steps is given.")

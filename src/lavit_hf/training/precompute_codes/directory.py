@@ -22,9 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ...data.public_text import one_line, public_name
 from ...utils.atomic_files import complete_file, remove_partials, write_json
 from ...utils.json_files import read_json_object
+from ...utils.public_text import one_line, public_name
+from ...utils.resumable import check_resumable
 
 _METADATA = "tokenization.json"
 _VERSION = 1
@@ -104,22 +105,12 @@ class TokenizedDirectory:
             ValueError: Something else is there, or was made with other settings.
         """
         metadata = self.path / _METADATA
-        if not metadata.exists():
-            if self.path.exists() and (not self.path.is_dir() or any(_visible(self.path))):
-                raise ValueError(f"{self.path} exists and holds no tokenized data; choose another directory.")
+        found = read_json_object(metadata)["settings"] if metadata.exists() else None
+        check_resumable(self.path, "tokenized data", settings, found)
+        if found is None:
             for folder in (self._data, self._progress):
                 folder.mkdir(parents=True, exist_ok=True)
-            content = {"version": _VERSION, **about, "settings": dict(settings), "is_complete": False}
-            write_json(metadata, content)
-            return
-        found = read_json_object(metadata)["settings"]
-        names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
-        if names:
-            listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)
-            raise ValueError(
-                f"{self.path} was made from other data, by another checkpoint or with other options ({listed}). "
-                "Choose another directory, or remove this one to start again."
-            )
+            write_json(metadata, {"version": _VERSION, **about, "settings": dict(settings), "is_complete": False})
 
     @property
     def is_complete(self) -> bool:
@@ -224,10 +215,6 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     if not content["is_complete"]:
         raise ValueError(f"{path} is incomplete; run `lavit tokenize` again to continue where it stopped.")
     return content
-
-
-def _visible(folder: Path) -> list[Path]:
-    return [path for path in folder.iterdir() if not path.name.startswith(".")]
 
 
 class Shard(NamedTuple):

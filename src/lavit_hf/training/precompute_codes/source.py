@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..dataset import locate_image
+from ..dataset import is_transformed, leave_undecoded, locate_image
 from .directory import Shard, TokenizedDirectory
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -54,13 +54,13 @@ class TokenizedSource:
         self.shard_size = shard_size
         if not self.is_stream and len(dataset) == 0:
             raise ValueError("The dataset is empty.")
-        names = list(_first_row(dataset) if _is_transformed(dataset) else dataset.column_names or _first_row(dataset))
+        names = list(_first_row(dataset) if is_transformed(dataset) else dataset.column_names or _first_row(dataset))
         wanted = [image_column, *([text_column] if text_column else []), *keep_columns]
         if missing := [name for name in wanted if name not in names]:
             raise ValueError(f"The dataset has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.")
         self.kept_columns = [name for name in names if name in keep_columns or name in _CARRIED]
         self.columns = [*dict.fromkeys([*wanted, *self.kept_columns])]
-        self.dataset = _leave_encoded(dataset, self.columns)
+        self.dataset = leave_undecoded(dataset, self.columns)
         self.length = None if self.is_stream else len(dataset)
 
     @property
@@ -72,7 +72,7 @@ class TokenizedSource:
         """What `datasets` knows about these columns."""
         import datasets  # type: ignore[import-untyped]
 
-        is_known = self.dataset.features is not None and not _is_transformed(self.dataset)
+        is_known = self.dataset.features is not None and not is_transformed(self.dataset)
         if not names:
             return {}
         features = (
@@ -139,25 +139,6 @@ def _first_row(dataset: Any) -> dict[str, Any]:
     for row in dataset:
         return row
     raise ValueError("The dataset is empty.")
-
-
-def _is_transformed(dataset: Any) -> bool:
-    return getattr(dataset, "format", {}).get("type") == "custom"
-
-
-def _leave_encoded(dataset: Any, columns: list[str]) -> Any:
-    """Reads no other columns, and leaves images to us to decode: there a corrupt one is caught."""
-    import datasets  # type: ignore[import-untyped]
-
-    if _is_transformed(dataset):
-        return dataset  # the user's own transform decides what a row is
-    dataset = dataset.with_format(None).select_columns(columns)
-    for name, feature in (dataset.features or {}).items():
-        if isinstance(feature, datasets.Image):
-            dataset = dataset.cast_column(name, datasets.Image(decode=False))
-        elif isinstance(getattr(feature, "feature", None), datasets.Image):
-            dataset = dataset.cast_column(name, type(feature)(datasets.Image(decode=False)))
-    return dataset
 
 
 def _content(value: Any, root: Path | None) -> bytes:

@@ -16,6 +16,7 @@ from ...data.loading import load_saved
 from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.distributed import process_state
+from ...utils.fingerprints import tensor_fingerprint
 from ...utils.paths import resolve_inside
 from ...utils.progress import progress_bar
 from .directory import FORMATS, TokenizationReport, TokenizedDirectory, read_metadata
@@ -30,25 +31,14 @@ def codebook_fingerprint(visual_tokenizer: Any) -> str:
         visual_tokenizer: A `LavitVisualTokenizer`, or a model that has one.
     """
     tokenizer = _visual_tokenizer_of(visual_tokenizer)
-    return _digest([("codebook", tokenizer.discrete.quantizer.codebook.weight.float())])
+    return tensor_fingerprint([("codebook", tokenizer.discrete.quantizer.codebook.weight.float())])
 
 
 def weights_fingerprint(visual_tokenizer: Any) -> str:
     """SHA-256 of all weights that an image's codes depend on, with their dtypes."""
     tokenizer = _visual_tokenizer_of(visual_tokenizer)
     names = sorted(name for name in tokenizer.state_dict() if not name.startswith("continuous."))
-    return _digest([(name, tokenizer.state_dict()[name]) for name in names])
-
-
-def module_fingerprint(*modules: torch.nn.Module) -> str:
-    """SHA-256 of all weights of these modules, with their dtypes."""
-    return _digest(
-        [
-            (f"{index}.{name}", tensor)
-            for index, module in enumerate(modules)
-            for name, tensor in sorted(module.state_dict().items())
-        ]
-    )
+    return tensor_fingerprint([(name, tokenizer.state_dict()[name]) for name in names])
 
 
 def _visual_tokenizer_of(model: Any) -> LavitVisualTokenizer:
@@ -56,15 +46,6 @@ def _visual_tokenizer_of(model: Any) -> LavitVisualTokenizer:
     if not isinstance(found, LavitVisualTokenizer):
         raise TypeError(f"Expected a visual tokenizer, or a model with one, got {type(model).__name__}.")
     return found
-
-
-def _digest(tensors: list[tuple[str, torch.Tensor]]) -> str:
-    digest = hashlib.sha256()
-    for name, tensor in tensors:
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        values = tensor.detach().contiguous().cpu().reshape(-1)
-        digest.update(values.view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def tokenize_dataset(
@@ -262,7 +243,6 @@ def _import_datasets() -> Any:
 __all__ = [
     "codebook_fingerprint",
     "load_tokenized_dataset",
-    "module_fingerprint",
     "tokenize_dataset",
     "weights_fingerprint",
 ]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from lavit_hf.data.public_text import one_line, public_name, without_paths
+from lavit_hf.utils.public_text import one_line, public_name, without_paths
 
 
 @pytest.mark.parametrize(
