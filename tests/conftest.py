@@ -12,6 +12,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import atexit
+import copy
 import json
 import shutil
 import sys
@@ -103,12 +104,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return destination
 
 
-@pytest.fixture
-def model(checkpoint: Path):
-    """The converted model."""
+@pytest.fixture(scope="session")
+def loaded_model(checkpoint: Path):
+    """The converted model. Do not change it."""
     from lavit_hf import LavitForConditionalGeneration
 
     return LavitForConditionalGeneration.from_pretrained(checkpoint, dtype=torch.float32)
+
+
+@pytest.fixture
+def model(loaded_model):
+    """The converted model, a copy of one's own."""
+    return copy.deepcopy(loaded_model)
 
 
 @pytest.fixture

@@ -1,23 +1,30 @@
 """Pixel decoders of the reference checkpoint, and the codes of the recording."""
 
+import copy
+
 import pytest
 import torch
 
 pytest.importorskip("diffusers")
 
 
-@pytest.fixture
-def highres(checkpoint):
+@pytest.fixture(scope="session")
+def loaded_decoders(checkpoint) -> dict:
+    """Both decoders. Do not change them."""
     from lavit_hf.pipelines import LavitPixelDecoderPipeline
 
-    return quiet(LavitPixelDecoderPipeline.from_pretrained(checkpoint))
+    names = ("highres", "lowres")
+    return {name: quiet(LavitPixelDecoderPipeline.from_pretrained(checkpoint, decoder=name)) for name in names}
 
 
 @pytest.fixture
-def lowres(checkpoint):
-    from lavit_hf.pipelines import LavitPixelDecoderPipeline
+def highres(loaded_decoders):
+    return copy.deepcopy(loaded_decoders["highres"])
 
-    return quiet(LavitPixelDecoderPipeline.from_pretrained(checkpoint, decoder="lowres"))
+
+@pytest.fixture
+def lowres(loaded_decoders):
+    return copy.deepcopy(loaded_decoders["lowres"])
 
 
 @pytest.fixture(params=["highres", "lowres"])
