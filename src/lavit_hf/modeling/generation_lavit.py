@@ -5,7 +5,7 @@ logits, which [`LavitGenerationMixin._sample`] puts in order around those of tra
 
 1. [`Guidance`]: the model computes two rows per prompt, the prompt's own and an unconditional one;
    `prepare_inputs_for_generation` adds the latter, and the processor makes one row of scores out of both.
-2. [`InterleavedGrammar`]: text may follow text, and codes may follow codes.
+2. [`InterleavedGrammar`]: text may follow text, and codes may follow codes. [`ImageLength`]: how many.
 3. [`GeneratorDraw`]: the caller's `generator` draws, and leaves nothing else to choose from.
 """
 
@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
@@ -26,7 +27,8 @@ from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, p
 
 GENERATION_MODES = ("text", "image", "interleaved")
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
+PerPrompt: TypeAlias = float | Sequence[float] | torch.Tensor  # a number for all prompts of a call, or one for each
 
 
 @dataclass
@@ -251,6 +253,71 @@ class InterleavedGrammar(LogitsProcessor):
         return scores.masked_fill(self.forbidden[state], -torch.inf)
 
 
+class ImageLength(LogitsProcessor):
+    """How long an image that is drawn may be, and how much its end is favored.
+
+    Args:
+        config: Its visual ids.
+        min_tokens: Fewest codes of an image, of all prompts or `[prompts]`.
+        max_tokens: Most codes of an image.
+        end_bias: Added to the score of the image end: above 0 images get shorter, below 0 longer.
+
+    Raises:
+        ValueError: If an image cannot have so many codes, or the numbers are in the wrong order.
+    """
+
+    def __init__(
+        self,
+        config: LavitConfig,
+        min_tokens: PerPrompt | None = None,
+        max_tokens: PerPrompt | None = None,
+        end_bias: PerPrompt | None = None,
+    ):
+        num_patches = config.visual_tokenizer_config.num_patches
+        self.config = config
+        self.min_tokens = torch.as_tensor(0 if min_tokens is None else min_tokens)
+        self.max_tokens = torch.as_tensor(num_patches if max_tokens is None else max_tokens)
+        self.end_bias = torch.as_tensor(0.0 if end_bias is None else end_bias, dtype=torch.float32)
+        limits = (self.min_tokens, self.max_tokens)
+        if any(limit.is_floating_point() or limit.dtype == torch.bool or limit.ndim > 1 for limit in limits):
+            raise ValueError("min_drawn_tokens and max_drawn_tokens must be integers, or one for each prompt.")
+        if (
+            not ((self.min_tokens >= 0) & (self.min_tokens <= self.max_tokens) & (self.max_tokens >= 1)).all()
+            or (self.max_tokens > num_patches).any()
+        ):
+            raise ValueError(
+                f"min_drawn_tokens and max_drawn_tokens must be in order, and the latter from 1 to {num_patches}, the "
+                f"patches of an image; got {min_tokens} and {max_tokens}."
+            )
+        if self.end_bias.ndim > 1 or not torch.isfinite(self.end_bias).all():
+            raise ValueError(f"image_end_bias must be a finite number, or one for each prompt; got {end_bias}.")
+
+    def check_number(self, num_prompts: int) -> None:
+        """Raises a `ValueError` unless every limit is one for all prompts, or one for each."""
+        for limit in (self.min_tokens, self.max_tokens, self.end_bias):
+            if limit.ndim == 1 and len(limit) != num_prompts:
+                raise ValueError(
+                    f"Got {len(limit)} values of min_drawn_tokens, max_drawn_tokens or image_end_bias for "
+                    f"{num_prompts} prompts; pass one, or one per prompt."
+                )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        starts = open_image_starts(input_ids, self.config)
+        num_codes, is_inside = input_ids.shape[1] - starts - 1, starts >= 0
+        end = self.config.eoi_token_id
+        of_end = scores[:, end] + torch.where(is_inside, self._of_rows(self.end_bias, scores), 0.0).to(scores.dtype)
+        is_short = is_inside & (num_codes < self._of_rows(self.min_tokens, scores))
+        is_full = is_inside & (num_codes >= self._of_rows(self.max_tokens, scores))
+        scores = scores.masked_fill(is_full[:, None], -torch.inf)
+        scores[:, end] = of_end.masked_fill(is_short, -torch.inf)
+        return scores
+
+    @staticmethod
+    def _of_rows(limit: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        limit = limit.to(scores.device)
+        return limit if limit.ndim == 0 else limit.repeat_interleave(len(scores) // len(limit))
+
+
 class GeneratorDraw(LogitsProcessor):
     """Draws ids with the caller's generators; all other ids become impossible.
 
@@ -346,6 +413,9 @@ class LavitGenerationMixin(GenerationMixin):
         *args: Any,
         generation_mode: str | None = None,
         generator: Generators = None,
+        min_drawn_tokens: PerPrompt | None = None,
+        max_drawn_tokens: PerPrompt | None = None,
+        image_end_bias: PerPrompt | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | Any:
         """Generates text, visual tokens, or both, from text and images.
@@ -362,6 +432,11 @@ class LavitGenerationMixin(GenerationMixin):
             generator: With `do_sample`: draws tokens from this generator, or from one per returned sequence, instead
                 of the global random state; with one each, a sequence does not depend on the rest of the batch.
                 Returned `scores` are -inf then, but at the id that was drawn.
+            min_drawn_tokens: When drawing: fewest codes of an image, of all prompts or of each, `[prompts]`.
+            max_drawn_tokens: When drawing: most codes of an image; its end follows. (`max_new_tokens` would stop
+                without one.)
+            image_end_bias: When drawing: added to the score of the image end. Above 0 images get shorter, below 0
+                longer and more detailed.
             kwargs: Model inputs (what the processor returned) and generation options, see
                 [`GenerationMixin.generate`]. When drawing, `guidance_scale` applies classifier-free guidance in one
                 batch; the unconditional context is the image start alone, or `negative_prompt_ids`.
@@ -396,9 +471,20 @@ class LavitGenerationMixin(GenerationMixin):
                 "would read as an image. Leave it out, or pad with the end of text."
             )
         processors = LogitsProcessorList(logits_processor or [])
+        limits = (min_drawn_tokens, max_drawn_tokens, image_end_bias)
+        has_limits = any(limit is not None for limit in limits)
         if mode != "text":
             self._check_one_by_one(options, f"generation_mode={mode!r}")
             processors += self._prepare_drawing(mode, options)
+        if has_limits and (mode == "text" or prompt is None):
+            raise ValueError(
+                "min_drawn_tokens, max_drawn_tokens and image_end_bias are for images that are drawn: pass "
+                "generation_mode='image' or 'interleaved', and input_ids."
+            )
+        if has_limits:
+            length = ImageLength(self.config, *limits)
+            length.check_number(len(prompt))
+            processors.append(length)
         if generator is not None:
             self._check_one_by_one(options, "generator")
             processors.append(GeneratorDraw(generator))
@@ -419,7 +505,7 @@ class LavitGenerationMixin(GenerationMixin):
         """Runs [`GenerationMixin._sample`] with the processors of drawing in their places around those of others."""
         guidance = next((one for one in logits_processor if isinstance(one, Guidance)), None)
         draw = next((one for one in logits_processor if isinstance(one, GeneratorDraw)), None)
-        grammar = [one for one in logits_processor if isinstance(one, InterleavedGrammar)]
+        grammar = [one for one in logits_processor if isinstance(one, (InterleavedGrammar, ImageLength))]
         processors = [one for one in logits_processor if one not in (guidance, draw, *grammar)]
         processors = [*([guidance] if guidance else []), *grammar, *processors]
         if draw is not None:
