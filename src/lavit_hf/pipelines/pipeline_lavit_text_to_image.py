@@ -316,6 +316,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         top_p: float = 1.0,
         min_new_tokens: int | None = None,
         max_new_tokens: int | None = None,
+        image_end_bias: float | Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
         num_image_tokens: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -346,6 +347,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             top_p: Sample from the likeliest codes with this probability together.
             min_new_tokens: Fewest codes of an image; by default 20, or 1 if the pixel decoder takes fewer than 200.
             max_new_tokens: Most codes of an image; by default 200, or as many as the pixel decoder takes.
+            image_end_bias: Added to the score of the image end, of all prompts or of each: above 0 images get fewer
+                codes, below 0 more.
             num_images_per_prompt: Images to draw per prompt.
             num_image_tokens: How many codes an image in a prompt becomes; by default the visual tokenizer decides.
             generator: One source of randomness, for codes and noise, or a list with one per image to draw. With a
@@ -395,6 +398,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             guidance_scale=guidance_scale,
             min_new_tokens=int(min_new_tokens),  # `generate` takes no numbers of NumPy
             max_new_tokens=int(max_new_tokens),
+            image_end_bias=image_end_bias,
             num_return_sequences=num_images_per_prompt,
             do_sample=do_sample,
             generator=generator,
