@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -399,6 +400,15 @@ def test_other_directories_are_left_alone(processor, tmp_path: Path) -> None:
             tokenize(SCENES, path, processor)
         with pytest.raises(ValueError, match="holds no tokenized data"):
             load_tokenized_dataset(path)
+
+
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    settings = {"output_format": "webdataset"}
+    (tmp_path / "tokenization.json").write_text(json.dumps({"is_complete": True, "settings": settings}))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "00000-000000.tar").write_bytes(b"\x00\xffgarbage" * 20)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} cannot be read: ")):
+        load_tokenized_dataset(tmp_path)
 
 
 # Several processes

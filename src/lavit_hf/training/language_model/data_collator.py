@@ -251,131 +251,6 @@ def _end_answers(ids: list[int], is_learned: list[bool], eos_token_id: int, is_l
     return segment
 
 
-def pad_rows(
-    rows: Sequence[TrainingRow], pad_token_id: int, padding_side: str = "left", multiple: int | None = None
-) -> dict[str, torch.Tensor]:
-    """One sequence per row, filled up to the longest.
-
-    Args:
-        rows: The rows.
-        pad_token_id: What to fill with, under a mask.
-        padding_side: `"left"` or `"right"`.
-        multiple: Round the length up to a multiple of this.
-
-    Returns:
-        `input_ids`, `attention_mask` and `labels`, `[rows, length]` each.
-    """
-    width = _round_up(max(len(row) for row in rows), multiple)
-
-    def pad(values: list[int], filler: int) -> list[int]:
-        padding = [filler] * (width - len(values))
-        return padding + values if padding_side == "left" else values + padding
-
-    return {
-        "input_ids": torch.tensor([pad(row.ids, pad_token_id) for row in rows]),
-        "attention_mask": torch.tensor([pad([1] * len(row), 0) for row in rows]),
-        "labels": torch.tensor([pad(row.labels, IGNORED) for row in rows]),
-    }
-
-
-def pack_rows(
-    rows: Sequence[TrainingRow], pad_token_id: int, max_length: int | None = None, multiple: int | None = None
-) -> dict[str, Any]:
-    """Several rows per sequence, each with positions of its own.
-
-    From positions that start again, transformers sees where a row begins: its attention masks (and the lengths for
-    FlashAttention) keep rows apart. It looks for them only without attention mask and without cache.
-
-    Args:
-        rows: Rows, none longer than `max_length`.
-        pad_token_id: What to fill sequences up with; the filling is one more row of its own.
-        max_length: Length that no sequence exceeds; by default all rows become a single one.
-        multiple: Round the length up to a multiple of this.
-
-    Returns:
-        `input_ids`, `position_ids` and `labels`, `[sequences, length]` each, and `use_cache=False`.
-
-    Raises:
-        ValueError: If a row is longer than `max_length`.
-    """
-    sequences = _fill_sequences(rows, max_length)
-    width = _round_up(max(sum(map(len, sequence)) for sequence in sequences), multiple)
-    ids, positions, labels = [], [], []
-    for sequence in sequences:
-        padding = width - sum(map(len, sequence))
-        ids.append([index for row in sequence for index in row.ids] + [pad_token_id] * padding)
-        labels.append([label for row in sequence for label in row.labels] + [IGNORED] * padding)
-        lengths = [*map(len, sequence), padding]
-        positions.append([position for length in lengths for position in range(length)])
-    return {
-        "input_ids": torch.tensor(ids),
-        "position_ids": torch.tensor(positions),
-        "labels": torch.tensor(labels),
-        "use_cache": False,
-    }
-
-
-def _fill_sequences(rows: Sequence[TrainingRow], max_length: int | None) -> list[list[TrainingRow]]:
-    """Spreads rows over as few sequences as will do, about equally long ones, so that little is to be filled up."""
-    total = sum(map(len, rows))
-    limit = total if max_length is None else max_length
-    ordered = sorted(rows, key=len, reverse=True)
-    for count in range(-(-total // limit), len(rows) + 1):
-        sequences: list[list[TrainingRow]] = [[] for _ in range(count)]
-        lengths = [0] * count
-        for row in ordered:
-            shortest = lengths.index(min(lengths))
-            sequences[shortest].append(row)
-            lengths[shortest] += len(row)
-        if max(lengths) <= limit:
-            return sequences
-    raise ValueError(f"A row of {len(ordered[0])} ids does not fit into sequences of {max_length}.")
-
-
-def _round_up(length: int, multiple: int | None) -> int:
-    return length if multiple is None else -(-length // multiple) * multiple
-
-
-def add_text_noise(
-    input_ids: torch.Tensor,
-    labels: torch.Tensor,
-    is_image: torch.Tensor,
-    kept_ids: Sequence[int],
-    probability: float,
-    generators: Sequence[torch.Generator],
-) -> torch.Tensor:
-    """Replaces words of learned text after an image by others of the batch; what is to be predicted stays.
-
-    A model that writes "a pink ..." guesses the next word from this one, too, as far as training had words go
-    together. If the word that it reads may be wrong, the image tells more. (Word dropout: Bowman et al. 2016,
-    https://arxiv.org/abs/1511.06349; replaced words: SwitchOut, https://arxiv.org/abs/1808.07512.) Rows that draw are
-    left alone: their text says what to draw.
-
-    Args:
-        input_ids: `[rows, length]`.
-        labels: `[rows, length]`, `-100` where nothing is learned.
-        is_image: Boolean `[rows, length]`, true at ids and placeholders of images.
-        kept_ids: Ids that are neither replaced nor replacements, such as the end of text.
-        probability: Share of words that are replaced.
-        generators: One for each row. Which of its words are replaced depends on this alone, by what also on the batch.
-
-    Returns:
-        New input ids.
-    """
-    is_learned = labels != IGNORED
-    draws = (is_learned & is_image).any(dim=-1, keepdim=True)
-    is_word = is_learned & ~draws & (is_image.cumsum(dim=-1) > 0)
-    is_word &= ~torch.isin(input_ids, torch.tensor(list(kept_ids), dtype=input_ids.dtype))
-    words = input_ids[is_word]
-    noisy = input_ids.clone()
-    for row, generator in enumerate(generators):
-        positions = is_word[row].nonzero().squeeze(-1)
-        chosen = positions[torch.rand(len(positions), generator=generator) < probability]
-        if len(chosen):
-            noisy[row, chosen] = words[torch.randint(len(words), (len(chosen),), generator=generator)]
-    return noisy
-
-
 class LavitDataCollator(FollowsEpoch):
     """Turns rows of images and text into inputs and labels of `LavitForConditionalGeneration`.
 
@@ -598,6 +473,131 @@ def _evaluation_mode(module: Any) -> Iterator[None]:
         yield
     finally:
         module.train()
+
+
+def pad_rows(
+    rows: Sequence[TrainingRow], pad_token_id: int, padding_side: str = "left", multiple: int | None = None
+) -> dict[str, torch.Tensor]:
+    """One sequence per row, filled up to the longest.
+
+    Args:
+        rows: The rows.
+        pad_token_id: What to fill with, under a mask.
+        padding_side: `"left"` or `"right"`.
+        multiple: Round the length up to a multiple of this.
+
+    Returns:
+        `input_ids`, `attention_mask` and `labels`, `[rows, length]` each.
+    """
+    width = _round_up(max(len(row) for row in rows), multiple)
+
+    def pad(values: list[int], filler: int) -> list[int]:
+        padding = [filler] * (width - len(values))
+        return padding + values if padding_side == "left" else values + padding
+
+    return {
+        "input_ids": torch.tensor([pad(row.ids, pad_token_id) for row in rows]),
+        "attention_mask": torch.tensor([pad([1] * len(row), 0) for row in rows]),
+        "labels": torch.tensor([pad(row.labels, IGNORED) for row in rows]),
+    }
+
+
+def pack_rows(
+    rows: Sequence[TrainingRow], pad_token_id: int, max_length: int | None = None, multiple: int | None = None
+) -> dict[str, Any]:
+    """Several rows per sequence, each with positions of its own.
+
+    From positions that start again, transformers sees where a row begins: its attention masks (and the lengths for
+    FlashAttention) keep rows apart. It looks for them only without attention mask and without cache.
+
+    Args:
+        rows: Rows, none longer than `max_length`.
+        pad_token_id: What to fill sequences up with; the filling is one more row of its own.
+        max_length: Length that no sequence exceeds; by default all rows become a single one.
+        multiple: Round the length up to a multiple of this.
+
+    Returns:
+        `input_ids`, `position_ids` and `labels`, `[sequences, length]` each, and `use_cache=False`.
+
+    Raises:
+        ValueError: If a row is longer than `max_length`.
+    """
+    sequences = _fill_sequences(rows, max_length)
+    width = _round_up(max(sum(map(len, sequence)) for sequence in sequences), multiple)
+    ids, positions, labels = [], [], []
+    for sequence in sequences:
+        padding = width - sum(map(len, sequence))
+        ids.append([index for row in sequence for index in row.ids] + [pad_token_id] * padding)
+        labels.append([label for row in sequence for label in row.labels] + [IGNORED] * padding)
+        lengths = [*map(len, sequence), padding]
+        positions.append([position for length in lengths for position in range(length)])
+    return {
+        "input_ids": torch.tensor(ids),
+        "position_ids": torch.tensor(positions),
+        "labels": torch.tensor(labels),
+        "use_cache": False,
+    }
+
+
+def _fill_sequences(rows: Sequence[TrainingRow], max_length: int | None) -> list[list[TrainingRow]]:
+    """Spreads rows over as few sequences as will do, about equally long ones, so that little is to be filled up."""
+    total = sum(map(len, rows))
+    limit = total if max_length is None else max_length
+    ordered = sorted(rows, key=len, reverse=True)
+    for count in range(-(-total // limit), len(rows) + 1):
+        sequences: list[list[TrainingRow]] = [[] for _ in range(count)]
+        lengths = [0] * count
+        for row in ordered:
+            shortest = lengths.index(min(lengths))
+            sequences[shortest].append(row)
+            lengths[shortest] += len(row)
+        if max(lengths) <= limit:
+            return sequences
+    raise ValueError(f"A row of {len(ordered[0])} ids does not fit into sequences of {max_length}.")
+
+
+def _round_up(length: int, multiple: int | None) -> int:
+    return length if multiple is None else -(-length // multiple) * multiple
+
+
+def add_text_noise(
+    input_ids: torch.Tensor,
+    labels: torch.Tensor,
+    is_image: torch.Tensor,
+    kept_ids: Sequence[int],
+    probability: float,
+    generators: Sequence[torch.Generator],
+) -> torch.Tensor:
+    """Replaces words of learned text after an image by others of the batch; what is to be predicted stays.
+
+    A model that writes "a pink ..." guesses the next word from this one, too, as far as training had words go
+    together. If the word that it reads may be wrong, the image tells more. (Word dropout: Bowman et al. 2016,
+    https://arxiv.org/abs/1511.06349; replaced words: SwitchOut, https://arxiv.org/abs/1808.07512.) Rows that draw are
+    left alone: their text says what to draw.
+
+    Args:
+        input_ids: `[rows, length]`.
+        labels: `[rows, length]`, `-100` where nothing is learned.
+        is_image: Boolean `[rows, length]`, true at ids and placeholders of images.
+        kept_ids: Ids that are neither replaced nor replacements, such as the end of text.
+        probability: Share of words that are replaced.
+        generators: One for each row. Which of its words are replaced depends on this alone, by what also on the batch.
+
+    Returns:
+        New input ids.
+    """
+    is_learned = labels != IGNORED
+    draws = (is_learned & is_image).any(dim=-1, keepdim=True)
+    is_word = is_learned & ~draws & (is_image.cumsum(dim=-1) > 0)
+    is_word &= ~torch.isin(input_ids, torch.tensor(list(kept_ids), dtype=input_ids.dtype))
+    words = input_ids[is_word]
+    noisy = input_ids.clone()
+    for row, generator in enumerate(generators):
+        positions = is_word[row].nonzero().squeeze(-1)
+        chosen = positions[torch.rand(len(positions), generator=generator) < probability]
+        if len(chosen):
+            noisy[row, chosen] = words[torch.randint(len(words), (len(chosen),), generator=generator)]
+    return noisy
 
 
 __all__ = [
