@@ -123,6 +123,7 @@ def load_saved(path: Path) -> Any:
         ValueError: The directory names files outside of it, or cannot be read.
     """
     import datasets  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped]
 
     splits = [path]
     if (file := path / "dataset_dict.json").is_file():
@@ -131,7 +132,11 @@ def load_saved(path: Path) -> Any:
         file = folder / "state.json"
         for entry in _read_names(file, "_data_files"):
             resolve_inside(folder, entry.get("filename") if isinstance(entry, dict) else entry, str(file))
-    return datasets.load_from_disk(str(path))
+    try:
+        return datasets.load_from_disk(str(path))
+    except (ValueError, TypeError, AttributeError, LookupError, OSError, pyarrow.ArrowException) as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{path} cannot be read: one of its files is damaged or missing ({reason}).") from error
 
 
 def _read_names(file: Path, key: str) -> list[Any]:
