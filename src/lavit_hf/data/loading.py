@@ -122,7 +122,7 @@ def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
         if isinstance(cause, OSError) and (cause.errno is not None or not os.path.exists(name)):
             raise cause from None
         raise ValueError(f"{name} cannot be read: {cause or error}") from error
-    except (KeyError, TypeError) as error:
+    except (LookupError, TypeError, AttributeError) as error:
         raise ValueError(f"{name} is damaged: {error!r}.") from error
 
 
