@@ -1,5 +1,8 @@
+"""Rows as training reads them."""
+
 import base64
 import io
+import json
 import logging
 
 import datasets
@@ -10,7 +13,20 @@ from accelerate.data_loader import prepare_data_loader, skip_first_batches
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from lavit_hf.training.dataset import TrainingDataset
+import tiny_pixel_decoders
+from lavit_hf import ImageTextProcessor, LavitImageProcessorPil
+from lavit_hf.training import (
+    PixelDecoderArguments,
+    PixelDecoderDataCollator,
+    VisualTokenizerDataCollator,
+    train_pixel_decoder,
+)
+from lavit_hf.training.dataset import TrainingDataset, complete_row, number_row
+from lavit_hf.training.language_model.data_collator import LavitDataCollator
+from lavit_hf.training.pixel_decoder.data import ImageDataCollator
+from tiny_parts import CHECKPOINT
+from training import tiny_tokenizer_training
+from training.tiny_training import build_trainer, losses
 
 
 def picture(color="red", size=(8, 6)) -> Image.Image:
@@ -372,3 +388,190 @@ def test_no_messages_beside_text_are_no_chat():
     rows = [{"text": "a", "messages": messages} for messages in ([], (), None)]
     expected = [{"images": [], "text": "a", "sample_id": index, "epoch": 0} for index in range(3)]
     assert [TrainingDataset(rows, on_bad_sample="raise")[index] for index in range(3)] == expected
+
+
+# The number of tokens of every row, for batches of rows of equal length.
+
+
+@pytest.fixture(scope="module")
+def processor() -> ImageTextProcessor:
+    return ImageTextProcessor.from_pretrained(CHECKPOINT)
+
+
+ROWS = [
+    {"image": picture(), "text": "a cat"},
+    {"image": None, "text": "a cat sat on a dog"},
+    {"image": picture(), "text": "red", "prompt": "Question: x? Answer:"},
+]
+
+
+def lengths(dataset: TrainingDataset) -> list[int]:
+    return [len(row["input_ids"]) for row in dataset]
+
+
+@pytest.mark.parametrize("kind", [list, datasets.Dataset.from_list])
+def test_lengths_are_those_of_the_collator(processor, kind):
+    dataset = TrainingDataset(kind(ROWS)).measure_lengths(processor)
+    collator = LavitDataCollator(processor, image_first_probability=1)
+    assert lengths(dataset) == [collator([dataset[index]])["input_ids"].shape[1] for index in range(3)]
+
+
+@pytest.mark.parametrize("kind", [list, datasets.Dataset.from_list])
+def test_rows_with_several_images(processor, kind):
+    rows = [{"image": [picture()] * 3, "text": "a"}, {"image": [], "text": "a"}]
+    many, none = lengths(TrainingDataset(kind(rows)).measure_lengths(processor))
+    assert many - none == 3 * (16 + 2)
+
+
+def test_chats(processor):
+    messages = [
+        {"role": "user", "content": [{"type": "text", "text": "a b c"}]},
+        {"role": "assistant", "content": "d"},
+    ]
+    short = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "d"}]
+    first, second = lengths(TrainingDataset([{"messages": messages}, {"messages": short}]).measure_lengths(processor))
+    assert first > second > 0
+
+
+def test_bad_rows_have_no_text(processor):
+    """They are left out when they are read; until then, nothing stops at them."""
+    bad = [{"text": "half \ud83d"}, {"text": 5}, {"text": "a", "prompt": 5}, {"messages": 5}, {"messages": [None]}]
+    dataset = TrainingDataset([*ROWS, *bad]).measure_lengths(processor)
+    assert lengths(dataset) == [*lengths(TrainingDataset(ROWS).measure_lengths(processor)), *[1] * len(bad)]
+
+
+def test_no_image_is_decoded(processor):
+    features = datasets.Features({"image": datasets.Image(), "text": datasets.Value("string")})
+    corrupt = datasets.Dataset.from_dict({"image": [{"bytes": b"no", "path": None}], "text": ["a"]}, features=features)
+    assert lengths(TrainingDataset(corrupt).measure_lengths(processor)) == [1 + 1 + 18]
+
+
+# Datasets as `load_dataset` gives them, with no more than a collator of ours around them.
+
+
+def pictures(count: int) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, 8, 8, 3), dtype=np.uint8)
+    return [Image.fromarray(array).resize((56, 56)) for array in pixels]
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch) -> datasets.Dataset:
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    root = tmp_path / "pictures"
+    root.mkdir()
+    lines = []
+    for index, picture in enumerate(pictures(8)):
+        picture.save(root / f"{index}.png")
+        lines.append(json.dumps({"file_name": f"{index}.png", "text": f"cat {index}"}))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return datasets.load_dataset("imagefolder", data_dir=str(root), split="train")
+
+
+def test_a_folder_of_pictures_trains_the_language_model(folder, tmp_path):
+    trainer = build_trainer(tmp_path / "out", num_train_epochs=4)
+    trainer.train_dataset = trainer.eval_dataset = folder
+    trainer.train()
+    assert losses(trainer)[-1] < losses(trainer)[0]
+    assert trainer.data_collator.epoch == 3
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_resumed_run_of_a_plain_dataset_equals_an_uninterrupted_one(folder, tmp_path):
+    found = []
+    for steps in ({"save_strategy": "steps", "save_steps": 3}, {}):
+        trainer = build_trainer(tmp_path / "out", num_train_epochs=3, **steps)
+        trainer.train_dataset = folder
+        trainer.train(resume_from_checkpoint=None if steps else str(tmp_path / "out" / "checkpoint-3"))
+        found.append(losses(trainer))
+    assert found[0] == found[1]
+
+
+def test_a_folder_of_pictures_trains_the_visual_tokenizer(folder, tmp_path):
+    trainer = tiny_tokenizer_training.build_trainer(tmp_path / "out", max_steps=3)
+    trainer.train_dataset = trainer.eval_dataset = folder
+    trainer.train()
+    assert len(tiny_tokenizer_training.train_logs(trainer)) == 3 and trainer.data_collator.epoch == 2
+    assert trainer.evaluate()["eval_loss"] > 0
+
+
+def test_a_plain_dataset_trains_the_pixel_decoder_with_new_noise_in_every_epoch(tmp_path):
+    pipeline = tiny_pixel_decoders.build_pipeline()
+    plain = tiny_pixel_decoders.rows(4)
+    args = PixelDecoderArguments(
+        output_dir=str(tmp_path),
+        per_device_train_batch_size=4,
+        max_steps=2,
+        logging_steps=1,
+        use_ema=False,
+        use_cpu=True,
+    )
+    collator, seeds = PixelDecoderDataCollator(pipeline), []
+
+    def collate(samples):
+        seeds.extend(collator(samples)["sample_seeds"].tolist())
+        return collator(samples)
+
+    train_pixel_decoder(pipeline, args, plain, collate, validation_rows=plain[:2])
+    assert len(seeds) >= 8 and len(set(seeds)) >= 8
+
+
+def test_collators_of_pictures_take_plain_rows():
+    row = {"image": pictures(1)[0]}
+    processor = LavitImageProcessorPil(size={"height": 16, "width": 16})
+    for collator in (
+        VisualTokenizerDataCollator(processor),
+        ImageDataCollator(16, 16, 8),
+        PixelDecoderDataCollator(tiny_pixel_decoders.build_pipeline(), image_processor=processor),
+    ):
+        batch = collator([row, {"images": [row["image"]], "text": "a", "sample_id": 3, "epoch": 0}])
+        assert len(batch["pixel_values"]) == 2 and len(set(batch["sample_seeds"].tolist())) == 2
+        with pytest.raises(ValueError, match=r"nothing but \['label'\].*remove_unused_columns=False"):
+            collator([{"label": 0}])
+        for image in (5, "data:,x", b"no image"):
+            with pytest.raises(ValueError, match="Sample 7 is bad: .*image.*. TrainingDataset skips"):
+                collator([{"image": image, "sample_id": 7}])
+
+
+def test_a_number_is_that_of_the_content():
+    red, blue = Image.new("RGB", (4, 4), "red"), Image.new("RGB", (4, 4), "blue")
+    assert number_row({"image": red, "text": "a"}) == number_row({"text": "a", "image": red.copy(), "other": 5})
+    message = {"role": "user", "content": [{"type": "image", "image": red}]}
+    contents = [
+        {"image": red, "text": "a"},
+        {"image": blue, "text": "a"},
+        {"image": red, "text": "b"},
+        {"image": [red, red], "text": "a"},
+        {"image": np.asarray(red), "text": "a"},
+        {"image": {"bytes": b"1", "path": None}},
+        {"image": {"bytes": b"2", "path": None}},
+        {"text": "a", "prompt": "b"},
+        {"codes": [[1, 2]], "text": "a"},
+        {"codes": [[1], [2]], "text": "a"},
+        {"messages": [message]},
+        {"messages": [{**message, "content": [{"type": "image", "image": blue}]}]},
+    ]
+    numbers = [number_row(row) for row in contents]
+    assert len(set(numbers)) == len(numbers) and all(0 <= number < 2**63 for number in numbers)
+
+
+def test_what_a_row_has_stays():
+    sample = TrainingDataset([{"image": pictures(1)[0], "text": "a"}])[0]
+    assert complete_row(sample, epoch=4) == sample
+
+
+def test_workers_learn_the_epoch():
+    collator = VisualTokenizerDataCollator(LavitImageProcessorPil(size={"height": 16, "width": 16}))
+    loader = DataLoader([{"image": pictures(1)[0]}], num_workers=1, persistent_workers=True, collate_fn=collator)
+    seeds = []
+    for epoch in (0, 1, 0):
+        collator.set_epoch(epoch)
+        seeds += [batch["sample_seeds"] for batch in loader]
+    assert torch.equal(seeds[0], seeds[2]) and not torch.equal(seeds[0], seeds[1])
+    del loader
+
+
+@pytest.mark.parametrize("column", ["caption", "completion"])
+def test_text_under_another_name_is_named(column):
+    row = {"image": pictures(1)[0], column: "a cat"}
+    with pytest.raises(ValueError, match=f"no column 'text' or 'messages'.*has {column}, image.*rename_column"):
+        complete_row(row, needs_text=True)

@@ -1,16 +1,24 @@
 """Stage 2 with plain `Trainer`: what of it has to work unchanged."""
 
+import json
+import signal
+import socket
+import subprocess
+from pathlib import Path
+
 import datasets
 import pytest
 import torch
 import transformers.trainer
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
+from transformers.trainer_utils import get_last_checkpoint
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training.dataset import TrainingDataset
 from tiny_parts import CHECKPOINT, picture_rows
-from training.tiny_training import BATCH_SIZE, NUM_SAMPLES, build_trainer, losses
+from training import tiny_training
+from training.tiny_training import BATCH_SIZE, NUM_SAMPLES, build_trainer, losses, script_environment
 
 
 @pytest.fixture(scope="module")
@@ -146,3 +154,105 @@ def test_a_trained_model_loads_and_generates(plain, tmp_path):
     plain.model.eval()
     expected = plain.model.generate(**inputs, max_new_tokens=8, do_sample=False)
     assert torch.equal(model.generate(**inputs, max_new_tokens=8, do_sample=False), expected)
+
+
+# A run that is killed and resumed is the run that was not.
+
+
+# Three steps per epoch: the checkpoint at step 4 lies within the second one.
+SAVING = {"save_strategy": "steps", "save_steps": 2}
+KILLED_AT = 5
+
+
+def test_resuming_after_a_kill_is_bit_equal(python, tmp_path):
+    expected = build_trainer(tmp_path / "whole")
+    expected.train()
+
+    options = {"output_dir": str(tmp_path / "killed"), "kill_at": KILLED_AT, "arguments": SAVING}
+    run = subprocess.run(
+        [python, tiny_training.__file__, json.dumps(options)],
+        env={**script_environment(), "OMP_NUM_THREADS": str(torch.get_num_threads())},
+        capture_output=True,
+        check=False,
+    )
+    assert run.returncode == -signal.SIGKILL, run.stderr.decode()
+    checkpoint = get_last_checkpoint(tmp_path / "killed")
+    assert Path(checkpoint).name == "checkpoint-4"
+
+    resumed = build_trainer(tmp_path / "killed", **SAVING)
+    resumed.train(resume_from_checkpoint=True)
+    assert losses(resumed) == losses(expected)
+    state = resumed.model.state_dict()
+    for name, value in expected.model.state_dict().items():
+        assert torch.equal(state[name], value), name
+
+
+def test_without_the_callback_the_resumed_epoch_is_another(tmp_path):
+    """Says what EpochCallback does in a resumed epoch: the dataset would think that it is in epoch 0."""
+    epochs = []
+    for is_told in (True, False):
+        trainer = build_trainer(tmp_path, **SAVING, max_steps=5)
+        trainer.train()
+        trainer = build_trainer(tmp_path, **SAVING, max_steps=5)
+        if not is_told:
+            trainer.remove_callback(next(c for c in trainer.callback_handler.callbacks if hasattr(c, "_epoch")))
+        collate = trainer.data_collator
+        seen: list[int] = []
+        trainer.data_collator = lambda samples, seen=seen, collate=collate: (
+            seen.extend(sample["epoch"] for sample in samples) or collate(samples)
+        )
+        trainer.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+        epochs.append(set(seen))
+    assert epochs == [{1}, {0}]
+
+
+def test_batches_by_length_are_the_same_after_resuming(tmp_path):
+    """In the second epoch; the sampler of transformers alone would come to others."""
+    found = []
+    for checkpoint in (None, str(tmp_path / "checkpoint-8")):
+        trainer = build_trainer(
+            tmp_path,
+            num_samples=20,
+            num_train_epochs=2,
+            train_sampling_strategy="group_by_length",
+            save_strategy="steps",
+            save_steps=8,
+        )
+        trainer.train_dataset.measure_lengths(trainer.processing_class)
+        trainer.train(resume_from_checkpoint=checkpoint)
+        found.append(losses(trainer))
+    assert len(found[0]) == 10 and found[0] == found[1]
+
+
+# Two processes give what one gives with batches twice as large.
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_two_processes_equal_one_with_twice_the_batch(python, tmp_path):
+    """Rows without images leave parameters without gradient in one process and not in the other."""
+    # Of a number that does not divide, accelerate would repeat samples.
+    arguments = {"num_samples": 3 * BATCH_SIZE}
+    options = {
+        "output_dir": str(tmp_path),
+        "arguments": {**arguments, "per_device_train_batch_size": BATCH_SIZE // 2},
+    }
+    # `--multi_gpu` is accelerate's name for its launcher of several processes; `--cpu` would start a single one.
+    command = [python, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+    command += ["--num_machines", "1", "--mixed_precision", "no", "--dynamo_backend", "no"]
+    command += ["--main_process_port", str(free_port()), tiny_training.__file__, json.dumps(options)]
+    run = subprocess.run(command, env=script_environment(), capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    assert "2 processes DistributedDataParallel" in run.stdout
+    single = build_trainer(tmp_path / "single", **arguments)
+    single.train()
+    found = json.loads((tmp_path / "losses.json").read_text())
+    assert len(found) == len(losses(single)) == 9
+    torch.testing.assert_close(found, losses(single), atol=1e-5, rtol=1e-5)
+    trained = type(single.model).from_pretrained(tmp_path).state_dict()
+    for name, value in single.model.state_dict().items():
+        torch.testing.assert_close(trained[name], value, atol=1e-3, rtol=1e-3, msg=name)

@@ -4,7 +4,8 @@ import errno
 import os
 import signal
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from lavit_hf.utils.atomic_files import (
     exit_on_write_errors,
     new_file_mode,
     remove_partials,
+    temporary_folder,
 )
 
 # Writes half of it, says who it is, and waits: to be killed, or for the other's end.
@@ -201,3 +203,56 @@ def test_a_directory_that_cannot_be_made_is_an_output(tmp_path, make):
     (tmp_path / "file").write_text("")
     with pytest.raises(SystemExit, match="out could not be written: Not a directory"), exit_on_write_errors():
         make(tmp_path / "file" / "out")
+
+
+# Temporary folders of processes that are gone do not stay.
+
+
+PREFIX = "lavit-publish-"
+HOLD = """
+import os, sys
+from lavit_hf.utils.atomic_files import temporary_folder
+with temporary_folder("lavit-publish-") as folder:
+    (folder / "file").write_text("x")
+    print(os.getpid(), folder, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """Where temporary folders are."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    yield tmp_path
+    tempfile.tempdir = None
+
+
+def hold(python: str) -> tuple[subprocess.Popen, int, Path]:
+    """A process that has a temporary folder; the number of it, and the folder."""
+    process = subprocess.Popen([python, "-c", HOLD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    pid, folder = process.stdout.readline().split()
+    return process, int(pid), Path(folder)
+
+
+def test_what_a_kill_left_goes_and_what_is_in_use_stays(python: str, place: Path) -> None:
+    killed, pid, abandoned = hold(python)
+    living, _, used = hold(python)
+    assert {abandoned, used} == set(place.glob(f"{PREFIX}*"))  # of two living processes, none takes the other's
+    os.kill(pid, signal.SIGKILL)
+    killed.wait()
+    (place / f"{PREFIX}link").symlink_to(place.parent)
+    (place / "other").mkdir()
+    with temporary_folder(PREFIX) as mine:
+        assert not abandoned.exists() and (used / "file").is_file() and mine.is_dir()
+        with temporary_folder(PREFIX) as second:  # of the same process
+            assert mine.is_dir() and second.is_dir()
+    living.communicate("")
+    assert {path.name for path in place.glob(f"{PREFIX}*")} == {f"{PREFIX}link"}
+    assert (place / "other").exists() and place.parent.is_dir()
+
+
+def test_errors_leave_nothing(place: Path) -> None:
+    with pytest.raises(KeyError), temporary_folder(PREFIX):
+        raise KeyError
+    assert not list(place.iterdir())

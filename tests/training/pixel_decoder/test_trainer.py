@@ -7,25 +7,35 @@ import pickle
 import shutil
 import signal
 import subprocess
+import sys
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
+import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import prepare_data_loader, skip_first_batches
+from diffusers.training_utils import EMAModel
+from PIL import Image
 from safetensors.torch import load_file
+from torch import nn
+from torch.utils.data import DataLoader
 from transformers import TrainerState
+from transformers.integrations import TensorBoardCallback, WandbCallback
 
-from lavit_hf.training import trainer_checkpoints
-from lavit_hf.training.pixel_decoder import trainer
 from lavit_hf.training.pixel_decoder.data import PixelDecoderDataCollator, PixelDecoderDataset
 from lavit_hf.training.pixel_decoder.pixel_decoder import (
     PixelDecoderArguments,
     PixelDecoderTrainer,
     train_pixel_decoder,
 )
+from lavit_hf.training.pixel_decoder.trainer import AveragedNetworks, AveragingCallback, UpdateSampler
 from lavit_hf.training.trainer_checkpoints import why_incomplete
 from tiny_pixel_decoders import build_pipeline, rows
-from training.pixel_decoder.tiny_trainers import OPTIONS
+from training.pixel_decoder.tiny_trainers import OPTIONS, build_trainer
 
 EXAMPLE = Path(__file__).resolve().parents[3] / "examples" / "train_pixel_decoder.py"
 
@@ -221,8 +231,8 @@ def test_a_checkpoint_is_no_mixture_with_an_older_one_of_its_name(trained, tmp_p
         raise KeyboardInterrupt
 
     monkeypatch.setattr(TrainerState, "save_to_json", die)
-    monkeypatch.setattr(trainer_checkpoints, "remove_incomplete_checkpoints", lambda folder: None)
-    monkeypatch.setattr(trainer, "remove_incomplete_checkpoints", lambda folder: None)  # as if it was killed
+    for module in ("trainer_checkpoints", "pixel_decoder.trainer"):  # as if it was killed
+        monkeypatch.setattr(f"lavit_hf.training.{module}.remove_incomplete_checkpoints", lambda folder: None)
     with pytest.raises(KeyboardInterrupt):
         trained(resume_from_checkpoint=str(tmp_path / "checkpoint-1"))
     assert why_incomplete(tmp_path / "checkpoint-2") == "it has no trainer_state.json"
@@ -315,3 +325,179 @@ def test_no_checkpoint(trained, tmp_path):
         trained(resume_from_checkpoint=str(tmp_path / "checkpoint-7"))
     trained(resume_from_checkpoint="latest", output_dir=str(tmp_path / "new"))
     assert len(log_of(tmp_path / "new")) == 2
+
+
+# The average of the weights: what it is, where it is kept, and when it is used.
+
+
+@pytest.fixture
+def networks() -> nn.Module:
+    torch.manual_seed(0)
+    networks = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    networks[0].bias.requires_grad_(False)
+    return networks
+
+
+@torch.no_grad()
+def change(networks: nn.Module) -> None:
+    for value in networks.parameters():
+        value.add_(torch.randn_like(value))
+
+
+def test_it_is_that_of_diffusers(networks):
+    model = AveragedNetworks(networks, decay=0.6)  # reached after 11 updates
+    trained = [value for value in networks.parameters() if value.requires_grad]
+    expected = EMAModel(trained, decay=0.6)
+    for _ in range(20):
+        change(networks)
+        model.update_average()
+        expected.step(trained)
+        for average, shadow in zip(model.average.module, expected.shadow_params, strict=True):
+            torch.testing.assert_close(average, shadow)
+
+
+def test_it_is_restored_with_the_module_and_not_trained(networks):
+    model = AveragedNetworks(networks, decay=0.6)
+    for _ in range(3):
+        change(networks)
+        model.update_average()
+    restored = AveragedNetworks(nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).requires_grad_(False), None)
+    assert restored.average is None and len(restored.trained) == 0
+    other = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    other[0].bias.requires_grad_(False)
+    restored = AveragedNetworks(other, decay=0.6)
+    restored.load_state_dict(model.state_dict())
+    assert {name for name, value in model.named_parameters() if value.requires_grad} == {
+        "networks.0.weight",
+        "networks.1.weight",
+        "networks.1.bias",
+    }
+    for one in (model, restored):
+        with torch.no_grad():
+            one.networks[1].bias.fill_(1.0)
+        one.update_average()
+    assert all(torch.equal(*pair) for pair in zip(model.average.module, restored.average.module, strict=True))
+
+
+def test_weights_come_back_after_the_averaged_ones_were_used(networks):
+    model = AveragedNetworks(networks, decay=0.6)
+    for _ in range(2):
+        change(networks)
+        model.update_average()
+    before = [value.clone() for value in networks.parameters()]
+    with model.averaged():
+        averaged = networks[0].weight.clone()
+    assert torch.equal(averaged, model.average.module[0]) and not torch.equal(averaged, before[0])
+    assert all(torch.equal(value, old) for value, old in zip(networks.parameters(), before, strict=True))
+    model.use_average()
+    assert torch.equal(networks[0].weight, averaged) and torch.equal(networks[0].bias, before[1])
+
+
+def test_updates_that_a_gradient_scaler_skips_do_not_count(networks):
+    model, callback = AveragedNetworks(networks, decay=0.6), AveragingCallback()
+    for was_skipped in (True, False, True):
+        optimizer = SimpleNamespace(step_was_skipped=was_skipped)
+        callback.on_optimizer_step(None, None, None, model=model, optimizer=optimizer)
+    assert model.average.n_averaged == 1
+
+
+def test_options_of_checkpointing_are_not_ignored(networks):
+    with pytest.raises(ValueError, match="`gradient_checkpointing_kwargs` do nothing here"):
+        AveragedNetworks(networks, None).gradient_checkpointing_enable({"use_reentrant": True})
+
+
+# Every update sees the same samples, however many processes share it.
+
+
+def flat(lists: Iterable[list[int]]) -> list[int]:
+    return list(chain.from_iterable(lists))
+
+
+def updates(
+    batch_size: int, accumulation: int, processes: int, start: int = 0, num_samples: int = 30
+) -> list[set[int]]:
+    """Samples of every update from one on, to the end of its epoch, as accelerate divides and skips batches."""
+    update_size = batch_size * accumulation * processes
+    sampler = UpdateSampler(num_samples, update_size, seed=3)
+    epoch, first = divmod(start, num_samples // update_size)
+    sampler.set_epoch(epoch)
+    parts = []
+    for index in range(processes):
+        loader = DataLoader(range(num_samples), batch_size=batch_size, sampler=sampler)
+        loader = prepare_data_loader(loader, num_processes=processes, process_index=index)
+        loader = skip_first_batches(loader, first * accumulation)
+        loader.set_epoch(epoch)  # as `Trainer` does
+        batches = [batch.tolist() for batch in loader]
+        assert len(batches) == len(loader) and all(len(batch) == batch_size for batch in batches)
+        parts.append([flat(batches[at : at + accumulation]) for at in range(0, len(batches), accumulation)])
+    joined = [flat(shares) for shares in zip(*parts, strict=True)]
+    assert all(len(set(update)) == len(update) for update in joined)
+    return [set(update) for update in joined]
+
+
+@pytest.mark.parametrize(("batch_size", "accumulation", "processes"), [(4, 2, 1), (4, 1, 2), (2, 2, 2), (1, 4, 2)])
+def test_updates_do_not_depend_on_how_they_are_divided(batch_size, accumulation, processes):
+    whole = updates(8, 1, 1)
+    assert updates(batch_size, accumulation, processes) == whole and len(whole) == 3
+    assert sum(map(len, whole)) == len(set.union(*whole)) == 24
+
+
+def test_a_resumed_run_sees_what_is_left():
+    first, second = updates(8, 1, 1), updates(8, 1, 1, start=3)
+    assert updates(8, 1, 1, start=1) == first[1:]
+    assert updates(2, 2, 2, start=5) == second[2:]
+    assert first != second and len(second) == 3
+
+
+def test_the_order_is_random_and_reproducible():
+    def order(seed: int) -> list[int]:
+        return list(UpdateSampler(30, 10, seed))
+
+    assert order(0) == order(0) != order(1)
+    assert sorted(order(0)) == list(range(30)) != order(0)
+
+
+def test_a_dataset_smaller_than_an_update():
+    with pytest.raises(ValueError, match="has 7 samples, but one update takes 8 .batch size x accumulated batches x"):
+        UpdateSampler(7, 8, seed=0)
+
+
+# Where pictures of a validation go.
+
+
+class Board(TensorBoardCallback):
+    """A callback of transformers, as far as pictures are concerned."""
+
+    def __init__(self) -> None:
+        self.tb_writer = self
+        self.images: list = []
+
+    def add_image(self, name, image, step, dataformats) -> None:
+        self.images.append((name, image, step, dataformats))
+
+
+class Wandb(WandbCallback):
+    def __init__(self) -> None:
+        pass
+
+
+@pytest.fixture
+def trainer(tmp_path):
+    trainer = build_trainer(tmp_path)
+    trainer.state.global_step = 7
+    return trainer
+
+
+def test_images_go_to_a_file_and_to_the_trackers_that_take_them(trainer, tmp_path, monkeypatch):
+    board, logged = Board(), []
+    wandb = SimpleNamespace(run=SimpleNamespace(log=logged.append), Image=lambda image: image)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    trainer.callback_handler.callbacks += [board, Wandb()]
+    image = Image.new("RGB", (4, 2), (255, 0, 0))
+    trainer.show(image)
+    path = tmp_path / "validation" / "step-0000007.png"
+    assert [file.name for file in path.parent.iterdir()] == [path.name]
+    assert np.array_equal(np.asarray(Image.open(path)), np.asarray(image))
+    ((name, shown, step, dataformats),) = board.images
+    assert (name, shown.shape, step, dataformats) == ("validation", (2, 4, 3), 7, "HWC")
+    assert logged == [{"validation": image, "train/global_step": 7}]

@@ -1,4 +1,4 @@
-"""`lavit assemble`, `lavit merge`, and adapters as `--model`."""
+"""`lavit merge`, and adapters as `--model` of every command."""
 
 import json
 import shutil
@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from peft import get_peft_model
-from safetensors.torch import load_file
 
-from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf import LavitForConditionalGeneration
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training import get_lora_config
 
@@ -91,25 +90,3 @@ def test_a_base_that_is_not_there(lavit, photo: Path, random_checkpoint: Path, a
 def save_beside(adapter: Path, checkpoint: Path) -> Path:
     shutil.copy(checkpoint / "config.json", adapter)
     return adapter
-
-
-def test_assemble(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
-    language_model = tmp_path / "lm"
-    LavitForConditionalGeneration.from_pretrained(random_checkpoint).save_pretrained(language_model)
-    ImageTextProcessor.from_pretrained(random_checkpoint).save_pretrained(language_model)
-    joined = tmp_path / "joined"
-    result = lavit("assemble", language_model, random_checkpoint, joined)
-    assert result.exit_code == 0, result.output
-    assert result.stdout == f'Wrote {joined}. Try it: lavit draw "a cat" --model {joined} -o cat.png\n'
-    drawings = []
-    for model in (random_checkpoint, joined):
-        path = tmp_path / f"{model.name}.png"
-        assert lavit("draw", "a cat", "-m", model, "-o", path, *STEPS).exit_code == 0
-        drawings.append(path.read_bytes())
-    assert drawings[0] == drawings[1]
-    assert load_file(joined / "model.safetensors").keys() == load_file(language_model / "model.safetensors").keys()
-    result = lavit("assemble", language_model, "lavit-scenes", tmp_path / "mixed")
-    assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert "does not fit: codes: 1024 there, 64 in" in result.stderr and not (tmp_path / "mixed").exists()
-    result = lavit("assemble", random_checkpoint, language_model, tmp_path / "mixed")
-    assert "holds a 'lavit' model and no pixel decoder" in result.stderr
