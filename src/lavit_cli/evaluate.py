@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from .checks import check_data, check_output_directory, check_source, find_model
 from .options import MAX_SEED, Decoder, Device, Dtype, RunDtype
 
 
-class EvaluationTask(str, Enum):
+class EvaluationTask(StrEnum):
     """What a checkpoint is asked to do."""
 
     caption = "caption"
