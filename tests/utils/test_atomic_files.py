@@ -151,9 +151,12 @@ def test_scripts_end_with_one_line(error, message):
 
 
 def test_a_failure_that_was_passed_on_is_one_line_too():
-    with pytest.raises(SystemExit, match=r"error: merged could not be written: it is full. Make room"):
-        with exit_on_write_errors():
-            raise ValueError("merged could not be written: it is full.") from OSError(errno.ENOSPC, "No space left")
+    full = OSError(errno.ENOSPC, "No space left on device")
+    with (
+        pytest.raises(SystemExit, match=r"error: out could not be written: it is full. Make room"),
+        exit_on_write_errors(),
+    ):
+        raise ValueError("out could not be written: it is full.") from full
     with pytest.raises(ValueError, match="something else"), exit_on_write_errors():
         raise ValueError("something else") from FileNotFoundError(errno.ENOENT, "No such file or directory", "a")
 
