@@ -37,6 +37,7 @@ class Segment:
         ids: The ids.
         is_learned: A mark at every id that is learned.
         pixel_values: Of an image that is read as features, what the model encodes, `[channels, height, width]`.
+        num_tokens: How many tokens an image becomes; `None` leaves it to the visual tokenizer.
     """
 
     text: str = ""
@@ -47,6 +48,7 @@ class Segment:
     ids: list[int] = field(default_factory=list)
     is_learned: list[bool] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
+    num_tokens: int | None = None
 
     @classmethod
     def of_image(cls, content: Any, use: str) -> Segment:
@@ -106,6 +108,11 @@ class TrainingRow:
     def pixel_values(self) -> list[torch.Tensor]:
         """Its continuous images in order, `[channels, height, width]` each."""
         return [segment.pixel_values for segment in self.segments if segment.pixel_values is not None]
+
+    @property
+    def num_image_tokens(self) -> list[int | None]:
+        """How many tokens each of these becomes."""
+        return [segment.num_tokens for segment in self.segments if segment.pixel_values is not None]
 
     def end(self, eos_token_id: int) -> None:
         """Appends the end of text if what comes before is learned, so that the model learns to stop there.
@@ -284,6 +291,8 @@ class LavitDataCollator(FollowsEpoch):
         text_noise: Share of the words of learned text after an image that the model reads wrong, so that it relies on
             the image more than on what it wrote. They are replaced by others of the batch; what is learned stays.
             `Trainer` evaluates with the same collator, so that its `eval_loss` is of text with noise, too.
+        keep_rate_range: Every image becomes another share of its patches as tokens, drawn from this range, so that one
+            model learns to read and draw with all budgets. By default the visual tokenizer decides.
         max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
             cut.
         packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Not for images that
@@ -306,6 +315,7 @@ class LavitDataCollator(FollowsEpoch):
         pad_to_multiple_of: int | None = None,
         blank_image: bool = False,
         text_noise: float = 0.0,
+        keep_rate_range: tuple[float, float] | None = None,
     ) -> None:
         for name, value in (
             ("image_first_probability", image_first_probability),
@@ -314,6 +324,10 @@ class LavitDataCollator(FollowsEpoch):
         ):
             if not 0 <= value <= 1:
                 raise ValueError(f"`{name}` must be from 0 to 1, got {value}.")
+        if keep_rate_range is not None and not 0 < keep_rate_range[0] <= keep_rate_range[1] <= 1:
+            raise ValueError(
+                f"`keep_rate_range` must be two rates in order, above 0 and at most 1; got {keep_rate_range}."
+            )
         if max_length is not None and max_length < 2:
             raise ValueError(f"`max_length` must be at least 2, got {max_length}.")
         if packing and blank_image:
@@ -332,13 +346,15 @@ class LavitDataCollator(FollowsEpoch):
         self.pad_to_multiple_of = pad_to_multiple_of
         self.blank_image = blank_image
         self.text_noise = text_noise
+        self.keep_rate_range = keep_rate_range
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collates samples of a `TrainingDataset`, or rows of any dataset with the same columns.
 
         Returns:
             `input_ids` and `labels` `[rows, length]`; `attention_mask` `[rows, length]`, or with packing
-            `position_ids`; and `pixel_values` `[continuous images, channels, height, width]` if there are any.
+            `position_ids`; `pixel_values` `[continuous images, channels, height, width]` if there are any, and with
+            `keep_rate_range` their `num_image_tokens`.
 
         Raises:
             ValueError: If a row cannot be learned from, or its images cannot be packed or cut.
@@ -364,6 +380,9 @@ class LavitDataCollator(FollowsEpoch):
         pixel_values = [pixels for row in training_rows for pixels in row.pixel_values]
         if pixel_values:
             batch["pixel_values"] = torch.stack(pixel_values)
+        if pixel_values and self.keep_rate_range is not None:
+            counts = [count for row in training_rows for count in row.num_image_tokens]
+            batch["num_image_tokens"] = torch.tensor(counts)
         return batch
 
     @property
@@ -372,9 +391,19 @@ class LavitDataCollator(FollowsEpoch):
         return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
 
     def _arrange(self, sample: Mapping[str, Any]) -> list[Segment]:
+        key = (self.seed, sample["epoch"], sample["sample_id"])
+        segments = self._order(sample, key)
+        if self.keep_rate_range is not None:
+            low, high = self.keep_rate_range
+            images = [segment for segment in segments if segment.image is not None]
+            for index, segment in enumerate(images):
+                rate = low + (high - low) * sample_uniform(*key, f"keep rate/{index}")
+                segment.num_tokens = max(round(rate * self.processor.image_seq_length), 1)
+        return segments
+
+    def _order(self, sample: Mapping[str, Any], key: tuple[int, int, int]) -> list[Segment]:
         if "messages" in sample:
             return arrange_chat(self.processor, sample)
-        key = (self.seed, sample["epoch"], sample["sample_id"])
         return arrange_sample(
             sample,
             self.processor.image_token,
@@ -420,7 +449,10 @@ class LavitDataCollator(FollowsEpoch):
             )
         # The model's own one is in training mode, where encoders with dropout would give other codes every time.
         with _evaluation_mode(visual_tokenizer):
-            rows = self.processor.tokenize_images([segment.image for segment in images])
+            rows = self.processor.tokenize_images(
+                [segment.image for segment in images],
+                num_image_tokens=None if self.keep_rate_range is None else [segment.num_tokens for segment in images],
+            )
         for segment, ids in zip(images, rows, strict=True):
             segment.set_ids((ids[1:-1] if segment.use == "bare" else ids).tolist())
 
@@ -429,16 +461,17 @@ class LavitDataCollator(FollowsEpoch):
         if not images:
             return
         pixel_values = self.processor.image_processor([segment.image for segment in images], return_tensors="pt")
-        placeholders = [self.processor.image_token_id] * self.processor.image_seq_length
         for segment, pixels in zip(images, pixel_values["pixel_values"], strict=True):
-            segment.set_ids(self._between_start_and_end(placeholders))
+            count = self.processor.image_seq_length if segment.num_tokens is None else segment.num_tokens
+            segment.set_ids(self._between_start_and_end([self.processor.image_token_id] * count))
             segment.pixel_values = pixels
 
     def _between_start_and_end(self, ids: Sequence[int]) -> list[int]:
         return [self.processor.tokenizer.boi_token_id, *ids, self.processor.tokenizer.eoi_token_id]
 
     def _blank_row(self) -> TrainingRow:
-        blank = Segment(image=Image.new("RGB", (1, 1)), use="read")
+        num_tokens = None if self.keep_rate_range is None else 1
+        blank = Segment(image=Image.new("RGB", (1, 1)), use="read", num_tokens=num_tokens)
         self._add_ids([blank])
         return TrainingRow(-1, [blank])
 
