@@ -40,6 +40,7 @@ class LavitImageFeatures(BaseModelOutputWithPooling):
         keep_mask: True where a patch became a token, `[images, num_patches]`; `None` if features were handed over.
     """
 
+    pooler_output: list[torch.Tensor] = None  # type: ignore[assignment]  # one per image, as in all models now
     keep_mask: torch.Tensor | None = None
 
 
@@ -82,7 +83,7 @@ class LavitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     config: LavitConfig
     config_class = LavitConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = [*LavitVisualTokenizer._no_split_modules, "LlamaDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -160,7 +161,7 @@ class LavitModel(LavitPreTrainedModel):
         return output
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs have position_ids, too
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -169,7 +170,7 @@ class LavitModel(LavitPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitModelOutputWithPast:
         """
@@ -214,7 +215,7 @@ class LavitModel(LavitPreTrainedModel):
         if isinstance(past_key_values, LavitDynamicCache):
             attention_mask = past_key_values.apply_mask(attention_mask, batch_size, new_positions)
         is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        if position_ids is None and is_2d:
+        if position_ids is None and attention_mask is not None and is_2d:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
 
         outputs = self.language_model(
@@ -248,7 +249,7 @@ class LavitModel(LavitPreTrainedModel):
         )
 
     def _embed(
-        self, input_ids: torch.Tensor, images: BaseModelOutputWithPooling | None, is_step: bool
+        self, input_ids: torch.Tensor, images: LavitImageFeatures | None, is_step: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds ids and puts images in place of their placeholders.
 
@@ -284,8 +285,8 @@ class LavitModel(LavitPreTrainedModel):
         input_ids: torch.Tensor | None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
-    ) -> BaseModelOutputWithPooling | None:
+        mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
+    ) -> LavitImageFeatures | None:
         """Brings images into one form, whichever of the three they are passed in.
 
         Args:
@@ -389,7 +390,8 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
     ```
     """
 
-    output_modalities = ("text", "image")
+    output_modalities = ("text", "image")  # type: ignore[assignment]  # declared as a single one
+    model: LavitModel
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -463,7 +465,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         return self.model.get_image_features(*args, **kwargs)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs have position_ids, too
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -476,7 +478,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         vocab_slice: tuple[int, int] | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitCausalLMOutputWithPast:
         """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
