@@ -15,10 +15,17 @@ import copy
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from .cache_lavit import LavitDynamicCache, remember_mask
@@ -50,7 +57,7 @@ class LavitGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
     attention_mask: torch.Tensor | None = None
 
 
-_OUTPUTS = {
+_OUTPUTS: dict[type, Any] = {
     GenerateDecoderOnlyOutput: LavitGenerateDecoderOnlyOutput,
     GenerateBeamDecoderOnlyOutput: LavitGenerateBeamDecoderOnlyOutput,
 }
@@ -401,11 +408,39 @@ def _pad_left(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (width - rows.shape[1], 0), value=value)
 
 
-class LavitGenerationMixin(GenerationMixin):
+class ReadsImages(Protocol):
+    """What `generate` asks of the model without its head, see [`LavitModel`]."""
+
+    def encode_images(
+        self,
+        input_ids: torch.Tensor | None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+    ) -> Any: ...
+
+    def _check_ids(self, input_ids: torch.Tensor) -> None: ...
+
+    def _check_no_placeholders(self, is_placeholder: torch.Tensor) -> None: ...
+
+
+if TYPE_CHECKING:
+
+    class _Generative(PreTrainedModel, GenerationMixin):
+        """What the mixin is mixed into."""
+
+        config: LavitConfig
+        model: ReadsImages
+
+else:
+    _Generative = GenerationMixin
+
+
+class LavitGenerationMixin(_Generative):
     """`generate` for prompts with images, as placeholders or as codes, and for drawing."""
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # `args` and `kwargs` are those of the base class
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -472,16 +507,15 @@ class LavitGenerationMixin(GenerationMixin):
             )
         processors = LogitsProcessorList(logits_processor or [])
         limits = (min_drawn_tokens, max_drawn_tokens, image_end_bias)
-        has_limits = any(limit is not None for limit in limits)
         if mode != "text":
             self._check_one_by_one(options, f"generation_mode={mode!r}")
             processors += self._prepare_drawing(mode, options)
-        if has_limits and (mode == "text" or prompt is None):
-            raise ValueError(
-                "min_drawn_tokens, max_drawn_tokens and image_end_bias are for images that are drawn: pass "
-                "generation_mode='image' or 'interleaved', and input_ids."
-            )
-        if has_limits:
+        if any(limit is not None for limit in limits):
+            if mode == "text" or prompt is None:
+                raise ValueError(
+                    "min_drawn_tokens, max_drawn_tokens and image_end_bias are for images that are drawn: pass "
+                    "generation_mode='image' or 'interleaved', and input_ids."
+                )
             length = ImageLength(self.config, *limits)
             length.check_number(len(prompt))
             processors.append(length)
@@ -491,12 +525,14 @@ class LavitGenerationMixin(GenerationMixin):
         processors.append(SuppressIds(self._forbidden_ids(mode, options)))
         if kwargs.get("streamer") is not None and prompt is not None and kwargs["input_ids"] is not prompt:
             kwargs["streamer"] = PromptStreamer(kwargs["streamer"], prompt)
-        output = super().generate(None, options.generation_config, processors, *args, **kwargs)
+        output = super().generate(  # type: ignore[misc]  # what transformers takes for itself no model fits
+            None, options.generation_config, processors, *args, **kwargs
+        )
         return output if prompt is None else self._complete(output, prompt, options)
 
     def _sample(  # type: ignore[override]
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.LongTensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
@@ -517,7 +553,7 @@ class LavitGenerationMixin(GenerationMixin):
                 generation_config.do_sample = False  # One id is left, and the global random state is nobody's here.
         if guidance is not None and guidance.is_guided:
             kwargs["guidance"] = guidance
-        output = super()._sample(
+        output = super()._sample(  # type: ignore[misc]  # see `generate`
             input_ids, LogitsProcessorList(processors), stopping_criteria, generation_config, **kwargs
         )
         if guidance is not None:
@@ -652,7 +688,8 @@ class LavitGenerationMixin(GenerationMixin):
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():  # else: embeddings
             is_placeholder = encoder_input_ids == self.config.image_token_id
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.boi_token_id)
-        return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
+        kwargs["encoder_input_ids"] = encoder_input_ids
+        return super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]  # see `generate`
 
     def prepare_inputs_for_generation(
         self,
@@ -668,8 +705,9 @@ class LavitGenerationMixin(GenerationMixin):
             names = ("attention_mask", "position_ids")
             rows = guidance.add_unconditional_rows(input_ids, *(kwargs[name] for name in names))
             input_ids, kwargs["attention_mask"], kwargs["position_ids"] = rows
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+        kwargs |= {"inputs_embeds": inputs_embeds, "mm_encoder_outputs": mm_encoder_outputs}
+        model_inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # see `generate`
+            cast(torch.LongTensor, input_ids), *args, **kwargs
         )
         # transformers withholds images from the first pass of an assistant model, although its prompt holds them.
         step_ids = model_inputs.get("input_ids")
@@ -744,7 +782,7 @@ class LavitGenerationMixin(GenerationMixin):
         input_ids = kwargs.get("input_ids")
         past = self._cached_length(kwargs)
         new_ids = None if input_ids is None else input_ids[:, past:]
-        if past > 0 and not torch.eq(new_ids, self.config.image_token_id).any():
+        if past > 0 and new_ids is not None and not torch.eq(new_ids, self.config.image_token_id).any():
             # An assistant model gets them in every round, cached or not.
             images["mm_encoder_outputs"] = None
         encoded = self.model.encode_images(new_ids, **images)

@@ -170,7 +170,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     ```
     """
 
-    model_cpu_offload_seq = "model->token_decoder->unet->vae"
+    model_cpu_offload_seq = "model->token_decoder->unet->vae"  # type: ignore[assignment]  # declared as None
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = LavitPixelDecoderPipeline._callback_tensor_inputs
@@ -252,10 +252,11 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pipeline.register_to_config(_name_or_path=source)
         if kwargs.get("device_map") is not None:
             placed = pixel_decoder.hf_device_map
-            pipeline.hf_device_map = {**placed, "model": model.device} if isinstance(placed, dict) else placed
+            everything = {**placed, "model": model.device} if isinstance(placed, dict) else placed
+            pipeline.hf_device_map = everything  # type: ignore[assignment]  # declared as None
         return pipeline
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # what is not named here is in `kwargs`
         self,
         save_directory: str | os.PathLike[str],
         safe_serialization: bool = True,

@@ -291,7 +291,8 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         if kwargs.get("tokenize"):
             kwargs["processor_kwargs"] = {**processor_kwargs, "generation_mode": mode}
         named = self.chat_template if isinstance(self.chat_template, dict) else {}
-        if "generation_mode" in named.get(chat_template or "default", chat_template or self.chat_template):
+        template = named.get(chat_template or "default", chat_template or self.chat_template)
+        if template is not None and "generation_mode" in template:
             kwargs["generation_mode"] = mode
 
     def post_process_multimodal_output(  # type: ignore[override]
@@ -365,7 +366,11 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
                 own[name] = getattr(self, name, None)
         if text_kwargs:
             kwargs["text_kwargs"] = text_kwargs
-        return own, self._merge_kwargs(_ModalityKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        return own, self._merge_kwargs(
+            _ModalityKwargs,  # type: ignore[arg-type]  # annotated as an instance, it takes the class
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **kwargs,
+        )
 
     def _encode_images(
         self,
