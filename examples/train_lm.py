@@ -97,6 +97,13 @@ class DataArguments:
         default=0.0,
         metadata={"help": "Share of words after an image that are read wrong, while the right ones are learned."},
     )
+    keep_rate_range: list[float] | None = field(
+        default=None,
+        metadata={
+            "help": "Two numbers: images become shares of their patches that are drawn from between them, so "
+            "that the model learns all budgets. By default the visual tokenizer decides."
+        },
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})
     packing: bool = field(default=False, metadata={"help": "Several rows per sequence; for tokenized datasets."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about bad samples: skip or raise."})
@@ -155,6 +162,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             packing=data_args.packing,
             blank_image=blank_image,
             text_noise=data_args.text_noise,
+            keep_rate_range=data_args.keep_rate_range and tuple(data_args.keep_rate_range),
         ),
         processing_class=processor,
         callbacks=[EpochCallback(), CheckpointCallback()],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -12,7 +12,7 @@ from .checks import check_new_directory, check_source
 from .options import MaxShardSize
 
 
-class StoredDtype(str, Enum):
+class StoredDtype(StrEnum):
     """Precision of converted weights."""
 
     float32 = "float32"

@@ -26,6 +26,12 @@ def draw(
         float | None, typer.Option(min=0, help="How much to stress the prompt.", show_default="4, with pictures 5")
     ] = None,
     num_tokens: NumTokens = None,
+    min_tokens: Annotated[
+        int | None, typer.Option(min=0, help="Fewest tokens to draw; more are more detailed.", show_default="20")
+    ] = None,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens to draw; few make a sketch.", show_default="200")
+    ] = None,
     seed: Seed = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
@@ -59,6 +65,8 @@ def draw(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         num_image_tokens=num_tokens,
+        min_new_tokens=min_tokens,
+        max_new_tokens=max_tokens,
         generator=generator,
     ).images
     save_drawing(drawing, output, seed)

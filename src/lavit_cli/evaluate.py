@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -13,7 +13,7 @@ from .checks import check_data, check_output_directory, check_source, find_model
 from .options import MAX_SEED, Decoder, Device, Dtype, RunDtype
 
 
-class EvaluationTask(str, Enum):
+class EvaluationTask(StrEnum):
     """What a checkpoint is asked to do."""
 
     caption = "caption"
@@ -111,6 +111,14 @@ def evaluate(
     fid_weights: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Weights of Inception, for the FID.", show_default=False)
     ] = None,
+    num_tokens: Annotated[
+        list[int] | None,
+        typer.Option(
+            min=1,
+            help="Tokens that an image becomes; given several times, draws a curve of all.",
+            show_default="as it needs",
+        ),
+    ] = None,
     shown: Annotated[int, typer.Option(min=1, help="Samples on the page: the first ones.")] = 36,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
@@ -126,6 +134,7 @@ def evaluate(
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 --task caption -o out/coco
       lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
+      lavit evaluate lavit-scenes --data scenes --task caption --num-tokens 4 --num-tokens 16 -o out/curve
     """
     check_data(data)
     check_source(images, "--images")
@@ -165,6 +174,7 @@ def evaluate(
             "num_candidates": candidates,
             "clip": clip and str(clip),
             "fid_weights": fid_weights and str(fid_weights),
+            "num_image_tokens": num_tokens[0] if num_tokens and len(num_tokens) == 1 else None,
         },
     )
     state, device = join_processes(device)
@@ -174,8 +184,14 @@ def evaluate(
     evaluated = evaluation.EvaluatedCheckpoint(
         checkpoint, lavit.model, lavit.processor, functools.partial(load_pipeline, lavit)
     )
-    metrics = evaluation.evaluate(evaluated, tasks, output, batch_size=batch_size, num_shown=shown)
+    if num_tokens and len(num_tokens) > 1:
+        curve = evaluation.evaluate_budgets(
+            evaluated, settings, num_tokens, output, batch_size=batch_size, num_shown=shown
+        )
+        text, file = evaluation.format_curve(curve), "curve.png"
+    else:
+        metrics = evaluation.evaluate(evaluated, tasks, output, batch_size=batch_size, num_shown=shown)
+        text, file = evaluation.format_metrics(metrics), "metrics.json"
     if state.is_main_process:
-        print(evaluation.format_metrics(metrics))
-        print(f"\nWrote {output / 'metrics.json'}")
+        print(f"{text}\n\nWrote {output / file}")
     state.destroy_process_group()

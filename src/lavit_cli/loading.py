@@ -67,7 +67,7 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
     loaded = _load_model(base, dtype)
     if adapter:
         loaded = apply_adapter(loaded, adapter)
-    loaded = loaded.to(target).eval()
+    loaded = loaded.to(target).eval()  # type: ignore[arg-type]  # its wrapper hides self
     processor = _load_processor(adapter.processor if adapter else model, loaded.visual_tokenizer)
     return Lavit(loaded, processor, _has_random_weights(base), pixel_decoders=base)
 
@@ -115,7 +115,8 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
             visual_tokenizer = LavitVisualTokenizer.from_pretrained(base, dtype=dtype)
     except RuntimeError as error:
         raise ValueError(f"{base}: the weights do not fit the configuration ({error}).") from error
-    return _load_processor(adapter.processor if adapter else model, visual_tokenizer.to(target).eval())
+    visual_tokenizer = visual_tokenizer.to(target).eval()  # type: ignore[arg-type]  # its wrapper hides self
+    return _load_processor(adapter.processor if adapter else model, visual_tokenizer)
 
 
 def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImagePipeline:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
@@ -11,7 +11,7 @@ import typer
 MAX_SEED = 2**63 - 1
 
 
-class Dtype(str, Enum):
+class Dtype(StrEnum):
     """Precision of the model while it runs."""
 
     auto = "auto"
@@ -20,7 +20,7 @@ class Dtype(str, Enum):
     float16 = "float16"
 
 
-class Decoder(str, Enum):
+class Decoder(StrEnum):
     """Which of a checkpoint's pixel decoders draws."""
 
     highres = "highres"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from enum import Enum
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 _SHOWN = 5  # bad samples; all are in tokenization.json
 
 
-class Format(str, Enum):
+class Format(StrEnum):
     """Files that codes are stored in."""
 
     arrow = "arrow"
     webdataset = "webdataset"
 
 
-class BadSamples(str, Enum):
+class BadSamples(StrEnum):
     """What to do about samples that cannot be used."""
 
     skip = "skip"

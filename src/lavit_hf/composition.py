@@ -10,7 +10,7 @@ import copy
 import inspect
 import os
 from dataclasses import fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder
 from .modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, build_vision_model, without_pooler
 from .processing.image_processing_pil_lavit import LavitImageProcessorPil
 from .processing.tokenization_lavit import LavitTokenizer
+
+if TYPE_CHECKING:
+    from .modeling.modeling_lavit import LavitForConditionalGeneration
 
 logger = logging.get_logger(__name__)
 
@@ -265,6 +268,7 @@ def load_visual_part(
             raise TypeError(f"{type(visual_tokenizer).__name__} is and has no LavitVisualTokenizer.")
         return part
     path = source if visual_tokenizer is None else visual_tokenizer
+    assert not isinstance(path, PreTrainedModel)
     if _holds_visual_tokenizer(path, kwargs):
         return LavitVisualTokenizer.from_pretrained(path, **kwargs)
     if visual_tokenizer is not None:
@@ -373,7 +377,7 @@ def _interpolate(name: str, table: torch.Tensor, old: tuple[int, int], config: A
 
 
 def compose_model(
-    model_class: type[PreTrainedModel],
+    model_class: type[LavitForConditionalGeneration],
     vision: Source,
     text: Source,
     visual_tokenizer: Source | PreTrainedModel,
@@ -398,7 +402,7 @@ def _take_prefixed(kwargs: dict[str, Any], prefix: str) -> dict[str, Any]:
 
 
 def _join_models(
-    model_class: type[PreTrainedModel],
+    model_class: type[LavitForConditionalGeneration],
     config: LavitConfig,
     visual_part: PreTrainedModel,
     language_model: PreTrainedModel,
@@ -448,7 +452,7 @@ def _join_models(
 def _keep_in_fp32(model: PreTrainedModel) -> None:
     """Does for new weights what `from_pretrained` does for loaded ones."""
     for name, parameter in model.named_parameters():
-        if not model._keep_in_fp32_modules_strict.isdisjoint(name.split(".")):
+        if not set(name.split(".")).isdisjoint(model._keep_in_fp32_modules_strict):
             parameter.data = parameter.data.float()
 
 
@@ -531,7 +535,7 @@ def compose_pretraining_model(
     if is_trained:
         weights = {name: tensor for name, tensor in part.state_dict().items() if not name.startswith("continuous.")}
         _fill(model.visual_tokenizer, weights)
-        if token_decoder is not None:
+        if token_decoder is not None and isinstance(part, LavitVisualTokenizer):
             _check_codebooks(part, token_decoder)
             _fill(model.token_decoder, token_decoder.state_dict())
     else:

@@ -105,3 +105,20 @@ def test_other_files_are_left_alone(lavit, random_checkpoint: Path, tmp_path: Pa
     result = lavit(*command, "--output", tmp_path)
     assert result.exit_code == (0 if name == "mine.txt" else 1), result.output
     assert (tmp_path / name).read_text() == "mine"
+
+
+def test_budgets(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    command = ["evaluate", random_checkpoint, "--data", "scenes", "-t", "caption", "--num-samples", 2]
+    command += ["--max-new-tokens", 4, "--num-tokens", 3]
+    one = lavit(*command, "-o", tmp_path / "one")
+    assert one.exit_code == 0, one.output
+    (result,) = json.loads((tmp_path / "one" / "metrics.json").read_text())["results"]
+    assert result["metrics"]["tokens/continuous/mean"]["value"] == result["options"]["num_image_tokens"] == 3
+    several = lavit(*command, "--num-tokens", 5, "-o", tmp_path / "curve")
+    assert several.exit_code == 0, several.output
+    assert several.stdout.splitlines()[1].split() == ["tokens", "3", "5", "own"]
+    assert f"Wrote {tmp_path / 'curve' / 'curve.png'}" in several.stdout
+    useless = lavit(
+        "evaluate", random_checkpoint, "--data", "scenes", "-t", "text-to-image", "--num-tokens", 3, "-o", "x"
+    )
+    assert useless.exit_code == 1 and "None of the tasks has a use for num_image_tokens=3" in useless.stderr

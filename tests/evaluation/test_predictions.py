@@ -52,6 +52,21 @@ def test_a_torn_line_is_written_again(directory):
     assert shard.read_bytes() == whole + b'{"id": "b"}\n'
 
 
+@pytest.mark.parametrize("line", ["{", "[]", "5", "{}", '{"id": []}', "\0\0"])
+def test_a_damaged_line_is_named(directory, line):
+    with directory.writer(0) as writer:
+        writer.write({"id": "a"})
+    directory.merge(["a"])
+    path = directory.path / "predictions.jsonl"
+    path.write_text(path.read_text() + line + "\n")
+    with pytest.raises(
+        ValueError, match="predictions.jsonl is damaged in line 2: it is no prediction. Remove the file"
+    ):
+        directory.finished()
+    path.unlink()
+    assert directory.finished() == {}
+
+
 def test_pictures_that_were_torn_are_removed(directory):
     with directory.writer(0) as writer:
         writer.write({"id": "a"}, Image.new("RGB", (4, 4)))

@@ -368,6 +368,86 @@ def test_an_image_is_no_longer_than_its_patches_by_default(tiny, prompts):
     assert drawn.shape[1] - int(row(prompts, 0)["attention_mask"].sum()) <= NUM_PATCHES + 1
 
 
+# How long an image is
+
+
+def lengths(model, ids):
+    """Codes of every row before the image end; `None` where there is no end."""
+    ends = [(row == model.config.eoi_token_id).nonzero().flatten().tolist() for row in ids]
+    return [end[0] if end else None for end in ends]
+
+
+@pytest.mark.parametrize("scale", [1.0, 3.0])
+def test_images_get_as_many_codes_as_asked_for(tiny, prompts, scale):
+    options = {"guidance_scale": scale, "max_new_tokens": None}
+    limits = [2, 5, 1, NUM_PATCHES]
+    ids = new_ids(tiny, prompts, min_drawn_tokens=limits, max_drawn_tokens=torch.tensor(limits), **options)
+    assert lengths(tiny, ids) == limits
+    assert is_code(tiny, ids).sum(dim=-1).tolist() == limits
+    several = new_ids(
+        tiny,
+        prompts,
+        max_drawn_tokens=limits,
+        min_drawn_tokens=limits,
+        num_return_sequences=2,
+        do_sample=True,
+        **options,
+    )
+    assert lengths(tiny, several) == [length for length in limits for _ in range(2)]
+
+
+def test_limits_that_change_nothing_change_nothing(tiny, prompts):
+    expected = new_ids(tiny, prompts, guidance_scale=2.0)
+    same = {"min_drawn_tokens": 0, "max_drawn_tokens": NUM_PATCHES, "image_end_bias": 0.0}
+    assert torch.equal(new_ids(tiny, prompts, guidance_scale=2.0, **same), expected)
+
+
+def test_a_bias_on_the_end_makes_images_shorter_and_longer(tiny, prompts):
+    options = {"do_sample": True, "max_new_tokens": None, "num_return_sequences": 8}
+    mean = {}
+    for bias in (-20.0, 0.0, 20.0):
+        torch.manual_seed(0)
+        ids = new_ids(tiny, prompts, image_end_bias=bias, **options)
+        mean[bias] = sum(lengths(tiny, ids)) / len(ids)
+    assert mean[20.0] == 0 and mean[-20.0] == NUM_PATCHES and 0 < mean[0.0] < NUM_PATCHES
+    torch.manual_seed(0)
+    mixed = lengths(tiny, new_ids(tiny, prompts, image_end_bias=[20.0, -20.0, 20.0, -20.0], **options))
+    assert mixed == [length for length in (0, NUM_PATCHES, 0, NUM_PATCHES) for _ in range(8)]
+
+
+def test_limits_hold_for_every_image_between_texts(tiny):
+    boi, eoi = tiny.config.boi_token_id, tiny.config.eoi_token_id
+    inputs = make_prompts(tiny, [[[5, boi]], [[6, 7, boi]]])
+    options = {"do_sample": True, "max_new_tokens": 40, "eos_token_id": None, "sequence_bias": [[[boi], 5.0]]}
+    torch.manual_seed(0)
+    ids = tiny.generate(
+        **inputs, generation_mode="interleaved", min_drawn_tokens=[2, 4], max_drawn_tokens=[3, 4], **options
+    )
+    for one, allowed in zip(ids.tolist(), ({2, 3}, {4}), strict=True):
+        starts = [index for index, token in enumerate(one) if token == boi]
+        ends = [index for index, token in enumerate(one) if token == eoi]
+        assert len(ends) > 1 and {end - start - 1 for start, end in zip(starts, ends, strict=False)} <= allowed
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"min_drawn_tokens": 5, "max_drawn_tokens": 3}, "in order"),
+        ({"min_drawn_tokens": NUM_PATCHES + 1}, "in order"),
+        ({"max_drawn_tokens": NUM_PATCHES + 1}, f"from 1 to {NUM_PATCHES}"),
+        ({"max_drawn_tokens": 0}, f"from 1 to {NUM_PATCHES}"),
+        ({"min_drawn_tokens": -1}, "in order"),
+        ({"min_drawn_tokens": 1.5}, "must be integers"),
+        ({"max_drawn_tokens": [1, 2]}, "2 values .* for 4 prompts"),
+        ({"image_end_bias": math.inf}, "finite"),
+        ({"max_drawn_tokens": 3, "generation_mode": "text"}, "for images that are drawn"),
+    ],
+)
+def test_limits_that_cannot_be(tiny, prompts, options, message):
+    with pytest.raises(ValueError, match=message):
+        new_ids(tiny, prompts, **options)
+
+
 def test_prompts_with_images(tiny):
     """Continuous images may stand before what is drawn, in the light form, too; unconditional rows do not see them."""
     boi = tiny.config.boi_token_id

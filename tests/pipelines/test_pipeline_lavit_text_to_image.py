@@ -194,6 +194,15 @@ def test_budgets(pipeline, original_dir):
         pipeline.reconstruct(picture, num_image_tokens=17, **FAST)
 
 
+def test_how_long_images_are(pipeline):
+    short, long = (
+        pipeline(["cat", "dog"], image_end_bias=bias, min_new_tokens=2, generator=seeded(0, 1), **FAST).codes
+        for bias in (30.0, [-30.0, 30.0])
+    )
+    assert [len(codes) for codes in short] == [2, 2]
+    assert [len(codes) for codes in long] == [16, 2]
+
+
 def test_low_resolution(checkpoint):
     pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint, decoder="lowres")
     pipeline.set_progress_bar_config(disable=True)

@@ -189,6 +189,19 @@ def test_wrong_kinds_of_directories(language_model: Path, pixel_decoder: Path, t
     assert "exists and is not empty" in error(language_model, pixel_decoder, language_model)
 
 
+@pytest.mark.parametrize("name", ["README.md", "chat_template.jinja", "LICENSE", "model-00009-of-00009.safetensors"])
+def test_files_of_others_are_not_copied(language_model: Path, pixel_decoder: Path, tmp_path: Path, name: str) -> None:
+    """Whoever publishes the result would publish them."""
+    (tmp_path / "secret").write_text("secret")
+    (tmp_path / "in").mkdir()
+    source = copy(language_model, tmp_path / "in")
+    (source / name).unlink(missing_ok=True)
+    (source / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ConversionError, match=f"has {name}, which links to .*secret outside of it: put a copy"):
+        assemble(source, pixel_decoder, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_full_disk_leaves_nothing(language_model, pixel_decoder, tmp_path: Path, monkeypatch) -> None:
     def full(source, target) -> None:
         raise OSError(28, "No space left on device")

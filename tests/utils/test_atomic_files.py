@@ -168,6 +168,8 @@ def test_a_full_disk_names_the_file(tmp_path):
         write("file", tmp_path / "a.png", full)
     with pytest.raises(OSError, match=r"b.txt"):
         write("file", tmp_path / "a.png", lambda: FileNotFoundError(errno.ENOENT, "No such file", "b.txt"))
+    with pytest.raises(OSError, match=r"^the image is truncated$"):
+        write("file", tmp_path / "a.png", lambda: OSError("the image is truncated"))
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from typing import cast
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ..utils.paths import resolve_inside
 from .original import OriginalCheckpoint
 
 _CARD = """---
@@ -151,9 +152,12 @@ def copy_notices_of(source: str | os.PathLike[str], folder: Path) -> None:
     Args:
         source: Directory, or id of a repository.
         folder: The new directory; a file that it has stays.
+
+    Raises:
+        ValueError: One of them is a link that leads out of the directory.
     """
     root = Path(source if os.path.isdir(source) else snapshot_download(os.fspath(source), allow_patterns=_PATTERNS))
     for path in sorted(root.iterdir()):
         is_notice = any(fnmatch(path.name, pattern) for pattern in _PATTERNS)
         if is_notice and path.is_file() and not (folder / path.name).exists():
-            shutil.copyfile(path, folder / path.name)
+            shutil.copyfile(resolve_inside(root, path.name, str(source)), folder / path.name)

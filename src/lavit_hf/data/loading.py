@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import re
-from collections.abc import Iterable
+import tarfile
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,8 +60,9 @@ def load_data(
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: There is no such file, or no such split, or it cannot be read (of streamed data, as far as it is
-            read here).
+        OSError: The system does not let it be read.
+        ValueError: There is no such file, or no such split, or it is damaged (of streamed data, as far as it is read
+            here).
     """
     try:
         import datasets  # type: ignore[import-untyped]
@@ -70,6 +74,7 @@ def load_data(
     if path.is_dir() and any((path / marker).is_file() for marker in _SAVED):
         return NamedDataset(_load_saved_split(path, split, streaming), path)
     if path.is_dir():
+        _check_readable(path)
         return NamedDataset(_load_dataset(datasets, name, str(path), split=split, streaming=streaming), path)
     if path.is_file():
         if path.suffix not in _BUILDERS:
@@ -91,14 +96,50 @@ def load_data(
 def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
     """Calls `datasets.load_dataset`; its errors name the dataset."""
     try:
-        return datasets.load_dataset(*args, **options)
-    except datasets.exceptions.DatasetGenerationError as error:
-        raise ValueError(f"{name} cannot be read: {error.__cause__ or error}") from error
+        with named_errors(name):
+            return datasets.load_dataset(*args, **options)
     except ValueError as error:
         splits = _split_names(datasets, *args, **options)
         if splits and re.fullmatch(r"\w+", options["split"]) and options["split"] not in splits:
             raise _missing_split(name, options["split"], splits) from error
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise
+
+
+@contextmanager
+def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
+    """Has what `datasets` raises about damaged data name the dataset. Errors of the system and of the Hub stay.
+
+    Raises:
+        ValueError: The body raised such an error.
+    """
+    import datasets  # type: ignore[import-untyped]
+    import pyarrow  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except (ValueError, OSError, tarfile.TarError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+        cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
+        if isinstance(cause, OSError) and (cause.errno is not None or not os.path.exists(name)):
+            raise cause from None
+        raise ValueError(f"{name} cannot be read: {cause or error}") from error
+    except (LookupError, TypeError, AttributeError) as error:
+        raise ValueError(f"{name} is damaged: {error!r}.") from error
+
+
+def _check_readable(folder: str | os.PathLike[str]) -> None:
+    """Refuses what `datasets` would leave out without a word: folders that must not be listed, and links to nothing.
+
+    Raises:
+        OSError: There is such a folder, or such a link.
+    """
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith((".", "__")):  # left out on purpose
+                continue
+            if entry.is_dir(follow_symlinks=False):
+                _check_readable(entry)
+            elif entry.is_symlink():
+                os.stat(entry)
 
 
 def _split_names(datasets: Any, *args: Any, split: str, streaming: bool, **options: Any) -> list[str]:
@@ -131,13 +172,15 @@ def load_saved(path: Path) -> Any:
         file = folder / "state.json"
         for entry in _read_names(file, "_data_files"):
             resolve_inside(folder, entry.get("filename") if isinstance(entry, dict) else entry, str(file))
-    return datasets.load_from_disk(str(path))
+    with named_errors(path):
+        return datasets.load_from_disk(str(path))
 
 
 def _read_names(file: Path, key: str) -> list[Any]:
+    content = read_json_object(file, ValueError)
     try:
-        return list(read_json_object(file)[key])
-    except (OSError, KeyError, TypeError) as error:
+        return list(content[key])
+    except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: it lists no {key} ({error!r}).") from error
 
 

@@ -12,6 +12,7 @@ Example:
 ```
 """
 
+from .budget_curve import evaluate_budgets, format_curve
 from .checkpoint import EvaluatedCheckpoint
 from .data import EvaluationData, EvaluationSample, read_data
 from .evaluator import EvaluationSettings, build_tasks, evaluate, format_metrics
@@ -31,6 +32,8 @@ __all__ = [
     "build_tasks",
     "compare_facts",
     "evaluate",
+    "evaluate_budgets",
+    "format_curve",
     "format_metrics",
     "measure_facts",
     "read_data",

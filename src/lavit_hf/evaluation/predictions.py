@@ -61,10 +61,24 @@ class PredictionDirectory:
             write_json(self._settings, settings)
 
     def finished(self) -> dict[str, dict[str, Any]]:
-        """Reads the records that are finished, by sample id."""
+        """Reads the records that are finished, by sample id.
+
+        Raises:
+            ValueError: A line is no record.
+        """
         files = [self._merged] if self._merged.exists() else sorted(self._shards.glob("*.jsonl"))
-        records = (json.loads(line) for file in files for line in _complete_lines(file))
-        return {record["id"]: record for record in records}
+        records = {}
+        for file in files:
+            for number, line in enumerate(_complete_lines(file), start=1):
+                try:
+                    record = json.loads(line)
+                    records[record["id"]] = record
+                except (ValueError, LookupError, TypeError) as error:
+                    raise ValueError(
+                        f"{file} is damaged in line {number}: it is no prediction. Remove the file, and run the same "
+                        "command again."
+                    ) from error
+        return records
 
     @contextmanager
     def writer(self, process_index: int) -> Iterator[PredictionWriter]:

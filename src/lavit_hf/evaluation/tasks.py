@@ -80,6 +80,7 @@ class Task(ABC):
 
     name: ClassVar[str]
     draws: ClassVar[bool] = False
+    sees_images: ClassVar[bool] = True
     scoring_options: ClassVar[tuple[str, ...]] = ()
     """Options that predictions do not depend on."""
     own_options: ClassVar[tuple[str, ...]] = ()
@@ -159,14 +160,21 @@ class Task(ABC):
 BRANCHES = ("discrete", "continuous")
 
 
+BUDGET = "num_image_tokens"
+"""The option that says how many tokens an image becomes; `None` leaves it to the selector."""
+
+
 @torch.no_grad()
-def tokenize_images(model: Any, processor: Any, images: Sequence[Image.Image]) -> list[dict[str, Any]]:
+def tokenize_images(
+    model: Any, processor: Any, images: Sequence[Image.Image], num_image_tokens: int | None = None
+) -> list[dict[str, Any]]:
     """Tokenizes images by both branches.
 
     Args:
         model: A `LavitForConditionalGeneration`.
         processor: Its processor.
         images: Any number.
+        num_image_tokens: How many tokens each becomes; by default the selector decides.
 
     Returns:
         For each image its `codes`, and how many tokens it has in either branch, `num_tokens`.
@@ -174,7 +182,8 @@ def tokenize_images(model: Any, processor: Any, images: Sequence[Image.Image]) -
     visual_tokenizer = model.visual_tokenizer
     pixel_values = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
     pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
-    discrete, continuous = visual_tokenizer.encode(pixel_values), visual_tokenizer.embed(pixel_values)
+    discrete = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens)
+    continuous = visual_tokenizer.embed(pixel_values, num_tokens=num_image_tokens)
     codes = discrete.codes.split(discrete.num_tokens.tolist())
     return [
         {"codes": of_image.tolist(), "num_tokens": {"discrete": len(of_image), "continuous": count}}
@@ -235,6 +244,11 @@ def score_texts(name: str, metric: Any, records: Sequence[Record]) -> dict[str, 
 _SCENE_CAPTIONS = {"min_new_tokens": 1, "max_new_tokens": 64}
 
 
+def _split_budget(options: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
+    """Options for `generate`, and the budget."""
+    return {name: value for name, value in options.items() if name != BUDGET}, options[BUDGET]
+
+
 class CaptionTask(Task):
     """Describes images; of scenes, every fact is checked."""
 
@@ -243,7 +257,7 @@ class CaptionTask(Task):
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
-        return {**CAPTION, **_SCENE_CAPTIONS} if data.is_scenes else dict(CAPTION)
+        return {**CAPTION, **(_SCENE_CAPTIONS if data.is_scenes else {}), BUDGET: None}
 
     def metric_options(self) -> dict[str, dict[str, Any]]:
         return {} if self.data.is_scenes else {name: {} for name in self.data.caption_metrics}
@@ -251,10 +265,11 @@ class CaptionTask(Task):
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         model, processor = checkpoint.model, checkpoint.processor
         images = [sample.open_image() for sample in samples]
-        texts = generate_text(model, processor, images, [""] * len(images), self.options)
+        options, budget = _split_budget(self.options)
+        texts = generate_text(model, processor, images, [""] * len(images), options, num_image_tokens=budget)
         return [
             Prediction({"prediction": first_sentence(text), **tokens})
-            for text, tokens in zip(texts, tokenize_images(model, processor, images), strict=True)
+            for text, tokens in zip(texts, tokenize_images(model, processor, images, budget), strict=True)
         ]
 
     def score(
@@ -296,7 +311,7 @@ class VqaTask(Task):
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
-        return {**ANSWER, **_SCENE_ANSWERS} if data.is_scenes else dict(ANSWER)
+        return {**ANSWER, **(_SCENE_ANSWERS if data.is_scenes else {}), BUDGET: None}
 
     def metric_options(self) -> dict[str, dict[str, Any]]:
         return {self.data.answer_metric: {}}
@@ -304,8 +319,15 @@ class VqaTask(Task):
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         images = [sample.open_image() for sample in samples]
         prompts = [question_prompt(sample.question or "") for sample in samples]
-        options = answer_options(self.options)
-        texts = generate_text(checkpoint.model, checkpoint.processor, images, prompts, options)
+        options, budget = _split_budget(self.options)
+        texts = generate_text(
+            checkpoint.model,
+            checkpoint.processor,
+            images,
+            prompts,
+            answer_options(options),
+            num_image_tokens=budget,
+        )
         return [Prediction({"prediction": answer_of(text)}) for text in texts]
 
     def score(
@@ -414,6 +436,7 @@ class TextToImageTask(Task):
 
     name = "text-to-image"
     draws = True
+    sees_images = False
 
     def __init__(self, data: EvaluationData, options: Mapping[str, Any] | None = None, seed: int = 0) -> None:
         super().__init__(data, options, seed)
@@ -506,7 +529,7 @@ class ReconstructionTask(Task):
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
-        return {"decoder": None, "num_inference_steps": 50, "decoder_guidance_scale": 5.0}
+        return {"decoder": None, "num_inference_steps": 50, "decoder_guidance_scale": 5.0, BUDGET: None}
 
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         images = [sample.open_image() for sample in samples]
@@ -514,9 +537,10 @@ class ReconstructionTask(Task):
             images,
             num_inference_steps=self.options["num_inference_steps"],
             guidance_scale=self.options["decoder_guidance_scale"],
+            num_image_tokens=self.options[BUDGET],
             generator=[self.generator(sample, "reconstruction") for sample in samples],
         )
-        tokens = tokenize_images(checkpoint.model, checkpoint.processor, images)
+        tokens = tokenize_images(checkpoint.model, checkpoint.processor, images, self.options[BUDGET])
         predictions = []
         for picture, codes, of_image in zip(output.images, output.codes, tokens, strict=True):
             num_tokens = {**of_image["num_tokens"], "discrete": len(codes)}
@@ -540,6 +564,7 @@ TASKS: dict[str, type[Task]] = {
 
 
 __all__ = [
+    "BUDGET",
     "TASKS",
     "CaptionTask",
     "Prediction",

@@ -84,7 +84,7 @@ class NamedConfigMixin:
     """A configuration whose errors name the file that it was read from."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
         """See [`PreTrainedConfig.from_pretrained`].
 
         Raises:
@@ -92,7 +92,7 @@ class NamedConfigMixin:
             ValueError: If values in it are impossible, or do not fit together.
         """
         with name_file(file_in(pretrained_model_name_or_path, "config.json")):
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # type: ignore[misc]
+            return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
     def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
@@ -248,6 +248,7 @@ def read_shapes(
     """
     shapes: Shapes = {}
     paths = cached_files(checkpoint, list(shards), **hub_kwargs)
+    assert paths is not None  # it raises where it finds nothing
     for path, listed in zip(paths, shards.values(), strict=True):
         found = {name: header.shape for name, header in read_headers(path).items()}
         if missing := sorted(set(listed) - found.keys()):
@@ -458,7 +459,9 @@ def load_checkpoint_part(
     check_config(model_class, config, shapes, file_in(checkpoint, "config.json"), *model_args, ignore=ignore)
     state_dict: dict[str, torch.Tensor] = {}
     for file in files:
-        state_dict.update(_read_tensors(cached_file(checkpoint, file, **hub_kwargs), prefix))
+        path = cached_file(checkpoint, file, **hub_kwargs)
+        assert path is not None  # it raises where it finds nothing
+        state_dict.update(_read_tensors(path, prefix))
     model, info = loader(None, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise ValueError(

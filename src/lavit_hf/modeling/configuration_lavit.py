@@ -1,6 +1,6 @@
 """Configurations of the LaVIT models (Jin et al., ICLR 2024, https://arxiv.org/abs/2309.04669)."""
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -175,10 +175,16 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
 
     text_config: Any = None
     visual_tokenizer_config: Any = None
-    boi_token_id: int | None = None
-    eoi_token_id: int | None = None
-    visual_token_offset: int | None = None
-    image_token_id: int | None = None
+    if TYPE_CHECKING:  # `None` is what `__post_init__` replaces
+        boi_token_id: int = 0
+        eoi_token_id: int = 0
+        visual_token_offset: int = 0
+        image_token_id: int = 0
+    else:
+        boi_token_id: int | None = None
+        eoi_token_id: int | None = None
+        visual_token_offset: int | None = None
+        image_token_id: int | None = None
     lm_head_bias: bool = False
     tie_word_embeddings: bool = False
 
@@ -436,7 +442,7 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
             raise ValueError(f"selector_steps must be 0, positive or None, got {self.selector_steps}.")
 
 
-def _sizes(tokenizer: LavitVisualTokenizerConfig) -> dict[str, int]:
+def _sizes(tokenizer: PreTrainedConfig) -> dict[str, int]:
     """What a token decoder must share with the visual tokenizer whose codes it decodes."""
     return {
         "codebook_size": tokenizer.codebook_size,
@@ -446,7 +452,7 @@ def _sizes(tokenizer: LavitVisualTokenizerConfig) -> dict[str, int]:
     }
 
 
-def _decoder_like(tokenizer: LavitVisualTokenizerConfig) -> dict[str, Any]:
+def _decoder_like(tokenizer: PreTrainedConfig) -> dict[str, Any]:
     return {
         **_sizes(tokenizer),
         "hidden_size": tokenizer.hidden_size,

@@ -5,7 +5,7 @@ logits, which [`LavitGenerationMixin._sample`] puts in order around those of tra
 
 1. [`Guidance`]: the model computes two rows per prompt, the prompt's own and an unconditional one;
    `prepare_inputs_for_generation` adds the latter, and the processor makes one row of scores out of both.
-2. [`InterleavedGrammar`]: text may follow text, and codes may follow codes.
+2. [`InterleavedGrammar`]: text may follow text, and codes may follow codes. [`ImageLength`]: how many.
 3. [`GeneratorDraw`]: the caller's `generator` draws, and leaves nothing else to choose from.
 """
 
@@ -13,11 +13,19 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import torch
-from transformers import GenerationConfig, GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteriaList
+from transformers import (
+    GenerationConfig,
+    GenerationMixin,
+    LogitsProcessor,
+    LogitsProcessorList,
+    PreTrainedModel,
+    StoppingCriteriaList,
+)
 from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from .cache_lavit import LavitDynamicCache, remember_mask
@@ -26,7 +34,8 @@ from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, p
 
 GENERATION_MODES = ("text", "image", "interleaved")
 
-Generators = torch.Generator | list[torch.Generator] | None
+Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
+PerPrompt: TypeAlias = float | Sequence[float] | torch.Tensor  # a number for all prompts of a call, or one for each
 
 
 @dataclass
@@ -48,7 +57,7 @@ class LavitGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
     attention_mask: torch.Tensor | None = None
 
 
-_OUTPUTS = {
+_OUTPUTS: dict[type, Any] = {
     GenerateDecoderOnlyOutput: LavitGenerateDecoderOnlyOutput,
     GenerateBeamDecoderOnlyOutput: LavitGenerateBeamDecoderOnlyOutput,
 }
@@ -251,6 +260,71 @@ class InterleavedGrammar(LogitsProcessor):
         return scores.masked_fill(self.forbidden[state], -torch.inf)
 
 
+class ImageLength(LogitsProcessor):
+    """How long an image that is drawn may be, and how much its end is favored.
+
+    Args:
+        config: Its visual ids.
+        min_tokens: Fewest codes of an image, of all prompts or `[prompts]`.
+        max_tokens: Most codes of an image.
+        end_bias: Added to the score of the image end: above 0 images get shorter, below 0 longer.
+
+    Raises:
+        ValueError: If an image cannot have so many codes, or the numbers are in the wrong order.
+    """
+
+    def __init__(
+        self,
+        config: LavitConfig,
+        min_tokens: PerPrompt | None = None,
+        max_tokens: PerPrompt | None = None,
+        end_bias: PerPrompt | None = None,
+    ):
+        num_patches = config.visual_tokenizer_config.num_patches
+        self.config = config
+        self.min_tokens = torch.as_tensor(0 if min_tokens is None else min_tokens)
+        self.max_tokens = torch.as_tensor(num_patches if max_tokens is None else max_tokens)
+        self.end_bias = torch.as_tensor(0.0 if end_bias is None else end_bias, dtype=torch.float32)
+        limits = (self.min_tokens, self.max_tokens)
+        if any(limit.is_floating_point() or limit.dtype == torch.bool or limit.ndim > 1 for limit in limits):
+            raise ValueError("min_drawn_tokens and max_drawn_tokens must be integers, or one for each prompt.")
+        if (
+            not ((self.min_tokens >= 0) & (self.min_tokens <= self.max_tokens) & (self.max_tokens >= 1)).all()
+            or (self.max_tokens > num_patches).any()
+        ):
+            raise ValueError(
+                f"min_drawn_tokens and max_drawn_tokens must be in order, and the latter from 1 to {num_patches}, the "
+                f"patches of an image; got {min_tokens} and {max_tokens}."
+            )
+        if self.end_bias.ndim > 1 or not torch.isfinite(self.end_bias).all():
+            raise ValueError(f"image_end_bias must be a finite number, or one for each prompt; got {end_bias}.")
+
+    def check_number(self, num_prompts: int) -> None:
+        """Raises a `ValueError` unless every limit is one for all prompts, or one for each."""
+        for limit in (self.min_tokens, self.max_tokens, self.end_bias):
+            if limit.ndim == 1 and len(limit) != num_prompts:
+                raise ValueError(
+                    f"Got {len(limit)} values of min_drawn_tokens, max_drawn_tokens or image_end_bias for "
+                    f"{num_prompts} prompts; pass one, or one per prompt."
+                )
+
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        starts = open_image_starts(input_ids, self.config)
+        num_codes, is_inside = input_ids.shape[1] - starts - 1, starts >= 0
+        end = self.config.eoi_token_id
+        of_end = scores[:, end] + torch.where(is_inside, self._of_rows(self.end_bias, scores), 0.0).to(scores.dtype)
+        is_short = is_inside & (num_codes < self._of_rows(self.min_tokens, scores))
+        is_full = is_inside & (num_codes >= self._of_rows(self.max_tokens, scores))
+        scores = scores.masked_fill(is_full[:, None], -torch.inf)
+        scores[:, end] = of_end.masked_fill(is_short, -torch.inf)
+        return scores
+
+    @staticmethod
+    def _of_rows(limit: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        limit = limit.to(scores.device)
+        return limit if limit.ndim == 0 else limit.repeat_interleave(len(scores) // len(limit))
+
+
 class GeneratorDraw(LogitsProcessor):
     """Draws ids with the caller's generators; all other ids become impossible.
 
@@ -334,11 +408,39 @@ def _pad_left(rows: torch.Tensor, width: int, value: int) -> torch.Tensor:
     return torch.nn.functional.pad(rows, (width - rows.shape[1], 0), value=value)
 
 
-class LavitGenerationMixin(GenerationMixin):
+class ReadsImages(Protocol):
+    """What `generate` asks of the model without its head, see [`LavitModel`]."""
+
+    def encode_images(
+        self,
+        input_ids: torch.Tensor | None,
+        pixel_values: torch.Tensor | None = None,
+        image_features: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+    ) -> Any: ...
+
+    def _check_ids(self, input_ids: torch.Tensor) -> None: ...
+
+    def _check_no_placeholders(self, is_placeholder: torch.Tensor) -> None: ...
+
+
+if TYPE_CHECKING:
+
+    class _Generative(PreTrainedModel, GenerationMixin):
+        """What the mixin is mixed into."""
+
+        config: LavitConfig
+        model: ReadsImages
+
+else:
+    _Generative = GenerationMixin
+
+
+class LavitGenerationMixin(_Generative):
     """`generate` for prompts with images, as placeholders or as codes, and for drawing."""
 
     @torch.no_grad()
-    def generate(
+    def generate(  # type: ignore[override]  # `args` and `kwargs` are those of the base class
         self,
         inputs: torch.Tensor | None = None,
         generation_config: GenerationConfig | None = None,
@@ -346,6 +448,9 @@ class LavitGenerationMixin(GenerationMixin):
         *args: Any,
         generation_mode: str | None = None,
         generator: Generators = None,
+        min_drawn_tokens: PerPrompt | None = None,
+        max_drawn_tokens: PerPrompt | None = None,
+        image_end_bias: PerPrompt | None = None,
         **kwargs: Any,
     ) -> torch.Tensor | Any:
         """Generates text, visual tokens, or both, from text and images.
@@ -362,6 +467,11 @@ class LavitGenerationMixin(GenerationMixin):
             generator: With `do_sample`: draws tokens from this generator, or from one per returned sequence, instead
                 of the global random state; with one each, a sequence does not depend on the rest of the batch.
                 Returned `scores` are -inf then, but at the id that was drawn.
+            min_drawn_tokens: When drawing: fewest codes of an image, of all prompts or of each, `[prompts]`.
+            max_drawn_tokens: When drawing: most codes of an image; its end follows. (`max_new_tokens` would stop
+                without one.)
+            image_end_bias: When drawing: added to the score of the image end. Above 0 images get shorter, below 0
+                longer and more detailed.
             kwargs: Model inputs (what the processor returned) and generation options, see
                 [`GenerationMixin.generate`]. When drawing, `guidance_scale` applies classifier-free guidance in one
                 batch; the unconditional context is the image start alone, or `negative_prompt_ids`.
@@ -396,21 +506,33 @@ class LavitGenerationMixin(GenerationMixin):
                 "would read as an image. Leave it out, or pad with the end of text."
             )
         processors = LogitsProcessorList(logits_processor or [])
+        limits = (min_drawn_tokens, max_drawn_tokens, image_end_bias)
         if mode != "text":
             self._check_one_by_one(options, f"generation_mode={mode!r}")
             processors += self._prepare_drawing(mode, options)
+        if any(limit is not None for limit in limits):
+            if mode == "text" or prompt is None:
+                raise ValueError(
+                    "min_drawn_tokens, max_drawn_tokens and image_end_bias are for images that are drawn: pass "
+                    "generation_mode='image' or 'interleaved', and input_ids."
+                )
+            length = ImageLength(self.config, *limits)
+            length.check_number(len(prompt))
+            processors.append(length)
         if generator is not None:
             self._check_one_by_one(options, "generator")
             processors.append(GeneratorDraw(generator))
         processors.append(SuppressIds(self._forbidden_ids(mode, options)))
         if kwargs.get("streamer") is not None and prompt is not None and kwargs["input_ids"] is not prompt:
             kwargs["streamer"] = PromptStreamer(kwargs["streamer"], prompt)
-        output = super().generate(None, options.generation_config, processors, *args, **kwargs)
+        output = super().generate(  # type: ignore[misc]  # what transformers takes for itself no model fits
+            None, options.generation_config, processors, *args, **kwargs
+        )
         return output if prompt is None else self._complete(output, prompt, options)
 
     def _sample(  # type: ignore[override]
         self,
-        input_ids: torch.Tensor,
+        input_ids: torch.LongTensor,
         logits_processor: LogitsProcessorList,
         stopping_criteria: StoppingCriteriaList,
         generation_config: GenerationConfig,
@@ -419,7 +541,7 @@ class LavitGenerationMixin(GenerationMixin):
         """Runs [`GenerationMixin._sample`] with the processors of drawing in their places around those of others."""
         guidance = next((one for one in logits_processor if isinstance(one, Guidance)), None)
         draw = next((one for one in logits_processor if isinstance(one, GeneratorDraw)), None)
-        grammar = [one for one in logits_processor if isinstance(one, InterleavedGrammar)]
+        grammar = [one for one in logits_processor if isinstance(one, (InterleavedGrammar, ImageLength))]
         processors = [one for one in logits_processor if one not in (guidance, draw, *grammar)]
         processors = [*([guidance] if guidance else []), *grammar, *processors]
         if draw is not None:
@@ -431,7 +553,7 @@ class LavitGenerationMixin(GenerationMixin):
                 generation_config.do_sample = False  # One id is left, and the global random state is nobody's here.
         if guidance is not None and guidance.is_guided:
             kwargs["guidance"] = guidance
-        output = super()._sample(
+        output = super()._sample(  # type: ignore[misc]  # see `generate`
             input_ids, LogitsProcessorList(processors), stopping_criteria, generation_config, **kwargs
         )
         if guidance is not None:
@@ -566,7 +688,8 @@ class LavitGenerationMixin(GenerationMixin):
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():  # else: embeddings
             is_placeholder = encoder_input_ids == self.config.image_token_id
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.boi_token_id)
-        return super()._get_logits_processor(*args, encoder_input_ids=encoder_input_ids, **kwargs)
+        kwargs["encoder_input_ids"] = encoder_input_ids
+        return super()._get_logits_processor(*args, **kwargs)  # type: ignore[misc]  # see `generate`
 
     def prepare_inputs_for_generation(
         self,
@@ -582,8 +705,9 @@ class LavitGenerationMixin(GenerationMixin):
             names = ("attention_mask", "position_ids")
             rows = guidance.add_unconditional_rows(input_ids, *(kwargs[name] for name in names))
             input_ids, kwargs["attention_mask"], kwargs["position_ids"] = rows
-        model_inputs = super().prepare_inputs_for_generation(
-            input_ids, *args, inputs_embeds=inputs_embeds, mm_encoder_outputs=mm_encoder_outputs, **kwargs
+        kwargs |= {"inputs_embeds": inputs_embeds, "mm_encoder_outputs": mm_encoder_outputs}
+        model_inputs = super().prepare_inputs_for_generation(  # type: ignore[misc]  # see `generate`
+            cast(torch.LongTensor, input_ids), *args, **kwargs
         )
         # transformers withholds images from the first pass of an assistant model, although its prompt holds them.
         step_ids = model_inputs.get("input_ids")
@@ -658,7 +782,7 @@ class LavitGenerationMixin(GenerationMixin):
         input_ids = kwargs.get("input_ids")
         past = self._cached_length(kwargs)
         new_ids = None if input_ids is None else input_ids[:, past:]
-        if past > 0 and not torch.eq(new_ids, self.config.image_token_id).any():
+        if past > 0 and new_ids is not None and not torch.eq(new_ids, self.config.image_token_id).any():
             # An assistant model gets them in every round, cached or not.
             images["mm_encoder_outputs"] = None
         encoded = self.model.encode_images(new_ids, **images)

@@ -41,6 +41,7 @@ class LavitImageFeatures(BaseModelOutputWithPooling):
         keep_mask: True where a patch became a token, `[images, num_patches]`; `None` if features were handed over.
     """
 
+    pooler_output: list[torch.Tensor] = None  # type: ignore[assignment]  # one per image, as in all models now
     keep_mask: torch.Tensor | None = None
 
 
@@ -83,7 +84,7 @@ class LavitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     config: LavitConfig
     config_class = LavitConfig
     base_model_prefix = "model"
-    input_modalities = ("image", "text")
+    input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = [*LavitVisualTokenizer._no_split_modules, "LlamaDecoderLayer"]
     _skip_keys_device_placement = ["past_key_values"]
@@ -163,7 +164,7 @@ class LavitModel(LavitPreTrainedModel):
         return output
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs have position_ids, too
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -172,7 +173,7 @@ class LavitModel(LavitPreTrainedModel):
         position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitModelOutputWithPast:
@@ -220,7 +221,7 @@ class LavitModel(LavitPreTrainedModel):
         if isinstance(past_key_values, LavitDynamicCache):
             attention_mask = past_key_values.apply_mask(attention_mask, batch_size, new_positions)
         is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
-        if position_ids is None and is_2d:
+        if position_ids is None and attention_mask is not None and is_2d:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
 
         outputs = self.language_model(
@@ -254,7 +255,7 @@ class LavitModel(LavitPreTrainedModel):
         )
 
     def _embed(
-        self, input_ids: torch.Tensor, images: BaseModelOutputWithPooling | None, is_step: bool
+        self, input_ids: torch.Tensor, images: LavitImageFeatures | None, is_step: bool
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
         """Embeds ids and puts images in place of their placeholders.
 
@@ -290,9 +291,9 @@ class LavitModel(LavitPreTrainedModel):
         input_ids: torch.Tensor | None,
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
-    ) -> BaseModelOutputWithPooling | None:
+    ) -> LavitImageFeatures | None:
         """Brings images into one form, whichever of the three they are passed in.
 
         Args:
@@ -398,7 +399,8 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
     ```
     """
 
-    output_modalities = ("text", "image")
+    output_modalities = ("text", "image")  # type: ignore[assignment]  # declared as a single one
+    model: LavitModel
     _tied_weights_keys = {"lm_head.weight": "model.language_model.embed_tokens.weight"}
     _tp_plan = {"lm_head": "colwise_gather_output"}
 
@@ -472,7 +474,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         return self.model.get_image_features(*args, **kwargs)
 
     @can_return_tuple
-    def forward(
+    def forward(  # type: ignore[misc]  # TransformersKwargs have position_ids, too
         self,
         input_ids: torch.Tensor | None = None,
         pixel_values: torch.Tensor | None = None,
@@ -485,7 +487,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         use_cache: bool | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         vocab_slice: tuple[int, int] | None = None,
-        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitCausalLMOutputWithPast:

@@ -67,17 +67,18 @@ def build_vision_model(config: PreTrainedConfig) -> PreTrainedModel:
     if config.model_type != "blip_2_vision_model":
         return AutoModel.from_config(config, **without_pooler(config))
     # Not in the Auto mapping; imported here because it costs a second that `import lavit_hf` should not.
-    from transformers import Blip2VisionModel
+    from transformers import Blip2VisionConfig, Blip2VisionModel
 
+    assert isinstance(config, Blip2VisionConfig)
     model = Blip2VisionModel(config)
-    model.post_layernorm = nn.Identity()
+    model.set_submodule("post_layernorm", nn.Identity())
     return model
 
 
 def without_pooler(config: PreTrainedConfig) -> dict[str, bool]:
     """Arguments that build a vision encoder without the pooler of its class token, where it can do without."""
     model_class = MODEL_MAPPING.get(type(config), None)
-    has_option = model_class is not None and "add_pooling_layer" in inspect.signature(model_class).parameters
+    has_option = isinstance(model_class, type) and "add_pooling_layer" in inspect.signature(model_class).parameters
     return {"add_pooling_layer": False} if has_option else {}
 
 
@@ -320,7 +321,7 @@ class LavitVisualTokenizer(PreTrainedModel):
     config_class = LavitVisualTokenizerConfig
     base_model_prefix = "visual_tokenizer"
     main_input_name = "pixel_values"
-    input_modalities = ("image",)
+    input_modalities = ["image"]
     supports_gradient_checkpointing = True
     _supports_sdpa = True
     _supports_flash_attn = True
@@ -427,6 +428,7 @@ class LavitVisualTokenizer(PreTrainedModel):
 
     def _patch_features(self, outputs: BaseModelOutput) -> torch.Tensor:
         num_patches, hidden = self.config.num_patches, outputs.last_hidden_state
+        assert hidden is not None
         if hidden.ndim != 3 or hidden.shape[1] < num_patches:
             raise ValueError(
                 f"The vision model {type(self.vision_model).__name__} gives features of shape {list(hidden.shape)}, "

@@ -228,7 +228,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
     ```
     """
 
-    model_cpu_offload_seq = "token_decoder->unet->vae"
+    model_cpu_offload_seq = "token_decoder->unet->vae"  # type: ignore[assignment]  # declared as None
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
     # Called as in the pipelines of Stable Diffusion, so that diffusers' own callbacks work.
@@ -259,7 +259,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         self.register_to_config(visual_token_offset=visual_token_offset, eoi_token_id=eoi_token_id)
         _check_fit(token_decoder, unet, vae)
         _check_ids(token_decoder, visual_token_offset, eoi_token_id)
-        self.vae_scale_factor = 2 ** (len(vae.config.block_out_channels) - 1) if vae is not None else 8
+        self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._guidance_scale = 1.0
         self._num_timesteps = 0
@@ -268,7 +268,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
     @property
     def is_highres(self) -> bool:
         """Whether this is the high-resolution decoder, whose U-Net takes a pooled condition and sizes."""
-        return self.unet.config.addition_embed_type == "text_time"
+        return self.unet.config["addition_embed_type"] == "text_time"
 
     @property
     def guidance_scale(self) -> float:
@@ -361,7 +361,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         batch_size = len(images) * num_images_per_prompt
 
         # 2. Draw the initial noise: nothing is computed yet when it does not fit
-        latents = self.prepare_latents(batch_size, height, width, device, generator, latents)
+        noisy = self.prepare_latents(batch_size, height, width, device, generator, latents)
 
         # 3. Decode the codes to conditions
         prompt_embeds, add_text_embeds, negative_mask = self.encode_codes(images, num_images_per_prompt, device)
@@ -372,7 +372,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         timesteps = self.scheduler.timesteps
         if hasattr(self.scheduler, "set_begin_index"):  # spares the scheduler a search that waits for the GPU
             self.scheduler.set_begin_index(0)
-        latents = latents * self.scheduler.init_noise_sigma
+        noisy = noisy * self.scheduler.init_noise_sigma
         self._num_timesteps = len(timesteps)
 
         # 5. Denoise
@@ -381,27 +381,27 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
                 if self.interrupt:
                     continue
                 noise = self._predict_noise(
-                    latents, timestep, prompt_embeds, add_text_embeds, add_time_ids, negative_mask
+                    noisy, timestep, prompt_embeds, add_text_embeds, add_time_ids, negative_mask
                 )
-                latents = self._step(noise, timestep, latents, generator)
+                noisy = self._step(noise, timestep, noisy, generator)
                 if callback_on_step_end is not None:
-                    tensors = {
-                        "latents": latents,
+                    tensors: dict[str, Any] = {
+                        "latents": noisy,
                         "prompt_embeds": prompt_embeds,
                         "add_text_embeds": add_text_embeds,
                         "add_time_ids": add_time_ids,
                     }
                     wanted = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     tensors.update(callback_on_step_end(self, step, timestep, wanted) or {})
-                    latents, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
+                    noisy, prompt_embeds = tensors["latents"], tensors["prompt_embeds"]
                     add_text_embeds, add_time_ids = tensors["add_text_embeds"], tensors["add_time_ids"]
                 progress_bar.update()
 
         # 6. Decode the latents to pixels
         flagged = None
-        result: Any = latents
+        result: Any = noisy
         if output_type != "latent":
-            pixels, flagged = self.run_safety_checker(self.decode_latents(latents))
+            pixels, flagged = self.run_safety_checker(self.decode_latents(noisy))
             denormalize = None if flagged is None else [not is_flagged for is_flagged in flagged]  # black is 0 already
             result = self.image_processor.postprocess(pixels, output_type=output_type, do_denormalize=denormalize)
 
@@ -486,7 +486,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         return 25 if self.is_highres else 50
 
     def _resolve_size(self, height: int | None, width: int | None, aspect_ratio: str | None) -> tuple[int, int]:
-        native_size = _side(self.unet.config.sample_size) * self.vae_scale_factor
+        native_size = _side(self.unet.config["sample_size"]) * self.vae_scale_factor
         return resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)
 
     def _resolve_codes(self, codes: Any, input_ids: Any) -> list[torch.Tensor]:
@@ -496,16 +496,16 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
             raise ValueError("Give either `codes` or `input_ids`.")
         if codes is not None:
             images = split_images(codes, "codes")
-        elif self.config.visual_token_offset is None:
+        elif self.config["visual_token_offset"] is None:
             raise ValueError(
                 "This pipeline does not know the ids of visual codes (`visual_token_offset`): pass `codes`."
             )
         else:
             images = codes_of_ids(
                 split_images(input_ids, "input_ids"),
-                self.config.visual_token_offset,
+                self.config["visual_token_offset"],
                 config.codebook_size,
-                self.config.eoi_token_id,
+                self.config["eoi_token_id"],
             )
         check_codes(images, config.codebook_size, config.num_queries)
         if empty := [str(index) for index, image in enumerate(images) if len(image) == 0]:
@@ -533,7 +533,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
 
     def _latents_shape(self, batch_size: int, height: int, width: int) -> tuple[int, int, int, int]:
         factor = self.vae_scale_factor
-        return (batch_size, self.unet.config.in_channels, height // factor, width // factor)
+        return (batch_size, self.unet.config["in_channels"], height // factor, width // factor)
 
     @staticmethod
     def _check_latents(latents: Any, shape: tuple[int, ...], generator: Any) -> None:
@@ -620,15 +620,15 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
 
         A VAE that would overflow in fp16 decodes in fp32.
         """
-        needs_upcasting = self.vae.dtype == torch.float16 and self.vae.config.force_upcast
+        needs_upcasting = self.vae.dtype == torch.float16 and self.vae.config["force_upcast"]
         if needs_upcasting:
-            self.vae.to(dtype=torch.float32)
+            self.vae.to(dtype=torch.float32)  # type: ignore[call-arg]  # its wrapper hides self
         try:
-            latents = latents / self.vae.config.scaling_factor
+            latents = latents / self.vae.config["scaling_factor"]
             return self.vae.decode(latents.to(self.vae.dtype), return_dict=False)[0].float()
         finally:
             if needs_upcasting:
-                self.vae.to(dtype=torch.float16)
+                self.vae.to(dtype=torch.float16)  # type: ignore[call-arg]
 
     def run_safety_checker(self, pixels: torch.Tensor) -> tuple[torch.Tensor, list[bool] | None]:
         """Blackens what the safety checker detects, `[batch, 3, height, width]`, and says where it did."""

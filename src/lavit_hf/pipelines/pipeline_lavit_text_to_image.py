@@ -170,7 +170,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     ```
     """
 
-    model_cpu_offload_seq = "model->token_decoder->unet->vae"
+    model_cpu_offload_seq = "model->token_decoder->unet->vae"  # type: ignore[assignment]  # declared as None
     _optional_components = ["safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = LavitPixelDecoderPipeline._callback_tensor_inputs
@@ -252,10 +252,11 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pipeline.register_to_config(_name_or_path=source)
         if kwargs.get("device_map") is not None:
             placed = pixel_decoder.hf_device_map
-            pipeline.hf_device_map = {**placed, "model": model.device} if isinstance(placed, dict) else placed
+            everything = {**placed, "model": model.device} if isinstance(placed, dict) else placed
+            pipeline.hf_device_map = everything  # type: ignore[assignment]  # declared as None
         return pipeline
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # what is not named here is in `kwargs`
         self,
         save_directory: str | os.PathLike[str],
         safe_serialization: bool = True,
@@ -316,6 +317,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         top_p: float = 1.0,
         min_new_tokens: int | None = None,
         max_new_tokens: int | None = None,
+        image_end_bias: float | Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
         num_image_tokens: int | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -346,6 +348,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             top_p: Sample from the likeliest codes with this probability together.
             min_new_tokens: Fewest codes of an image; by default 20, or 1 if the pixel decoder takes fewer than 200.
             max_new_tokens: Most codes of an image; by default 200, or as many as the pixel decoder takes.
+            image_end_bias: Added to the score of the image end, of all prompts or of each: above 0 images get fewer
+                codes, below 0 more.
             num_images_per_prompt: Images to draw per prompt.
             num_image_tokens: How many codes an image in a prompt becomes; by default the visual tokenizer decides.
             generator: One source of randomness, for codes and noise, or a list with one per image to draw. With a
@@ -395,6 +399,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             guidance_scale=guidance_scale,
             min_new_tokens=int(min_new_tokens),  # `generate` takes no numbers of NumPy
             max_new_tokens=int(max_new_tokens),
+            image_end_bias=image_end_bias,
             num_return_sequences=num_images_per_prompt,
             do_sample=do_sample,
             generator=generator,

@@ -83,8 +83,10 @@ def _patterns(root: Path, folder: str) -> list[str]:
     index = read_json_object(root / folder / MODEL_INDEX)
     parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
     name = index.get("_class_name")
-    is_foreign = isinstance(name, list) and not names_our_pipeline(root / folder)
-    modules = name[:1] if is_foreign else []  # of a class whose file stands beside the index
+    is_foreign = not names_our_pipeline(root / folder)
+    modules = (
+        name[:1] if isinstance(name, list) and is_foreign else []
+    )  # of a class whose file stands beside the index
     for part in (*parts, *modules):
         if not _NAME.fullmatch(str(part)):
             raise ValueError(

@@ -368,6 +368,8 @@ def _try_part(folder: Path, part: str) -> None:
     if not file.is_file():
         return
     entry = read_json_object(folder / _MODEL_INDEX).get(part)
+    if entry is None:  # nobody loads it
+        return
     with name_file(file):
         try:
             with torch.device("meta") if part != "scheduler" else torch.device("cpu"):

@@ -16,7 +16,7 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
     unet: UNet2DConditionModel
     vae: AutoencoderKL
 
-    def load_lora_weights(
+    def load_lora_weights(  # type: ignore[override]  # as other pipelines declare it
         self,
         pretrained_model_name_or_path_or_dict: str | dict[str, torch.Tensor],
         adapter_name: str | None = None,
@@ -56,9 +56,9 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
             **options,
         )
 
-    def fuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
+    def fuse_lora(self, components: list[str] | None = None, *args: Any, **kwargs: Any) -> None:
         """Adds LoRA weights to those of the U-Net, see [`StableDiffusionLoraLoaderMixin.fuse_lora`]."""
-        super().fuse_lora(components=["unet"] if components is None else components, **kwargs)
+        super().fuse_lora(["unet"] if components is None else components, *args, **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
         """Takes them off again."""

@@ -206,7 +206,7 @@ def _clear_errors(message: str) -> Iterator[None]:
 
 
 def prepare_array(
-    image: Image.Image | np.ndarray | torch.Tensor | str | os.PathLike | bytes,
+    image: ImageInput | str | os.PathLike | bytes,
     do_convert_rgb: bool | None,
     input_data_format: str | ChannelDimension | None,
     do_rescale: bool | None,
@@ -231,6 +231,7 @@ def prepare_array(
     if isinstance(image, Image.Image):
         image = np.array(to_rgb(image, size, resample) if do_convert_rgb else decode(image))
         input_data_format = ChannelDimension.LAST
+    assert not isinstance(image, list)  # images come one by one
     array = check_array(image, input_data_format)
     if do_rescale:
         _warn_if_already_scaled(array)
@@ -453,8 +454,9 @@ class LavitImageProcessorPil(LavitImageDefaults, PilBackend):
     ) -> np.ndarray:
         """Returns one image as a checked array [C, H, W]."""
         size, resample = kwargs.get("size"), kwargs.get("resample")
-        is_fixed = kwargs.get("do_resize") and isinstance(resample, int) and size is not None
-        resized = (size.width, size.height) if is_fixed and size.height and size.width else None
+        resized = None
+        if kwargs.get("do_resize") and isinstance(resample, int) and size is not None and size.height and size.width:
+            resized = (size.width, size.height)
         array = prepare_array(image, do_convert_rgb, input_data_format, kwargs.get("do_rescale"), resized, resample)
         return super().process_image(array, do_convert_rgb=False, input_data_format=ChannelDimension.FIRST, **kwargs)
 

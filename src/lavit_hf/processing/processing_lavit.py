@@ -209,18 +209,22 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             text_inputs, tensor_type=return_tensors, skip_tensor_conversion=self.skip_tensor_conversion
         )
 
-    def tokenize_images(self, images: Any, **kwargs: Any) -> list[torch.Tensor]:
+    def tokenize_images(
+        self, images: Any, num_image_tokens: int | Sequence[int] | None = None, **kwargs: Any
+    ) -> list[torch.Tensor]:
         """The ids of images as the language model reads and writes them: `[start]`, codes, `[end]`.
 
         Args:
             images: One image or a (nested) list.
+            num_image_tokens: How many codes an image becomes, all or each; by default the visual tokenizer decides.
             kwargs: For the image processor.
 
         Returns:
             One integer tensor [codes + 2] per image, in order.
         """
         pixel_values = self.image_processor(images, **{**kwargs, "return_tensors": "pt"})["pixel_values"]
-        return [torch.tensor(self._between_start_and_end(ids)) for ids in self._discrete_ids(pixel_values)]
+        rows = self._discrete_ids(pixel_values, num_image_tokens)
+        return [torch.tensor(self._between_start_and_end(ids)) for ids in rows]
 
     def get_visual_tokenizer(self) -> Any:
         """What gives images their codes.
@@ -287,7 +291,8 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         if kwargs.get("tokenize"):
             kwargs["processor_kwargs"] = {**processor_kwargs, "generation_mode": mode}
         named = self.chat_template if isinstance(self.chat_template, dict) else {}
-        if "generation_mode" in named.get(chat_template or "default", chat_template or self.chat_template):
+        template = named.get(chat_template or "default", chat_template or self.chat_template)
+        if template is not None and "generation_mode" in template:
             kwargs["generation_mode"] = mode
 
     def post_process_multimodal_output(  # type: ignore[override]
@@ -361,7 +366,11 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
                 own[name] = getattr(self, name, None)
         if text_kwargs:
             kwargs["text_kwargs"] = text_kwargs
-        return own, self._merge_kwargs(_ModalityKwargs, tokenizer_init_kwargs=self.tokenizer.init_kwargs, **kwargs)
+        return own, self._merge_kwargs(
+            _ModalityKwargs,  # type: ignore[arg-type]  # annotated as an instance, it takes the class
+            tokenizer_init_kwargs=self.tokenizer.init_kwargs,
+            **kwargs,
+        )
 
     def _encode_images(
         self,
@@ -388,7 +397,9 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         inputs = {"pixel_values": pixel_values[continuous]}
         return ids, {**inputs, "num_image_tokens": counts[continuous]} if budgets else inputs
 
-    def _discrete_ids(self, pixel_values: torch.Tensor, num_tokens: torch.Tensor | None = None) -> list[list[int]]:
+    def _discrete_ids(
+        self, pixel_values: torch.Tensor, num_tokens: int | Sequence[int] | torch.Tensor | None = None
+    ) -> list[list[int]]:
         """The ids of every image's codes."""
         visual_tokenizer = self.get_visual_tokenizer()
         # An offloaded model is on the meta device between calls, and moves its inputs by itself.

@@ -539,7 +539,14 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
             ids = self._without_visual_ids(_check_ids(ids)) if skip_special_tokens else _check_ids(ids)
         return super().convert_ids_to_tokens(ids, skip_special_tokens=skip_special_tokens)
 
-    def _decode(self, token_ids: Any, skip_special_tokens: bool = False, **kwargs: Any) -> str:
+    def _decode(
+        self,
+        token_ids: Any,
+        skip_special_tokens: bool = False,
+        clean_up_tokenization_spaces: bool | None = None,
+        **kwargs: Any,
+    ) -> str:
+        kwargs["clean_up_tokenization_spaces"] = clean_up_tokenization_spaces
         if isinstance(token_ids, dict):
             token_ids = token_ids["input_ids"]
         ids = _check_ids([token_ids] if isinstance(token_ids, (int, np.integer)) else token_ids)

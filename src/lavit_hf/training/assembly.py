@@ -24,6 +24,7 @@ from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, copy_pixel_decoders, link_pixel_decoders
 from ..remote_code import save_remote_code
+from ..utils.paths import resolve_inside
 from ..utils.progress import progress_bar
 
 _PARTS = ("token_decoder", "unet", "vae")
@@ -79,6 +80,11 @@ def assemble(
     for decoder in decoders:
         _check_pixel_decoder(decoder, config, codebook, source)
     files = sorted({path for pattern in _FILES for path in source.glob(pattern) if path.is_file()})
+    try:
+        for path in files:
+            resolve_inside(source, path.name, str(source))
+    except ValueError as error:
+        raise ConversionError(str(error)) from error
     parts = [path for decoder in decoders for part in _PARTS for path in (decoder / part).glob("*")]
     size_of_parts = sum(path.stat().st_size for path in parts)
     total = sum(path.stat().st_size for path in files) + size_of_parts
@@ -90,12 +96,12 @@ def assemble(
                 bar.update(path.stat().st_size)
             try:
                 copy_pixel_decoders(drawing, folder)
+                for origin in (source, drawing):
+                    copy_notices_of(origin, folder)
             except ValueError as error:
                 raise ConversionError(str(error)) from error
             bar.update(size_of_parts)
         link_pixel_decoders(folder)
-        for origin in (source, drawing):
-            copy_notices_of(origin, folder)
         save_remote_code(folder)
         if not (folder / "README.md").exists():
             names = f"{describe_source(str(source))} and the pixel decoder of {describe_source(str(drawing))}"

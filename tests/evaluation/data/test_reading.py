@@ -1,10 +1,18 @@
 """Formats are recognized by what is in a file; whatever does not fit is refused before anything is computed."""
 
+import contextlib
 import copy
 import functools
 import json
 import operator
+import os
+import re
+import shutil
+import tarfile
+import tempfile
+from pathlib import Path
 
+import datasets
 import pytest
 
 from evaluation.data.test_benchmarks import (
@@ -54,8 +62,6 @@ def test_images_are_looked_for_beside_the_file(write, tmp_path, folder, add_imag
 
 
 def test_all_else_is_a_table(write, tmp_path, folder, add_image, monkeypatch):
-    import datasets
-
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
     add_image("0.png")
     data = read_data(write([{"image": "0.png", "text": "red"}]), "caption", images=folder)
@@ -183,3 +189,142 @@ def test_the_subtype_of_questions_is_no_way_out(write, tmp_path, folder, add_ima
     answers = write({"annotations": [{"question_id": 1, "answers": [{"answer": "a"}]}]}, "answers.json")
     with pytest.raises(ValueError, match="Question 1 names COCO_/../../secret_000000000002.jpg, which is outside"):
         read_data(questions, "vqa", images=folder, annotations=answers)
+
+
+# Datasets that cannot be read
+
+
+@pytest.fixture
+def root(monkeypatch):
+    """A directory that somebody else can be given."""
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", Path(folder, "cache"))
+        yield Path(folder)
+
+
+def save(path: Path) -> Path:
+    """Writes 50 rows in the format that the name says, to a directory without a suffix; returns the file of rows."""
+    rows = datasets.Dataset.from_list([{"image": "a.png", "text": "red"}] * 50)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.suffix == ".json":
+        path.write_text(json.dumps(rows.to_list()))
+    elif path.suffix == ".tar":
+        with tarfile.open(path, "w") as archive:
+            for index in range(50):
+                archive.addfile(tarfile.TarInfo(f"{index}.txt"))
+    elif path.suffix in (".parquet", ".jsonl", ".csv"):
+        {".parquet": rows.to_parquet, ".jsonl": rows.to_json, ".csv": rows.to_csv}[path.suffix](path)
+    else:
+        rows.save_to_disk(path if not path.suffix else path.parent / "saved")
+        file = next((path if not path.suffix else path.parent / "saved").glob("*.arrow"))
+        return file if not path.suffix else Path(shutil.copy(file, path))
+    return path
+
+
+def read(path: Path):
+    return read_data(str(path), "caption", split="train").samples
+
+
+def half(content: bytes) -> bytes:
+    return content[: len(content) // 2 - 7]  # not between two lines
+
+
+def flipped(content: bytes) -> bytes:
+    start = len(content) // 3
+    return content[:start] + bytes(byte ^ 0xFF for byte in content[start : start + 40]) + content[start + 40 :]
+
+
+def garbage(content: bytes) -> bytes:
+    return b"\x00\xffgarbage" * 20
+
+
+@pytest.mark.parametrize("damage", [half, flipped, garbage])
+@pytest.mark.parametrize("name", ["rows.parquet", "rows.arrow", "rows.jsonl", "rows.json", "saved"])
+def test_a_damaged_dataset_is_named(root, name, damage):
+    file = save(root / name)
+    file.write_bytes(damage(file.read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(f"{root / name} cannot be read: ")):
+        read(root / name)
+
+
+@pytest.mark.parametrize("name", ["rows.csv", "rows.tar"])
+def test_what_has_another_format_is_named(root, name):
+    (root / name).write_bytes(garbage(b""))
+    with pytest.raises(ValueError, match=re.escape(f"{root / name} cannot be read: ")):
+        read(root / name)
+
+
+def test_a_saved_dataset_that_lacks_a_setting_is_named(root):
+    state = save(root / "saved").parent / "state.json"
+    content = json.loads(state.read_text())
+    del content["_output_all_columns"]
+    state.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=re.escape(f"{root / 'saved'} is damaged: KeyError('_output_all_columns')")):
+        read(root / "saved")
+
+
+def test_no_file_of_a_directory_is_left_out(root):
+    save(root / "in" / "train-1.parquet")
+    second = save(root / "in" / "more" / "train-2.parquet")
+    assert len(read(root / "in")) == 100
+    second.write_bytes(half(second.read_bytes()))
+    with pytest.raises(ValueError, match=re.escape(f"{root / 'in'} cannot be read: ")):
+        read(root / "in")
+    second.unlink()
+    second.symlink_to(root / "gone.parquet")
+    with pytest.raises(FileNotFoundError, match=r"train-2\.parquet"):
+        read(root / "in")
+    second.rename(root / "in" / ".hidden.parquet")
+    assert len(read(root / "in")) == 50
+
+
+@contextlib.contextmanager
+def forbidden(path: Path, root: Path):
+    """Nobody may read a path; a superuser, whom nothing stops, is somebody else meanwhile."""
+    user, mode = os.geteuid(), path.stat().st_mode
+    path.chmod(0)
+    if user == 0:
+        for found in (root, *root.rglob("*")):
+            os.chown(found, 65534, -1, follow_symlinks=False)
+        os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+        path.chmod(mode)
+
+
+@pytest.mark.parametrize(
+    ("name", "locked"),
+    [
+        ("rows.parquet", "rows.parquet"),
+        ("rows.arrow", "rows.arrow"),
+        ("rows.jsonl", "rows.jsonl"),
+        ("rows.json", "rows.json"),
+        ("rows.csv", "rows.csv"),
+        ("rows.tar", "rows.tar"),
+        ("in/rows.json", "in"),
+        ("saved", "saved"),
+        ("saved", "saved/state.json"),
+        ("saved", "saved/data-00000-of-00001.arrow"),
+    ],
+)
+def test_what_must_not_be_read_says_so(root, name, locked):
+    save(root / "before" / Path(name).name)
+    with contextlib.suppress(ValueError):  # imports what it takes, which not everybody may
+        read(root / "before" / Path(name).name)
+    save(root / name)
+    with forbidden(root / locked, root), pytest.raises((OSError, ValueError), match="Permission denied") as caught:
+        read(root / name)
+    assert str(root / locked) in str(caught.value)
+
+
+@pytest.mark.parametrize("locked", ["in", "in/more", "in/more/train-2.parquet"])
+def test_what_must_not_be_read_is_not_left_out(root, locked):
+    for place in (root / "before", root / "in"):
+        save(place / "train-1.parquet")
+        save(place / "more" / "train-2.parquet")
+    assert len(read(root / "before")) == 100
+    with forbidden(root / locked, root), pytest.raises(PermissionError, match=locked):
+        read(root / "in")
+    assert len(read(root / "in")) == 100

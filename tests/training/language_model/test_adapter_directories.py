@@ -207,6 +207,17 @@ def test_a_failure_leaves_nothing(adapter: Path, tmp_path: Path, monkeypatch: py
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.parametrize("name", ["chat_template.jinja", "LICENSE"])
+def test_files_of_others_are_not_merged(adapter: Path, tmp_path: Path, name: str) -> None:
+    (tmp_path / "secret").write_text("secret")
+    base = Path(shutil.copytree(CHECKPOINT, tmp_path / "base"))
+    (base / name).unlink(missing_ok=True)
+    (base / name).symlink_to(tmp_path / "secret")
+    with pytest.raises(ValueError, match=f"has {name}, which links to .*secret outside of it: put a copy"):
+        merge_adapter(adapter, tmp_path / "out", base=base)
+    assert not (tmp_path / "out").exists()
+
+
 def test_the_card_of_adapters_names_no_path(adapter: Path, tmp_path: Path) -> None:
     folder = Path(shutil.copytree(adapter, tmp_path / "lora"))
     assert str(CHECKPOINT) in (folder / "README.md").read_text(), "the form that peft writes"

@@ -315,6 +315,30 @@ def test_codes_do_not_depend_on_training_mode(processor, model):
     model.eval()
 
 
+def test_images_of_random_budgets(processor, model):
+    """Every image gets its share by its sample and epoch, whatever else is in the batch, read or drawn."""
+    options = {"keep_rate_range": (0.1, 0.7)}
+    read = LavitDataCollator(processor, image_first_probability=1, **options)
+    rows = [row(sample_id=index, images=1 + index % 2) for index in range(8)]
+    batch = read(rows)
+    counts = batch["num_image_tokens"].tolist()
+    assert len(counts) == len(batch["pixel_values"]) == 12
+    assert len(set(counts)) > 3 and 2 <= min(counts) <= max(counts) <= 11
+    assert (batch["input_ids"] == PLACEHOLDER).sum() == sum(counts)
+    again = read(rows[3:4])
+    assert again["num_image_tokens"].tolist() == counts[4:6]
+    assert read([{**one, "epoch": 1} for one in rows])["num_image_tokens"].tolist() != counts
+    draw = LavitDataCollator(processor, image_first_probability=0, condition_dropout=0, **options)
+    drawn = draw(rows)["input_ids"]
+    assert [int((ids >= CODE_0).sum()) for ids in drawn][::2] == [counts[index] for index in (0, 3, 6, 9)]
+    loss = model(**batch).loss
+    loss.backward()
+    assert torch.isfinite(loss)
+    model.zero_grad()
+    blank = LavitDataCollator(processor, blank_image=True, **options)([row(images=0)])
+    assert blank["num_image_tokens"].tolist() == [1]
+
+
 def test_a_blank_image_keeps_every_layer_busy(processor, model):
     rows = [row("a cat", images=0)]
     plain, blank = LavitDataCollator(processor)(rows), LavitDataCollator(processor, blank_image=True)(rows)
@@ -413,6 +437,8 @@ def test_rows_that_cannot_be_learned_from(processor, rows, message):
         ({"max_length": 1}, "at least 2"),
         ({"packing": True, "blank_image": True}, "cannot be packed"),
         ({"packing": True, "text_noise": 0.1}, "without packing"),
+        ({"keep_rate_range": (0, 0.5)}, "above 0 and at most 1"),
+        ({"keep_rate_range": (0.5, 0.4)}, "in order"),
     ],
 )
 def test_arguments_are_checked(processor, arguments, message):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,11 +19,9 @@ from transformers import AutoProcessor
 from lavit_hf import ImageTextProcessor, LavitVisualTokenizer
 from lavit_hf.data.scenes import make_scenes, stream_scenes
 from lavit_hf.training.dataset import TrainingDataset
-from lavit_hf.training.precompute_codes.directory import read_metadata
-from lavit_hf.training.precompute_codes.tokenize_dataset import (
-    load_tokenized_dataset,
-    tokenize_dataset,
-)
+from lavit_hf.training.precompute_codes.directory import TokenizedDirectory, read_metadata
+from lavit_hf.training.precompute_codes.tokenize_dataset import load_tokenized_dataset, tokenize_dataset
+from lavit_hf.utils.atomic_files import write_json
 
 CHECKPOINT = Path(__file__).resolve().parents[3] / "checkpoints" / "lavit-tiny-random"
 NUM_SCENES = 22
@@ -404,6 +403,16 @@ def test_other_directories_are_left_alone(processor, tmp_path: Path) -> None:
             load_tokenized_dataset(path)
 
 
+def test_a_damaged_archive_is_named(tmp_path: Path) -> None:
+    settings = {"output_format": "webdataset"}
+    about = {"is_complete": True, "settings": settings, "codebook_fingerprint": "0"}
+    (tmp_path / "tokenization.json").write_text(json.dumps(about))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "00000-000000.tar").write_bytes(b"\x00\xffgarbage" * 20)
+    with pytest.raises(ValueError, match=re.escape(f"{tmp_path} cannot be read: ")):
+        load_tokenized_dataset(tmp_path)
+
+
 # Several processes
 
 
@@ -509,6 +518,59 @@ def test_tokenized_data_of_others_are_not_loaded(tokenized: Path, processor, tmp
     (tmp_path / "one" / "data" / "more.tar").symlink_to(tmp_path / "two" / "data" / "00000-000000.tar")
     with pytest.raises(ValueError, match="has data/more.tar, which links to .* outside of it"):
         load_tokenized_dataset(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"settings": None},
+        {"settings": {}},
+        {"is_complete": "x"},
+        {"num_codes": None},
+        {"bad_samples": 5},
+        {"bad_samples": ["x"]},
+        *({name: None} for name in ("codebook_fingerprint", "num_rows")),
+    ],
+)
+def test_damaged_notes_are_named(tokenized: Path, processor, tmp_path: Path, changes: dict) -> None:
+    shutil.copytree(tokenized, tmp_path / "out")
+    path = tmp_path / "out" / "tokenization.json"
+    content = {**json.loads(path.read_text()), **changes}
+    path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+    with pytest.raises(ValueError, match=r"tokenization.json is damaged. Remove .*out, and run"):
+        tokenize(SCENES, tmp_path / "out", processor)
+
+
+@pytest.mark.parametrize("name", ["00000-000000.json", "00000-end.json"])
+def test_damaged_progress_is_named(processor, tmp_path: Path, monkeypatch, name: str) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr("lavit_hf.training.precompute_codes.directory.write_json", interrupt_at("tokenization.json"))
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(SCENES, tmp_path, processor)
+    (tmp_path / "progress" / name).write_text("{}")
+    monkeypatch.setattr(TokenizedDirectory, "finish_source", lambda *args: None)
+    with pytest.raises(ValueError, match=rf"{name} is damaged. Remove .*{name}, and run"):
+        tokenize(SCENES, tmp_path, processor)
+
+
+def interrupt_at(name: str):
+    def write(path: Path, content) -> None:
+        if path.name == name and content["is_complete"]:
+            raise KeyboardInterrupt
+        write_json(path, content)
+
+    return write
+
+
+@pytest.mark.parametrize("name", ["dataset_info.json", "data/00000-000000.arrow"])
+@pytest.mark.parametrize("content", [b"", b"[]", None])
+def test_damaged_data_are_named(tokenized: Path, tmp_path: Path, name: str, content: bytes | None) -> None:
+    path = Path(shutil.copytree(tokenized, tmp_path / "out")) / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(
+        (ValueError, FileNotFoundError), match=f"{tmp_path / 'out'}.*(cannot be read|is damaged)|{path}"
+    ):
+        load_tokenized_dataset(tmp_path / "out")
 
 
 def test_what_a_killed_process_left_is_cleaned(processor, tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from ...pipelines.pixel_decoder_files import copy_pixel_decoders, link_pixel_dec
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.atomic_files import write_json
 from ...utils.json_files import read_json_object
+from ...utils.paths import resolve_inside
 from ...utils.safetensors_files import read_headers
 
 if TYPE_CHECKING:
@@ -247,7 +248,8 @@ def merge_adapter(
     Raises:
         ConversionError: The destination cannot be written.
         ImportError: peft is not installed.
-        ValueError: There are no adapters, or they do not fit the base, or this is not there.
+        ValueError: There are no adapters, they do not fit the base, this is not there, or files of either are links
+            that lead out of it.
     """
     target = Path(destination)
     check_destination(target)
@@ -255,6 +257,9 @@ def merge_adapter(
     found = find_adapter(adapter, base)
     if found is None:
         raise ValueError(f"{adapter} holds no adapters of LoRA: it has no {ADAPTER_CONFIG_NAME}.")
+    for root in (found.folder, Path(found.base)):  # what the processor is saved from
+        for path in (*root.glob("*.json"), *root.glob("*.jinja")):
+            resolve_inside(root, path.name, str(root))
     model, report = LavitForConditionalGeneration.from_pretrained(found.base, output_loading_info=True)
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{found.base}: {len(missing)} tensors are missing, the first is {missing[0]}.")

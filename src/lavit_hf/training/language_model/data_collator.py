@@ -37,6 +37,7 @@ class Segment:
         ids: The ids.
         is_learned: A mark at every id that is learned.
         pixel_values: Of an image that is read as features, what the model encodes, `[channels, height, width]`.
+        num_tokens: How many tokens an image becomes; `None` leaves it to the visual tokenizer.
     """
 
     text: str = ""
@@ -47,6 +48,7 @@ class Segment:
     ids: list[int] = field(default_factory=list)
     is_learned: list[bool] = field(default_factory=list)
     pixel_values: torch.Tensor | None = None
+    num_tokens: int | None = None
 
     @classmethod
     def of_image(cls, content: Any, use: str) -> Segment:
@@ -106,6 +108,11 @@ class TrainingRow:
     def pixel_values(self) -> list[torch.Tensor]:
         """Its continuous images in order, `[channels, height, width]` each."""
         return [segment.pixel_values for segment in self.segments if segment.pixel_values is not None]
+
+    @property
+    def num_image_tokens(self) -> list[int | None]:
+        """How many tokens each of these becomes."""
+        return [segment.num_tokens for segment in self.segments if segment.pixel_values is not None]
 
     def end(self, eos_token_id: int) -> None:
         """Appends the end of text if what comes before is learned, so that the model learns to stop there.
@@ -251,6 +258,256 @@ def _end_answers(ids: list[int], is_learned: list[bool], eos_token_id: int, is_l
     return segment
 
 
+class LavitDataCollator(FollowsEpoch):
+    """Turns rows of images and text into inputs and labels of `LavitForConditionalGeneration`.
+
+    What becomes of a row:
+
+    - image and text: with `image_first_probability` `[image, text]`, where the image enters as features (the model
+      encodes it, and its merger learns) and the text is learned; otherwise `[text, image]`, where the image becomes
+      codes, and both are learned. Of the latter, `condition_dropout` lose their text, so that guidance has
+      something to guide away from. Where the text says `<image>`, images stay where it says so;
+    - text alone: is learned;
+    - a `prompt` beside the text: images go into the prompt (before it, if it does not say `<image>`), and the text is
+      the answer, which alone is learned. `<image>` in an answer is an image to draw; the prompt's images then enter as
+      bare codes, as they do when such a prompt is drawn;
+    - `messages`: what the assistant says or draws is learned;
+    - `codes` instead of images: as above, with codes in either order, and without any image processing.
+
+    After what is learned comes the end of text, learned as well. Decisions depend on seed, epoch and `sample_id` (and
+    the wrong words of `text_noise` on the rest of the batch).
+
+    Rows of a plain dataset are numbered by their content, and get their epoch from [`EpochCallback`]: without it, an
+    image that is drawn is drawn in every epoch, and never read. Wrap what is evaluated in a `TrainingDataset`, so that
+    it stays the same in every epoch. `Trainer` hands on these columns with `remove_unused_columns=False` only.
+
+    Args:
+        processor: The model's processor. Its visual tokenizer gives the codes, without gradient; if it has none, that
+            of its checkpoint is loaded. Give it the model's own (`processor.visual_tokenizer = model`) to save the
+            memory, unless its weights are sharded.
+        seed: Of all decisions.
+        image_first_probability: How often the image comes first.
+        condition_dropout: How often an image is drawn without text.
+        text_noise: Share of the words of learned text after an image that the model reads wrong, so that it relies on
+            the image more than on what it wrote. They are replaced by others of the batch; what is learned stays.
+            `Trainer` evaluates with the same collator, so that its `eval_loss` is of text with noise, too.
+        keep_rate_range: Every image becomes another share of its patches as tokens, drawn from this range, so that one
+            model learns to read and draw with all budgets. By default the visual tokenizer decides.
+        max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
+            cut.
+        packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Not for images that
+            enter as features, whose number of tokens the model alone knows: tokenize the dataset first, or set
+            `image_first_probability=0`.
+        pad_to_multiple_of: Rounds lengths up.
+        blank_image: Adds a row with a blank image and without loss to batches that have no continuous image, so that
+            every process runs the same layers. Needed where those have to agree: with FSDP, and under DDP without
+            `ddp_find_unused_parameters`.
+    """
+
+    def __init__(
+        self,
+        processor: ImageTextProcessor,
+        seed: int = 0,
+        image_first_probability: float = 0.5,
+        condition_dropout: float = 0.1,
+        max_length: int | None = None,
+        packing: bool = False,
+        pad_to_multiple_of: int | None = None,
+        blank_image: bool = False,
+        text_noise: float = 0.0,
+        keep_rate_range: tuple[float, float] | None = None,
+    ) -> None:
+        for name, value in (
+            ("image_first_probability", image_first_probability),
+            ("condition_dropout", condition_dropout),
+            ("text_noise", text_noise),
+        ):
+            if not 0 <= value <= 1:
+                raise ValueError(f"`{name}` must be from 0 to 1, got {value}.")
+        if keep_rate_range is not None and not 0 < keep_rate_range[0] <= keep_rate_range[1] <= 1:
+            raise ValueError(
+                f"`keep_rate_range` must be two rates in order, above 0 and at most 1; got {keep_rate_range}."
+            )
+        if max_length is not None and max_length < 2:
+            raise ValueError(f"`max_length` must be at least 2, got {max_length}.")
+        if packing and blank_image:
+            raise ValueError("`blank_image` is for batches with continuous images, which cannot be packed.")
+        if packing and text_noise:
+            raise ValueError("`text_noise` needs rows of their own: use it without packing.")
+        if processor.tokenizer.eos_token_id is None:
+            raise ValueError("The tokenizer has no end-of-text token, which the model needs to learn where to stop.")
+        super().__init__()
+        self.processor = processor
+        self.seed = seed
+        self.image_first_probability = image_first_probability
+        self.condition_dropout = condition_dropout
+        self.max_length = max_length
+        self.packing = packing
+        self.pad_to_multiple_of = pad_to_multiple_of
+        self.blank_image = blank_image
+        self.text_noise = text_noise
+        self.keep_rate_range = keep_rate_range
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Collates samples of a `TrainingDataset`, or rows of any dataset with the same columns.
+
+        Returns:
+            `input_ids` and `labels` `[rows, length]`; `attention_mask` `[rows, length]`, or with packing
+            `position_ids`; `pixel_values` `[continuous images, channels, height, width]` if there are any, and with
+            `keep_rate_range` their `num_image_tokens`.
+
+        Raises:
+            ValueError: If a row cannot be learned from, or its images cannot be packed or cut.
+        """
+        if not rows:
+            raise ValueError("There are no rows to collate.")
+        samples = [complete_row(row, self.epoch, needs_text=True) for row in rows]
+        training_rows = [TrainingRow(sample["sample_id"], self._arrange(sample)) for sample in samples]
+        self._add_ids([segment for row in training_rows for segment in row.segments])
+        for row in training_rows:
+            row.end(self.processor.tokenizer.eos_token_id)
+            if self.max_length is not None:
+                row.truncate(self.max_length)
+        if self.packing:
+            self._check_packable(training_rows)
+            return pack_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
+        if self.blank_image and not any(row.pixel_values for row in training_rows):
+            training_rows.append(self._blank_row())
+        side = self.processor.tokenizer.padding_side
+        batch = pad_rows(training_rows, self._pad_token_id, side, self.pad_to_multiple_of)
+        if self.text_noise:
+            batch["input_ids"] = self._add_noise(batch, samples)
+        pixel_values = [pixels for row in training_rows for pixels in row.pixel_values]
+        if pixel_values:
+            batch["pixel_values"] = torch.stack(pixel_values)
+        if pixel_values and self.keep_rate_range is not None:
+            counts = [count for row in training_rows for count in row.num_image_tokens]
+            batch["num_image_tokens"] = torch.tensor(counts)
+        return batch
+
+    @property
+    def _pad_token_id(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+
+    def _arrange(self, sample: Mapping[str, Any]) -> list[Segment]:
+        key = (self.seed, sample["epoch"], sample["sample_id"])
+        segments = self._order(sample, key)
+        if self.keep_rate_range is not None:
+            low, high = self.keep_rate_range
+            images = [segment for segment in segments if segment.image is not None]
+            for index, segment in enumerate(images):
+                rate = low + (high - low) * sample_uniform(*key, f"keep rate/{index}")
+                segment.num_tokens = max(round(rate * self.processor.image_seq_length), 1)
+        return segments
+
+    def _order(self, sample: Mapping[str, Any], key: tuple[int, int, int]) -> list[Segment]:
+        if "messages" in sample:
+            return arrange_chat(self.processor, sample)
+        return arrange_sample(
+            sample,
+            self.processor.image_token,
+            is_image_first=sample_uniform(*key, "order") < self.image_first_probability,
+            is_dropped=sample_uniform(*key, "condition") < self.condition_dropout,
+        )
+
+    def _add_ids(self, segments: list[Segment]) -> None:
+        """Text to ids, and images to codes or placeholders; all of a batch together."""
+        self._tokenize([segment for segment in segments if segment.use is None and not segment.ids])
+        images = [segment for segment in segments if segment.use is not None]
+        for segment in images:
+            if segment.codes is not None:
+                ids = self.processor.tokenizer.convert_codes_to_ids(segment.codes)
+                segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
+        images = [segment for segment in images if segment.codes is None]
+        self._encode([segment for segment in images if segment.use != "read"])
+        self._preprocess([segment for segment in images if segment.use == "read"])
+
+    def _tokenize(self, texts: list[Segment]) -> None:
+        if not texts:
+            return
+        encoded = self.processor.tokenizer(
+            [segment.text for segment in texts],
+            add_special_tokens=False,
+            return_attention_mask=False,
+            return_offsets_mapping=True,
+            verbose=False,
+        )
+        for segment, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
+            segment.ids, segment.is_learned = ids, [end > segment.learned_from for _, end in offsets]
+
+    def _encode(self, images: list[Segment]) -> None:
+        """Images to codes."""
+        if not images:
+            return
+        visual_tokenizer = self.processor.get_visual_tokenizer()
+        device = visual_tokenizer.device
+        if device.type not in ("cpu", "meta") and get_worker_info() is not None:
+            raise ValueError(
+                f"A worker process cannot use a visual tokenizer on {device}. Set `dataloader_num_workers=0`, give "
+                "the processor one that stays on the CPU, or tokenize the dataset first."
+            )
+        # The model's own one is in training mode, where encoders with dropout would give other codes every time.
+        with _evaluation_mode(visual_tokenizer):
+            rows = self.processor.tokenize_images(
+                [segment.image for segment in images],
+                num_image_tokens=None if self.keep_rate_range is None else [segment.num_tokens for segment in images],
+            )
+        for segment, ids in zip(images, rows, strict=True):
+            segment.set_ids((ids[1:-1] if segment.use == "bare" else ids).tolist())
+
+    def _preprocess(self, images: list[Segment]) -> None:
+        """Images to placeholders, and pixels for the model."""
+        if not images:
+            return
+        pixel_values = self.processor.image_processor([segment.image for segment in images], return_tensors="pt")
+        for segment, pixels in zip(images, pixel_values["pixel_values"], strict=True):
+            count = self.processor.image_seq_length if segment.num_tokens is None else segment.num_tokens
+            segment.set_ids(self._between_start_and_end([self.processor.image_token_id] * count))
+            segment.pixel_values = pixels
+
+    def _between_start_and_end(self, ids: Sequence[int]) -> list[int]:
+        return [self.processor.tokenizer.boi_token_id, *ids, self.processor.tokenizer.eoi_token_id]
+
+    def _blank_row(self) -> TrainingRow:
+        num_tokens = None if self.keep_rate_range is None else 1
+        blank = Segment(image=Image.new("RGB", (1, 1)), use="read", num_tokens=num_tokens)
+        self._add_ids([blank])
+        return TrainingRow(-1, [blank])
+
+    def _add_noise(self, batch: Mapping[str, torch.Tensor], samples: list[dict[str, Any]]) -> torch.Tensor:
+        tokenizer, input_ids = self.processor.tokenizer, batch["input_ids"]
+        first, codebook_size = tokenizer.visual_token_offset, tokenizer.codebook_size
+        is_image = (input_ids >= first) & (input_ids < first + codebook_size) | (input_ids == tokenizer.image_token_id)
+        seeds = [sample_seed(self.seed, sample["epoch"], sample["sample_id"], "noise") for sample in samples]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return add_text_noise(
+            input_ids, batch["labels"], is_image, tokenizer.all_special_ids, self.text_noise, generators
+        )
+
+    @staticmethod
+    def _check_packable(rows: list[TrainingRow]) -> None:
+        for row in rows:
+            if row.pixel_values:
+                raise ValueError(
+                    f"Sample {row.sample_id} has an image that enters as features. Such rows cannot be packed: how "
+                    "many tokens the image becomes is known only to the model. Use `packing=False`, tokenize the "
+                    "dataset first, or set `image_first_probability=0` (samples with a `prompt` always read images)."
+                )
+
+
+@contextmanager
+def _evaluation_mode(module: Any) -> Iterator[None]:
+    if not module.training:
+        yield
+        return
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train()
+
+
 def pad_rows(
     rows: Sequence[TrainingRow], pad_token_id: int, padding_side: str = "left", multiple: int | None = None
 ) -> dict[str, torch.Tensor]:
@@ -374,230 +631,6 @@ def add_text_noise(
         if len(chosen):
             noisy[row, chosen] = words[torch.randint(len(words), (len(chosen),), generator=generator)]
     return noisy
-
-
-class LavitDataCollator(FollowsEpoch):
-    """Turns rows of images and text into inputs and labels of `LavitForConditionalGeneration`.
-
-    What becomes of a row:
-
-    - image and text: with `image_first_probability` `[image, text]`, where the image enters as features (the model
-      encodes it, and its merger learns) and the text is learned; otherwise `[text, image]`, where the image becomes
-      codes, and both are learned. Of the latter, `condition_dropout` lose their text, so that guidance has
-      something to guide away from. Where the text says `<image>`, images stay where it says so;
-    - text alone: is learned;
-    - a `prompt` beside the text: images go into the prompt (before it, if it does not say `<image>`), and the text is
-      the answer, which alone is learned. `<image>` in an answer is an image to draw; the prompt's images then enter as
-      bare codes, as they do when such a prompt is drawn;
-    - `messages`: what the assistant says or draws is learned;
-    - `codes` instead of images: as above, with codes in either order, and without any image processing.
-
-    After what is learned comes the end of text, learned as well. Decisions depend on seed, epoch and `sample_id` (and
-    the wrong words of `text_noise` on the rest of the batch).
-
-    Rows of a plain dataset are numbered by their content, and get their epoch from [`EpochCallback`]: without it, an
-    image that is drawn is drawn in every epoch, and never read. Wrap what is evaluated in a `TrainingDataset`, so that
-    it stays the same in every epoch. `Trainer` hands on these columns with `remove_unused_columns=False` only.
-
-    Args:
-        processor: The model's processor. Its visual tokenizer gives the codes, without gradient; if it has none, that
-            of its checkpoint is loaded. Give it the model's own (`processor.visual_tokenizer = model`) to save the
-            memory, unless its weights are sharded.
-        seed: Of all decisions.
-        image_first_probability: How often the image comes first.
-        condition_dropout: How often an image is drawn without text.
-        text_noise: Share of the words of learned text after an image that the model reads wrong, so that it relies on
-            the image more than on what it wrote. They are replaced by others of the batch; what is learned stays.
-            `Trainer` evaluates with the same collator, so that its `eval_loss` is of text with noise, too.
-        max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
-            cut.
-        packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Not for images that
-            enter as features, whose number of tokens the model alone knows: tokenize the dataset first, or set
-            `image_first_probability=0`.
-        pad_to_multiple_of: Rounds lengths up.
-        blank_image: Adds a row with a blank image and without loss to batches that have no continuous image, so that
-            every process runs the same layers. Needed where those have to agree: with FSDP, and under DDP without
-            `ddp_find_unused_parameters`.
-    """
-
-    def __init__(
-        self,
-        processor: ImageTextProcessor,
-        seed: int = 0,
-        image_first_probability: float = 0.5,
-        condition_dropout: float = 0.1,
-        max_length: int | None = None,
-        packing: bool = False,
-        pad_to_multiple_of: int | None = None,
-        blank_image: bool = False,
-        text_noise: float = 0.0,
-    ) -> None:
-        for name, value in (
-            ("image_first_probability", image_first_probability),
-            ("condition_dropout", condition_dropout),
-            ("text_noise", text_noise),
-        ):
-            if not 0 <= value <= 1:
-                raise ValueError(f"`{name}` must be from 0 to 1, got {value}.")
-        if max_length is not None and max_length < 2:
-            raise ValueError(f"`max_length` must be at least 2, got {max_length}.")
-        if packing and blank_image:
-            raise ValueError("`blank_image` is for batches with continuous images, which cannot be packed.")
-        if packing and text_noise:
-            raise ValueError("`text_noise` needs rows of their own: use it without packing.")
-        if processor.tokenizer.eos_token_id is None:
-            raise ValueError("The tokenizer has no end-of-text token, which the model needs to learn where to stop.")
-        super().__init__()
-        self.processor = processor
-        self.seed = seed
-        self.image_first_probability = image_first_probability
-        self.condition_dropout = condition_dropout
-        self.max_length = max_length
-        self.packing = packing
-        self.pad_to_multiple_of = pad_to_multiple_of
-        self.blank_image = blank_image
-        self.text_noise = text_noise
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Collates samples of a `TrainingDataset`, or rows of any dataset with the same columns.
-
-        Returns:
-            `input_ids` and `labels` `[rows, length]`; `attention_mask` `[rows, length]`, or with packing
-            `position_ids`; and `pixel_values` `[continuous images, channels, height, width]` if there are any.
-
-        Raises:
-            ValueError: If a row cannot be learned from, or its images cannot be packed or cut.
-        """
-        if not rows:
-            raise ValueError("There are no rows to collate.")
-        samples = [complete_row(row, self.epoch, needs_text=True) for row in rows]
-        training_rows = [TrainingRow(sample["sample_id"], self._arrange(sample)) for sample in samples]
-        self._add_ids([segment for row in training_rows for segment in row.segments])
-        for row in training_rows:
-            row.end(self.processor.tokenizer.eos_token_id)
-            if self.max_length is not None:
-                row.truncate(self.max_length)
-        if self.packing:
-            self._check_packable(training_rows)
-            return pack_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
-        if self.blank_image and not any(row.pixel_values for row in training_rows):
-            training_rows.append(self._blank_row())
-        side = self.processor.tokenizer.padding_side
-        batch = pad_rows(training_rows, self._pad_token_id, side, self.pad_to_multiple_of)
-        if self.text_noise:
-            batch["input_ids"] = self._add_noise(batch, samples)
-        pixel_values = [pixels for row in training_rows for pixels in row.pixel_values]
-        if pixel_values:
-            batch["pixel_values"] = torch.stack(pixel_values)
-        return batch
-
-    @property
-    def _pad_token_id(self) -> int:
-        tokenizer = self.processor.tokenizer
-        return tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
-
-    def _arrange(self, sample: Mapping[str, Any]) -> list[Segment]:
-        if "messages" in sample:
-            return arrange_chat(self.processor, sample)
-        key = (self.seed, sample["epoch"], sample["sample_id"])
-        return arrange_sample(
-            sample,
-            self.processor.image_token,
-            is_image_first=sample_uniform(*key, "order") < self.image_first_probability,
-            is_dropped=sample_uniform(*key, "condition") < self.condition_dropout,
-        )
-
-    def _add_ids(self, segments: list[Segment]) -> None:
-        """Text to ids, and images to codes or placeholders; all of a batch together."""
-        self._tokenize([segment for segment in segments if segment.use is None and not segment.ids])
-        images = [segment for segment in segments if segment.use is not None]
-        for segment in images:
-            if segment.codes is not None:
-                ids = self.processor.tokenizer.convert_codes_to_ids(segment.codes)
-                segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
-        images = [segment for segment in images if segment.codes is None]
-        self._encode([segment for segment in images if segment.use != "read"])
-        self._preprocess([segment for segment in images if segment.use == "read"])
-
-    def _tokenize(self, texts: list[Segment]) -> None:
-        if not texts:
-            return
-        encoded = self.processor.tokenizer(
-            [segment.text for segment in texts],
-            add_special_tokens=False,
-            return_attention_mask=False,
-            return_offsets_mapping=True,
-            verbose=False,
-        )
-        for segment, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
-            segment.ids, segment.is_learned = ids, [end > segment.learned_from for _, end in offsets]
-
-    def _encode(self, images: list[Segment]) -> None:
-        """Images to codes."""
-        if not images:
-            return
-        visual_tokenizer = self.processor.get_visual_tokenizer()
-        device = visual_tokenizer.device
-        if device.type not in ("cpu", "meta") and get_worker_info() is not None:
-            raise ValueError(
-                f"A worker process cannot use a visual tokenizer on {device}. Set `dataloader_num_workers=0`, give "
-                "the processor one that stays on the CPU, or tokenize the dataset first."
-            )
-        # The model's own one is in training mode, where encoders with dropout would give other codes every time.
-        with _evaluation_mode(visual_tokenizer):
-            rows = self.processor.tokenize_images([segment.image for segment in images])
-        for segment, ids in zip(images, rows, strict=True):
-            segment.set_ids((ids[1:-1] if segment.use == "bare" else ids).tolist())
-
-    def _preprocess(self, images: list[Segment]) -> None:
-        """Images to placeholders, and pixels for the model."""
-        if not images:
-            return
-        pixel_values = self.processor.image_processor([segment.image for segment in images], return_tensors="pt")
-        placeholders = [self.processor.image_token_id] * self.processor.image_seq_length
-        for segment, pixels in zip(images, pixel_values["pixel_values"], strict=True):
-            segment.set_ids(self._between_start_and_end(placeholders))
-            segment.pixel_values = pixels
-
-    def _between_start_and_end(self, ids: Sequence[int]) -> list[int]:
-        return [self.processor.tokenizer.boi_token_id, *ids, self.processor.tokenizer.eoi_token_id]
-
-    def _blank_row(self) -> TrainingRow:
-        blank = Segment(image=Image.new("RGB", (1, 1)), use="read")
-        self._add_ids([blank])
-        return TrainingRow(-1, [blank])
-
-    def _add_noise(self, batch: Mapping[str, torch.Tensor], samples: list[dict[str, Any]]) -> torch.Tensor:
-        tokenizer, input_ids = self.processor.tokenizer, batch["input_ids"]
-        first, codebook_size = tokenizer.visual_token_offset, tokenizer.codebook_size
-        is_image = (input_ids >= first) & (input_ids < first + codebook_size) | (input_ids == tokenizer.image_token_id)
-        seeds = [sample_seed(self.seed, sample["epoch"], sample["sample_id"], "noise") for sample in samples]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return add_text_noise(
-            input_ids, batch["labels"], is_image, tokenizer.all_special_ids, self.text_noise, generators
-        )
-
-    @staticmethod
-    def _check_packable(rows: list[TrainingRow]) -> None:
-        for row in rows:
-            if row.pixel_values:
-                raise ValueError(
-                    f"Sample {row.sample_id} has an image that enters as features. Such rows cannot be packed: how "
-                    "many tokens the image becomes is known only to the model. Use `packing=False`, tokenize the "
-                    "dataset first, or set `image_first_probability=0` (samples with a `prompt` always read images)."
-                )
-
-
-@contextmanager
-def _evaluation_mode(module: Any) -> Iterator[None]:
-    if not module.training:
-        yield
-        return
-    module.eval()
-    try:
-        yield
-    finally:
-        module.train()
 
 
 __all__ = [

@@ -83,6 +83,7 @@ class AutoencoderTrainer(DiffusersTrainer):
     """
 
     eval_metric = "psnr"
+    args: AutoencoderArguments
 
     def __init__(
         self,

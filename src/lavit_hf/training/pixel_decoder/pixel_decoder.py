@@ -64,7 +64,7 @@ def with_condition_heads(
     }
     missing = set(decoder.load_state_dict(kept, strict=False).missing_keys)
     assert all(name.startswith(_HEADS) for name in missing)
-    return decoder.to(token_decoder.dtype)
+    return decoder.to(token_decoder.dtype)  # type: ignore[arg-type]  # its wrapper hides self
 
 
 def build_pixel_decoder(
@@ -189,6 +189,8 @@ class PixelDecoderTrainer(DiffusersTrainer):
     Raises:
         ValueError: If VAE and U-Net have different latents, or the schedule cannot be trained.
     """
+
+    args: PixelDecoderArguments
 
     def __init__(
         self,

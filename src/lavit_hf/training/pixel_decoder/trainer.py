@@ -163,6 +163,12 @@ class DiffusersTrainer(Trainer):
     eval_metric = "loss"
     """What `score` returns."""
 
+    # `Trainer` declares them for any options, model and dataset.
+    args: DiffusersTrainingArguments
+    model: AveragedNetworks
+    train_dataset: Any
+    eval_dataset: Sequence[Mapping[str, Any]] | None
+    data_collator: Callable[[Sequence[Mapping[str, Any]]], dict[str, torch.Tensor]]
     control: TrainerControl
     optimizer: torch.optim.Optimizer | None
 
@@ -246,13 +252,21 @@ class DiffusersTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """An optimizer with the groups of `parameter_groups`."""
         if self.optimizer is None:
-            optimizer_class, options = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            optimizer_class, options = self.get_optimizer_cls_and_kwargs(
+                self.args,
+                self.model,  # type: ignore[arg-type]  # any module does
+            )
             groups = [{"weight_decay": self.args.weight_decay, **group} for group in self.parameter_groups()]
             self.optimizer = optimizer_class(groups, **options)
         return self.optimizer
 
     def compute_loss(
-        self, model: nn.Module, inputs: dict[str, torch.Tensor], return_outputs: bool = False, **kwargs: Any
+        self,
+        model: nn.Module,
+        inputs: dict[str, torch.Tensor],
+        return_outputs: bool = False,
+        num_items_in_batch: torch.Tensor | int | None = None,
+        **kwargs: Any,
     ) -> Any:
         """The loss of a batch; other scalars are remembered for the log."""
         outputs = model(**self.prepare(inputs))
@@ -293,7 +307,7 @@ class DiffusersTrainer(Trainer):
         super().log(logs, *args, **kwargs)
 
     @torch.no_grad()
-    def evaluate(
+    def evaluate(  # type: ignore[override]  # samples instead of a dataset
         self,
         eval_dataset: Sequence[Mapping[str, Any]] | None = None,
         ignore_keys: list[str] | None = None,
@@ -330,12 +344,13 @@ class DiffusersTrainer(Trainer):
             batch = self.data_collator(rows[start : start + size])
             yield {name: value.to(self.args.device) for name, value in batch.items()}
 
-    def train(self, resume_from_checkpoint: str | bool | None = None, **kwargs: Any) -> Any:
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
         """Trains. In the end the networks have their averaged weights.
 
         Args:
             resume_from_checkpoint: A checkpoint's directory; `"latest"` (or true) for the last complete one of
                 `output_dir`, if there is one.
+            args: As in `Trainer`.
             kwargs: As in `Trainer`.
 
         Raises:
@@ -355,16 +370,16 @@ class DiffusersTrainer(Trainer):
                 f"(resume_from_checkpoint={LATEST!r}), or choose another output_dir."
             )
         try:
-            return super().train(resume_from_checkpoint=checkpoint, **kwargs)
+            return super().train(checkpoint, *args, **kwargs)
         except BaseException:  # on a full disk nothing should lie around that is of no use
             if self.is_world_process_zero():
                 remove_incomplete_checkpoints(folder)
             raise
 
-    def save_model(self, output_dir: str | None = None, **kwargs: Any) -> None:
+    def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the result of the training; while it is running, what a resumed run needs."""
         if self.is_in_train:
-            super().save_model(output_dir, **kwargs)
+            super().save_model(output_dir, *args, **kwargs)
             if self.args.should_save:
                 write_json(Path(output_dir or self.args.output_dir, _RUN_FILE), self._run)
             return

@@ -29,6 +29,7 @@ from ...utils.resumable import check_resumable
 
 _METADATA = "tokenization.json"
 _VERSION = 1
+_COUNTS = ("num_samples", "num_rows", "num_images", "num_codes")
 _CARD = """---
 configs:
 - config_name: default
@@ -66,7 +67,7 @@ class TokenizationReport:
 
     def add(self, part: Mapping[str, Any]) -> None:
         """Adds what `counts` gave."""
-        for name in ("num_samples", "num_rows", "num_images", "num_codes"):
+        for name in _COUNTS:
             setattr(self, name, getattr(self, name) + part[name])
         self.bad_samples += [(sample_id, reason) for sample_id, reason in part["bad_samples"]]
 
@@ -105,7 +106,7 @@ class TokenizedDirectory:
             ValueError: Something else is there, or was made with other settings.
         """
         metadata = self.path / _METADATA
-        found = read_json_object(metadata)["settings"] if metadata.exists() else None
+        found = _read_metadata(metadata)["settings"] if metadata.exists() else None
         check_resumable(self.path, "tokenized data", settings, found)
         if found is None:
             for folder in (self._data, self._progress):
@@ -114,7 +115,7 @@ class TokenizedDirectory:
 
     @property
     def is_complete(self) -> bool:
-        return read_json_object(self.path / _METADATA)["is_complete"]
+        return _read_metadata(self.path / _METADATA)["is_complete"]
 
     def is_finished(self, shard: Shard) -> bool:
         return (self._progress / f"{shard.name}.json").exists()
@@ -137,7 +138,10 @@ class TokenizedDirectory:
         )
 
     def _shards(self, source: int) -> list[Shard]:
-        count = read_json_object(self._progress / f"{source:05d}-end.json")["num_shards"]
+        path = self._progress / f"{source:05d}-end.json"
+        count = read_json_object(path, ValueError).get("num_shards")
+        if type(count) is not int:
+            raise _damaged(path, path)
         return [Shard(source, chunk) for chunk in range(count)]
 
     def merge(self, num_sources: int) -> None:
@@ -155,14 +159,14 @@ class TokenizedDirectory:
                         f"Shard {shard.name} is missing in {self.path}. All processes and machines have to write to "
                         "the same directory; run the same command again to make what is missing."
                     )
-                counts = read_json_object(self._progress / f"{shard.name}.json")
+                counts = _read_counts(self._progress / f"{shard.name}.json")
                 report.add(counts)
                 if counts["num_rows"]:
                     files.append(f"{self._data.name}/{shard.name}{self.format.suffix}")
         if not files:
             reason = f"; the first one: {report.bad_samples[0][1]}" if report.bad_samples else ""
             raise ValueError(f"None of the {report.num_samples} samples can be used{reason}.")
-        metadata = {**read_json_object(self.path / _METADATA), "is_complete": True, **report.counts()}
+        metadata = {**_read_metadata(self.path / _METADATA), "is_complete": True, **report.counts()}
         if self.format.builder == "arrow":
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
@@ -177,7 +181,7 @@ class TokenizedDirectory:
     def report(self) -> TokenizationReport:
         """What became of the dataset, once merged."""
         report = TokenizationReport(self.path)
-        report.add(read_json_object(self.path / _METADATA))
+        report.add(_read_counts(self.path / _METADATA))
         return report
 
     def _describe(self, files: list[str], fingerprint: str) -> None:
@@ -206,15 +210,38 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     """What a directory of tokenized data says about itself.
 
     Raises:
-        ValueError: It is no such directory, or tokenization was not finished.
+        ValueError: It is no such directory, it is damaged, or tokenization was not finished.
     """
     metadata = Path(path) / _METADATA
     if not metadata.is_file():
         raise ValueError(f"{path} holds no tokenized data: it has no {_METADATA}. `lavit tokenize` makes it.")
-    content = read_json_object(metadata)
+    content = _read_metadata(metadata)
     if not content["is_complete"]:
         raise ValueError(f"{path} is incomplete; run `lavit tokenize` again to continue where it stopped.")
     return content
+
+
+def _read_metadata(path: Path) -> dict[str, Any]:
+    content = read_json_object(path, ValueError)
+    settings = content.get("settings")
+    is_whole = isinstance(settings, dict) and settings.get("output_format") in list(FORMATS)
+    if not is_whole or not isinstance(content.get("is_complete"), bool) or "codebook_fingerprint" not in content:
+        raise _damaged(path, path.parent)
+    return content
+
+
+def _read_counts(path: Path) -> dict[str, Any]:
+    """What `TokenizationReport.counts` gave, of a shard or of everything."""
+    content = read_json_object(path, ValueError)
+    bad = content.get("bad_samples")
+    is_whole = isinstance(bad, list) and all(isinstance(one, list) and len(one) == 2 for one in bad)
+    if not is_whole or any(type(content.get(name)) is not int for name in _COUNTS):
+        raise _damaged(path, path.parent if path.name == _METADATA else path)
+    return content
+
+
+def _damaged(path: Path, again: Path) -> ValueError:
+    return ValueError(f"{path} is damaged. Remove {again}, and run `lavit tokenize` again.")
 
 
 class Shard(NamedTuple):

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...data.loading import load_saved
+from ...data.loading import load_saved, named_errors
 from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.distributed import process_state
@@ -156,7 +156,7 @@ def load_tokenized_dataset(path: str | os.PathLike, visual_tokenizer: Any = None
         A `datasets.Dataset` with the columns `codes`, `text`, `length`, `sample_id`, and those that were kept.
 
     Raises:
-        ValueError: It is not complete, the codes are of another codebook, or a file of it is elsewhere.
+        ValueError: It is not complete, the codes are of another codebook, or a file of it is damaged or elsewhere.
     """
     datasets = _import_datasets()
     metadata = read_metadata(path)
@@ -172,7 +172,8 @@ def load_tokenized_dataset(path: str | os.PathLike, visual_tokenizer: Any = None
     files = sorted(str(file) for file in (Path(path) / "data").glob("*.tar"))
     for file in files:
         resolve_inside(path, os.path.relpath(file, path), str(path))
-    rows = datasets.load_dataset("webdataset", data_files=files, split="train").select_columns(["json"])
+    with named_errors(path):
+        rows = datasets.load_dataset("webdataset", data_files=files, split="train").select_columns(["json"])
     return rows.flatten().rename_columns({f"json.{name}": name for name in rows.features["json"]})
 
 
