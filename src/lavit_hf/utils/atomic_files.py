@@ -67,7 +67,7 @@ def complete_file(path: Path) -> Iterator[BinaryIO]:
             partial.chmod(new_file_mode(0o666))  # mkstemp made it private to its owner
             os.replace(partial, path)
     except OSError as error:
-        # A full disk does not say of which file. An error without a number is a library's, and has a message of its own.
+        # A full disk does not say of which file. Errors without a number are those of libraries, and have their words.
         if error.errno is not None and (error.filename is None or str(error.filename) == str(partial)):
             error.filename = str(path)
         raise
