@@ -92,7 +92,7 @@ def _scene_subject(split: str, index: int) -> Subject:
 
 
 def verdict(is_right: bool | None) -> str:
-    """What to write behind something, if it is known whether it is right."""
+    """The mark behind a caption, an answer or a drawing; empty if nobody knows whether it is right."""
     return "" if is_right is None else " (right)" if is_right else " (wrong)"
 
 

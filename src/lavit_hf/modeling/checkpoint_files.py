@@ -557,7 +557,7 @@ class RemoteCodeMixin:
 
 
 class RemoteCodeDictMixin(RemoteCodeMixin):
-    """The same for classes that are saved as a dictionary, which is then equal to that of what was saved."""
+    """The same for classes that are saved by `to_dict`: a loaded object has the dictionary of the saved one."""
 
     def to_dict(self) -> dict[str, Any]:
         """As in transformers, without what only the files say: which classes there are in the files of code."""

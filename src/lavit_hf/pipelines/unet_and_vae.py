@@ -61,7 +61,7 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
         super().fuse_lora(["unet"] if components is None else components, *args, **kwargs)
 
     def unfuse_lora(self, components: list[str] | None = None, **kwargs: Any) -> None:
-        """Takes them off again."""
+        """Takes fused LoRA weights out of those of the U-Net again."""
         super().unfuse_lora(components=["unet"] if components is None else components, **kwargs)
 
     def enable_vae_tiling(self) -> None:

@@ -657,7 +657,7 @@ def number_row(row: Mapping[str, Any]) -> int:
 
 
 def _digest(value: Any) -> str:
-    """What stands for something that JSON does not know."""
+    """A digest in the place of a value that JSON cannot hold."""
     if isinstance(value, Image.Image):
         return f"{value.mode} {value.size} {_digest(value.tobytes())}"
     if isinstance(value, (np.ndarray, torch.Tensor)):

@@ -76,7 +76,7 @@ class Segment:
 
 @dataclass
 class TrainingRow:
-    """What becomes of a sample.
+    """The ids and labels of a sample, segment by segment.
 
     Attributes:
         sample_id: The sample, for messages.
