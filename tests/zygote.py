@@ -80,7 +80,6 @@ class Zygote:
         self._process.stdin.close()
         self._process.wait()
         self._process.stdout.close()
-        shutil.rmtree(self.folder)
 
 
 def main(address: str, python: str) -> None:
@@ -92,7 +91,9 @@ def main(address: str, python: str) -> None:
         importlib.import_module(name)
     gc.freeze()  # or collecting garbage would copy all of it into every run
     request = _serve(address)
-    if request is not None:
+    if request is None:
+        shutil.rmtree(os.path.dirname(address))  # here, as tests may have been killed
+    else:
         with ending:
             _prepare(request, before)
             sys.executable = python
