@@ -73,6 +73,23 @@ def test_one_token_per_patch_is_no_budget_by_chance(model, pixels):
     assert (all_logits[:, -1] - some_logits[:, -1]).abs().max() > 1e-3
 
 
+@torch.no_grad()
+def test_a_prior_moves_tokens(model, pixels):
+    prior = torch.zeros(3, NUM_PATCHES)
+    prior[:, :4] = 50.0  # more than any score
+    inputs = {**budgeted_inputs(model, pixels, budgets=[4, 4, 4]), "image_log_prior": prior}
+    mask = torch.arange(NUM_PATCHES).expand(3, -1) < 4
+    features = model.visual_tokenizer.embed(pixels, keep_mask=mask).features
+    expected = {**make_prompts(model, ROWS, [4, 4, 4]), "image_features": features}
+    torch.testing.assert_close(model(**inputs).logits, model(**expected).logits, atol=1e-5, rtol=0)
+    options = {"max_new_tokens": 5, "do_sample": False, "num_beams": 2}
+    assert torch.equal(model.generate(**inputs, **options), model.generate(**expected, **options))
+    undecided = {**make_prompts(model, ROWS), "pixel_values": pixels, "image_log_prior": -prior}
+    kept = model.get_image_features(pixels, log_prior=-prior).keep_mask
+    assert not kept[:, :4].any() and kept.any()
+    assert model(**undecided).image_hidden_states.shape[0] == int(kept.sum())
+
+
 def test_adapters(pixels):
     model = build_model()
     inputs = budgeted_inputs(model, pixels)
@@ -87,7 +104,7 @@ def test_adapters(pixels):
         ({"num_image_tokens": torch.tensor([3, 2, NUM_PATCHES])}, "Each image needs as many placeholders"),
         ({"num_image_tokens": torch.tensor([3, 1])}, "2 numbers of tokens for 3 images"),
         ({"num_image_tokens": torch.tensor([3, 0, 1])}, f"1 to {NUM_PATCHES} tokens"),
-        ({"pixel_values": None}, "says how to encode pixel_values"),
+        ({"pixel_values": None}, "say how to encode pixel_values"),
     ],
 )
 def test_budgets_that_do_not_fit(model, pixels, change, message):

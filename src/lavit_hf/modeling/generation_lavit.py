@@ -777,7 +777,7 @@ class LavitGenerationMixin(_Generative):
             functions: What else the caller gave that sees ids.
         """
         kwargs = options.kwargs
-        names = ("pixel_values", "image_features", "mm_encoder_outputs", "num_image_tokens")
+        names = ("pixel_values", "image_features", "mm_encoder_outputs", "num_image_tokens", "image_log_prior")
         images = {name: kwargs.pop(name, None) for name in names}
         input_ids = kwargs.get("input_ids")
         past = self._cached_length(kwargs)

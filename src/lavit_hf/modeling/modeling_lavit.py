@@ -175,6 +175,7 @@ class LavitModel(LavitPreTrainedModel):
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
+        image_log_prior: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitModelOutputWithPast:
         """
@@ -193,6 +194,7 @@ class LavitModel(LavitPreTrainedModel):
             mm_encoder_outputs: `{"image": output of get_image_features}`, instead of `pixel_values`.
             num_image_tokens: Tokens that every image of `pixel_values` becomes, `[images]`, which has as many
                 placeholders then. By default the selector decides, and there is one placeholder per patch.
+            image_log_prior: Added to the selector's log-odds of keeping, `[images, num_patches]`.
             kwargs: Passed on to the language model.
 
         Raises:
@@ -200,7 +202,9 @@ class LavitModel(LavitPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
-        images = self.encode_images(input_ids, pixel_values, image_features, mm_encoder_outputs, num_image_tokens)
+        images = self.encode_images(
+            input_ids, pixel_values, image_features, mm_encoder_outputs, num_image_tokens, image_log_prior
+        )
         is_empty = image_hidden_states = None
         if input_ids is not None:
             is_step = past_key_values is not None and input_ids.shape[1] == 1
@@ -293,6 +297,7 @@ class LavitModel(LavitPreTrainedModel):
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
+        image_log_prior: torch.Tensor | None = None,
     ) -> LavitImageFeatures | None:
         """Brings images into one form, whichever of the three they are passed in.
 
@@ -302,6 +307,7 @@ class LavitModel(LavitPreTrainedModel):
             image_features: See `forward`.
             mm_encoder_outputs: See `forward`.
             num_image_tokens: See `forward`.
+            image_log_prior: See `forward`.
 
         Returns:
             The output of `get_image_features`, or `None` if there are no images.
@@ -315,13 +321,18 @@ class LavitModel(LavitPreTrainedModel):
             raise ValueError("Pass images once: as pixel_values, image_features or mm_encoder_outputs.")
         if given and input_ids is None:
             raise ValueError("Images need input_ids: embeddings do not show where the images go.")
-        if num_image_tokens is not None and pixel_values is None:
-            raise ValueError("num_image_tokens says how to encode pixel_values; pass both.")
+        if (num_image_tokens is not None or image_log_prior is not None) and pixel_values is None:
+            raise ValueError(
+                "num_image_tokens and image_log_prior say how to encode pixel_values; pass them together."
+            )
         if not given or encoded is not None:
             return encoded
         if pixel_values is not None:
             return self.get_image_features(
-                pixel_values=pixel_values, num_image_tokens=num_image_tokens, return_dict=True
+                pixel_values=pixel_values,
+                num_image_tokens=num_image_tokens,
+                log_prior=image_log_prior,
+                return_dict=True,
             )
         assert input_ids is not None and image_features is not None
         lengths = split_image_features(torch.eq(input_ids, self.config.image_token_id), image_features)
@@ -489,6 +500,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         vocab_slice: tuple[int, int] | None = None,
         mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
+        image_log_prior: torch.Tensor | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitCausalLMOutputWithPast:
         """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
@@ -517,6 +529,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
             num_image_tokens=num_image_tokens,
+            image_log_prior=image_log_prior,
             return_dict=True,
             **kwargs,
         )

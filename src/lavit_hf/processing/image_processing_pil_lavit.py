@@ -79,6 +79,18 @@ def check_images(images: Any) -> Any:
     raise ValueError(f"An image must be {_ACCEPTED}, got {type(images).__name__}.")
 
 
+def read_size(image: Any) -> tuple[int, int]:
+    """Height and width of an image, upright, in pixels."""
+    if isinstance(image, (str, bytes, os.PathLike)):
+        with load_image(image) as opened:
+            return read_size(opened)
+    if isinstance(image, Image.Image):
+        is_on_its_side = image.getexif().get(ExifTags.Base.Orientation, 1) in range(5, 9)
+        return (image.width, image.height) if is_on_its_side else (image.height, image.width)
+    _, height, width = check_array(image).shape
+    return height, width
+
+
 def _is_empty_list(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and not value
 

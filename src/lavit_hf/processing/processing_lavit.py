@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import operator
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,9 +23,9 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin, find_file, hub_options, import_composition
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.generation_lavit import GENERATION_MODES
-from ..modeling.modeling_lavit_visual_tokenizer import resolve_budget
 from ..utils.json_files import read_json_object
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
+from .image_budgets import BUDGETS, assign_budgets, assign_log_prior
 from .image_processing_pil_lavit import check_images, flatten, is_nested
 from .tokenization_lavit import (
     PROCESSOR_FILE,
@@ -57,11 +57,12 @@ _CHAT_ARGUMENTS = (
     "load_audio_from_video",
     "processor_kwargs",
 )
-_BUDGETS = ("num_image_tokens", "keep_rate", "max_total_image_tokens")
 _OWN_KWARGS = (
     "visual_mode",
     "generation_mode",
-    *_BUDGETS,
+    *BUDGETS,
+    "regions",
+    "region_weight",
     "return_mm_token_type_ids",
     "return_text_replacement_offsets",
 )
@@ -79,6 +80,8 @@ class ImageTextProcessorKwargs(ProcessingKwargs, total=False):  # type: ignore[c
     num_image_tokens: int | list | None
     keep_rate: float | None
     max_total_image_tokens: int | None
+    regions: Any
+    region_weight: float | None
 
 
 class _ModalityKwargs(ProcessingKwargs, total=False):  # type: ignore[call-arg]
@@ -163,10 +166,15 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
                 - `keep_rate`: The share of its patches instead.
                 - `max_total_image_tokens`: How many tokens the images of a prompt become together instead, in equal
                   shares.
+                - `regions`: Where tokens are worth more, for every image (a list with one entry per image): a box
+                  `(left, top, right, bottom)` in its pixels, a list of boxes, a mask [height, width], or `None`.
+                - `region_weight`: How many times as likely a patch there is kept, compared with being dropped; 10 by
+                  default.
 
         Returns:
             `input_ids` and `attention_mask`; if there are continuous images, `pixel_values` [images, 3, H, W]; with a
-            budget for them, `num_image_tokens` [images]. Without text, just the `pixel_values`.
+            budget for them, `num_image_tokens` [images]; with regions, `image_log_prior` [images, patches]. Without
+            text, just the `pixel_values`.
         """
         if any(kwargs.pop(name, None) is not None for name in ("videos", "audio")):
             raise ValueError(f"{type(self).__name__} takes images and text, no videos and no audio.")
@@ -188,12 +196,20 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         default_mode = "discrete" if has_bare_codes else self.visual_mode
         modes = assign_modes(own["visual_mode"] or default_mode, len(flat_images))
         budgets = assign_budgets(
-            {name: own[name] for name in _BUDGETS}, [len(parts) - 1 for parts in segments], self.image_seq_length
+            {name: own[name] for name in BUDGETS}, [len(parts) - 1 for parts in segments], self.image_seq_length
+        )
+
+        log_prior = assign_log_prior(
+            flat_images,
+            own["regions"],
+            own["region_weight"],
+            self.image_processor.size,
+            self.image_seq_length,
         )
 
         # 2. Turn every image into ids, and the continuous ones into pixels for the model.
         image_ids, image_inputs = self._encode_images(
-            flat_images, modes, budgets, has_bare_codes, merged["images_kwargs"]
+            flat_images, modes, budgets, log_prior, has_bare_codes, merged["images_kwargs"]
         )
 
         # 3. Tokenize the text segments, and put the images between them.
@@ -223,7 +239,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             One integer tensor [codes + 2] per image, in order.
         """
         pixel_values = self.image_processor(images, **{**kwargs, "return_tensors": "pt"})["pixel_values"]
-        rows = self._discrete_ids(pixel_values, num_image_tokens)
+        rows = self._discrete_ids(pixel_values, num_tokens=num_image_tokens)
         return [torch.tensor(self._between_start_and_end(ids)) for ids in rows]
 
     def get_visual_tokenizer(self) -> Any:
@@ -348,7 +364,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         if image_sizes is None:
             return MultiModalData()
         count = len(image_sizes)
-        budgets = assign_budgets({name: kwargs.get(name) for name in _BUDGETS}, [count], self.image_seq_length)
+        budgets = assign_budgets({name: kwargs.get(name) for name in BUDGETS}, [count], self.image_seq_length)
         return MultiModalData(
             num_image_tokens=budgets or [self.image_seq_length] * count, num_image_patches=[1] * count
         )
@@ -377,6 +393,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         images: list[Any],
         modes: Sequence[str],
         budgets: list[int] | None,
+        log_prior: torch.Tensor | None,
         has_bare_codes: bool,
         images_kwargs: dict[str, Any],
     ) -> tuple[list[list[int]], dict[str, torch.Tensor]]:
@@ -389,24 +406,30 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         counts = torch.tensor(budgets or [self.image_seq_length] * len(images))
         ids = [self._between_start_and_end([self.image_token_id] * count) for count in counts.tolist()]
         if discrete:
-            of_codes = self._discrete_ids(pixel_values[discrete], counts[discrete] if budgets else None)
+            chosen = {"num_tokens": counts[discrete] if budgets else None}
+            chosen["log_prior"] = None if log_prior is None else log_prior[discrete]
+            of_codes = self._discrete_ids(pixel_values[discrete], **chosen)
             for index, codes in zip(discrete, of_codes, strict=True):
                 ids[index] = codes if has_bare_codes else self._between_start_and_end(codes)
         if not continuous:
             return ids, {}
         inputs = {"pixel_values": pixel_values[continuous]}
-        return ids, {**inputs, "num_image_tokens": counts[continuous]} if budgets else inputs
+        if budgets:
+            inputs["num_image_tokens"] = counts[continuous]
+        if log_prior is not None:
+            inputs["image_log_prior"] = log_prior[continuous]
+        return ids, inputs
 
-    def _discrete_ids(
-        self, pixel_values: torch.Tensor, num_tokens: int | Sequence[int] | torch.Tensor | None = None
-    ) -> list[list[int]]:
-        """The ids of every image's codes."""
+    def _discrete_ids(self, pixel_values: torch.Tensor, **chosen: Any) -> list[list[int]]:
+        """The ids of every image's codes; `chosen` says which patches are kept, as for the visual tokenizer."""
         visual_tokenizer = self.get_visual_tokenizer()
         # An offloaded model is on the meta device between calls, and moves its inputs by itself.
         device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
-        budget = {} if num_tokens is None else {"num_tokens": num_tokens}
+        pixel_values = pixel_values.to(device=device, dtype=visual_tokenizer.dtype)
         with torch.no_grad():
-            output = visual_tokenizer.encode(pixel_values.to(device=device, dtype=visual_tokenizer.dtype), **budget)
+            output = visual_tokenizer.encode(
+                pixel_values, **{name: value for name, value in chosen.items() if value is not None}
+            )
         ids = self.tokenizer.convert_codes_to_ids(output.codes)
         return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
@@ -686,43 +709,6 @@ def assign_modes(visual_mode: Any, num_images: int) -> list[str]:
         if len(modes) != num_images:
             raise ValueError(f"Got {len(modes)} visual modes for {num_images} image(s).")
     return [check_visual_mode(mode) for mode in modes]
-
-
-def assign_budgets(given: Mapping[str, Any], counts: Sequence[int], num_patches: int) -> list[int] | None:
-    """How many tokens every image becomes.
-
-    Args:
-        given: The arguments of a call that say so; at most one is not `None`.
-        counts: Images per prompt.
-        num_patches: Patches of an image.
-
-    Returns:
-        One number per image; `None` if nothing is said.
-
-    Raises:
-        ValueError: If two arguments say something, or an image cannot become so many tokens.
-    """
-    named = {name: value for name, value in given.items() if value is not None}
-    if not named:
-        return None
-    if len(named) > 1:
-        raise ValueError(
-            f"Give one of {', '.join(f'`{name}`' for name in named)}: each says how many tokens there are."
-        )
-    if (total := named.get("max_total_image_tokens")) is not None:
-        budgets = []
-        for index, count in enumerate(counts):
-            if count > operator.index(total):
-                raise ValueError(
-                    f"Prompt {index} has {count} images, which need a token each; `max_total_image_tokens` is {total}."
-                )
-            shares = [total // count + (position < total % count) for position in range(count)]
-            budgets += [min(share, num_patches) for share in shares]
-        return budgets
-    numbers = named.get("num_image_tokens")
-    if isinstance(numbers, (list, tuple)):
-        numbers = flatten(numbers)
-    return resolve_budget(numbers, named.get("keep_rate"), sum(counts), num_patches).tolist()
 
 
 def check_visual_mode(mode: Any) -> str:
