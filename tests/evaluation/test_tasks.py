@@ -96,10 +96,12 @@ def test_a_sample_does_not_depend_on_the_others(evaluated, name, options):
         assert other.picture.tobytes() != together[0].picture.tobytes()
 
 
-def test_defaults_are_those_of_the_release_or_of_scenes(folder):
+def test_defaults_are_those_of_the_original_or_of_scenes(folder):
     scenes, other = read_scenes("caption", None, 1), other_data([], is_benchmark=True)
-    assert CaptionTask(other).options == CAPTION and VqaTask(other).options == ANSWER
-    assert VqaTask(scenes).options == {**ANSWER, "num_beams": 1, "min_new_tokens": 1}
+    own_budget = {"num_image_tokens": None}  # left to the selector
+    assert CaptionTask(other).options == {**CAPTION, **own_budget}
+    assert VqaTask(other).options == {**ANSWER, **own_budget}
+    assert VqaTask(scenes).options == {**ANSWER, "num_beams": 1, "min_new_tokens": 1, **own_budget}
     assert CaptionTask(scenes, {"num_beams": 4, "length_penalty": None}).options["num_beams"] == 4
     paper = TextToImageTask(other, {"clip": str(folder)}).options
     assert (paper["decoder"], paper["num_candidates"], paper["top_k"]) == ("lowres", 4, 300)
@@ -112,9 +114,9 @@ def test_own_data_is_asked_as_the_checkpoint_says():
     config = GenerationConfig(num_beams=1, min_new_tokens=1)
     task = VqaTask(other_data([]), {"min_new_tokens": 3})
     task.follow(config)
-    assert task.options == {**ANSWER, "num_beams": 1, "min_new_tokens": 3}
+    assert task.options == {**ANSWER, "num_beams": 1, "min_new_tokens": 3, "num_image_tokens": None}
     task.follow(GenerationConfig())  # another checkpoint
-    assert task.options == {**ANSWER, "min_new_tokens": 3}
+    assert task.options == {**ANSWER, "min_new_tokens": 3, "num_image_tokens": None}
     for data in (other_data([], is_benchmark=True), read_scenes("vqa", None, 1)):
         task = VqaTask(data, {"num_beams": 4})
         expected = dict(task.options)
