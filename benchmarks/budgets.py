@@ -2,10 +2,11 @@
 
     python benchmarks/budgets.py [--layers 3] [--batch 4] [--repeats 5]
 
-The merger is measured at the published width (1408, 256 patches) with few blocks and random weights; times are ratios to
-that of all tokens, taken in turns in the same run. With smoothing 0 dropped patches are not computed; smoothed
-attention, as published weights need it, computes all of them. The table below it is arithmetic: two FLOPs per weight of the
-decoder and position, `4 * width * context` per layer for attention, and keys and values of every position in 16 bits.
+The merger is measured at the published width (1408, 256 patches) with few blocks and random weights; times are ratios
+to that of all tokens, taken in turns in the same run. With smoothing 0 dropped patches are not computed; smoothed
+attention, as published weights need it, computes all of them. The table below it is arithmetic: two FLOPs per weight
+of the decoder and position, `4 * width * context` per layer for attention, and keys and values of every position in
+16 bits.
 """
 
 from __future__ import annotations
