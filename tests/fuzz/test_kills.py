@@ -5,6 +5,7 @@ import json
 import signal
 from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -177,12 +178,17 @@ def start(zygote: Any, writer: Writer, inputs: Path, folder: Path, more: list[st
 
 
 def written(writer: Writer, folder: Path) -> dict[str, str]:
-    """Digests of what a writer has made."""
+    """Digests of what a writer has made, without what is still in the making: the next run removes that."""
     found = {path for pattern in writer.results for path in (folder / OUT).rglob(pattern) if path.is_file()}
-    names = {path.relative_to(folder).as_posix(): path for path in found}
+    names = {path.relative_to(folder).as_posix(): path for path in found if not is_partial(path.relative_to(folder))}
     # Training goes on from checkpoints, and may have removed or added some.
     kept = {name: path for name, path in names.items() if writer.is_command or "/checkpoint-" not in name}
     return {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in sorted(kept.items())}
+
+
+def is_partial(path: Path) -> bool:
+    """Whether a file, or a directory that it is in, has the name of something that is not complete yet."""
+    return any(fnmatch(part, pattern) for part in path.parts for pattern in _PARTIAL)
 
 
 def run_undisturbed(zygote: Any, writer: Writer, inputs: Path, folder: Path) -> tuple[float, dict[str, str]]:
