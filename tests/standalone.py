@@ -21,11 +21,14 @@ class BlockPackage:
 def compute(model, processor, pixel_decoder, picture: str) -> dict[str, torch.Tensor]:
     """Outputs of model, processor and pixel decoder in their ways of use."""
     found = {}
+    budget = {"num_image_tokens": 3, "regions": [(0, 0, 8, 8)]}
     for mode in ("continuous", "discrete"):
-        inputs = processor(images=picture, text="<image>What is it?", visual_mode=mode, return_tensors="pt")
-        found |= {f"{mode} {name}": value for name, value in inputs.items()}
-        found[f"{mode} logits"] = model(**inputs).logits
-        found[f"{mode} text"] = model.generate(**inputs, max_new_tokens=6)
+        for kind, chosen in ((mode, {}), (f"{mode} with a budget", budget)):
+            options = {"visual_mode": mode, "return_tensors": "pt", **chosen}
+            inputs = processor(images=picture, text="<image>What is it?", **options)
+            found |= {f"{kind} {name}": value for name, value in inputs.items()}
+            found[f"{kind} logits"] = model(**inputs).logits
+            found[f"{kind} text"] = model.generate(**inputs, max_new_tokens=6)
     processor.visual_tokenizer = model
     found["ids of a picture"] = processor.tokenize_images(picture)[0]
     inputs = processor(text="it is <point>there</point>", return_tensors="pt")
