@@ -11,7 +11,7 @@ from ..utils.atomic_files import complete_file, write_json
 from ..utils.distributed import process_state
 from ..utils.public_text import public_name
 from .checkpoint import EvaluatedCheckpoint
-from .evaluator import EvaluationSettings, build_tasks, evaluate, library_versions
+from .evaluator import EvaluationSettings, build_tasks, evaluate, format_value, library_versions
 from .tasks import BUDGET, TASKS
 
 CURVE = "curve.json"
@@ -119,7 +119,7 @@ def format_curve(curve: Mapping[str, Any]) -> str:
         rows = [("tokens", *heads)]
         for name in shown_metrics(first):
             values = [point["results"][index]["metrics"][name] for point in points]
-            rows.append((name, *(_format_value(value) for value in values)))
+            rows.append((name, *(format_value(value) for value in values)))
         widths = [max(len(row[column]) for row in rows) for column in range(len(heads) + 1)]
         lines = [
             "  " + "  ".join([f"{row[0]:<{widths[0]}}", *(f"{row[i]:>{widths[i]}}" for i in range(1, len(row)))])
@@ -128,13 +128,6 @@ def format_curve(curve: Mapping[str, Any]) -> str:
         title = ", ".join(filter(None, (first["task"], first["split"])))
         tables.append("\n".join([f"{title} ({first['num_samples']} samples)", *lines]))
     return "\n\n".join(tables)
-
-
-def _format_value(measurement: Mapping[str, Any]) -> str:
-    value = measurement["value"]
-    if value is None:
-        return "-"
-    return f"{100 * value:.1f} %" if measurement["is_share"] else f"{value:.3f}"
 
 
 def _draw(figure: Any, points: Sequence[Mapping[str, Any]]) -> None:

@@ -271,16 +271,30 @@ def _format_result(result: Mapping[str, Any]) -> str:
 
 
 def _format_row(name: str, measurement: Mapping[str, Any]) -> tuple[str, str, str, str]:
-    is_share = measurement["is_share"]
-
-    def write(value: float) -> str:
-        return f"{100 * value:.1f}" if is_share else f"{value:.3f}"
-
-    value, interval = measurement["value"], measurement["interval"]
-    unit = " %" if is_share and value is not None else ""
-    between = "" if interval is None else f"[{write(interval[0])}, {write(interval[1])}]"
+    low_and_high = measurement["interval"]
+    between = "" if low_and_high is None else f"[{', '.join(_write(one, measurement) for one in low_and_high)}]"
     count = one_line(f"{measurement['n']} {measurement['unit']}")
-    return one_line(name), "-" if value is None else write(value) + unit, between, count
+    return one_line(name), format_value(measurement), between, count
 
 
-__all__ = ["METRICS", "EvaluationSettings", "build_tasks", "evaluate", "format_metrics", "library_versions"]
+def format_value(measurement: Mapping[str, Any]) -> str:
+    """Writes the value of a measurement: a share in percent, any other with three places."""
+    value = measurement["value"]
+    if value is None:
+        return "-"
+    return _write(value, measurement) + (" %" if measurement["is_share"] else "")
+
+
+def _write(value: float, measurement: Mapping[str, Any]) -> str:
+    return f"{100 * value:.1f}" if measurement["is_share"] else f"{value:.3f}"
+
+
+__all__ = [
+    "METRICS",
+    "EvaluationSettings",
+    "build_tasks",
+    "evaluate",
+    "format_metrics",
+    "format_value",
+    "library_versions",
+]

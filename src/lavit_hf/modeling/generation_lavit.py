@@ -417,6 +417,8 @@ class ReadsImages(Protocol):
         pixel_values: torch.Tensor | None = None,
         image_features: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, Any] | None = None,
+        num_image_tokens: torch.Tensor | None = None,
+        image_log_prior: torch.Tensor | None = None,
     ) -> Any: ...
 
     def _check_ids(self, input_ids: torch.Tensor) -> None: ...

@@ -198,7 +198,6 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         budgets = assign_budgets(
             {name: own[name] for name in BUDGETS}, [len(parts) - 1 for parts in segments], self.image_seq_length
         )
-
         log_prior = assign_log_prior(
             flat_images,
             own["regions"],
