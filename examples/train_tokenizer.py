@@ -69,6 +69,9 @@ class MethodArguments:
 
     keep_rate: float = field(default=1 / 3, metadata={"help": "Share of the patches to keep."})
     keep_rate_weight: float = field(default=2.0, metadata={"help": "Weight of the distance from it."})
+    keep_rate_range: list[float] | None = field(
+        default=None, metadata={"help": "Keep another share of each image, drawn from between these two."}
+    )
     keep_rate_per_image: bool = field(default=False, metadata={"help": "Keep that share of every image."})
     bypass_merger_steps: float = field(
         default=0.2, metadata={"help": "How long the token decoder sees kept patches as they are; 0: authors' order."}
@@ -164,8 +167,9 @@ def load_model(
     def forwards(steps: float) -> int:
         return round(steps * updates if steps < 1 else steps) * args.gradient_accumulation_steps
 
-    names = ("keep_rate", "keep_rate_weight", "keep_rate_per_image", "commitment_weight", "revive_every_steps")
-    values = {name: getattr(method_args, name) for name in (*names, "kmeans_tokens_per_code", "center_targets")}
+    names = ("keep_rate", "keep_rate_weight", "keep_rate_range", "keep_rate_per_image", "commitment_weight")
+    names += ("revive_every_steps", "kmeans_tokens_per_code", "center_targets")
+    values = {name: getattr(method_args, name) for name in names}
     values["seed"] = args.seed
     part = load_vision_part(model_args)
     is_trained = part.config.model_type == "lavit_visual_tokenizer"

@@ -6,7 +6,11 @@ from huggingface_hub.errors import StrictDataclassError
 from torch.nn import functional as F
 
 from lavit_hf import LavitTokenDecoder, LavitVisualTokenizer
-from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining, gumbel_noise
+from lavit_hf.modeling.modeling_lavit_pretraining import (
+    LavitVisualTokenizerForPreTraining,
+    draw_noise,
+    straight_through_keep,
+)
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import KEEP
 from modeling.tiny_pretraining import (
     SCHEDULE,
@@ -109,12 +113,12 @@ def test_the_gradient_of_the_kept_count_is_that_of_the_softmax(pixels):
     model = build_pretraining_model(**LEARNING)
     selector = model.visual_tokenizer.discrete.selector
     features = model.visual_tokenizer.get_patch_features(pixels).detach()
-    noise = gumbel_noise(seeds(8), NUM_PATCHES)
+    noise, _ = draw_noise(seeds(8), NUM_PATCHES)
 
     def soft_count() -> torch.Tensor:
         return (selector(features).double() + noise).softmax(dim=-1)[..., KEEP].sum()
 
-    log_probs, keep = model.selector_learner(selector, features, seeds(8), step=0)
+    log_probs, keep, _ = model.selector_learner(selector, features, seeds(8), step=0)
     scores = log_probs + noise
     assert torch.equal(keep, (scores[..., KEEP] > scores[..., 1 - KEEP]).float()), "exactly 0 or 1"
     (gradient,) = torch.autograd.grad(keep.sum(), selector.out_proj_3.bias)
@@ -139,10 +143,65 @@ def test_noise_belongs_to_the_image(pixels):
 
 
 def test_noise_has_the_gumbel_distribution():
-    noise = gumbel_noise(seeds(50), 400).flatten()
+    noise = draw_noise(seeds(50), 400)[0].flatten()
     assert noise.isfinite().all()
     torch.testing.assert_close(noise.mean(), torch.tensor(0.5772), atol=0.02, rtol=0)  # Euler's constant
     torch.testing.assert_close(noise.std(), torch.tensor(torch.pi / 6**0.5), atol=0.02, rtol=0)
+
+
+BUDGETS = {"keep_rate_range": [0.25, 1.0]}
+
+
+@pytest.mark.parametrize("phase", [LEARNING, {"bypass_merger_steps": 9, "selector_steps": 9}, {"selector_steps": 0}])
+def test_with_random_budgets_every_image_keeps_a_share_of_its_own(pixels, phase):
+    model = build_pretraining_model(**BUDGETS, **phase)
+    output = model(pixels, sample_seeds=seeds(8))
+    _, uniform = draw_noise(seeds(8), NUM_PATCHES)
+    shares = 0.25 + 0.75 * uniform
+    assert output.num_tokens.tolist() == [max(round(share * NUM_PATCHES), 1) for share in shares.tolist()]
+    assert len(set(output.num_tokens.tolist())) > 3
+    again = build_pretraining_model(**BUDGETS, **phase)(pixels[2:4], sample_seeds=seeds(8)[2:4])
+    assert torch.equal(again.keep_mask, output.keep_mask[2:4]), "whatever else is in the batch"
+
+
+def test_a_budget_keeps_the_likeliest_patches_under_noise_and_without(pixels):
+    for schedule in (LEARNING, {"selector_steps": 0}):
+        model = build_pretraining_model(**BUDGETS, **schedule)
+        output = model(pixels, sample_seeds=seeds(8))
+        log_odds = output.selector_log_probs[..., KEEP] - output.selector_log_probs[..., 1 - KEEP]
+        if schedule is LEARNING:
+            noise, _ = draw_noise(seeds(8), NUM_PATCHES)
+            log_odds = log_odds + noise[..., KEEP] - noise[..., 1 - KEEP]
+        for row, mask in zip(log_odds, output.keep_mask, strict=True):
+            assert mask.all() or row[mask].min() > row[~mask].max()
+
+
+def test_with_random_budgets_the_rate_is_that_of_the_selector_itself(pixels):
+    free = build_pretraining_model(**LEARNING)
+    bound = build_pretraining_model(**BUDGETS, **LEARNING)
+    one, other = free(pixels, sample_seeds=seeds(8)), bound(pixels, sample_seeds=seeds(8))
+    assert torch.equal(one.keep_rate_loss, other.keep_rate_loss)
+    assert one.keep_rate != other.keep_rate
+    # Evaluation has no budgets.
+    torch.testing.assert_close(free.eval()(pixels).loss, bound.eval()(pixels).loss)
+
+
+def test_the_gradient_of_a_budget_is_that_of_a_softmax_shifted_to_it(pixels):
+    log_probs = torch.randn(3, 6, 2).log_softmax(dim=-1).requires_grad_()
+    keep = straight_through_keep(log_probs, None, 0.7, torch.tensor([1, 3, 6]))
+    assert keep.sum(dim=-1).tolist() == [1, 3, 6] and set(keep.flatten().tolist()) <= {0.0, 1.0}
+    (gradient,) = torch.autograd.grad(keep.sum(), log_probs)
+    log_odds = (log_probs[..., KEEP] - log_probs[..., 1 - KEEP]).detach()
+    ordered = log_odds.sort(descending=True).values
+    threshold = torch.stack([ordered[0, :2].mean(), ordered[1, 2:4].mean(), ordered[2, 5]])
+    soft = ((log_odds - threshold[:, None]) / 0.7).sigmoid()
+    torch.testing.assert_close(gradient[..., KEEP], soft * (1 - soft) / 0.7)
+
+
+@pytest.mark.parametrize("rates", [[0, 0.5], [0.5, 0.4], [0.5, 1.1], [0.5]])
+def test_ranges_that_are_none_are_refused(rates):
+    with pytest.raises(StrictDataclassError, match="two rates in order, above 0 and at most 1"):
+        pretraining_config(keep_rate_range=rates)
 
 
 def test_evaluation_decides_by_argmax_and_updates_nothing(pixels):

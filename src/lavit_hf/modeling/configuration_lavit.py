@@ -330,6 +330,9 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
             sizes, and as many blocks, heads and MLP channels as the merger has.
         keep_rate: Share of patches that should be kept (rho).
         keep_rate_weight: Weight of `(keep_rate - kept share)^2` (lambda).
+        keep_rate_range: Two rates. In training, every image becomes another share of its patches as tokens, drawn from
+            this range, so that one tokenizer serves all budgets; what its selector keeps by itself is held to
+            `keep_rate` all the same.
         keep_rate_per_image: Whether every image should keep that share, or (the default) only all of them together.
         gumbel_temperature: Temperature of the softmax that gives the decision to keep its gradient.
         bypass_merger_steps: For that many steps the token decoder sees the kept patches as they are. The merger would
@@ -385,6 +388,7 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
     token_decoder_config: Any = None
     keep_rate: float = 1 / 3
     keep_rate_weight: float | int = 2.0
+    keep_rate_range: list[float | int] | None = None
     keep_rate_per_image: bool = False
     gumbel_temperature: float | int = 1.0
     bypass_merger_steps: int = 5000
@@ -407,6 +411,8 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
         if not isinstance(self.token_decoder_config, PreTrainedConfig):
             defaults = _decoder_like(self.visual_tokenizer_config)
             self.token_decoder_config = {**defaults, **(self.token_decoder_config or {})}
+        if isinstance(self.keep_rate_range, tuple):
+            self.keep_rate_range = list(self.keep_rate_range)
         super().__post_init__(**kwargs)
 
     @property
@@ -425,6 +431,9 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
         for name in ("keep_rate", "ema_decay"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
+        rates = self.keep_rate_range
+        if rates is not None and not (len(rates) == 2 and 0 < rates[0] <= rates[1] <= 1):
+            raise ValueError(f"keep_rate_range must be two rates in order, above 0 and at most 1; got {rates}.")
         for name in ("gumbel_temperature", "kmeans_tokens_per_code", "kmeans_iterations"):
             if getattr(self, name) <= 0:
                 raise ValueError(f"{name} must be positive, got {getattr(self, name)}.")

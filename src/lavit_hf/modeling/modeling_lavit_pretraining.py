@@ -30,7 +30,7 @@ class LavitVisualTokenizerForPreTrainingOutput(ModelOutput):
     Args:
         loss: The terms that follow, weighted by the configuration.
         reconstruction_loss: Mean of 1 - cosine between the features of all patches and their reconstruction.
-        keep_rate_loss: Squared distance of the kept share from the wanted one.
+        keep_rate_loss: Squared distance of the share that the selector keeps by itself from the wanted one.
         commitment_loss: Mean squared distance between tokens and their codes; 0 without quantization.
         cosine: Mean cosine similarity of features and reconstruction, never centered.
         keep_rate: Mean share of kept patches.
@@ -68,7 +68,7 @@ class LavitVisualTokenizerForPreTrainingOutput(ModelOutput):
 
 
 @torch.compiler.disable
-def gumbel_noise(sample_seeds: torch.Tensor, num_patches: int) -> torch.Tensor:
+def draw_noise(sample_seeds: torch.Tensor, num_patches: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Noise that is a function of every image's own seed: neither batch, process nor global generator matter.
 
     Drawn on the CPU, so that it is the same on every device.
@@ -78,41 +78,54 @@ def gumbel_noise(sample_seeds: torch.Tensor, num_patches: int) -> torch.Tensor:
         num_patches: Patches per image.
 
     Returns:
-        Standard Gumbel noise `[batch, num_patches, 2]` in fp32, on the device of `sample_seeds`.
+        Standard Gumbel noise `[batch, num_patches, 2]`, and for each image a number from [0, 1) that decides on its
+        budget, `[batch]`; in fp32, on the device of `sample_seeds`.
     """
     generator = torch.Generator()
     noise = torch.empty(len(sample_seeds), num_patches, 2)
-    for row, seed in zip(noise, sample_seeds.tolist(), strict=True):
+    uniform = torch.empty(len(sample_seeds))
+    for row, number, seed in zip(noise, uniform, sample_seeds.tolist(), strict=True):
         row.exponential_(generator=generator.manual_seed(seed))
+        number.uniform_(generator=generator)
     # As in `F.gumbel_softmax`: the negative logarithm of an exponential variable.
-    return -noise.log().to(sample_seeds.device)
+    return -noise.log().to(sample_seeds.device), uniform.to(sample_seeds.device)
 
 
-def straight_through_keep(log_probs: torch.Tensor, noise: torch.Tensor | None, temperature: float) -> torch.Tensor:
+def straight_through_keep(
+    log_probs: torch.Tensor, noise: torch.Tensor | None, temperature: float, num_tokens: torch.Tensor | None = None
+) -> torch.Tensor:
     """Decides which patches to keep, with a gradient.
 
     Args:
         log_probs: Scores of [`LavitSelector`], `[batch, num_patches, 2]`.
-        noise: Of [`gumbel_noise`]; without it the likelier decision is taken, as in inference.
+        noise: Gumbel noise of [`draw_noise`]; without it the likelier decision is taken, as in inference.
         temperature: Of the softmax whose gradient is used.
+        num_tokens: Budget of each image, `[batch]`: so many of its patches, those with the highest noisy log-odds.
 
     Returns:
         `[batch, num_patches]`, exactly 1 where a patch is kept and exactly 0 where not; its gradient is that of the
-        softmax.
+        softmax, and with a budget, as if keeping had been made as much likelier or less likely as the budget asks for.
     """
     scores = log_probs if noise is None else log_probs + noise
-    is_kept = (scores[..., KEEP] > scores[..., 1 - KEEP]).to(scores.dtype)
+    is_kept = select_patches(scores.detach(), num_tokens=num_tokens).to(scores.dtype)
+    if num_tokens is not None:
+        log_odds = (scores[..., KEEP] - scores[..., 1 - KEEP]).detach().sort(descending=True).values
+        # Between the last patch that is kept and the first one that is not.
+        edge = torch.stack([num_tokens - 1, num_tokens.clamp_max(log_odds.shape[1] - 1)], dim=-1)
+        threshold = log_odds.gather(1, edge).mean(dim=-1)
+        scores = torch.stack([scores[..., KEEP] - threshold[:, None], scores[..., 1 - KEEP]], dim=-1)
     soft = (scores / temperature).softmax(dim=-1)[..., KEEP]
     return is_kept + (soft - soft.detach())  # the bracket is exactly 0; in another order it would round
 
 
-def _noise(sample_seeds: torch.Tensor | None, log_probs: torch.Tensor) -> torch.Tensor:
+def _draw_noise(sample_seeds: torch.Tensor | None, log_probs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     if sample_seeds is None or sample_seeds.shape != log_probs.shape[:1]:
         raise ValueError(
             "Training needs sample_seeds, one integer for each image, which VisualTokenizerDataCollator makes; got "
             f"{None if sample_seeds is None else list(sample_seeds.shape)} for {len(log_probs)} images."
         )
-    return gumbel_noise(sample_seeds, log_probs.shape[1]).to(log_probs.device)
+    noise, uniform = draw_noise(sample_seeds, log_probs.shape[1])
+    return noise.to(log_probs.device), uniform.to(log_probs.device)
 
 
 class LavitSelectorLearner(nn.Module):
@@ -121,6 +134,9 @@ class LavitSelectorLearner(nn.Module):
     Under Gumbel noise a selector that gives every patch the probability rho meets the wanted rate, while its argmax
     keeps nothing. So the noise ends when the selector has learned: `threshold` is measured for some more steps, and
     then subtracted from its bias, after which the argmax keeps the wanted share, those patches that it likes best.
+
+    With `keep_rate_range` every image has a budget besides: it becomes so many tokens, whatever the selector would
+    keep by itself, which is still held to the wanted share.
     """
 
     threshold: torch.Tensor
@@ -133,7 +149,7 @@ class LavitSelectorLearner(nn.Module):
     @torch.compiler.disable(recursive=False)
     def forward(
         self, selector: LavitSelector, patch_features: torch.Tensor, sample_seeds: torch.Tensor | None, step: int
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """
         Args:
             selector: Scores the patches; its bias is shifted once, when it has learned.
@@ -142,8 +158,8 @@ class LavitSelectorLearner(nn.Module):
             step: Forwards in training mode so far.
 
         Returns:
-            Log-probabilities `[batch, num_patches, 2]`, and 1 where a patch is kept, else 0, with a gradient,
-            `[batch, num_patches]`.
+            Log-probabilities `[batch, num_patches, 2]`; 1 where a patch is kept, else 0, with a gradient,
+            `[batch, num_patches]`; and the same as the selector decides by itself, without a budget.
 
         Raises:
             ValueError: If training lacks seeds, or features are not finite.
@@ -157,12 +173,21 @@ class LavitSelectorLearner(nn.Module):
             with torch.no_grad():
                 log_probs = selector(patch_features)
         select_patches(log_probs.detach())  # complains about NaN
-        noise = None
-        if self.training and step < calibrated:
-            noise = _noise(sample_seeds, log_probs)
-            if step >= learned:
-                self._measure(log_probs, step - learned)
-        return log_probs, straight_through_keep(log_probs, noise, self.config.gumbel_temperature)
+        noise = num_tokens = None
+        rates, temperature = self.config.keep_rate_range, self.config.gumbel_temperature
+        if self.training and (step < calibrated or rates is not None):
+            noise, uniform = _draw_noise(sample_seeds, log_probs)
+            if rates is not None:
+                share = rates[0] + (rates[1] - rates[0]) * uniform
+                num_tokens = (share * log_probs.shape[1]).round().long().clamp_min(1)
+        if step >= calibrated:
+            noise = None
+        elif self.training and step >= learned:
+            self._measure(log_probs, step - learned)
+        own = straight_through_keep(log_probs, noise, temperature)
+        if num_tokens is None:
+            return log_probs, own, own
+        return log_probs, straight_through_keep(log_probs, noise, temperature, num_tokens), own
 
     def _schedule(self) -> tuple[float, float]:
         """Steps at which the selector stops learning, and from which on the argmax decides."""
@@ -454,7 +479,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         """
         Args:
             pixel_values: Preprocessed images, `[batch, channels, height, width]`.
-            sample_seeds: Seeds of the images' Gumbel noise, `[batch]`; needed in training mode only.
+            sample_seeds: Seeds of the images' noise and budgets, `[batch]`; needed in training mode only.
             return_loss: Tells `Trainer` that evaluation has a loss without labels.
 
         Returns:
@@ -465,7 +490,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         """
         with torch.no_grad():
             patch_features = self.visual_tokenizer.get_patch_features(pixel_values)
-        log_probs, keep = self.selector_learner(
+        log_probs, keep, own_keep = self.selector_learner(
             self.visual_tokenizer.discrete.selector, patch_features, sample_seeds, int(self.step)
         )
         is_kept = keep > 0
@@ -478,7 +503,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         features = self.token_decoder.decode(sequence, bias)
         losses = {
             "reconstruction_loss": self._reconstruction_loss(features, patch_features),
-            "keep_rate_loss": keep_rate_loss(keep, self.config),
+            "keep_rate_loss": keep_rate_loss(own_keep, self.config),
             "commitment_loss": commitment_loss,
         }
         cosine = F.cosine_similarity(features.detach().float(), patch_features.float(), dim=-1)
