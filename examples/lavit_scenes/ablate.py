@@ -2,10 +2,10 @@
 
     python examples/lavit_scenes/ablate.py --output_dir out/ablation
 
-Around the encoder and the selector of lavit-scenes it trains new visual tokenizers (which patches are kept? are tokens
-quantized?), and on these small language models that write captions (from features or from codes?). The trained
-checkpoint then draws with several scales of guidance. `--output_dir` gets `ablation.json` and `ablation.md`; what is
-finished there is not done again. `--only` runs some of the three tables.
+Around the encoder and the selector of lavit-scenes it trains new visual tokenizers (which patches are kept, and how
+many? are tokens quantized?), and on these small language models that write captions (from features or from codes?).
+The trained checkpoint then draws with several scales of guidance. `--output_dir` gets `ablation.json` and
+`ablation.md`; what is finished there is not done again. `--only` runs some of the three tables.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import make_language_model
 from ablation.captions import measure_captions, train_captioner
 from ablation.drawings import measure_drawings
 from ablation.results import CAPTIONS, GUIDANCE, TOKENIZERS, Results
-from ablation.selection import ALL, DYNAMIC, RANDOM
+from ablation.selection import ALL, BUDGETS, DYNAMIC, RANDOM
 from ablation.tokenizers import build_tokenizer, measure_tokenizer, train_tokenizer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, default_checkpoint
@@ -54,48 +54,59 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 def compare_tokenizers(args: argparse.Namespace, results: Results) -> None:
-    """Which patches are kept, and whether tokens are quantized."""
+    """Which patches are kept, and how many, and whether tokens are quantized."""
     for selection, is_quantized in ((DYNAMIC, True), (ALL, True), (RANDOM, True), (DYNAMIC, False)):
         name = selection if is_quantized else f"{selection}, not quantized"
-        results.add(TOKENIZERS, name, run_tokenizer, args, selection, is_quantized)
+        results.add(TOKENIZERS, name, run_tokenizer, args, selection, is_quantized, False)
+    for selection in (DYNAMIC, RANDOM):
+        results.add(TOKENIZERS, f"{selection}, random budgets", run_tokenizer, args, selection, True, True)
 
 
-def run_tokenizer(args: argparse.Namespace, selection: str, is_quantized: bool) -> dict[str, Any]:
+def run_tokenizer(args: argparse.Namespace, selection: str, is_quantized: bool, has_budgets: bool) -> dict[str, Any]:
     """Trains, measures and saves a tokenizer."""
     image_processor = LavitImageProcessorPil.from_pretrained(args.checkpoint)
     trained = LavitVisualTokenizer.from_pretrained(args.checkpoint)
-    model = build_tokenizer(trained, selection, is_quantized, args.tokenizer_steps)
-    folder = tokenizer_folder(args, selection)
+    model = build_tokenizer(trained, selection, is_quantized, has_budgets, args.tokenizer_steps)
+    folder = tokenizer_folder(args, selection, has_budgets)
     train_tokenizer(model, image_processor, args.tokenizer_steps, folder)
     if is_quantized:
         model.visual_tokenizer.save_pretrained(folder)
         image_processor.save_pretrained(folder)
-    return measure_tokenizer(model, image_processor, args.num_scenes)
+    budgets = BUDGETS if is_quantized and selection != ALL else ()
+    return measure_tokenizer(model, image_processor, args.num_scenes, budgets)
 
 
-def tokenizer_folder(args: argparse.Namespace, selection: str) -> Path:
+def tokenizer_folder(args: argparse.Namespace, selection: str, has_budgets: bool) -> Path:
     """Where the quantized tokenizer with this selection is."""
-    return args.output_dir / "tokenizers" / selection.replace(" ", "-")
+    return args.output_dir / "tokenizers" / (selection.replace(" ", "-") + "-budgets" * has_budgets)
 
 
 def compare_captions(args: argparse.Namespace, results: Results) -> None:
-    """Which patches are kept, and whether a language model reads features or codes."""
+    """Which patches are kept, and how many, and whether a language model reads features or codes."""
     text_model = args.output_dir / "language_model"
     if not text_model.exists():
         make_language_model.main(["--config", str(HERE / "language_model.json"), "--output_dir", str(text_model)])
     for selection in (DYNAMIC, ALL, RANDOM):
         for mode in ("continuous", "discrete"):
-            results.add(CAPTIONS, f"{selection}, {mode}", run_captions, args, selection, mode)
+            results.add(CAPTIONS, f"{selection}, {mode}", run_captions, args, selection, mode, False)
+    for selection in (DYNAMIC, RANDOM):
+        name = f"{selection}, continuous, random budgets"
+        results.add(CAPTIONS, name, run_captions, args, selection, "continuous", True)
 
 
-def run_captions(args: argparse.Namespace, selection: str, mode: str) -> dict[str, Any]:
+def run_captions(args: argparse.Namespace, selection: str, mode: str, has_budgets: bool) -> dict[str, Any]:
     """Trains and measures a language model."""
-    folder = tokenizer_folder(args, selection)
+    folder, text_model = tokenizer_folder(args, selection, has_budgets), args.output_dir / "language_model"
     model, processor = train_captioner(
-        str(folder), str(args.output_dir / "language_model"), selection, mode, args.caption_steps, args.output_dir
+        str(folder), str(text_model), selection, mode, has_budgets, args.caption_steps, args.output_dir
     )
-    measured = measure_captions(model, processor, args.num_scenes)
-    return {name: share.to_dict() for name, share in measured.items()}
+
+    def measure(num_image_tokens: int | None) -> dict[str, Any]:
+        measured = measure_captions(model, processor, args.num_scenes, num_image_tokens)
+        return {name: share.to_dict() for name, share in measured.items()}
+
+    budgets = BUDGETS if mode == "continuous" and selection != ALL else ()
+    return measure(None) | {"budgets": {str(budget): measure(budget) for budget in budgets}}
 
 
 if __name__ == "__main__":

@@ -22,11 +22,16 @@ def test_all_variants_are_measured_once(
 
     measured = json.loads((tmp_path / "ablation.json").read_text())
     tokenizers = measured["tokenizers"]
-    assert list(tokenizers) == ["dynamic", "all patches", "random", "dynamic, not quantized"]
+    assert list(tokenizers) == [
+        *("dynamic", "all patches", "random", "dynamic, not quantized"),
+        *("dynamic, random budgets", "random, random budgets"),
+    ]
+    budgets = tokenizers["random, random budgets"]["budgets"]
+    assert {name: row["tokens"] for name, row in budgets.items()} == {"4": 4, "8": 8, "16": 16, "32": 32, "64": 64}
     assert tokenizers["all patches"]["tokens"] == 64
     assert 8 < tokenizers["random"]["tokens"] < 40  # a third of 64
     assert all(0 <= row["patches_right"] <= 1 and row["cosine"] < 1 for row in tokenizers.values())
-    assert len(measured["captions"]) == 6 and list(measured["guidance"]) == ["1", "2", "4"]
+    assert len(measured["captions"]) == 8 and list(measured["guidance"]) == ["1", "2", "4"]
     assert all(row["fully_right"]["n"] == 8 for row in measured["captions"].values())
     assert "| all patches | 64.0 |" in (tmp_path / "ablation.md").read_text()
     LavitVisualTokenizer.from_pretrained(tmp_path / "tokenizers" / "random")

@@ -149,7 +149,7 @@ def test_noise_has_the_gumbel_distribution():
     torch.testing.assert_close(noise.std(), torch.tensor(torch.pi / 6**0.5), atol=0.02, rtol=0)
 
 
-BUDGETS = {"keep_rate_range": [0.25, 1.0]}
+BUDGETS = {"keep_rate_range": (0.25, 1.0)}
 
 
 @pytest.mark.parametrize("phase", [LEARNING, {"bypass_merger_steps": 9, "selector_steps": 9}, {"selector_steps": 0}])

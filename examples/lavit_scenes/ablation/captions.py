@@ -12,7 +12,7 @@ from lavit_hf.data.scenes import make_scenes, render, sample_scene, scene_row
 from lavit_hf.evaluation import Measurement, compare_facts, measure_facts, read_facts
 from lavit_hf.training import LavitDataCollator, TrainingDataset, init_code_embeddings, init_projector
 
-from .selection import blind
+from .selection import KEEP_RATE_RANGE, blind
 from .training import training_arguments
 
 _NUM_FIRST_IMAGES = 500
@@ -20,7 +20,13 @@ _GREEDY = {"do_sample": False, "num_beams": 1, "min_new_tokens": 1, "max_new_tok
 
 
 def train_captioner(
-    visual_tokenizer: str, text_model: str, selection: str, mode: str, num_steps: int, output_dir: Path
+    visual_tokenizer: str,
+    text_model: str,
+    selection: str,
+    mode: str,
+    has_budgets: bool,
+    num_steps: int,
+    output_dir: Path,
 ) -> tuple[LavitForConditionalGeneration, ImageTextProcessor]:
     """A language model that reads pictures as `mode` says: as features (`continuous`) or as codes (`discrete`)."""
     torch.manual_seed(0)
@@ -37,7 +43,9 @@ def train_captioner(
         model=model,
         args=training_arguments(output_dir, num_steps, batch_size, learning_rate=1e-3, weight_decay=0.05),
         train_dataset=_captions(processor, num_steps * batch_size),
-        data_collator=LavitDataCollator(processor, image_first_probability=1.0),
+        data_collator=LavitDataCollator(
+            processor, image_first_probability=1.0, keep_rate_range=KEEP_RATE_RANGE if has_budgets else None
+        ),
     )
     trainer.train()
     return model.eval(), processor
@@ -67,16 +75,23 @@ def _captions(processor: ImageTextProcessor, num_scenes: int) -> TrainingDataset
 
 
 def measure_captions(
-    model: LavitForConditionalGeneration, processor: ImageTextProcessor, num_scenes: int
+    model: LavitForConditionalGeneration,
+    processor: ImageTextProcessor,
+    num_scenes: int,
+    num_image_tokens: int | None = None,
 ) -> dict[str, Measurement]:
-    """How many captions of new scenes are fully right, and how many colors and shapes of objects."""
+    """How many captions of new scenes are fully right, and how many colors and shapes of objects.
+
+    With `num_image_tokens` every picture becomes so many tokens; else the selector decides.
+    """
     torch.manual_seed(0)  # for patches that are kept by chance
     scenes = [sample_scene("validation", 0, index) for index in range(num_scenes)]
     comparisons = []
     for start in range(0, len(scenes), 100):
         part = scenes[start : start + 100]
         images, prompts = [render(scene) for scene in part], ["<image>"] * len(part)
-        inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt").to(model.device)
+        budget = {} if num_image_tokens is None else {"num_image_tokens": num_image_tokens}
+        inputs = processor(images=images, text=prompts, padding=True, return_tensors="pt", **budget).to(model.device)
         written = model.generate(**inputs, **_GREEDY)[:, inputs["input_ids"].shape[1] :]
         texts = processor.batch_decode(written, skip_special_tokens=True)
         found = [read_facts(" ".join(text.partition(".")[0].split())) for text in texts]

@@ -48,7 +48,24 @@ class Results:
         for name, row in self.tables[GUIDANCE].items():
             shares = [_share(row[part]) for part in ("background", "color", "shape", "fully_right")]
             lines.append(f"| {name} | {' | '.join(shares)} |")
-        return "\n".join(lines) + "\n"
+        return "\n".join(lines) + "\n" + self._budgets_to_markdown()
+
+    def _budgets_to_markdown(self) -> str:
+        """What is left of a picture at every budget, of the variants that were measured so."""
+        text = ""
+        for table, title in ((TOKENIZERS, "Patches of objects read right"), (CAPTIONS, "Captions fully right")):
+            rows = {name: row["budgets"] for name, row in self.tables[table].items() if row.get("budgets")}
+            if not rows:
+                continue
+            budgets = list(next(iter(rows.values())))
+            text += f"\n| {title}, by tokens | {' | '.join(budgets)} |\n|---|{'--:|' * len(budgets)}\n"
+            for name, row in rows.items():
+                if table == TOKENIZERS:
+                    cells = [f"{100 * row[budget]['patches_right']:.1f} %" for budget in budgets]
+                else:
+                    cells = [_share(row[budget]["fully_right"]) for budget in budgets]
+                text += f"| {name} | {' | '.join(cells)} |\n"
+        return text
 
 
 def _share(measured: dict[str, Any]) -> str:

@@ -6,15 +6,19 @@ import functools
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 DYNAMIC, ALL, RANDOM = "dynamic", "all patches", "random"
 KEEP_RATE = 0.33  # of `random`; about that of `dynamic`
+KEEP_RATE_RANGE = (0.05, 1.0)  # of variants that are trained with random budgets
+BUDGETS = (4, 8, 16, 32, 64)  # tokens per picture at which they are measured
 
 
 def decide_blindly(keep_rate: float, patch_features: torch.Tensor) -> torch.Tensor:
     """What a selector returns that keeps patches by chance: log-probabilities of both, `[batch, num_patches, 2]`."""
-    is_kept = torch.rand(patch_features.shape[:2], device=patch_features.device) < keep_rate
-    return torch.stack([is_kept, ~is_kept], dim=-1).float().clamp_min(1e-6).log()
+    # A budget takes the highest of them, which are random patches, too.
+    log_odds = keep_rate - torch.rand(patch_features.shape[:2], device=patch_features.device)
+    return F.logsigmoid(torch.stack([log_odds, -log_odds], dim=-1))
 
 
 def blind(visual_tokenizer: nn.Module, selection: str) -> None:

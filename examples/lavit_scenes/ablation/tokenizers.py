@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from lavit_hf.data.scenes import (
 )
 from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
 
-from .selection import blind
+from .selection import KEEP_RATE_RANGE, blind
 from .training import training_arguments
 
 CODEBOOK_SIZE = 1024
@@ -31,7 +32,9 @@ _CLASSES = {"shape": len(SHAPES) + 1, "color": len(COLORS) + len(BACKGROUNDS), "
 _PROBE_STEPS = 300
 
 
-def build_tokenizer(trained: LavitVisualTokenizer, selection: str, is_quantized: bool, num_steps: int) -> Any:
+def build_tokenizer(
+    trained: LavitVisualTokenizer, selection: str, is_quantized: bool, has_budgets: bool, num_steps: int
+) -> Any:
     """A new visual tokenizer with its token decoder, around the encoder and the selector of a trained one."""
     torch.manual_seed(0)
     model = LavitVisualTokenizerForPreTraining.from_vision_pretrained(
@@ -44,6 +47,7 @@ def build_tokenizer(trained: LavitVisualTokenizer, selection: str, is_quantized:
         },
         token_decoder_config={"initializer_range": 0.1, "cross_attention_dims": [128], "pooled_size": None},
         keep_rate_weight=0.0,
+        keep_rate_range=KEEP_RATE_RANGE if has_budgets else None,
         selector_steps=0,
         bypass_merger_steps=round(0.15 * num_steps),
         quantize_after_steps=round(0.4 * num_steps) if is_quantized else num_steps + 1,
@@ -67,23 +71,38 @@ def train_tokenizer(model: Any, image_processor: Any, num_steps: int, output_dir
 
 
 @torch.no_grad()
-def decode_features(model: Any, pixel_values: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features of the encoder and those decoded from tokens, `[batch, num_patches, hidden]`, and numbers of tokens."""
-    parts = [model(pixel_values=part) for part in pixel_values.split(100)]
-    features, decoded, num_tokens = (
-        torch.cat([part[name] for part in parts]) for name in ("patch_features", "features", "num_tokens")
-    )
-    return features, decoded, num_tokens
+def decode_features(
+    model: Any, pixel_values: torch.Tensor, num_tokens: int | None = None
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features of the encoder and those decoded from tokens, `[batch, num_patches, hidden]`, and numbers of tokens.
+
+    With `num_tokens` every picture becomes so many codes; else the selector decides.
+    """
+    parts = []
+    for part in pixel_values.split(100):
+        if num_tokens is None:
+            output = model(pixel_values=part)
+            parts.append((output.patch_features, output.features, output.num_tokens))
+        else:
+            tokens = model.visual_tokenizer.encode(part, num_tokens=num_tokens)
+            decoded = model.token_decoder(tokens.codes, tokens.num_tokens).features
+            parts.append((tokens.patch_features, decoded, tokens.num_tokens))
+    features, decoded, counts = (torch.cat(values) for values in zip(*parts, strict=True))
+    return features, decoded, counts
 
 
-def measure_tokenizer(model: Any, image_processor: LavitImageProcessorPil, num_scenes: int) -> dict[str, float]:
+def measure_tokenizer(
+    model: Any, image_processor: LavitImageProcessorPil, num_scenes: int, budgets: Sequence[int] = ()
+) -> dict[str, Any]:
     """What a linear layer that learned to read the encoder's features reads from decoded ones, on new scenes.
 
     Returns:
         `tokens` per picture, `cosine` of decoded features with the encoder's, and `patches_right`: the share of
-        patches with an object whose shape, color and size are all read right.
+        patches with an object whose shape, color and size are all read right. The same of every budget in `budgets`.
     """
-    labels, features, _, _ = _read(model, image_processor, "train", num_scenes)
+    torch.manual_seed(0)  # for patches that are kept by chance
+    labels, pixel_values = _load(model, image_processor, "train", num_scenes)
+    features, _, _ = decode_features(model, pixel_values)
     torch.manual_seed(0)
     probe = torch.nn.Linear(features.shape[-1], sum(_CLASSES.values()))
     optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
@@ -94,7 +113,21 @@ def measure_tokenizer(model: Any, image_processor: LavitImageProcessorPil, num_s
         optimizer.zero_grad()
         loss.backward()  # type: ignore[union-attr]
         optimizer.step()
-    labels, features, decoded, num_tokens = _read(model, image_processor, "validation", num_scenes)
+    labels, pixel_values = _load(model, image_processor, "validation", num_scenes)
+    found = {
+        budget: _compare(probe, labels, *decode_features(model, pixel_values, budget)) for budget in (None, *budgets)
+    }
+    own = found.pop(None)
+    return own | {"budgets": {str(budget): values for budget, values in found.items()}}
+
+
+def _compare(
+    probe: torch.nn.Linear,
+    labels: torch.Tensor,
+    features: torch.Tensor,
+    decoded: torch.Tensor,
+    num_tokens: torch.Tensor,
+) -> dict[str, float]:
     scores = probe(_normalize(decoded)).split(list(_CLASSES.values()), dim=-1)
     is_right = torch.stack([one.argmax(dim=-1) for one in scores], dim=-1).eq(labels).all(dim=-1)
     is_object = labels[..., 0] != len(SHAPES)
@@ -105,14 +138,14 @@ def measure_tokenizer(model: Any, image_processor: LavitImageProcessorPil, num_s
     }
 
 
-def _read(model: Any, image_processor: Any, split: str, num_scenes: int) -> tuple[torch.Tensor, ...]:
-    """Labels `[scenes, num_patches, 3]`, and what `decode_features` gives, of scenes of a split."""
+def _load(model: Any, image_processor: Any, split: str, num_scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Labels `[scenes, num_patches, 3]` and pixels of scenes of a split."""
     scenes = [sample_scene(split, 0, index) for index in range(num_scenes)]
     side = round(model.config.visual_tokenizer_config.num_patches**0.5)
     found = [label_patches(scene, side) for scene in scenes]
     labels = np.stack([np.stack([getattr(one, name) for name in _CLASSES], axis=-1) for one in found])
     pixel_values = image_processor([render(scene) for scene in scenes], return_tensors="pt")["pixel_values"]
-    return torch.tensor(labels), *decode_features(model, pixel_values)
+    return torch.tensor(labels), pixel_values
 
 
 def _normalize(features: torch.Tensor) -> torch.Tensor:

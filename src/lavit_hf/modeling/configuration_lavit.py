@@ -388,7 +388,7 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
     token_decoder_config: Any = None
     keep_rate: float = 1 / 3
     keep_rate_weight: float | int = 2.0
-    keep_rate_range: list[float | int] | None = None
+    keep_rate_range: list[float | int] | tuple[float | int, ...] | None = None
     keep_rate_per_image: bool = False
     gumbel_temperature: float | int = 1.0
     bypass_merger_steps: int = 5000
