@@ -74,6 +74,9 @@ class DataArguments:
         default=0.5, metadata={"help": "How often an image is read and its text learned; otherwise it is drawn."}
     )
     condition_dropout: float = field(default=0.1, metadata={"help": "How often an image is drawn without its text."})
+    keep_rate_range: list[float] | None = field(
+        default=None, metadata={"help": "Two numbers: images become shares of their patches drawn from between them."}
+    )
     max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about bad samples: skip or raise."})
 
@@ -117,6 +120,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             seed=args.seed,
             image_first_probability=data_args.image_first_probability,
             condition_dropout=data_args.condition_dropout,
+            keep_rate_range=data_args.keep_rate_range and tuple(data_args.keep_rate_range),
             max_length=data_args.max_length,
             blank_image=args.world_size > 1,
         ),

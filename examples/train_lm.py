@@ -105,7 +105,7 @@ class DataArguments:
         },
     )
     max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})
-    packing: bool = field(default=False, metadata={"help": "Several rows per sequence; for tokenized datasets."})
+    packing: bool = field(default=False, metadata={"help": "Several rows per sequence; of codes, or with budgets."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about bad samples: skip or raise."})
 
 
@@ -128,7 +128,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     torch.manual_seed(args.seed)  # for what is new
     model, processor = load_model(model_args)
     train_dataset = load_split(data_args, data_args.train_split, model)
-    reads_features = train_dataset.image_column != "codes" and not data_args.packing
+    is_packable = not data_args.packing or data_args.keep_rate_range is not None
+    reads_features = train_dataset.image_column != "codes" and is_packable
     freeze_for_language_modeling(model)
     if model_args.init_code_embeddings:
         init_code_embeddings(model, args.seed)

@@ -36,7 +36,7 @@ def finetune(monkeypatch, tmp_path):
             "use_cpu": True,
         }
         options = {**defaults, **options}
-        return main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+        return main([part for name, value in options.items() for part in (f"--{name}", *str(value).split())])
 
     return run
 
@@ -68,6 +68,12 @@ def test_scenes(finetune, tmp_path):
     assert "Adapters of LoRA for a LaVIT" in card and str(CHECKPOINT) not in card
     with pytest.raises(ValueError, match="merged exists; --merge_to takes a new directory"):  # before any training
         finetune(dataset="nothing", merge_to=tmp_path / "merged")
+
+
+def test_random_budgets(finetune):
+    trainer = finetune(dataset="scenes", num_scenes=16, keep_rate_range="0.1 0.9", image_first_probability=1)
+    counts = next(iter(trainer.get_train_dataloader()))["num_image_tokens"].tolist()
+    assert len(set(counts)) > 1 and losses(trainer)[-1] < losses(trainer)[0]
 
 
 def test_labels_are_smoothed_after_they_are_shifted(finetune):

@@ -36,7 +36,7 @@ def train(monkeypatch, tmp_path):
             "use_cpu": True,
         }
         options = {**defaults, **options}
-        return main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+        return main([part for name, value in options.items() for part in (f"--{name}", *str(value).split())])
 
     return run
 
@@ -91,6 +91,9 @@ def test_tokenized_images_and_packing(train, tmp_path):
     model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
     processor = ImageTextProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model)
     tokenize_dataset(datasets.Dataset.from_list(picture_rows(8)), tmp_path / "codes", processor, progress=False)
+    budgets = train(model=CHECKPOINT, dataset="scenes", num_scenes=16, packing=True, keep_rate_range="0.2 0.9")
+    assert losses(budgets)[-1] < losses(budgets)[0]
+    assert budgets.model.model.multi_modal_projector.weight.requires_grad, "features can be packed with budgets"
     for option in ("init_merger", "init_projector"):
         with pytest.raises(ValueError, match="but images are codes here"):
             train(model=CHECKPOINT, dataset=tmp_path / "codes", **{option: True})

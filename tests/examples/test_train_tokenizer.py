@@ -37,7 +37,7 @@ def train(monkeypatch, tmp_path):
             "use_cpu": True,
         }
         options = {**defaults, **options}
-        return main([part for name, value in options.items() for part in (f"--{name}", str(value))])
+        return main([part for name, value in options.items() for part in (f"--{name}", *str(value).split())])
 
     return run
 
@@ -87,7 +87,7 @@ def test_a_run_that_is_resumed_equals_one_that_is_not(train, tmp_path):
     (tmp_path / "vision.json").write_text(json.dumps({**vision, **sizes}))
     options = {"vision_config": tmp_path / "vision.json", **SIZES, "dataset": "scenes", "num_scenes": 16}
     options |= {"gradient_accumulation_steps": 2, "num_train_epochs": 6, "max_steps": -1, "save_strategy": "epoch"}
-    options["per_device_train_batch_size"] = 4
+    options |= {"per_device_train_batch_size": 4, "keep_rate_range": "0.2 1.0"}
     expected = train(**options)
     assert expected.state.global_step == 12 and expected.model.config.quantize_after_steps == 10
     resumed = train(

@@ -339,6 +339,24 @@ def test_images_of_random_budgets(processor, model):
     assert blank["num_image_tokens"].tolist() == [1]
 
 
+@pytest.mark.parametrize("max_length", [None, 48])
+def test_images_with_budgets_can_be_packed(processor, model, max_length):
+    """Same loss and gradients as with padding, though sequences hold the images in another order."""
+    rows = [row("a cat" + " sat" * index, sample_id=index, images=1 + index % 2) for index in range(5)]
+    results = []
+    for packing in (False, True):
+        options = {"keep_rate_range": (0.1, 0.7), "max_length": max_length, "image_first_probability": 1}
+        batch = LavitDataCollator(processor, packing=packing, **options)(rows)
+        assert ("position_ids" in batch) == packing and len(batch["num_image_tokens"]) == 7
+        model.zero_grad()
+        loss = model(**batch).loss
+        loss.backward()
+        results.append((loss.detach(), model.lm_head.weight.grad, model.model.multi_modal_projector.weight.grad))
+    model.zero_grad()
+    for padded, packed in zip(*results, strict=True):
+        torch.testing.assert_close(packed, padded, atol=1e-6, rtol=1e-4)
+
+
 def test_a_blank_image_keeps_every_layer_busy(processor, model):
     rows = [row("a cat", images=0)]
     plain, blank = LavitDataCollator(processor)(rows), LavitDataCollator(processor, blank_image=True)(rows)
@@ -435,7 +453,7 @@ def test_rows_that_cannot_be_learned_from(processor, rows, message):
         ({"condition_dropout": -1}, "from 0 to 1, got -1"),
         ({"text_noise": 2}, "from 0 to 1, got 2"),
         ({"max_length": 1}, "at least 2"),
-        ({"packing": True, "blank_image": True}, "cannot be packed"),
+        ({"packing": True, "blank_image": True}, "are packed with a `keep_rate_range` only"),
         ({"packing": True, "text_noise": 0.1}, "without packing"),
         ({"keep_rate_range": (0, 0.5)}, "above 0 and at most 1"),
         ({"keep_rate_range": (0.5, 0.4)}, "in order"),

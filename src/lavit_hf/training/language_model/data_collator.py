@@ -6,7 +6,7 @@ In this order: a sample becomes a row of segments, each a text or an image, in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,11 +108,6 @@ class TrainingRow:
     def pixel_values(self) -> list[torch.Tensor]:
         """Its continuous images in order, `[channels, height, width]` each."""
         return [segment.pixel_values for segment in self.segments if segment.pixel_values is not None]
-
-    @property
-    def num_image_tokens(self) -> list[int | None]:
-        """How many tokens each of these becomes."""
-        return [segment.num_tokens for segment in self.segments if segment.pixel_values is not None]
 
     def end(self, eos_token_id: int) -> None:
         """Appends the end of text if what comes before is learned, so that the model learns to stop there.
@@ -295,9 +290,9 @@ class LavitDataCollator(FollowsEpoch):
             model learns to read and draw with all budgets. By default the visual tokenizer decides.
         max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
             cut.
-        packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Not for images that
-            enter as features, whose number of tokens the model alone knows: tokenize the dataset first, or set
-            `image_first_probability=0`.
+        packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Images can enter as
+            features with a `keep_rate_range` only, as else the model alone knows how many tokens they become: tokenize
+            the dataset first, or set `image_first_probability=0`.
         pad_to_multiple_of: Rounds lengths up.
         blank_image: Adds a row with a blank image and without loss to batches that have no continuous image, so that
             every process runs the same layers. Needed where those have to agree: with FSDP, and under DDP without
@@ -330,8 +325,10 @@ class LavitDataCollator(FollowsEpoch):
             )
         if max_length is not None and max_length < 2:
             raise ValueError(f"`max_length` must be at least 2, got {max_length}.")
-        if packing and blank_image:
-            raise ValueError("`blank_image` is for batches with continuous images, which cannot be packed.")
+        if packing and blank_image and keep_rate_range is None:
+            raise ValueError(
+                "`blank_image` is for batches with continuous images, which are packed with a `keep_rate_range` only."
+            )
         if packing and text_noise:
             raise ValueError("`text_noise` needs rows of their own: use it without packing.")
         if processor.tokenizer.eos_token_id is None:
@@ -353,8 +350,8 @@ class LavitDataCollator(FollowsEpoch):
 
         Returns:
             `input_ids` and `labels` `[rows, length]`; `attention_mask` `[rows, length]`, or with packing
-            `position_ids`; `pixel_values` `[continuous images, channels, height, width]` if there are any, and with
-            `keep_rate_range` their `num_image_tokens`.
+            `position_ids`; and if images enter as features, `pixel_values` `[images, channels, height, width]`, with
+            `keep_rate_range` also their `num_image_tokens`.
 
         Raises:
             ValueError: If a row cannot be learned from, or its images cannot be packed or cut.
@@ -368,21 +365,16 @@ class LavitDataCollator(FollowsEpoch):
             row.end(self.processor.tokenizer.eos_token_id)
             if self.max_length is not None:
                 row.truncate(self.max_length)
-        if self.packing:
-            self._check_packable(training_rows)
-            return pack_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
         if self.blank_image and not any(row.pixel_values for row in training_rows):
             training_rows.append(self._blank_row())
+        if self.packing:
+            if self.keep_rate_range is None:
+                self._check_packable(training_rows)
+            return pack_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
         side = self.processor.tokenizer.padding_side
         batch = pad_rows(training_rows, self._pad_token_id, side, self.pad_to_multiple_of)
         if self.text_noise:
             batch["input_ids"] = self._add_noise(batch, samples)
-        pixel_values = [pixels for row in training_rows for pixels in row.pixel_values]
-        if pixel_values:
-            batch["pixel_values"] = torch.stack(pixel_values)
-        if pixel_values and self.keep_rate_range is not None:
-            counts = [count for row in training_rows for count in row.num_image_tokens]
-            batch["num_image_tokens"] = torch.tensor(counts)
         return batch
 
     @property
@@ -491,8 +483,9 @@ class LavitDataCollator(FollowsEpoch):
             if row.pixel_values:
                 raise ValueError(
                     f"Sample {row.sample_id} has an image that enters as features. Such rows cannot be packed: how "
-                    "many tokens the image becomes is known only to the model. Use `packing=False`, tokenize the "
-                    "dataset first, or set `image_first_probability=0` (samples with a `prompt` always read images)."
+                    "many tokens the image becomes is known only to the model. Use `packing=False`, give a "
+                    "`keep_rate_range`, tokenize the dataset first, or set `image_first_probability=0` (samples with "
+                    "a `prompt` always read images)."
                 )
 
 
@@ -511,7 +504,7 @@ def _evaluation_mode(module: Any) -> Iterator[None]:
 def pad_rows(
     rows: Sequence[TrainingRow], pad_token_id: int, padding_side: str = "left", multiple: int | None = None
 ) -> dict[str, torch.Tensor]:
-    """One sequence per row, filled up to the longest.
+    """One sequence per row, filled up to the longest, and the images that enter as features.
 
     Args:
         rows: The rows.
@@ -520,7 +513,7 @@ def pad_rows(
         multiple: Round the length up to a multiple of this.
 
     Returns:
-        `input_ids`, `attention_mask` and `labels`, `[rows, length]` each.
+        `input_ids`, `attention_mask` and `labels`, `[rows, length]` each; and what [`stack_images`] gives.
     """
     width = _round_up(max(len(row) for row in rows), multiple)
 
@@ -532,7 +525,23 @@ def pad_rows(
         "input_ids": torch.tensor([pad(row.ids, pad_token_id) for row in rows]),
         "attention_mask": torch.tensor([pad([1] * len(row), 0) for row in rows]),
         "labels": torch.tensor([pad(row.labels, IGNORED) for row in rows]),
+        **stack_images(rows),
     }
+
+
+def stack_images(rows: Iterable[TrainingRow]) -> dict[str, torch.Tensor]:
+    """The images of rows that enter as features, in order.
+
+    Returns:
+        `pixel_values` `[images, channels, height, width]` if there are any, and `num_image_tokens` `[images]` if they
+        have budgets.
+    """
+    images = [segment for row in rows for segment in row.segments if segment.pixel_values is not None]
+    if not images:
+        return {}
+    batch = {"pixel_values": torch.stack([image.pixel_values for image in images])}
+    counts = [image.num_tokens for image in images if image.num_tokens is not None]
+    return {**batch, "num_image_tokens": torch.tensor(counts)} if counts else batch
 
 
 def pack_rows(
@@ -550,7 +559,8 @@ def pack_rows(
         multiple: Round the length up to a multiple of this.
 
     Returns:
-        `input_ids`, `position_ids` and `labels`, `[sequences, length]` each, and `use_cache=False`.
+        `input_ids`, `position_ids` and `labels`, `[sequences, length]` each, `use_cache=False`, and what
+        [`stack_images`] gives.
 
     Raises:
         ValueError: If a row is longer than `max_length`.
@@ -569,6 +579,7 @@ def pack_rows(
         "position_ids": torch.tensor(positions),
         "labels": torch.tensor(labels),
         "use_cache": False,
+        **stack_images(row for sequence in sequences for row in sequence),
     }
 
 
