@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from .checks import check_pictures, find_model
+from .checks import check_pictures, find_model, parse_regions
 from .options import (
     Beams,
     Device,
@@ -17,6 +17,7 @@ from .options import (
     MinNewTokens,
     Model,
     NumTokens,
+    Region,
     RunDtype,
 )
 
@@ -30,6 +31,7 @@ def ask(
     min_new_tokens: MinNewTokens = None,
     max_new_tokens: MaxNewTokens = None,
     num_tokens: NumTokens = None,
+    region: Region = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -43,6 +45,7 @@ def ask(
     if not question.strip():
         raise ValueError("The question is empty.")
     check_pictures([image])
+    regions = parse_regions(region, 1)
     checkpoint = find_model(model)
 
     from .generation import answer_question
@@ -52,4 +55,5 @@ def ask(
     options = {"num_beams": beams, "length_penalty": length_penalty}
     options |= {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
     picture = open_image(image)
-    print(answer_question(load(checkpoint, device, dtype.value), picture, question.strip(), options, num_tokens))
+    lavit = load(checkpoint, device, dtype.value)
+    print(answer_question(lavit, picture, question.strip(), options, num_tokens, regions))

@@ -7,8 +7,19 @@ from typing import Annotated
 
 import typer
 
-from .checks import check_pictures, find_model
-from .options import Beams, Device, Dtype, LengthPenalty, MaxNewTokens, MinNewTokens, Model, NumTokens, RunDtype
+from .checks import check_pictures, find_model, parse_regions
+from .options import (
+    Beams,
+    Device,
+    Dtype,
+    LengthPenalty,
+    MaxNewTokens,
+    MinNewTokens,
+    Model,
+    NumTokens,
+    Region,
+    RunDtype,
+)
 
 
 def caption(
@@ -21,6 +32,7 @@ def caption(
     min_new_tokens: MinNewTokens = None,
     max_new_tokens: MaxNewTokens = None,
     num_tokens: NumTokens = None,
+    region: Region = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
 ) -> None:
@@ -35,6 +47,7 @@ def caption(
       lavit caption photo.jpg --model lavit-7b-v2 --prompt "The weather in this picture is"
     """
     check_pictures(images)
+    regions = parse_regions(region, len(images))
     checkpoint = find_model(model)
 
     from lavit_hf.utils.progress import progress_bar
@@ -52,7 +65,7 @@ def caption(
             batch = images[start : start + batch_size]
             opened, failures = open_images(batch)
             pictures = [picture for _, picture in opened]
-            texts = caption_images(lavit, pictures, prompt, options, num_tokens) if pictures else []
+            texts = caption_images(lavit, pictures, prompt, options, num_tokens, regions) if pictures else []
             for (source, _), text in zip(opened, texts, strict=True):
                 # Around the bar, if both go to a terminal.
                 bar.write(text if len(images) == 1 else f"{source}\t{text}")

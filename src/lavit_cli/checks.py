@@ -84,6 +84,35 @@ def check_pictures(sources: Sequence[str]) -> None:
         raise ValueError(f"{source}: no such image file.")
 
 
+def parse_regions(boxes: Sequence[str] | None, num_pictures: int) -> list[list[list[float]]] | None:
+    """What `--region` says.
+
+    Args:
+        boxes: Its values, `LEFT,TOP,RIGHT,BOTTOM` each.
+        num_pictures: Pictures of the command.
+
+    Returns:
+        The boxes of the only picture, `None` without any. Whether they lie in it, the processor says.
+
+    Raises:
+        ValueError: A value is no box, or there is not one picture.
+    """
+    if not boxes:
+        return None
+    if num_pictures != 1:
+        raise ValueError(f"--region is a box in one picture; there are {num_pictures}.")
+    regions = []
+    for box in boxes:
+        try:
+            region = [float(edge) for edge in box.split(",")]
+        except ValueError:
+            region = []
+        if len(region) != 4:
+            raise ValueError(f"--region {box}: a box is LEFT,TOP,RIGHT,BOTTOM in pixels, such as 10,20,200,120.")
+        regions.append(region)
+    return [regions]
+
+
 def check_picture_output(path: Path) -> None:
     """Refuses a picture file that could not be written, before anything is drawn.
 

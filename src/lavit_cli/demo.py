@@ -35,7 +35,8 @@ def demo(
     """Show what becomes of pictures and prompts: tokens, captions, answers, drawings.
 
     Writes one with a row for each picture: itself, the patches that each of the two branches of the visual tokenizer
-    keeps, the picture drawn from its own tokens, and drawn again with a change; and a row of drawings of prompts.
+    keeps, the picture drawn from its own tokens, and drawn again with a change; then the first picture with a few and
+    with many tokens, and what its caption says then; and a row of drawings of prompts.
     Without pictures it shows scenes with questions and prompts of their own, and says what is right and what is wrong.
 
     \b

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 SEED = 0  # of drawings
 _STEPS = 25
+_BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1)  # shares of the patches: 4, 8, 16 and all 64 of lavit-scenes
 _SCENES_SEED = 1  # of scenes that no training has seen
 _SHOWN = (("validation", 0), ("validation", 1), ("held_out", 0))
 _DRAWN = (("validation", 2), ("validation", 3), ("validation", 4), ("held_out", 1))
@@ -115,9 +116,10 @@ def make_sheet(lavit: Lavit, pipeline: LavitTextToImagePipeline, subjects: Subje
         subjects: What to show.
 
     Returns:
-        One row per picture, and one of the prompts.
+        One row per picture, one of the first picture with several budgets, and one of the prompts.
     """
-    return contact_sheet([*_show_pictures(lavit, pipeline, subjects.pictures), _show_prompts(pipeline, subjects)])
+    rows = _show_pictures(lavit, pipeline, subjects.pictures)
+    return contact_sheet([*rows, _show_budgets(lavit, subjects.pictures[0]), _show_prompts(pipeline, subjects)])
 
 
 def _show_pictures(lavit: Lavit, pipeline: LavitTextToImagePipeline, subjects: list[Subject]) -> list[list[Panel]]:
@@ -165,6 +167,23 @@ def _drawings(subject: Subject, again: Image.Image, changed: Image.Image) -> lis
     return [Panel(title, fit_panel(one, size)) for title, one in zip(titles, (again, changed), strict=True)]
 
 
+def _show_budgets(lavit: Lavit, subject: Subject) -> list[Panel]:
+    """Prints what the model says of a picture that may cost so many tokens; returns it with the kept patches."""
+    image, grid = fit_panel(subject.image), _grid(lavit)
+    num_patches = lavit.model.config.visual_tokenizer_config.num_patches
+    budgets = sorted({max(round(share * num_patches), 1) for share in _BUDGETS})
+    panels = []
+    print()
+    for budget in (*budgets[:-1], None, budgets[-1]):
+        mask = _keep_masks(lavit, subject.image, budget)["continuous"]
+        (caption,) = caption_images(lavit, [subject.image], num_image_tokens=budget)
+        said = f"{caption}{verdict(is_caption_right(caption, subject.facts))}"
+        count = f"{int(mask.sum())} of {num_patches} tokens" + (", its own choice" if budget is None else "")
+        print(f"Budget      {count}: {said}")
+        panels.append(Panel(f"{count}: {said}", grey_out_dropped(image, mask, grid)))
+    return panels
+
+
 def _show_prompts(pipeline: LavitTextToImagePipeline, subjects: Subjects) -> list[Panel]:
     size = fit_panel(subjects.pictures[0].image).size
     panels = []
@@ -184,13 +203,13 @@ def _draw(pipeline: Callable[..., Any], prompts: list[Any]) -> list[Image.Image]
 
 
 @torch.no_grad()
-def _keep_masks(lavit: Lavit, image: Image.Image) -> dict[str, torch.Tensor]:
-    """Which patches either branch keeps, `[num_patches]` each."""
+def _keep_masks(lavit: Lavit, image: Image.Image, num_tokens: int | None = None) -> dict[str, torch.Tensor]:
+    """Which patches either branch keeps, `[num_patches]` each, as it decides or with a budget."""
     tokenizer = lavit.model.visual_tokenizer
     pixel_values = lavit.processor.image_processor([image], return_tensors="pt")["pixel_values"].to(tokenizer.device)
     return {
-        "continuous": tokenizer.embed(pixel_values).keep_mask[0],
-        "discrete": tokenizer.encode(pixel_values).keep_mask[0],
+        "continuous": tokenizer.embed(pixel_values, num_tokens=num_tokens).keep_mask[0],
+        "discrete": tokenizer.encode(pixel_values, num_tokens=num_tokens).keep_mask[0],
     }
 
 

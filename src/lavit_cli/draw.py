@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from .checks import check_picture_output, check_pictures, find_model
-from .options import AspectRatio, Device, Dtype, Model, NumTokens, Output, PixelDecoder, RunDtype, Seed
+from .checks import check_picture_output, check_pictures, find_model, parse_regions
+from .options import AspectRatio, Device, Dtype, Model, NumTokens, Output, PixelDecoder, Region, RunDtype, Seed
 
 
 def draw(
@@ -26,6 +26,7 @@ def draw(
         float | None, typer.Option(min=0, help="How much to stress the prompt.", show_default="4, with pictures 5")
     ] = None,
     num_tokens: NumTokens = None,
+    region: Region = None,
     min_tokens: Annotated[
         int | None, typer.Option(min=0, help="Fewest tokens to draw; more are more detailed.", show_default="20")
     ] = None,
@@ -47,6 +48,7 @@ def draw(
     if not prompt.strip() and not image:
         raise ValueError("The prompt is empty: say what to draw.")
     check_pictures(image or [])
+    regions = parse_regions(region, len(image or []))
     check_picture_output(output)
     checkpoint = find_model(model)
 
@@ -65,6 +67,7 @@ def draw(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         num_image_tokens=num_tokens,
+        regions=regions,
         min_new_tokens=min_tokens,
         max_new_tokens=max_tokens,
         generator=generator,

@@ -49,13 +49,14 @@ def generate_text(
     prompts: list[str],
     options: dict[str, Any],
     num_image_tokens: int | None = None,
+    regions: Any = None,
 ) -> list[str]:
     """Generates one text per image; arguments as for `lavit_hf.pipelines.image_to_text.generate_text`."""
     # The bar shows up only if generation takes longer than a second.
     with progress_bar("Generating", options["max_new_tokens"], unit="token", delay=1.0, leave=False) as bar:
         progress = StoppingCriteriaList([TokenProgress(bar)])
         return image_to_text.generate_text(
-            lavit.model, lavit.processor, images, prompts, options, progress, num_image_tokens
+            lavit.model, lavit.processor, images, prompts, options, progress, num_image_tokens, regions
         )
 
 
@@ -65,10 +66,11 @@ def caption_images(
     prompt: str = "",
     options: dict[str, Any] | None = None,
     num_image_tokens: int | None = None,
+    regions: Any = None,
 ) -> list[str]:
     """Describes images in one sentence each, without its period; options as for `generation_options`."""
     options = generation_options(lavit, CAPTION, options or {})
-    texts = generate_text(lavit, images, [prompt] * len(images), options, num_image_tokens)
+    texts = generate_text(lavit, images, [prompt] * len(images), options, num_image_tokens, regions)
     return [first_sentence(text) for text in texts]
 
 
@@ -78,10 +80,12 @@ def answer_question(
     question: str,
     options: dict[str, Any] | None = None,
     num_image_tokens: int | None = None,
+    regions: Any = None,
 ) -> str:
     """Answers a question about an image; options as for `generation_options`."""
     options = generation_options(lavit, ANSWER, options or {})
-    (text,) = generate_text(lavit, [image], [question_prompt(question)], answer_options(options), num_image_tokens)
+    prompts = [question_prompt(question)]
+    (text,) = generate_text(lavit, [image], prompts, answer_options(options), num_image_tokens, regions)
     return answer_of(text)
 
 

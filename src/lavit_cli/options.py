@@ -60,6 +60,15 @@ NumTokens = Annotated[
     int | None,
     typer.Option(min=1, help="Tokens that a picture becomes: its likeliest patches.", show_default="as it needs"),
 ]
+Region = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--region",
+        metavar="LEFT,TOP,RIGHT,BOTTOM",
+        help="Box of a picture, in pixels, where tokens are worth more; may be given several times.",
+        show_default=False,
+    ),
+]
 PixelDecoder = Annotated[
     Decoder | None,
     typer.Option(help="Pixel decoder of the checkpoint.", show_default="highres, if there is more than one"),

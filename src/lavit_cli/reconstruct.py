@@ -6,8 +6,20 @@ from typing import Annotated
 
 import typer
 
-from .checks import check_picture_output, check_pictures, find_model
-from .options import AspectRatio, Device, Dtype, ImageSource, Model, NumTokens, Output, PixelDecoder, RunDtype, Seed
+from .checks import check_picture_output, check_pictures, find_model, parse_regions
+from .options import (
+    AspectRatio,
+    Device,
+    Dtype,
+    ImageSource,
+    Model,
+    NumTokens,
+    Output,
+    PixelDecoder,
+    Region,
+    RunDtype,
+    Seed,
+)
 
 
 def reconstruct(
@@ -19,6 +31,7 @@ def reconstruct(
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
     guidance_scale: Annotated[float, typer.Option(min=0, help="How much to stress the tokens.")] = 5.0,
     num_tokens: NumTokens = None,
+    region: Region = None,
     seed: Seed = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
@@ -30,6 +43,7 @@ def reconstruct(
       lavit reconstruct photo.jpg --model lavit-7b-v2 -o again.png
     """
     check_pictures([image])
+    regions = parse_regions(region, 1)
     check_picture_output(output)
     checkpoint = find_model(model)
 
@@ -45,6 +59,7 @@ def reconstruct(
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         num_image_tokens=num_tokens,
+        regions=regions,
         generator=generator,
     ).images
     save_drawing(drawing, output, seed)

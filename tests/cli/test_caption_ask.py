@@ -68,6 +68,33 @@ def test_budgets(lavit, pictures, checkpoint, model, processor) -> None:
     assert result.exit_code == 1 and "An image has 1 to 16 tokens" in result.stderr
 
 
+def test_regions(lavit, pictures, checkpoint, model, processor) -> None:
+    picture = Image.open(pictures[0])
+    boxes = [(0, 0, picture.width // 4, picture.height), (0, 0, picture.width, picture.height // 4)]
+    texts = set()
+    for command, prompt, arguments in (("caption", "", []), ("ask", "Question: what? Answer:", ["what?"])):
+        for regions in ([], boxes[:1], boxes):
+            options = ["--beams", 1, "--min-new-tokens", 8, "--max-new-tokens", 8, "--num-tokens", 3]
+            for box in regions:
+                options += ["--region", ",".join(map(str, box))]
+            result = lavit(command, pictures[0], *arguments, "-m", checkpoint, *options)
+            budget = {"num_image_tokens": 3, "regions": [regions] if regions else None}
+            inputs = processor(picture, f"<image>{prompt}", **budget, return_tensors="pt")
+            ids = model.generate(**inputs, do_sample=False, min_new_tokens=8, max_new_tokens=8)
+            (text,) = decode(processor, ids[:, inputs["input_ids"].shape[1] :])
+            assert result.stdout == (first_sentence(text) if command == "caption" else text) + "\n"
+            texts.add(text)
+    assert len(texts) > 2
+    for arguments, message in (
+        ([pictures[0], "--region", "1,2,3"], "--region 1,2,3: a box is LEFT,TOP,RIGHT,BOTTOM in pixels"),
+        ([pictures[0], "--region", "a,b,c,d"], "--region a,b,c,d: a box is"),
+        ([*pictures[:2], "--region", "1,2,3,4"], "--region is a box in one picture; there are 2"),
+        ([pictures[0], "--region", "0,0,9,9999"], "The box (0, 0, 9, 9999) is not in the image"),
+    ):
+        result = lavit("caption", *arguments, "-m", checkpoint)
+        assert result.exit_code == 1 and message in result.stderr, result.stderr
+
+
 def test_picture_without_tokens(lavit, checkpoint, processor, model, tmp_path: Path) -> None:
     white = Image.new("RGB", (56, 56), "white")
     pixel_values = processor.image_processor([white], return_tensors="pt")["pixel_values"]

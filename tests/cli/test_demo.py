@@ -21,7 +21,9 @@ def test_demo_of_a_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path
     assert "random numbers" in result.stdout
     assert "4 of 16 patches became tokens for understanding" in result.stdout
     assert "8 of 16 patches became tokens for drawing" in result.stdout
-    for label in ("Caption", "Question", "Answer", "Again", "Changed", "Drawing", str(output)):
+    budgets = [line.split()[1] for line in result.stdout.splitlines() if line.startswith("Budget ")]
+    assert budgets == ["1", "2", "4", "4", "16"]
+    for label in ("Caption", "Question", "Answer", "Again", "Changed", "Budget", "Drawing", str(output)):
         assert label in result.stdout
     assert "(right)" not in result.stdout and "(wrong)" not in result.stdout  # nobody knows
     with Image.open(output) as sheet:
@@ -37,7 +39,9 @@ def test_demo_without_pictures_shows_scenes(lavit, tmp_path: Path) -> None:
     lines = result.stdout.splitlines()
     assert sum(line.startswith("Picture ") for line in lines) == 3
     assert sum(line.startswith("Drawing ") for line in lines) == 4
-    for label in ("Caption", "Answer", "Again", "Changed", "Drawing"):
+    budgets = [line.split()[1] for line in lines if line.startswith("Budget ")]
+    assert [int(count) for count in budgets] == [4, 8, 16, 25, 64]
+    for label in ("Caption", "Answer", "Again", "Changed", "Budget", "Drawing"):
         assert all(line.endswith(("(right)", "(wrong)")) for line in lines if line.startswith(label))
     assert output.is_file()
 

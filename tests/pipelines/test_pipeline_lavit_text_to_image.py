@@ -14,7 +14,7 @@ from transformers import GenerationConfig
 
 from lavit_hf import LavitForConditionalGeneration, LavitVisualTokenizer
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
-from lavit_hf.pipelines.pipeline_lavit_text_to_image import split_prompts
+from lavit_hf.pipelines.pipeline_lavit_text_to_image import original_pixel_values, split_prompts
 
 PROMPTS = ["a red bird", "two dogs on the grass", "cat", ""]
 FAST = {"num_inference_steps": 2, "output_type": "np"}
@@ -192,6 +192,22 @@ def test_budgets(pipeline, original_dir):
     assert not np.array_equal(drawn.images, others.images)
     with pytest.raises(ValueError, match="1 to 16 tokens"):
         pipeline.reconstruct(picture, num_image_tokens=17, **FAST)
+
+
+def test_regions(pipeline, original_dir):
+    """With as much weight as it takes, all codes are of patches in the box."""
+    picture = Image.open(original_dir / "images" / "0.png")
+    box = (picture.width / 2, 0, picture.width, picture.height)
+    given = {"regions": [box], "region_weight": 1e9, "num_image_tokens": 8}
+    (drawn,) = pipeline.reconstruct(picture, generator=seeded(0), **given, **FAST).codes
+    pixel_values = original_pixel_values(picture, pipeline.processor.image_processor)
+    mask = (torch.arange(16) % 4 >= 2)[None]
+    assert torch.equal(drawn, pipeline.model.visual_tokenizer.encode(pixel_values, keep_mask=mask).codes)
+    texts, images = split_prompts([[picture, "a cat"]], "<image>")
+    prompts = [pipeline.encode_prompt(texts, images, **one)["input_ids"] for one in (given, {"num_image_tokens": 8})]
+    assert prompts[0].shape == prompts[1].shape and not torch.equal(*prompts)
+    drawings = [pipeline([picture, "a cat"], generator=seeded(0), **one, **FAST) for one in (given, {})]
+    assert not np.array_equal(drawings[0].images, drawings[1].images)
 
 
 def test_how_long_images_are(pipeline):

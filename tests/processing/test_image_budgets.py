@@ -114,6 +114,9 @@ def test_discrete_images(processor):
     pixel_values = processor.image_processor(photo, return_tensors="pt")["pixel_values"]
     codes = processor.get_visual_tokenizer().encode(pixel_values, keep_mask=mask).codes
     assert torch.equal(ids[0, 1:-1], processor.tokenizer.convert_codes_to_ids(codes))
+    budget = {"keep_rate": 0.5, "regions": [right, None], "region_weight": 1e9}
+    one, other = processor.tokenize_images([photo, photo], **budget)
+    assert torch.equal(one, ids[0]) and len(other) == 10 and not torch.equal(one, other)
 
 
 @pytest.mark.parametrize(

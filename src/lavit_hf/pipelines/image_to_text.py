@@ -21,6 +21,7 @@ def generate_text(
     options: dict[str, Any],
     stopping_criteria: StoppingCriteriaList | None = None,
     num_image_tokens: int | None = None,
+    regions: Any = None,
 ) -> list[str]:
     """Generates one text per image, by beam search or greedily.
 
@@ -32,6 +33,7 @@ def generate_text(
         options: For `generate`.
         stopping_criteria: For `generate`.
         num_image_tokens: How many tokens an image becomes; by default the visual tokenizer decides.
+        regions: Where in them tokens are worth more, one entry for each.
 
     Returns:
         The new texts, stripped.
@@ -45,9 +47,8 @@ def generate_text(
                 f"{processor.image_token} cannot be part of a question or prompt here: the image stands before it."
             )
     texts = [f"{processor.image_token}{prompt}" for prompt in prompts]
-    inputs = processor(
-        images=list(images), text=texts, num_image_tokens=num_image_tokens, padding=True, return_tensors="pt"
-    ).to(model.device)
+    budget = {"num_image_tokens": num_image_tokens, "regions": regions}
+    inputs = processor(images=list(images), text=texts, **budget, padding=True, return_tensors="pt").to(model.device)
     output = model.generate(**inputs, do_sample=False, stopping_criteria=stopping_criteria, **options)
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]

@@ -23,6 +23,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
+from ..processing.image_budgets import assign_log_prior
 from ..processing.image_processing_pil_lavit import check_images, flatten, prepare_array
 from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.progress import TokenProgress
@@ -319,7 +320,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         max_new_tokens: int | None = None,
         image_end_bias: float | Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
-        num_image_tokens: int | None = None,
+        num_image_tokens: int | Sequence[int] | None = None,
+        regions: Any = None,
+        region_weight: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -351,7 +354,10 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             image_end_bias: Added to the score of the image end, of all prompts or of each: above 0 images get fewer
                 codes, below 0 more.
             num_images_per_prompt: Images to draw per prompt.
-            num_image_tokens: How many codes an image in a prompt becomes; by default the visual tokenizer decides.
+            num_image_tokens: How many codes an image in a prompt becomes, all or each; by default the visual tokenizer
+                decides.
+            regions: Where in the images of prompts codes are worth more, see [`ImageTextProcessor`].
+            region_weight: How much more.
             generator: One source of randomness, for codes and noise, or a list with one per image to draw. With a
                 list, an image does not depend on what is drawn along with it.
             latents: Initial noise, see [`LavitPixelDecoderPipeline`].
@@ -392,7 +398,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
 
         # 2. Write visual codes
         negative_prompt = negative_prompt if guidance_scale != 1 else None
-        inputs = self.encode_prompt(texts, images, negative_prompt, num_image_tokens)
+        inputs = self.encode_prompt(texts, images, negative_prompt, num_image_tokens, regions, region_weight)
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
         codes = self.generate_codes(
             inputs,
@@ -424,6 +430,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         num_inference_steps: int = 50,
         guidance_scale: float = 5.0,
         num_image_tokens: int | Sequence[int] | None = None,
+        regions: Any = None,
+        region_weight: float | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
@@ -441,6 +449,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             num_inference_steps: Denoising steps.
             guidance_scale: How much the codes are stressed.
             num_image_tokens: How many codes a picture becomes, all or each; by default the visual tokenizer decides.
+            regions: Where codes are worth more, see [`ImageTextProcessor`].
+            region_weight: How much more.
             generator: One source of noise, or a list with one per picture.
             latents: Initial noise.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
@@ -462,8 +472,10 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pixel_decoder = self.pixel_decoder
         pixel_decoder.check_call(len(pixel_values), generator, **drawing)
         visual_tokenizer = self.model.visual_tokenizer
+        size, num_patches = self.processor.image_processor.size, visual_tokenizer.config.num_patches
+        log_prior = assign_log_prior(flatten(images), regions, region_weight, size, num_patches)
         pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
-        tokens = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens)
+        tokens = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens, log_prior=log_prior)
         codes = [part.cpu() for part in tokens.codes.split(tokens.num_tokens.tolist())]
         output = pixel_decoder(codes, generator=generator, **drawing)
         self.maybe_free_model_hooks()
@@ -509,7 +521,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         texts: list[str],
         images: list[list[Any]],
         negative_prompt: str | list[str] | None = None,
-        num_image_tokens: int | None = None,
+        num_image_tokens: int | Sequence[int] | None = None,
+        regions: Any = None,
+        region_weight: float | None = None,
     ) -> dict[str, torch.Tensor]:
         """Prepares prompts for `generate`.
 
@@ -517,7 +531,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             texts: Prompts with a placeholder where an image goes.
             images: The images of each; they enter as codes alone, as in the original.
             negative_prompt: One, or one per prompt.
-            num_image_tokens: How many codes an image becomes.
+            num_image_tokens: How many codes an image becomes, all or each.
+            regions: Where in the images codes are worth more.
+            region_weight: How much more.
 
         Returns:
             `input_ids` and `attention_mask` [prompts, length], and `negative_prompt_ids` with their mask if there are
@@ -527,7 +543,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         processor.visual_tokenizer = self.model
         device = self._execution_device
         options: dict[str, Any] = {"generation_mode": "image", "padding": True, "return_tensors": "pt"}
-        pictures = {"images": images, "num_image_tokens": num_image_tokens} if any(images) else {}
+        budget = {"num_image_tokens": num_image_tokens, "regions": regions, "region_weight": region_weight}
+        pictures = {"images": images, **budget} if any(images) else {}
         inputs = dict(processor(text=texts, **pictures, **options).to(device))
         if negative_prompt is not None:
             negative = processor(text=negative_prompt, **options).to(device)

@@ -225,20 +225,32 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         )
 
     def tokenize_images(
-        self, images: Any, num_image_tokens: int | Sequence[int] | None = None, **kwargs: Any
+        self,
+        images: Any,
+        num_image_tokens: int | Sequence[int] | None = None,
+        keep_rate: float | None = None,
+        regions: Any = None,
+        region_weight: float | None = None,
+        **kwargs: Any,
     ) -> list[torch.Tensor]:
         """The ids of images as the language model reads and writes them: `[start]`, codes, `[end]`.
 
         Args:
             images: One image or a (nested) list.
             num_image_tokens: How many codes an image becomes, all or each; by default the visual tokenizer decides.
+            keep_rate: The share of its patches instead.
+            regions: Where codes are worth more, as in a call.
+            region_weight: How much more, as in a call.
             kwargs: For the image processor.
 
         Returns:
             One integer tensor [codes + 2] per image, in order.
         """
         pixel_values = self.image_processor(images, **{**kwargs, "return_tensors": "pt"})["pixel_values"]
-        rows = self._discrete_ids(pixel_values, num_tokens=num_image_tokens)
+        size, num_patches = self.image_processor.size, self.image_seq_length
+        log_prior = assign_log_prior(flatten(images), regions, region_weight, size, num_patches)
+        budget = {"num_tokens": num_image_tokens, "keep_rate": keep_rate, "log_prior": log_prior}
+        rows = self._discrete_ids(pixel_values, **budget)
         return [torch.tensor(self._between_start_and_end(ids)) for ids in rows]
 
     def get_visual_tokenizer(self) -> Any:
