@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-newest test-learning fuzz conformance conformance-peers lint types format clean
+.PHONY: help install demo test test-lowest test-newest test-learning fuzz conformance conformance-peers lint types format dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
@@ -48,10 +48,19 @@ format: $(INSTALLED) ## Reformat the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+dist: ## Build the wheel and the source distribution, check them, and try the wheel in an environment of its own
+	rm -rf dist .venv-dist
+	$(PYTHON) -m venv .venv-dist
+	.venv-dist/bin/python -m pip install --disable-pip-version-check build twine
+	.venv-dist/bin/python -m build
+	.venv-dist/bin/twine check --strict dist/*
+	.venv-dist/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) dist/*.whl
+	cd examples/images && ../../.venv-dist/bin/lavit caption scene.png
+
 install: $(INSTALLED) ## Install into .venv (the other commands do it by themselves)
 
 clean: ## Remove .venv and everything made by tools
-	rm -rf $(VENV) .venv-lowest .venv-newest build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-dist build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
 
 # The stamp makes a second run start at once; a change of the requirements installs again.
 $(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python

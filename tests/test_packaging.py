@@ -1,6 +1,7 @@
 """Wheel and source distribution: what is in them, and that they work."""
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -8,6 +9,7 @@ import zipfile
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
 BUILT_FROM = ("setup.cfg", "pyproject.toml", "MANIFEST.in", "LICENSE", "WEIGHTS_LICENSE.md", "README.md")
@@ -107,3 +109,20 @@ def test_installed_wheel_works(wheel: Path, tmp_path: Path) -> None:
     result = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=True)
     assert result.stdout.split() == [str(site / "lavit_hf" / "__init__.py"), "True", "True"]
     assert (site / "bin" / "lavit").is_file()
+
+
+def test_workflows_call_targets_that_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    workflows = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+    called = set()
+    for path in workflows:
+        workflow = yaml.safe_load(path.read_text())
+        assert workflow["permissions"] == {"contents": "read"}, "jobs ask for more where they need it"
+        for job in workflow["jobs"].values():
+            named = {name for names in job.get("strategy", {}).get("matrix", {}).values() for name in names}
+            for step in job["steps"]:
+                assert "uses" not in step or re.search(r"@[0-9a-f]{40}$", step["uses"]), "a tag can be moved"
+                words = step.get("run", "").split()
+                called |= named & targets if '"$TARGET"' in words else set(words[1:2])
+    assert len(workflows) == 3 and called <= targets
+    assert {"lint", "types", "test", "fuzz", "conformance", "test-learning", "test-lowest", "dist"} <= called
