@@ -37,9 +37,10 @@ conformance-peers: $(INSTALLED) ## Run the same tests on Emu3, Janus and Chamele
 	$(BIN)/python tests/conformance/sources.py
 	-$(BIN)/pytest -q -n 2 tests/conformance/peers --tb=no
 
-lint: $(INSTALLED) ## Check style
+lint: $(INSTALLED) ## Check style and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/codespell *.md docs src tests examples benchmarks
 
 types: $(INSTALLED) ## Check types
 	$(BIN)/mypy
