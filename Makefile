@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-newest test-learning fuzz conformance conformance-peers lint types format dist clean
+.PHONY: help install demo test test-lowest test-newest test-learning fuzz conformance conformance-peers lint types format docs dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
@@ -48,6 +48,10 @@ types: $(INSTALLED) ## Check types
 format: $(INSTALLED) ## Reformat the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(INSTALLED) ## Build the documentation as a site, into out/site
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 dist: ## Build the wheel and the source distribution, check them, and try the wheel in an environment of its own
 	rm -rf dist .venv-dist
