@@ -27,6 +27,7 @@ COMMANDS = [
     "convert",
     "assemble",
     "merge",
+    "plot",
     "publish",
     "export-llama",
 ]
@@ -52,7 +53,7 @@ def test_help_shows_examples_and_options(lavit, command: str) -> None:
     assert result.exit_code == 0
     assert f"lavit {command} " in result.stdout
     assert "Example" in result.stdout
-    assert "--dtype" in result.stdout or command in ("assemble", "merge", "publish", "export-llama")
+    assert "--dtype" in result.stdout or command in ("assemble", "merge", "plot", "publish", "export-llama")
 
 
 def test_version(lavit) -> None:
