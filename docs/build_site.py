@@ -29,7 +29,7 @@ _NAME = re.compile(r"\[<code>~?([\w.]+)</code>\]")  # as docstrings of transform
 
 def on_config(config: Any) -> Any:
     """Puts pages in order."""
-    pages = ["training.md", "evaluation.md", "metrics.md", "publishing.md", "conformance.md"]
+    pages = ["usage.md", "conversion.md", "training.md", "evaluation.md", "metrics.md", "publishing.md", "conformance.md"]
     found = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     reference = [{title: _reference_page(module)} for title, module in _REFERENCE.items()]
     others = [name for name in found if name not in pages]

@@ -24,6 +24,8 @@ DOCUMENTS = (
     "README.md",
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
+    "docs/usage.md",
+    "docs/conversion.md",
     "docs/training.md",
     "docs/metrics.md",
     "docs/evaluation.md",
@@ -104,4 +106,4 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_the_table_of_costs_is_what_the_benchmark_prints(zygote: Zygote) -> None:
     table = run([zygote.python, "benchmarks/image_cost.py"], ROOT, zygote.folder)
-    assert table in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert table in (ROOT / "docs" / "usage.md").read_text(encoding="utf-8")
