@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ...utils.atomic_files import complete_file, remove_partials, write_json
+from ...utils.atomic_files import check_resumable, complete_file, remove_partials, write_json
 from ...utils.json_files import read_json_object
 from ...utils.public_text import one_line, public_name
-from ...utils.resumable import check_resumable
 
 _METADATA = "tokenization.json"
 _VERSION = 1
