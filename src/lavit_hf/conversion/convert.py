@@ -14,7 +14,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import GenerationConfig
 
-from ..modeling.checkpoint_files import Shapes, check_counts, differing_shapes, name_file, state_shapes
+from ..modeling.checkpoint_files import Shapes, built_from, check_counts, differing_shapes, state_shapes
 from ..modeling.configuration_lavit import LavitConfig
 from ..pipelines.pixel_decoder_files import save_pipelines
 from ..utils.progress import Progress, progress_bar
@@ -154,9 +154,9 @@ def _expected_shapes(config: dict, folder: str) -> Shapes:
     if model_class is None or not issubclass(model_class, diffusers.ModelMixin):
         raise ConversionError(f"{folder}/config.json names no model of diffusers ({config.get('_class_name')}).")
     try:
-        with name_file(f"{folder}/config.json"), torch.device("meta"):
+        with built_from(f"{folder}/config.json"):
             model = model_class.from_config(config)
-    except (ImportError, RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise ConversionError(
             f"{folder}/config.json does not describe a network of the class {model_class.__name__}: {error}"
         ) from error

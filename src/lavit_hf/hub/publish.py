@@ -7,13 +7,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
+from ..conversion.model_card import LICENSE
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders
 from ..remote_code import PIPELINE_MODULE, save_remote_code, write_code
 from ..utils.atomic_files import temporary_folder, write_json
@@ -27,7 +26,7 @@ from .files import (
     PublishError,
     check_licenses,
     check_weights,
-    find_license,
+    find_notices,
     is_index,
     list_files,
     mapped_modules,
@@ -82,8 +81,8 @@ def prepare(
         checkpoint: Its directory.
         repository: Where it is published to.
         origin: What no file says.
-        include: As for `list_files`.
-        include_evaluation: As for `list_files`.
+        include: As for `publish`.
+        include_evaluation: As for `publish`.
 
     Raises:
         PublishError: If the checkpoint is incomplete, or lacks a license, or must not be published.
@@ -105,21 +104,25 @@ def prepare(
     text, paths = remove_paths(data, text, local_base)
     if adapter is not None:
         base = _find_base(checkpoint, adapter, data, origin)
-        config = _read_base_config(Path(local_base)) if local_base else None
+        config = read_config(Path(local_base)) if local_base and Path(local_base, "config.json").is_file() else None
         origin = replace(origin, base_models=[base])
     is_inherited = check_licenses(checkpoint, files, config, origin.license or data.license)
-    origin = replace(origin, inherited_license=find_license(files) if is_inherited else None)
+    licenses = [file for file in find_notices(files) if LICENSE.search(file)]
+    origin = replace(origin, inherited_license=licenses[0] if is_inherited and licenses else None)
     with temporary_folder(_PREFIX) as staged:
         _stage(checkpoint, staged, sorted(set(files) - set(found.included)))
         if adapter is not None:
-            _change(staged / ADAPTER_CONFIG_NAME, base_model_name_or_path=base)
+            path = staged / ADAPTER_CONFIG_NAME
+            write_json(path, {**read_object(path), "base_model_name_or_path": base})
         _add_code(staged)
         if facts.is_whole:
             link_pixel_decoders(staged)
         (staged / "README.md").write_text(write_card(data, text, facts, repository, origin), encoding="utf-8")
         content = {file: checkpoint / file for file in files}
         content |= {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
-        _check_code(staged, set(content))
+        for module in mapped_modules(staged):
+            if f"{module}.py" not in content:
+                raise PublishError(f"The configurations name code in {module}.py (auto_map), which is not there.")
         yield Publication(dict(sorted(content.items())), found.left_out, _hints(data, paths))
 
 
@@ -154,10 +157,6 @@ def _is_here(name: str) -> bool:
     return is_path(name) or Path(name).exists()
 
 
-def _read_base_config(base: Path) -> Any:
-    return read_config(base) if (base / "config.json").is_file() else None
-
-
 def _stage(root: Path, staged: Path, files: list[str]) -> None:
     """Copies the configurations and what was measured, without the paths that these name."""
     for file in files:
@@ -175,10 +174,6 @@ def _stage(root: Path, staged: Path, files: list[str]) -> None:
                 write_json(staged / file, content)
 
 
-def _change(path: Path, **values: Any) -> None:
-    write_json(path, {**read_object(path), **values})
-
-
 def _add_code(staged: Path) -> None:
     path = staged / "processor_config.json"
     if path.is_file() and not isinstance(read_object(path).get("image_processor", {}), (dict, type(None))):
@@ -188,12 +183,6 @@ def _add_code(staged: Path) -> None:
         index = staged / folder / MODEL_INDEX
         if index.is_file() and PIPELINE_MODULE in read_parts(index)[1]:
             write_code(staged / folder)
-
-
-def _check_code(staged: Path, files: set[str]) -> None:
-    for module in mapped_modules(staged):
-        if f"{module}.py" not in files:
-            raise PublishError(f"The configurations name code in {module}.py (auto_map), which is not there.")
 
 
 def _hints(data: ModelCardData, paths: list[str]) -> list[str]:
@@ -278,7 +267,8 @@ def publish(
         PublishError: If the checkpoint is incomplete or lacks a license, if `include` asks for what is never
             published, or if the Hub refuses it.
     """
-    _check_name(repository)
+    if not is_hub_name(repository) or repository.count("/") != 1:
+        raise PublishError(f"{repository} is not the name of a repository: it looks like user/name.")
     origin = Origin(license, list(base_models), list(datasets))
     with prepare(Path(checkpoint), repository, origin, include, include_evaluation) as publication:
         report = PublishReport(
@@ -289,16 +279,11 @@ def publish(
         try:
             return _upload(publication, report, HfApi(token=token), private, revision, commit_message)
         except (HfHubHTTPError, RuntimeError, ConnectionError) as error:  # the second: a file could not be uploaded
-            raise PublishError(_reason(repository, error)) from error
-
-
-def _check_name(repository: str) -> None:
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise PublishError(str(error)) from error
-    if repository.count("/") != 1:
-        raise PublishError(f"{repository} is not the name of a repository: it looks like user/name.")
+            if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+                reason = f"The Hub does not let you write to {repository}: log in with `hf auth login`. ({error})"
+            else:
+                reason = f"{repository} was not changed: {error} The same command goes on with what is missing."
+            raise PublishError(reason) from error
 
 
 def _upload(
@@ -323,9 +308,3 @@ def _upload(
     commit = api.create_commit(report.repository, operations, commit_message=message, revision=revision)
     url = f"{api.endpoint}/{report.repository}"
     return replace(report, removed=removed, url=url, commit=commit.oid)
-
-
-def _reason(repository: str, error: Exception) -> str:
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        return f"The Hub does not let you write to {repository}: log in with `hf auth login`. ({error})"
-    return f"{repository} was not changed: {error} The same command goes on with what is missing."

@@ -590,6 +590,3 @@ def _check_parts(
         if len(set(found.values()) - {None}) > 1:
             listed = ", ".join(f"{value} in the {name}" for name, value in found.items() if value is not None)
             raise ValueError(f"These parts do not belong together: the {what} is {listed}.")
-
-
-__all__ = ["LavitTextToImagePipeline", "LavitTextToImagePipelineOutput"]

@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
@@ -83,10 +84,8 @@ def _patterns(root: Path, folder: str) -> list[str]:
     index = read_json_object(root / folder / MODEL_INDEX)
     parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
     name = index.get("_class_name")
-    is_foreign = not names_our_pipeline(root / folder)
-    modules = (
-        name[:1] if isinstance(name, list) and is_foreign else []
-    )  # of a class whose file stands beside the index
+    # Of a class whose file stands beside the index.
+    modules = name[:1] if isinstance(name, list) and not names_our_pipeline(root / folder) else []
     for part in (*parts, *modules):
         if not _NAME.fullmatch(str(part)):
             raise ValueError(
@@ -101,29 +100,16 @@ def _is_part(value: object) -> bool:
 
 
 def save_pipelines(config: LavitConfig, folder: Path) -> None:
-    """Writes what makes pipelines of the pixel decoders in a converted directory.
+    """Writes what makes pipelines of the pixel decoders in a converted directory; works without diffusers.
 
-    A decoder that lacks one of its parts gets none. Works without diffusers.
-
-    Args:
-        config: The language model's configuration, which gives codes their ids.
-        folder: The converted directory.
+    A decoder that lacks one of its parts gets none.
     """
     for decoder in DECODER_FOLDERS:
         root = folder / decoder
-        components = _components(root)
-        if components is None:
+        if (components := _components(root)) is None:
             continue
         write_code(root)
-        index = {
-            "_class_name": [PIPELINE_MODULE, PIPELINE_CLASS],
-            **components,
-            "visual_token_offset": config.visual_token_offset,
-            "eoi_token_id": config.eoi_token_id,
-        }
-        if ignored := _foreign_weights(root, components):
-            index["_ignore_files"] = ignored
-        write_json(root / MODEL_INDEX, index, sort_keys=True)
+        _write_index(root, {"_class_name": [PIPELINE_MODULE, PIPELINE_CLASS], **components}, config)
 
 
 def link_pixel_decoders(folder: Path) -> None:
@@ -139,12 +125,22 @@ def link_pixel_decoders(folder: Path) -> None:
     for root in (folder / decoder for decoder in DECODER_FOLDERS):
         if not (root / MODEL_INDEX).is_file():
             continue
-        index = read_json_object(root / MODEL_INDEX)
-        index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
-        parts = {name: value for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
-        if ignored := _foreign_weights(root, parts):
-            index["_ignore_files"] = ignored
-        write_json(root / MODEL_INDEX, index, sort_keys=True)
+        _write_index(root, read_json_object(root / MODEL_INDEX), config)
+
+
+def _write_index(root: Path, index: dict[str, Any], config: LavitConfig) -> None:
+    """Writes `model_index.json` with the ids that codes have in a language model.
+
+    diffusers is told to leave out the weights of the language model and of the other decoder, which it would download
+    otherwise.
+    """
+    index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
+    parts = {name for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
+    files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
+    weights = [file for file in files if file.name.endswith((".safetensors", ".safetensors.index.json"))]
+    if ignored := [file.as_posix() for file in weights if file.parts[0] not in parts]:
+        index["_ignore_files"] = ignored
+    write_json(root / MODEL_INDEX, index, sort_keys=True)
 
 
 def _components(root: Path) -> dict[str, list[str | None]] | None:
@@ -170,16 +166,3 @@ def _components(root: Path) -> dict[str, list[str | None]] | None:
 
 def _class_name(path: Path) -> str | None:
     return read_json_object(path).get("_class_name") if path.is_file() else None
-
-
-def _foreign_weights(root: Path, components: dict[str, list[str | None]]) -> list[str]:
-    """Weights of the language model and of the other decoder, which diffusers would download along otherwise."""
-    files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
-    return [
-        file.as_posix()
-        for file in files
-        if file.parts[0] not in components and file.name.endswith((".safetensors", ".safetensors.index.json"))
-    ]
-
-
-__all__ = ["DECODER_FOLDERS", "MODEL_INDEX", "copy_pixel_decoders", "link_pixel_decoders", "save_pipelines"]

@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from ..modeling.checkpoint_files import check_counts, differing_shapes, name_file, state_shapes
+from ..modeling.checkpoint_files import built_from, check_counts, differing_shapes, state_shapes
 from ..utils.json_files import read_json_object
 from ..utils.safetensors_files import read_headers
 
@@ -197,15 +197,7 @@ def keep_config(folder: Path, variant: str | None) -> Iterator[None]:
 def save_and_push(
     save: Callable[..., None], save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool, **kwargs: Any
 ) -> None:
-    """Saves a pipeline, and uploads it from a directory of its own: diffusers uploads whatever lies in the given one.
-
-    Args:
-        save: How it is saved.
-        save_directory: Where to.
-        *args: Of `save`.
-        push_to_hub: Whether to upload it as well.
-        **kwargs: Of `save`.
-    """
+    """Saves a pipeline, and uploads it from a directory of its own: diffusers uploads all that is in the given one."""
     save(save_directory, *args, **kwargs)
     if push_to_hub:
         kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
@@ -269,11 +261,7 @@ def _code(of_class: type, bundle: str) -> str:
 
 
 def check_index(folder: Path, given: Collection[str] = ()) -> None:
-    """Checks what a directory says of its pixel decoder, before anything is loaded from it.
-
-    Args:
-        folder: Directory with a `model_index.json`.
-        given: Names of components and ids that are not taken from there.
+    """Checks what a directory says of its pixel decoder, but for what is `given`, before anything is loaded from it.
 
     Raises:
         OSError: If a file is no JSON object, or a file of weights is corrupt.
@@ -370,33 +358,22 @@ def _try_part(folder: Path, part: str) -> None:
     entry = read_json_object(folder / _MODEL_INDEX).get(part)
     if entry is None:  # nobody loads it
         return
-    with name_file(file):
-        try:
-            with torch.device("meta") if part != "scheduler" else torch.device("cpu"):
-                built = getattr(diffusers, entry[1]).from_config(read_json_object(file))
-        except (RuntimeError, ImportError) as error:
-            raise ValueError(str(error)) from error
-    if isinstance(built, torch.nn.Module):
-        _compare_shapes(built, file)
-
-
-def _compare_shapes(model: torch.nn.Module, config_file: Path) -> None:
-    expected = state_shapes(model)
-    for weights in sorted(config_file.parent.glob("*.safetensors")):
+    with built_from(file, "cpu" if part == "scheduler" else "meta"):
+        built = getattr(diffusers, entry[1]).from_config(read_json_object(file))
+    if not isinstance(built, torch.nn.Module):
+        return
+    expected = state_shapes(built)
+    for weights in sorted(file.parent.glob("*.safetensors")):
         found = {name: header.shape for name, header in read_headers(weights).items()}
         for name in differing_shapes(found, expected):
             raise ValueError(
-                f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the "
-                f"weights have {found[name]}."
+                f"{file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the weights "
+                f"have {found[name]}."
             )
 
 
 def check_complete(folder: Path, components: dict[str, Any]) -> None:
     """Refuses networks that diffusers has left without some of their weights, with a warning at most.
-
-    Args:
-        folder: Where they were loaded from.
-        components: Networks by the names of their parts.
 
     Raises:
         OSError: If a tensor is in no file.
@@ -410,6 +387,3 @@ def check_complete(folder: Path, components: dict[str, Any]) -> None:
             empty -= read_headers(file).keys()
         if empty and files:  # else it was offloaded
             raise OSError(f"{files[0]} lacks {len(empty)} tensors, the first is {min(empty)}; save it again.")
-
-
-__all__ = ["PixelDecoderStorage", "keep_config"]
