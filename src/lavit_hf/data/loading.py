@@ -64,10 +64,7 @@ def load_data(
         ValueError: There is no such file, or no such split, or it is damaged (of streamed data, as far as it is read
             here).
     """
-    try:
-        import datasets  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError("Datasets need the package `datasets`: pip install 'lavit-hf[training]'") from error
+    datasets = import_datasets()
     path = Path(name)
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name} is empty.")
@@ -91,6 +88,15 @@ def load_data(
         _load_dataset(datasets, name, name, config, split=split, revision=revision, streaming=streaming),
         Path(HF_HUB_CACHE),
     )
+
+
+def import_datasets() -> Any:
+    """The package `datasets`, which only the training extra installs."""
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("Datasets need the package `datasets`: pip install 'lavit-hf[training]'") from error
+    return datasets
 
 
 def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:

@@ -184,13 +184,3 @@ def remove_incomplete_checkpoints(output_dir: str | os.PathLike[str]) -> None:
     for path in _all_checkpoints(Path(output_dir)):
         if _why_unfinished(path):
             shutil.rmtree(path, ignore_errors=True)
-
-
-__all__ = [
-    "LATEST",
-    "CheckpointCallback",
-    "find_trainer_checkpoint",
-    "list_checkpoints",
-    "remove_incomplete_checkpoints",
-    "why_incomplete",
-]

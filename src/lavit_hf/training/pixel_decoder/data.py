@@ -216,14 +216,3 @@ class PixelDecoderDataCollator:
                 "dataset first."
             )
         return {"tokenizer_pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
-
-
-__all__ = [
-    "Box",
-    "ImageDataCollator",
-    "PixelDecoderDataCollator",
-    "PixelDecoderDataset",
-    "center_box",
-    "only_image",
-    "sample_columns",
-]

@@ -202,6 +202,3 @@ class PixelDecoderLoss(nn.Module):
         snr = compute_snr(self.scheduler, timesteps)
         divisor = snr + 1 if self.scheduler.config.prediction_type == "v_prediction" else snr
         return snr.clamp(max=self.snr_gamma) / divisor
-
-
-__all__ = ["DiffusionDraws", "PixelDecoderLoss", "draw_diffusion", "encode_latents"]

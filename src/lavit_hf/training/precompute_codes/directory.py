@@ -71,13 +71,8 @@ class TokenizationReport:
         self.bad_samples += [(sample_id, reason) for sample_id, reason in part["bad_samples"]]
 
     def counts(self) -> dict[str, Any]:
-        return {
-            "num_samples": self.num_samples,
-            "num_rows": self.num_rows,
-            "num_images": self.num_images,
-            "num_codes": self.num_codes,
-            "bad_samples": [list(bad) for bad in self.bad_samples],
-        }
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "bad_samples": [list(bad) for bad in self.bad_samples]}
 
 
 class TokenizedDirectory:
@@ -286,6 +281,3 @@ FORMATS = {
     "arrow": Format(".arrow", write_arrow, "arrow"),
     "webdataset": Format(".tar", write_tar, "webdataset"),
 }
-
-
-__all__ = ["TokenizationReport", "TokenizedDirectory", "read_metadata"]

@@ -160,6 +160,3 @@ def _file_of(path: str | None, root: Path | None) -> Path | None:
         return Path(path or "") if root is None else Path(locate_image(path or "", root))
     except ValueError:  # outside of the root: the sample is bad, whatever is in the file
         return None
-
-
-__all__ = ["TokenizedSource"]
