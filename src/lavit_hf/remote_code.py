@@ -59,9 +59,6 @@ def save_remote_code(folder: Path) -> None:
     """Writes the code files into a directory, and names their classes in the configurations that are in it.
 
     Does nothing where there is nothing of LaVIT's.
-
-    Args:
-        folder: What a model, a processor or a part of either was saved to.
     """
     changes = {
         "config.json": _name_model,
@@ -155,9 +152,6 @@ def _add_map(config: dict[str, Any], auto_map: dict[str, Any]) -> bool:
 def copy_files(entries: Iterable[Path]) -> dict[str, str]:
     """Copies files of the package, and all that they import from it, to lie in one directory.
 
-    Args:
-        entries: The files.
-
     Returns:
         Sources by name, with relative imports of siblings only.
 
@@ -174,13 +168,7 @@ def copy_files(entries: Iterable[Path]) -> dict[str, str]:
 
 
 def join_files(entry: Path) -> str:
-    """Joins a file of the package with all that it imports from it.
-
-    Args:
-        entry: The file.
-
-    Returns:
-        A source that imports nothing of the package.
+    """Joins a file of the package with all that it imports from it; the source imports nothing of the package.
 
     Raises:
         ValueError: If a name means one thing in one file and another in the next, or an import cannot be left out.

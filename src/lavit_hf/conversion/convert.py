@@ -199,7 +199,7 @@ def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTex
         )
     if getattr(text, "pad_token_id", None) == unknown_id:
         text.pad_token_id = None  # Early Llamas pad with it; here padding is the end of text, and it is masked.
-    config.image_token_id = unknown_id
+    config.image_token_id = tokenizer.image_token_id
     try:
         config.validate()
     except StrictDataclassClassValidationError as error:

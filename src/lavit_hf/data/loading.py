@@ -113,11 +113,7 @@ def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
 
 @contextmanager
 def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Has what `datasets` raises about damaged data name the dataset. Errors of the system and of the Hub stay.
-
-    Raises:
-        ValueError: The body raised such an error.
-    """
+    """Has what `datasets` raises about damaged data name the dataset. Errors of the system and of the Hub stay."""
     import datasets  # type: ignore[import-untyped]
     import pyarrow  # type: ignore[import-untyped]
 
@@ -133,11 +129,7 @@ def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _check_readable(folder: str | os.PathLike[str]) -> None:
-    """Refuses what `datasets` would leave out without a word: folders that must not be listed, and links to nothing.
-
-    Raises:
-        OSError: There is such a folder, or such a link.
-    """
+    """Refuses what `datasets` leaves out without a word: folders that must not be listed, and links to nothing."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith((".", "__")):  # left out on purpose

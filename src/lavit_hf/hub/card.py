@@ -172,7 +172,7 @@ def remove_paths(data: ModelCardData, text: str, base: str | None) -> tuple[str,
             setattr(data, name, rest[0] if name == "base_model" and len(rest) == 1 else rest or None)
     for path in sorted(paths, key=len, reverse=True):
         text = text.replace(path, public_name(path))
-    data.tags = [tag for tag in _as_list(data.tags) if not any(path in tag for path in paths)] or None
+    data["tags"] = [tag for tag in _as_list(data.tags) if not any(path in tag for path in paths)] or None
     return text, paths
 
 
@@ -225,6 +225,9 @@ def _set_metadata(data: ModelCardData, facts: Facts, origin: Origin) -> None:
 def _eval_results(facts: Facts) -> list[EvalResult]:
     found = []
     for result in facts.results:
+        split: dict[str, Any] = {}
+        if result.get("split"):
+            split["dataset_split"] = one_line(result["split"])
         for name, measurement in result["metrics"].items():
             if measurement["value"] is not None:
                 found.append(
@@ -232,10 +235,10 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
                         task_type=_TASKS.get(result["task"], one_line(result["task"])),
                         dataset_type=_data_name(result),
                         dataset_name=_data_name(result),
-                        dataset_split=one_line(result.get("split") or "") or None,
                         metric_type=one_line(name),
                         metric_name=one_line(name),
                         metric_value=measurement["value"],
+                        **split,
                     )
                 )
     return found

@@ -390,8 +390,8 @@ class TrainingDataset(Dataset):
             raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {names}.")
         if self.image_column not in names and text_column is None:
             raise ValueError(f"The dataset has no column {self.image_column!r} for `image_column`; it has {names}.")
-        wanted = [self.image_column, text_column, "prompt", "messages", "sample_id", "length"]
-        self.dataset = leave_undecoded(dataset, [name for name in wanted if name in names])
+        wanted = {self.image_column, text_column, "prompt", "messages", "sample_id", "length"}
+        self.dataset = leave_undecoded(dataset, [name for name in names if name in wanted])
         self._lengths = _row_lengths(dataset, lengths, names)
         # Shared with worker processes, in both directions.
         self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
@@ -628,7 +628,7 @@ class EpochCallback(TrainerCallback):
         sampler = _find_sampler(data_loader)
         # The collator is asked for rows of a dataset that knows no epochs.
         for part in (getattr(data_loader, "dataset", None), getattr(data_loader, "collate_fn", None), sampler):
-            if hasattr(part, "set_epoch"):
+            if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(self._epoch)
         if isinstance(sampler, LengthGroupedSampler):
             seed = args.seed if args.data_seed is None else args.data_seed
@@ -638,6 +638,6 @@ class EpochCallback(TrainerCallback):
 def _find_sampler(data_loader: Any) -> Any:
     """The sampler at the bottom of the batch samplers that accelerate wraps around one another."""
     batch_sampler = getattr(data_loader, "batch_sampler", None)
-    while hasattr(batch_sampler, "batch_sampler"):
+    while batch_sampler is not None and hasattr(batch_sampler, "batch_sampler"):
         batch_sampler = batch_sampler.batch_sampler
     return getattr(batch_sampler, "sampler", None)

@@ -449,9 +449,10 @@ class LavitDataCollator(FollowsEpoch):
             )
         # The model's own one is in training mode, where encoders with dropout would give other codes every time.
         with _evaluation_mode(visual_tokenizer):
+            budgets = [segment.num_tokens for segment in images if segment.num_tokens is not None]
             rows = self.processor.tokenize_images(
                 [segment.image for segment in images],
-                num_image_tokens=None if self.keep_rate_range is None else [segment.num_tokens for segment in images],
+                num_image_tokens=None if self.keep_rate_range is None else budgets,
             )
         for segment, ids in zip(images, rows, strict=True):
             segment.set_ids((ids[1:-1] if segment.use == "bare" else ids).tolist())

@@ -131,7 +131,7 @@ class AutoencoderTrainer(DiffusersTrainer):
     @torch.no_grad()
     def latent_std(self) -> float:
         """Standard deviation of the latents of the validation samples, around zero, the encoder's noise included."""
-        batches = self.eval_batches(self.eval_dataset)
+        batches = self.eval_batches(self.eval_dataset or ())
         posteriors = [self.vae.encode(batch["pixel_values"]).latent_dist for batch in batches]
         squares = torch.cat([posterior.mean.square() + posterior.var for posterior in posteriors])
         return squares.mean().sqrt().item()

@@ -362,7 +362,7 @@ class DiffusersTrainer(Trainer):
             ValueError: If the checkpoint belongs to a run with other data or settings, is broken, or holds more than
                 data.
         """
-        folder = Path(self.args.output_dir)
+        folder = self._output_dir
         name = LATEST if resume_from_checkpoint is True else resume_from_checkpoint or None
         checkpoint = find_trainer_checkpoint(name, folder)
         if checkpoint is not None:
@@ -391,12 +391,17 @@ class DiffusersTrainer(Trainer):
         if self.is_in_train:
             super().save_model(output_dir, *args, **kwargs)
             if self.args.should_save:
-                write_json(Path(output_dir or self.args.output_dir, _RUN_FILE), self._run)
+                write_json(Path(output_dir or self._output_dir, _RUN_FILE), self._run)
             return
         if self.is_world_process_zero():
             self.model.eval()
-            self.save_networks(Path(output_dir or self.args.output_dir))
+            self.save_networks(Path(output_dir or self._output_dir))
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _output_dir(self) -> Path:
+        assert self.args.output_dir is not None  # `TrainingArguments` has a default
+        return Path(self.args.output_dir)
 
     @property
     def _update_size(self) -> int:
@@ -424,7 +429,7 @@ class DiffusersTrainer(Trainer):
         try:
             saved = read_json_object(checkpoint / _RUN_FILE)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{error} Resume from another checkpoint.") from error
+            raise ValueError(f"{_RUN_FILE} is damaged: {error} Resume from another checkpoint.") from error
         if changed := [name for name, value in self._run.items() if saved.get(name) != value]:
             differences = ", ".join(f"{name} was {saved.get(name)}, is {self._run[name]}" for name in changed)
             raise ValueError(
@@ -435,7 +440,7 @@ class DiffusersTrainer(Trainer):
     def show(self, image: PIL.Image.Image) -> None:
         """Saves a validation image, and shows it to the trackers that take images."""
         step = self.state.global_step
-        path = Path(self.args.output_dir, VALIDATION_FOLDER, f"step-{step:07d}.png")
+        path = Path(self._output_dir, VALIDATION_FOLDER, f"step-{step:07d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(path) as file:
             image.save(file, format="PNG")

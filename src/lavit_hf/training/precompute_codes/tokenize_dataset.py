@@ -30,8 +30,9 @@ def codebook_fingerprint(visual_tokenizer: Any) -> str:
     Args:
         visual_tokenizer: A `LavitVisualTokenizer`, or a model that has one.
     """
-    tokenizer = _visual_tokenizer_of(visual_tokenizer)
-    return tensor_fingerprint([("codebook", tokenizer.discrete.quantizer.codebook.weight.float())])
+    quantizer = _visual_tokenizer_of(visual_tokenizer).discrete.quantizer
+    assert quantizer is not None  # only the continuous branch has none
+    return tensor_fingerprint([("codebook", quantizer.codebook.weight.float())])
 
 
 def weights_fingerprint(visual_tokenizer: Any) -> str:
