@@ -15,6 +15,7 @@ from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 from ..conversion.model_card import LICENSE
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders
 from ..remote_code import PIPELINE_MODULE, save_remote_code, write_code
+from ..training.assembly import PROCESSOR_FILES
 from ..utils.atomic_files import temporary_folder, write_json
 from ..utils.public_text import is_path, without_paths
 from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, write_card
@@ -34,7 +35,6 @@ from .files import (
     read_parts,
 )
 
-_PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
 _PREFIX = "lavit-publish-"
 # Where libraries note what they loaded something from, be it a directory of whoever saved it.
 _NAMES = ("_name_or_path", "name_or_path")
@@ -96,8 +96,8 @@ def prepare(
     files = found.published
     _check_files(checkpoint, found)
     facts = read_facts(checkpoint, files, config, adapter)
-    has_processor = facts.is_whole or bool(set(_PROCESSOR) & set(files))
-    if has_processor and (missing := sorted(set(_PROCESSOR) - set(files))):
+    has_processor = facts.is_whole or bool(set(PROCESSOR_FILES) & set(files))
+    if has_processor and (missing := sorted(set(PROCESSOR_FILES) - set(files))):
         raise PublishError(f"{checkpoint} has no {missing[0]}: save the processor there, too.")
     data, text = read_card(checkpoint)
     local_base = adapter.base if adapter and adapter.base and _is_here(adapter.base) else None

@@ -96,8 +96,10 @@ class PixelDecoderStorage(DiffusionPipeline):
         with name_broken_part(folder):
             pipeline = super().from_pretrained(str(folder), **kwargs)
         check_complete(folder, {name: getattr(pipeline, name) for name in ("unet", "vae") if name not in kwargs})
-        beside = _ids_beside(folder.parent if folder.name == LOWRES else folder)
-        unknown = {name: value for name, value in beside.items() if pipeline.config.get(name) is None}
+        # A pixel decoder that was trained by itself and then copied to a language model does not know its ids.
+        beside = _lavit_beside(folder.parent if folder.name == LOWRES else folder)
+        ids = {name: beside[name] for name in _IDS if isinstance(beside.get(name), int)}
+        unknown = {name: value for name, value in ids.items() if pipeline.config.get(name) is None}
         pipeline.register_to_config(_name_or_path=source, **unknown)
         return pipeline
 
@@ -210,18 +212,13 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
     return root / LOWRES if decoder == LOWRES and (root / LOWRES).is_dir() else root
 
 
-def _ids_beside(root: Path) -> dict[str, int]:
-    """The ids of codes and image end in the LaVIT of a directory, if there is one.
-
-    A pixel decoder that was trained by itself and then copied to a language model does not know them.
-    """
+def _lavit_beside(root: Path) -> dict[str, Any]:
+    """The configuration of the LaVIT in a directory; empty if there is none, or it is somebody else's business."""
     try:
         config = read_json_object(root / "config.json")
-    except OSError:  # there is none, or it is somebody else's business
+    except OSError:
         return {}
-    if config.get("model_type") != "lavit":
-        return {}
-    return {name: config[name] for name in _IDS if isinstance(config.get(name), int)}
+    return config if config.get("model_type") == "lavit" else {}
 
 
 def _kind(folder: Path) -> str | None:

@@ -28,7 +28,7 @@ from ..utils.paths import resolve_inside
 from ..utils.progress import progress_bar
 
 _PARTS = ("token_decoder", "unet", "vae")
-_PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
 # Of a language model; code is made anew.
 _FILES = (
     "config.json",
@@ -126,7 +126,7 @@ def _read_language_model(root: Path) -> LavitConfig:
         config = LavitConfig.from_pretrained(root)
     except (ValueError, TypeError, OSError, StrictDataclassError) as error:
         raise ConversionError(f"{root / 'config.json'}: {error}") from error
-    if missing := [name for name in _PROCESSOR if not (root / name).is_file()]:
+    if missing := [name for name in PROCESSOR_FILES if not (root / name).is_file()]:
         raise ConversionError(f"{root} has no {missing[0]}: save the processor there, too.")
     return config
 

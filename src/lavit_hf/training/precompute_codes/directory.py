@@ -96,8 +96,6 @@ class TokenizedDirectory:
             about: What is written down for people to know.
             settings: What must not change between two runs.
 
-        Raises:
-            ValueError: Something else is there, or was made with other settings.
         """
         metadata = self.path / _METADATA
         found = _read_metadata(metadata)["settings"] if metadata.exists() else None
@@ -161,7 +159,7 @@ class TokenizedDirectory:
             reason = f"; the first one: {report.bad_samples[0][1]}" if report.bad_samples else ""
             raise ValueError(f"None of the {report.num_samples} samples can be used{reason}.")
         metadata = {**_read_metadata(self.path / _METADATA), "is_complete": True, **report.counts()}
-        if self.format.builder == "arrow":
+        if self.format.write is write_arrow:
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
             self._describe(files, hashlib.sha256(content.encode()).hexdigest()[:16])
@@ -270,14 +268,10 @@ def write_tar(file: BinaryIO, rows: Sequence[dict[str, Any]], features: Any) -> 
 
 
 class Format(NamedTuple):
-    """How shards are stored, and which builder of `datasets` reads them."""
+    """How shards are stored."""
 
     suffix: str
     write: Callable[[BinaryIO, Sequence[dict[str, Any]], Any], None]
-    builder: str
 
 
-FORMATS = {
-    "arrow": Format(".arrow", write_arrow, "arrow"),
-    "webdataset": Format(".tar", write_tar, "webdataset"),
-}
+FORMATS = {"arrow": Format(".arrow", write_arrow), "webdataset": Format(".tar", write_tar)}
