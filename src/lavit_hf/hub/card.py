@@ -61,6 +61,10 @@ _INTRODUCTION_OF_ADAPTER = """# {name}
 What fine-tuning changed of [{base}](https://huggingface.co/{base}), a [LaVIT](https://arxiv.org/abs/2309.04669): an
 adapter of [PEFT](https://huggingface.co/docs/peft), which is loaded on top of it.
 """
+_ASK = """inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
+output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
+print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
 _USE = """## Use
 
 With [transformers](https://huggingface.co/docs/transformers), and nothing else of LaVIT:
@@ -72,10 +76,7 @@ repository = "{repository}"
 model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
 
-inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
-output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
-print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+{ask}```
 """
 _USE_PIXELS = """
 Images are written as tokens; a pixel decoder, a pipeline of [diffusers](https://huggingface.co/docs/diffusers), draws
@@ -100,10 +101,7 @@ base = AutoModelForImageTextToText.from_pretrained("{base}", trust_remote_code=T
 model = PeftModel.from_pretrained(base, "{repository}")
 processor = AutoProcessor.from_pretrained("{processor}", trust_remote_code=True)
 
-inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
-output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
-print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+{ask}```
 """
 _USE_TOKENIZER = """## Use
 
@@ -254,7 +252,7 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: st
     names = {"base": data.base_model, "processor": repository if facts.has_processor else data.base_model}
     datasets = "\n".join(f"- {_escape(name)}" for name in _as_list(data.datasets)) or "Not stated."
     parts = [
-        use.format(repository=repository, guidance_scale=facts.guidance_scale, **names) + _PACKAGE_FIRST,
+        use.format(repository=repository, ask=_ASK, guidance_scale=facts.guidance_scale, **names) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
         "" if _TRAINING_DATA.search(_CODE.sub("", own_text)) else f"## Training data\n\n{datasets}",
         _metrics_text(facts),

@@ -331,7 +331,23 @@ def _text(row: Mapping[str, Any], text_column: str) -> str:
     return " ".join(filter(None, pieces))
 
 
-class TrainingDataset(Dataset):
+class FollowsEpoch:
+    """What `EpochCallback` tells the epoch of its samples, or of rows that do not carry it themselves."""
+
+    def __init__(self) -> None:
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by worker processes
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of what is given out, 0 at first."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes it this epoch from now on, in running workers, too."""
+        self._epoch.fill_(epoch)
+
+
+class TrainingDataset(FollowsEpoch, Dataset):
     """Samples of a `datasets.Dataset` (or of a list of dictionaries), ready for the collators of this package.
 
     A sample is `{"images": [RGB images], "text": str or None, "sample_id": int, "epoch": int}`. Rows that were
@@ -362,6 +378,8 @@ class TrainingDataset(Dataset):
         ValueError: If it is empty or lacks a column.
     """
 
+    _codes_replace_images = True
+
     def __init__(
         self,
         dataset: Any,
@@ -371,6 +389,7 @@ class TrainingDataset(Dataset):
         lengths: Sequence[int] | None = None,
         image_root: str | os.PathLike[str] | None = None,
     ) -> None:
+        super().__init__()
         if not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"TrainingDataset needs a dataset with a length, got {type(dataset).__name__}. Hand a streamed "
@@ -381,7 +400,7 @@ class TrainingDataset(Dataset):
         if on_bad_sample not in ("skip", "raise"):
             raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
         names = list(getattr(dataset, "column_names", None) or dataset[0])
-        self.image_column = "codes" if "codes" in names else image_column
+        self.image_column = "codes" if "codes" in names and self._codes_replace_images else image_column
         self.text_column = text_column
         self.on_bad_sample = on_bad_sample
         self.image_root = image_root
@@ -390,21 +409,10 @@ class TrainingDataset(Dataset):
             raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {names}.")
         if self.image_column not in names and text_column is None:
             raise ValueError(f"The dataset has no column {self.image_column!r} for `image_column`; it has {names}.")
-        wanted = {self.image_column, text_column, "prompt", "messages", "sample_id", "length"}
+        wanted = {self.image_column, "codes", text_column, "prompt", "messages", "sample_id", "length"}
         self.dataset = leave_undecoded(dataset, [name for name in names if name in wanted])
         self._lengths = _row_lengths(dataset, lengths, names)
-        # Shared with worker processes, in both directions.
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose samples are given out, 0 at first."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Has samples carry this epoch from now on, those of running workers too."""
-        self._epoch.fill_(epoch)
+        self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()  # filled by worker processes
 
     @property
     def bad_samples(self) -> list[int]:
@@ -436,7 +444,7 @@ class TrainingDataset(Dataset):
         for step in range(size):
             position = (index + step) % size
             try:
-                return self._read(position)
+                return self._read(self.dataset[position], position)
             except ValueError as error:
                 self._report(position, error)
         raise ValueError(f"All {size} samples of the dataset are bad; the warnings say why.")
@@ -445,8 +453,7 @@ class TrainingDataset(Dataset):
         """All samples in order, each read when it is looked at; the length alone is known without."""
         return (_LazySample(self, index) for index in range(len(self)))
 
-    def _read(self, index: int) -> dict[str, Any]:
-        row = self.dataset[index]
+    def _read(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         pictures = row.get(self.image_column)
         if self.image_column == "codes" and pictures is None:
             pictures = []
@@ -530,22 +537,6 @@ def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) 
 
 
 _COLUMNS = ("images", "image", "codes", "text", "prompt", "messages")
-
-
-class FollowsEpoch:
-    """A collator that `EpochCallback` tells the epoch, for rows that do not carry it themselves."""
-
-    def __init__(self) -> None:
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by worker processes
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of rows that carry none, 0 at first."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Takes rows for those of this epoch from now on, in running workers, too."""
-        self._epoch.fill_(epoch)
 
 
 def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = False) -> dict[str, Any]:
