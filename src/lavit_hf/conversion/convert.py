@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -224,23 +225,18 @@ def save_generation_config(source: OriginalCheckpoint, config: LavitConfig, fold
 # Tensors, and the record of the original layout.
 
 
+@dataclass
 class ConvertedWriter:
     """Writes everything that holds tensors, and the record of the original layout."""
 
-    def __init__(
-        self,
-        source: OriginalCheckpoint,
-        configs: Configs,
-        mapping: CheckpointMapping,
-        cast: torch.dtype | None,
-        max_shard_size: int | str,
-    ):
-        self.source = source
-        self.configs = configs
-        self.mapping = mapping
-        self.cast = cast
-        self.max_shard_size = max_shard_size
-        self.layout = Layout(dtype=str(cast).removeprefix("torch.") if cast else None)
+    source: OriginalCheckpoint
+    configs: Configs
+    mapping: CheckpointMapping
+    cast: torch.dtype | None
+    max_shard_size: int | str
+
+    def __post_init__(self) -> None:
+        self.layout = Layout(dtype=str(self.cast).removeprefix("torch.") if self.cast else None)
 
     @property
     def total_bytes(self) -> int:
@@ -287,7 +283,7 @@ class ConvertedWriter:
             write_sharded(target, component.stem, sizes, weights.read, self.max_shard_size, progress)
             self._record(component.folder, weights)
         for file in component.other_files:
-            # An index of the source's shards would mislead whoever loads the new ones.
+            # An index of the source's shards beside the new ones would be taken for theirs.
             beside = f"{component.target}/{Path(file).name}"
             self._copy(folder, file, f"{FOLDER}/{file}" if file.endswith(".index.json") else beside)
 

@@ -77,7 +77,7 @@ def load_data(
         if path.suffix not in _BUILDERS:
             raise ValueError(f"{name}: cannot read a dataset from this file; known are {', '.join(_BUILDERS)}.")
         builder, options = _BUILDERS[path.suffix]
-        # A single file is all there is, whatever the split is called.
+        # A single file has a single split, which may have any name.
         found = _load_dataset(
             datasets, name, builder, data_files={split: str(path)}, split=split, streaming=streaming, **options
         )

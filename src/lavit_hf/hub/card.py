@@ -40,9 +40,9 @@ _BLOCK = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 # A section that its owner wrote; they know more than the metadata.
 _TRAINING_DATA = re.compile(r"^#{1,6}[ \t]+training data[ \t:]*#*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-# What PEFT writes beside adapters: a form that nobody has filled in.
+# What PEFT writes beside adapters: a form to be filled in.
 _STUB = ("# Model Card for Model ID", "[More Information Needed]")
-# Whatever Markdown, HTML or a table could take for its own; of underscores, those that words do not have inside.
+# What has a meaning in Markdown, HTML or a table; of underscores, those that are not inside a word.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|&~#!$]|(?<![^\W_])_|_(?![^\W_])")
 # Tasks of `lavit evaluate` as the Hub calls them.
 _TASKS = {

@@ -64,7 +64,7 @@ def export_llama(
     check_shard_size(max_shard_size)
     config = read_config(source)
     found = list_files(source)
-    # Only weights may be links to elsewhere: whatever else is copied goes wherever the export goes.
+    # Only weights may be links to elsewhere: all other files are copied, and published with the export.
     linked = [file for file in found.refused if file.endswith(WEIGHTS)]
     for name in sorted(set(found.refused) - set(linked)):
         raise PublishError(f"{source / name} is part of the checkpoint, but {found.refused[name]}. Replace it.")

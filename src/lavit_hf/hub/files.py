@@ -1,6 +1,6 @@
 """Which files of a directory are published: those that a checkpoint consists of, and those that its owner asks for.
 
-What else lies in a directory stays at home: nobody can list what that may be. Keys, data, what training leaves.
+All other files are left out, as no list could name them: keys, data, what training leaves behind.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class PublishError(ValueError):
     """A checkpoint cannot be published or exported as it is; the message says why and what to do."""
 
 
-# Files may hold anything; whatever is wrong with one is an error that names it.
+# A file may hold anything. What is wrong with it becomes an error that names it.
 
 
 WEIGHTS = ".safetensors"

@@ -36,7 +36,7 @@ from .files import (
 )
 
 _PREFIX = "lavit-publish-"
-# Where libraries note what they loaded something from, be it a directory of whoever saved it.
+# Where libraries note what they loaded something from, which may be a directory of this machine.
 _NAMES = ("_name_or_path", "name_or_path")
 
 
@@ -75,7 +75,7 @@ def prepare(
 ) -> Iterator[Publication]:
     """Checks a checkpoint, and yields what is to be published of it.
 
-    Files stay where they are, but for those that are made or changed: code, card, and whatever names a path.
+    Files stay where they are, but for those that are made or changed: code, card, and files that name a path.
 
     Args:
         checkpoint: Its directory.

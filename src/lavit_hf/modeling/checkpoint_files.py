@@ -74,7 +74,7 @@ def built_from(file: str | os.PathLike | None, device: str = "meta") -> Iterator
     with name_file(file), torch.device(device):
         try:
             yield
-        except (ImportError, RuntimeError) as error:  # torch has one error for whatever cannot be built
+        except (ImportError, RuntimeError) as error:  # torch has one error for all that cannot be built
             raise ValueError(str(error)) from error
 
 
@@ -272,7 +272,7 @@ def check_config(
     """
     values = dict(_flatten(config.to_dict()))
     check_counts(values, max(len(shapes), _BUILT_IN_SECONDS), file)
-    # A subclass may need arguments that are nobody else's business.
+    # A subclass may need arguments that are not known here.
     if ignore or model_args or not _is_ours(model_class):
         return
     # On the meta device a model of any size costs a moment and no memory.

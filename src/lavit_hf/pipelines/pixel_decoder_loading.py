@@ -41,7 +41,7 @@ _IDS = ("visual_token_offset", "eoi_token_id")
 # `model_index.json` names files beside it, so that diffusers can load the classes without this package ...
 _PIPELINE = ("pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline")
 _TOKEN_DECODER = ("lavit_token_decoder", "LavitTokenDecoder")
-# ... which loads its own classes instead, for which nobody has to trust remote code.
+# ... which loads its own classes instead, so that no remote code has to be trusted.
 _PACKAGE = "lavit_hf"
 _TOKEN_DECODER_HERE = (f"{_PACKAGE}.modeling.modeling_lavit_token_decoder", "LavitTokenDecoder")
 _CODE_HERE = f"{_PACKAGE}.remote_code"
@@ -155,7 +155,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         """The content of `model_index.json`."""
         config = json.loads(super().to_json_string())
         config["_class_name"] = list(_PIPELINE)
-        config.pop("_name_or_path", None)  # a path of whoever saved it
+        config.pop("_name_or_path", None)  # a path of the machine that saved it
         if self.token_decoder is not None:
             config["token_decoder"] = list(_TOKEN_DECODER)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -213,7 +213,7 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
 
 
 def _lavit_beside(root: Path) -> dict[str, Any]:
-    """The configuration of the LaVIT in a directory; empty if there is none, or it is somebody else's business."""
+    """The configuration of the LaVIT in a directory; empty if there is none, or it is that of another model."""
     try:
         config = read_json_object(root / "config.json")
     except OSError:
@@ -225,7 +225,7 @@ def _kind(folder: Path) -> str | None:
     """Which decoder a directory holds, by the token decoder's configuration."""
     try:
         config = read_json_object(folder / "token_decoder" / "config.json")
-    except OSError:  # whoever loads it has more to say about what is wrong
+    except OSError:  # loading it gives a better error
         return None
     return LOWRES if config.get("pooled_size", 0) is None else HIGHRES
 
@@ -353,7 +353,7 @@ def _try_part(folder: Path, part: str) -> None:
     if not file.is_file():
         return
     entry = read_json_object(folder / _MODEL_INDEX).get(part)
-    if entry is None:  # nobody loads it
+    if entry is None:  # it is not loaded
         return
     with built_from(file, "cpu" if part == "scheduler" else "meta"):
         built = getattr(diffusers, entry[1]).from_config(read_json_object(file))

@@ -1,8 +1,8 @@
 """Files and directories that are there as a whole, or not at all; and what could not be written.
 
 They are written beside their place under a hidden name that ends in `.partial`. A process that is killed leaves that
-behind, and the next one that writes the same cleans it up: it is known to be nobody's, because whoever still writes
-holds a lock, which goes with its process.
+behind, and the next one that writes the same removes it. A process that still writes is safe from this: it holds a
+lock, which ends with the process.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def complete_file(path: Path) -> Iterator[BinaryIO]:
             partial.chmod(new_file_mode(0o666))  # mkstemp made it private to its owner
             os.replace(partial, path)
     except OSError as error:
-        # A full disk does not say of which file. An error without a number is a library's, with a message of its own.
+        # The error of a full disk names no file. An error without a number is a library's and has its own message.
         if error.errno is not None and (error.filename is None or str(error.filename) == str(partial)):
             error.filename = str(path)
         raise
@@ -127,13 +127,13 @@ def remove_partials(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_abandoned(paths: Iterable[Path]) -> None:
-    """Removes files and folders of this user that no living process has locked; links are nobody's."""
+    """Removes files and folders of this user that no living process has locked; links stay."""
     for path in [path for path in paths if fcntl and not path.is_symlink()]:
         try:
             if path.stat().st_uid != os.getuid():
                 continue
             descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        except OSError:  # gone, or somebody else's
+        except OSError:  # gone, or of another user
             continue
         try:
             if _lock(descriptor, path, wait=False):
@@ -151,7 +151,7 @@ def _lock(descriptor: int, path: Path, wait: bool) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-    except OSError:  # taken, or a file system without locks: there nobody removes what others may be writing
+    except OSError:  # taken, or a file system without locks, where nothing is removed
         return wait
 
 
@@ -200,7 +200,7 @@ def exit_on_write_errors() -> Iterator[None]:
         if (failure := write_failure(error)) is None:
             if not isinstance(error.__cause__, Exception) or write_failure(error.__cause__) is None:
                 raise
-            failure = str(error).rstrip(".")  # whoever passed it on has said what could not be written
+            failure = str(error).rstrip(".")  # the error around it says what could not be written
         raise SystemExit(
             f"error: {failure}. Make room, or choose another directory; where there are checkpoints, "
             "--resume_from_checkpoint latest goes on from the last complete one."
@@ -231,7 +231,7 @@ def _why_not_written(error: Exception) -> str | None:
 
 
 def _is_of_reading(error: OSError) -> bool:
-    """Whether it was an input that could not be had, of which the system says the same."""
+    """Whether an input could not be read, of which the system says the same as of an output."""
     if error.errno == errno.ENOTDIR:  # results go to a directory that was made first
         made = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
         return not made & {"mkdir", "makedirs"}

@@ -1,4 +1,4 @@
-"""Reading of JSON files that may hold anything; whatever is wrong with one is an error that names it.
+"""Reading of JSON files that may hold anything. What is wrong with one becomes an error that names it.
 
 Files of code beside weights hold a copy of this.
 """

@@ -1,4 +1,4 @@
-"""Paths that somebody else wrote into a file: they stay inside a directory, or are refused."""
+"""Paths that were read from a file: they stay inside a directory, or are refused."""
 
 from __future__ import annotations
 

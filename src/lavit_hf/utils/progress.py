@@ -1,4 +1,4 @@
-"""Progress of whatever takes long: a bar on a terminal or in a notebook, in a log a line now and then."""
+"""Progress of long work: a bar on a terminal or in a notebook, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def progress_bar(
 
     Args:
         title: What is being done.
-        total: Its end; `None` if nobody knows.
+        total: Its end; `None` if it is not known.
         show: Whether there is a bar at all.
         unit: What is counted; bytes by default.
         delay: Seconds before anything is shown.
