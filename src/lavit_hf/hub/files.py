@@ -21,7 +21,7 @@ from ..conversion.original import FOLDER as ORIGINAL
 from ..conversion.original import LAYOUT, UNUSED
 from ..evaluation import TASKS
 from ..modeling.configuration_lavit import LavitConfig
-from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, read_parts
 from ..remote_code import PIPELINE_MODULE, code_files
 from ..utils.json_files import read_json_object
 from ..utils.paths import is_inside
@@ -245,7 +245,7 @@ class _KnownFiles:
         self._parts, code = set(), {f"{PIPELINE_MODULE}.py", *code_files()}
         for folder in DECODER_FOLDERS:
             if (root / folder / MODEL_INDEX).is_file():
-                parts, modules = read_parts(root / folder / MODEL_INDEX)
+                parts, modules = read_parts(root / folder / MODEL_INDEX, PublishError)
                 self._parts |= {f"{folder}{part}" for part in parts}
                 code |= {f"{folder}{module}.py" for module in modules}
         for module in mapped_modules(root):
@@ -277,24 +277,6 @@ class _KnownFiles:
 
 def _is_file_of_model(name: str) -> bool:
     return name in CONFIGURATIONS or name in _TEXT or bool(_WEIGHTS.fullmatch(name))
-
-
-def read_parts(index: Path) -> tuple[list[str], list[str]]:
-    """The parts of a pipeline, and the modules of code that its directory has to hold, relative to it."""
-    content = read_object(index)
-    parts, modules = [], []
-    for name, value in {"": content.get("_class_name"), **content}.items():
-        if name.startswith("_") or not isinstance(value, list):
-            continue
-        is_pair = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
-        if not is_pair or (name and not _MODULE.fullmatch(name)):
-            raise PublishError(f"{index}: {name or '_class_name'!r} is not a library and a class, but {value!r:.100}.")
-        module = value[0]
-        if name and module is not None:
-            parts.append(name)
-        if module is not None and _MODULE.fullmatch(module):
-            modules.append(f"{name}/{module}".lstrip("/"))
-    return parts, modules
 
 
 def mapped_modules(root: Path) -> list[str]:

@@ -13,8 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..conversion.model_card import LICENSE
-from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders
-from ..remote_code import PIPELINE_MODULE, save_remote_code, write_code
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders, read_parts
+from ..remote_code import names_our_pipeline, save_remote_code, write_code
 from ..training.assembly import PROCESSOR_FILES
 from ..utils.atomic_files import temporary_folder, write_json
 from ..utils.public_text import is_path, without_paths
@@ -32,7 +32,6 @@ from .files import (
     list_files,
     mapped_modules,
     read_object,
-    read_parts,
 )
 
 _PREFIX = "lavit-publish-"
@@ -133,7 +132,7 @@ def _check_files(root: Path, found: FileList) -> None:
     check_weights(root, found.published)
     for folder in DECODER_FOLDERS:
         if f"{folder}{MODEL_INDEX}" in found.published:
-            for part in read_parts(root / folder / MODEL_INDEX)[0]:
+            for part in read_parts(root / folder / MODEL_INDEX, PublishError)[0]:
                 if not any(file.startswith(f"{folder}{part}/") for file in found.published):
                     raise PublishError(f"{root / folder / MODEL_INDEX} names {part}, but {folder}{part} is not there.")
                 if not any(f"{folder}{part}/{name}" in found.published for name in CONFIGURATIONS):
@@ -180,8 +179,7 @@ def _add_code(staged: Path) -> None:
         raise PublishError(f"{path.name}: image_processor is no object.")
     save_remote_code(staged)
     for folder in DECODER_FOLDERS:
-        index = staged / folder / MODEL_INDEX
-        if index.is_file() and PIPELINE_MODULE in read_parts(index)[1]:
+        if names_our_pipeline(staged / folder):
             write_code(staged / folder)
 
 

@@ -27,7 +27,7 @@ MODEL_INDEX = "model_index.json"
 # Where they are in a LaVIT directory: the high-resolution one at the root.
 DECODER_FOLDERS = ("", "lowres/")
 
-_NAME = re.compile(r"\w+")  # of a folder or a file of code: nothing outside the directory
+_NAME = re.compile(r"[A-Za-z_]\w*")  # of a folder or a file of code: nothing outside the directory
 
 
 def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> list[str]:
@@ -81,22 +81,32 @@ def _fetch(source: str, patterns: list[str]) -> Path:
 
 def _patterns(root: Path, folder: str) -> list[str]:
     """Files of a pixel decoder; the one that says it is there comes last."""
-    index = read_json_object(root / folder / MODEL_INDEX)
-    parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
-    name = index.get("_class_name")
-    # Of a class whose file stands beside the index.
-    modules = name[:1] if isinstance(name, list) and not names_our_pipeline(root / folder) else []
-    for part in (*parts, *modules):
-        if not _NAME.fullmatch(str(part)):
-            raise ValueError(
-                f"{root / folder / MODEL_INDEX} names {part!r}, which cannot be a part of a pixel decoder."
-            )
-    code = [f"{folder}{module}.py" for module in modules]
+    parts, modules = read_parts(root / folder / MODEL_INDEX)
+    beside = [] if names_our_pipeline(root / folder) else [module for module in modules if "/" not in module]
+    code = [f"{folder}{module}.py" for module in beside]
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{MODEL_INDEX}"]
 
 
-def _is_part(value: object) -> bool:
-    return isinstance(value, list) and value[:1] != [None]  # a part that a pipeline does without is two times `None`
+def read_parts(index: Path, error: type[Exception] = ValueError) -> tuple[list[str], list[str]]:
+    """The parts of a pipeline, and the modules of code that its directory has to hold, relative to it.
+
+    Raises:
+        Exception: `error`, if a `model_index.json` cannot be understood, or names files elsewhere.
+    """
+    content = read_json_object(index, error)
+    parts, modules = [], []
+    for name, value in {"": content.get("_class_name"), **content}.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        is_pair = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
+        if not is_pair or not _NAME.fullmatch(name or str(value[0])):
+            raise error(f"{index}: {name or '_class_name'!r} is not a library and a class, but {value!r:.100}.")
+        module = value[0]
+        if name and module is not None:  # a part that a pipeline does without is two times `None`
+            parts.append(name)
+        if module is not None and _NAME.fullmatch(module):
+            modules.append(f"{name}/{module}".lstrip("/"))
+    return parts, modules
 
 
 def save_pipelines(config: LavitConfig, folder: Path) -> None:
