@@ -389,10 +389,8 @@ def _join_models(
     wrong += map(str, info["mismatched_keys"])
     if wrong:
         raise ValueError(f"The weights of these models do not fit together as a LaVIT: {', '.join(wrong[:5])}.")
-    for (
-        name,
-        parameter,
-    ) in model.named_parameters():  # as `from_pretrained` does with what it finds
+    # As `from_pretrained` does with the weights that it finds.
+    for name, parameter in model.named_parameters():
         if not set(name.split(".")).isdisjoint(model._keep_in_fp32_modules_strict):
             parameter.data = parameter.data.float()
     model.name_or_path = model.config.name_or_path = ""

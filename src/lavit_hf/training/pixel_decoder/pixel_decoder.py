@@ -137,7 +137,6 @@ class PixelDecoderArguments(DiffusersTrainingArguments):
     snr_gamma: float | None = option(None, "Min-SNR weighting of the loss; 5 is customary. By default none.")
     train_token_decoder: bool = option(False, "Trains the token decoder (but its codebook), not just its heads.")
     head_learning_rate: float | None = option(None, "Learning rate of the token decoder, if it has one of its own.")
-    num_validation_images: int = option(4, "Images to draw in a validation, from the first rows held out for it.")
     validation_inference_steps: int = option(25, "Denoising steps of these.")
     validation_guidance_scale: float = option(4.0, "Guidance of these.")
 
