@@ -429,7 +429,9 @@ class DiffusersTrainer(Trainer):
         try:
             saved = read_json_object(checkpoint / _RUN_FILE)
         except (OSError, ValueError) as error:
-            raise ValueError(f"{_RUN_FILE} is damaged: {error} Resume from another checkpoint.") from error
+            raise ValueError(
+                f"{checkpoint / _RUN_FILE} is damaged ({error!s:.200}): resume from another checkpoint."
+            ) from error
         if changed := [name for name, value in self._run.items() if saved.get(name) != value]:
             differences = ", ".join(f"{name} was {saved.get(name)}, is {self._run[name]}" for name in changed)
             raise ValueError(
