@@ -69,7 +69,12 @@ def load_data(
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name} is empty.")
     if path.is_dir() and any((path / marker).is_file() for marker in _SAVED):
-        return NamedDataset(_load_saved_split(path, split, streaming), path)
+        dataset = load_saved(path)
+        if isinstance(dataset, dict):
+            if split not in dataset:
+                raise _missing_split(path, split, dataset)
+            dataset = dataset[split]
+        return NamedDataset(dataset.to_iterable_dataset() if streaming else dataset, path)
     if path.is_dir():
         _check_readable(path)
         return NamedDataset(_load_dataset(datasets, name, str(path), split=split, streaming=streaming), path)
@@ -180,12 +185,3 @@ def _read_names(file: Path, key: str) -> list[Any]:
         return list(content[key])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: it lists no {key} ({error!r}).") from error
-
-
-def _load_saved_split(path: Path, split: str, streaming: bool) -> Any:
-    dataset = load_saved(path)
-    if isinstance(dataset, dict):
-        if split not in dataset:
-            raise _missing_split(path, split, dataset)
-        dataset = dataset[split]
-    return dataset.to_iterable_dataset() if streaming else dataset

@@ -135,7 +135,9 @@ def read_sample(
             )
         check_learned_text(row["text"])
         check_prompt(row.get("prompt"))
-        _check_placeholders((row.get("prompt") or "") + row["text"], num_images)
+        count = f"{row.get('prompt') or ''}{row['text']}".count(IMAGE_TOKEN)
+        if count not in (0, num_images):
+            raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
     elif num_images == 0:
         raise ValueError("the image is missing")
     return sample
@@ -221,12 +223,6 @@ def read_sample_id(row: Mapping[str, Any], index: int) -> int:
         return int(value) if is_written else operator.index(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the sample_id {value!r} is no integer: number the samples, or rename the column") from error
-
-
-def _check_placeholders(text: str, num_images: int) -> None:
-    count = text.count(IMAGE_TOKEN)
-    if count not in (0, num_images):
-        raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
 
 
 def _ask_about_images(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
