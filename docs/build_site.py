@@ -16,6 +16,7 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
+_PAGES = ("usage.md", "conversion.md", "training.md", "evaluation.md", "metrics.md", "publishing.md")  # these first
 _REFERENCE = {
     "Models, processors, pipelines": "lavit_hf",
     "Training": "lavit_hf.training",
@@ -29,11 +30,10 @@ _NAME = re.compile(r"\[<code>~?([\w.]+)</code>\]")  # as docstrings of transform
 
 def on_config(config: Any) -> Any:
     """Puts pages in order."""
-    pages = ["usage.md", "conversion.md", "training.md", "evaluation.md", "metrics.md", "publishing.md", "conformance.md"]
     found = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
+    others = [name for name in found if name not in _PAGES]
     reference = [{title: _reference_page(module)} for title, module in _REFERENCE.items()]
-    others = [name for name in found if name not in pages]
-    config["nav"] = [{"lavit-hf": "index.md"}, *pages, *others, {"Reference": reference}]
+    config["nav"] = [{"lavit-hf": "index.md"}, *_PAGES, *others, {"Reference": reference}]
     return config
 
 

@@ -20,14 +20,7 @@ _CHECKPOINT = "--model takes a converted checkpoint (see lavit convert --help)"
 
 
 def find_model(name: str | None) -> str:
-    """The checkpoint that `--model` names.
-
-    Args:
-        name: A directory, a name on the Hub, or `"lavit-scenes"`, which `None` stands for, too.
-
-    Raises:
-        ValueError: As for `check_model`.
-    """
+    """The checkpoint that `--model` names: a directory, a name on the Hub, or `"lavit-scenes"`, as by default."""
     checkpoint = find_checkpoint(name)
     check_model(checkpoint)
     return checkpoint
@@ -43,11 +36,7 @@ def find_checkpoint(name: str | None) -> str:
 
 
 def check_model(model: str) -> None:
-    """Refuses a directory that holds neither a LaVIT nor an adapter. Names on the Hub are checked later.
-
-    Raises:
-        ValueError: There is no such directory, or there is something else in it.
-    """
+    """Refuses a directory that holds neither a LaVIT nor an adapter. Names on the Hub are checked later."""
     path = Path(model)
     if _is_repository(model):
         return
@@ -71,11 +60,7 @@ def check_model(model: str) -> None:
 
 
 def check_pictures(sources: Sequence[str]) -> None:
-    """Refuses picture files that do not exist. Those on the web are fetched later.
-
-    Raises:
-        ValueError: A file does not exist.
-    """
+    """Refuses picture files that do not exist. Those on the web are fetched later."""
     for source in sources:
         if source.startswith(("http://", "https://", "data:")) or os.path.isfile(source):
             continue
@@ -114,12 +99,7 @@ def parse_regions(boxes: Sequence[str] | None, num_pictures: int) -> list[list[l
 
 
 def check_picture_output(path: Path) -> None:
-    """Refuses a picture file that could not be written, before anything is drawn.
-
-    Raises:
-        ValueError: The suffix is that of no known format, a directory is in its place, or its own directory cannot be
-            written.
-    """
+    """Refuses a picture file that could not be written, before anything is drawn."""
     if path.is_dir():
         raise ValueError(f"{path} is a directory; --output takes the name of a picture file.")
     if path.suffix.lower() not in PICTURES:
@@ -131,33 +111,21 @@ def check_picture_output(path: Path) -> None:
 
 
 def check_output_directory(path: Path) -> None:
-    """Refuses a directory that could not be written to. It may hold an unfinished result.
-
-    Raises:
-        ValueError: It is a file, or cannot be made.
-    """
+    """Refuses a directory that could not be written to. It may hold an unfinished result."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{path} is a file; name a directory to write to.")
     _check_writable(path, path)
 
 
 def check_new_directory(path: Path) -> None:
-    """Refuses a directory that could not be created.
-
-    Raises:
-        ValueError: It is there and not empty, is a file, or cannot be made.
-    """
+    """Refuses a directory that could not be created, or is there and not empty."""
     check_output_directory(path)
     if path.is_dir() and any(path.iterdir()):
         raise ValueError(f"{path} exists and is not empty; choose another directory or remove it.")
 
 
 def check_data(name: str) -> None:
-    """Refuses a dataset whose path does not exist.
-
-    Raises:
-        ValueError: It does not exist.
-    """
+    """Refuses a dataset whose path does not exist."""
     if not os.path.exists(name) and (_is_path(name) or name.endswith(_DATA) or len(Path(name).parts) > 2):
         raise ValueError(f"{name} does not exist.")
 
@@ -170,9 +138,6 @@ def check_source(path: str | Path | None, option: str, is_file: bool = False, or
         option: What takes it.
         is_file: Which of both it is.
         or_repository: Whether it may be the name of a repository on the Hub.
-
-    Raises:
-        ValueError: There is none.
     """
     if or_repository and _is_repository(str(path)):
         return

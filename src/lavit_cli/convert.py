@@ -60,19 +60,21 @@ def convert(
         if source or destination or to_original or dtype:
             raise ValueError("--plan takes a manifest and --heads, and no directories: nothing is converted.")
         check_source(plan, "--plan", is_file=True)
-    elif source is None or destination is None:
+
+        from lavit_hf import conversion
+
+        print(conversion.plan(plan, heads=heads))
+        return
+    if source is None or destination is None:
         raise ValueError("convert needs two directories, SRC and DST (or --plan MANIFEST); see lavit convert --help.")
-    else:
-        if to_original and (dtype or heads):
-            raise ValueError("--to-original writes every tensor as it was; it takes no --dtype and no --heads.")
-        check_source(source, "SRC")
-        check_new_directory(destination)
+    if to_original and (dtype or heads):
+        raise ValueError("--to-original writes every tensor as it was; it takes no --dtype and no --heads.")
+    check_source(source, "SRC")
+    check_new_directory(destination)
 
     from lavit_hf import conversion
 
-    if plan is not None:
-        print(conversion.plan(plan, heads=heads))
-    elif to_original:
+    if to_original:
         conversion.convert_to_original(source, destination)
         print(f"Wrote {destination}.")
     else:

@@ -207,10 +207,11 @@ def _keep_masks(lavit: Lavit, image: Image.Image, num_tokens: int | None = None)
     """Which patches either branch keeps, `[num_patches]` each, as it decides or with a budget."""
     tokenizer = lavit.model.visual_tokenizer
     pixel_values = lavit.processor.image_processor([image], return_tensors="pt")["pixel_values"].to(tokenizer.device)
-    return {
-        "continuous": tokenizer.embed(pixel_values, num_tokens=num_tokens).keep_mask[0],
-        "discrete": tokenizer.encode(pixel_values, num_tokens=num_tokens).keep_mask[0],
+    masks = {
+        "continuous": tokenizer.embed(pixel_values, num_tokens=num_tokens).keep_mask,
+        "discrete": tokenizer.encode(pixel_values, num_tokens=num_tokens).keep_mask,
     }
+    return {branch: mask[0] for branch, mask in masks.items() if mask is not None}
 
 
 def _grid(lavit: Lavit) -> tuple[int, int]:

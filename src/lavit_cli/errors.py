@@ -17,13 +17,9 @@ _Command = TypeVar("_Command", bound=Callable[..., Any])
 
 
 def one_line(error: BaseException) -> str:
-    """Says what went wrong in one line.
+    """Says what went wrong in one line, with the type of an error that is not made for users.
 
-    Args:
-        error: What was raised. Of a long message, such as a list of missing tensors, only the beginning is kept.
-
-    Returns:
-        The message, with the type of the error if it is not one made for users.
+    Of a long message, such as a list of missing tensors, only the beginning is kept.
     """
     lines = [" ".join(line.split()) for line in str(error).splitlines() if line.strip()]
     if len(lines) > _LISTED + 1:
@@ -60,6 +56,3 @@ def in_one_line(command: _Command) -> _Command:
             raise typer.Exit(1) from None
 
     return wrapper  # type: ignore[return-value]
-
-
-__all__ = ["INTERRUPTED", "in_one_line", "one_line"]

@@ -69,7 +69,9 @@ def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
         loaded = apply_adapter(loaded, adapter)
     loaded = loaded.to(target).eval()  # type: ignore[arg-type]  # its wrapper hides self
     processor = _load_processor(adapter.processor if adapter else model, loaded.visual_tokenizer)
-    return Lavit(loaded, processor, _has_random_weights(base), pixel_decoders=base)
+    card = Path(base) / "README.md"
+    tags = ModelCard.load(card, ignore_metadata_errors=True).data.tags if card.is_file() else None
+    return Lavit(loaded, processor, RANDOM_WEIGHTS_TAG in (tags or []), pixel_decoders=base)
 
 
 def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
@@ -91,20 +93,7 @@ def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
 
 
 def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> ImageTextProcessor:
-    """Loads a checkpoint's processor and visual tokenizer, and nothing of its language model.
-
-    Args:
-        model: Directory, or name on the Hub.
-        device: As for `load`.
-        dtype: As for `load`.
-
-    Returns:
-        The processor, with the visual tokenizer.
-
-    Raises:
-        OSError: The weights are missing or corrupt.
-        ValueError: The checkpoint or the device cannot be used.
-    """
+    """Loads a checkpoint's processor and visual tokenizer, and nothing of its language model; see `load`."""
     adapter = find_adapter(model)
     if adapter and adapter.touches_visual_tokenizer:
         return load(model, device, dtype).processor
@@ -120,11 +109,7 @@ def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> Ima
 
 
 def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImagePipeline:
-    """Adds a pixel decoder to a loaded checkpoint.
-
-    Args:
-        lavit: Model and processor.
-        decoder: Which of its pixel decoders; by default the high-resolution one.
+    """Adds a pixel decoder to a loaded checkpoint, by default the high-resolution one.
 
     Raises:
         ImportError: diffusers is not installed.
@@ -155,17 +140,14 @@ def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> Image
 
 def _prepare(device: str, dtype: str) -> tuple[torch.device, str]:
     """The device, and the dtype that `auto` stands for."""
-    _set_verbosity()
+    if not os.environ.get("LAVIT_DEBUG"):
+        logging.set_verbosity_error()
     target = resolve_device(device)
     return target, "float32" if dtype == "auto" and target.type == "cpu" else dtype
 
 
 def resolve_device(device: str) -> torch.device:
-    """The device of this name; `auto` is the first CUDA device, or the CPU if there is none.
-
-    Raises:
-        ValueError: There is no such device.
-    """
+    """The device of this name; `auto` is the first CUDA device, or the CPU if there is none."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -190,10 +172,6 @@ def join_processes(device: str) -> tuple[Any, str]:
 
     Returns:
         An `accelerate.PartialState`, and the device of this process.
-
-    Raises:
-        ImportError: accelerate is not installed.
-        ValueError: There is no such device, or accelerate was set up before for other processes.
     """
     state = process_state(resolve_device(device))
     if device == "auto" and state.num_processes > 1:
@@ -203,12 +181,9 @@ def join_processes(device: str) -> tuple[Any, str]:
 
 @contextmanager
 def without_bars(logging: Any) -> Iterator[None]:
-    """Hides the progress bars of a library, of what is gone before anyone has read it.
+    """Hides the progress bars of a library, given as its module `logging`, of what is gone before anyone has read it.
 
     transformers hides those of huggingface_hub along with its own, which ours are, too: only for as long as needed.
-
-    Args:
-        logging: The library's module of this name.
     """
     # Set to false, the variable asks for bars; set to true, diffusers does not know of it.
     if HF_HUB_DISABLE_PROGRESS_BARS is False or not logging.is_progress_bar_enabled():
@@ -236,15 +211,3 @@ def bars_of_loading(model: str, pattern: str = "model*.safetensors", *libraries:
             for library in (logging, *libraries):
                 stack.enter_context(without_bars(library))
         yield
-
-
-def _has_random_weights(model: str) -> bool:
-    card = Path(model) / "README.md"
-    if not card.is_file():
-        return False
-    return RANDOM_WEIGHTS_TAG in (ModelCard.load(card, ignore_metadata_errors=True).data.tags or [])
-
-
-def _set_verbosity() -> None:
-    if not os.environ.get("LAVIT_DEBUG"):
-        logging.set_verbosity_error()

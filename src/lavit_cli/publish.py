@@ -53,8 +53,8 @@ def publish(
     """Publish a checkpoint on the Hugging Face Hub.
 
     Everything in one commit: weights, processor, pixel decoders, the code that loads them where lavit-hf is not
-    installed, and a model card. Other files of the directory stay at home unless --include names them; pickles, keys
-    and tokens always do. Of an interrupted run, the same command uploads the rest.
+    installed, and a model card. Other files of the directory are left out unless --include names them; pickles, keys
+    and tokens always are. Of an interrupted run, the same command uploads the rest.
 
     \b
     Examples:

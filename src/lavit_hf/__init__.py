@@ -5,10 +5,10 @@ Importing the package registers its classes with transformers' Auto classes.
 
 import importlib
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 from .auto import register_auto_classes
-from .bundled_checkpoint import default_checkpoint
 from .modeling.cache_lavit import LavitDynamicCache
 from .modeling.configuration_lavit import (
     LavitConfig,
@@ -52,6 +52,27 @@ if importlib.util.find_spec("diffusers") is not None:  # `from lavit_hf import *
     __all__ += _pipelines
 
 register_auto_classes()
+
+
+def default_checkpoint() -> str:
+    """Where the checkpoint is that comes with the package: a small LaVIT that sees and draws pictures of scenes.
+
+    It was trained from nothing by `examples/lavit_scenes`, on pictures of colored shapes (`lavit_hf.data.scenes`); its
+    model card tells how well it does. What it knows nothing of, it describes as such shapes.
+
+    Returns:
+        A directory for `from_pretrained`.
+
+    Raises:
+        FileNotFoundError: The package was installed without it.
+    """
+    folder = Path(__file__).resolve().parent / "checkpoints" / "lavit-scenes"
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(
+            f"{folder} has no checkpoint: this installation lacks the package's data. Install lavit-hf again from a "
+            "wheel or from a checkout."
+        )
+    return str(folder)
 
 
 def __getattr__(name: str) -> Any:

@@ -31,14 +31,14 @@ from transformers import initialization as init
 from transformers.utils import logging
 
 from .modeling.checkpoint_files import hub_options
-from .modeling.configuration_lavit import (
-    LavitConfig,
-    LavitPreTrainingConfig,
-    LavitVisualTokenizerConfig,
-    as_pair,
-)
+from .modeling.configuration_lavit import LavitConfig, LavitPreTrainingConfig, LavitVisualTokenizerConfig, as_pair
 from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder
-from .modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, build_vision_model, without_pooler
+from .modeling.modeling_lavit_visual_tokenizer import (
+    LavitVisualTokenizer,
+    build_vision_model,
+    same_codebooks,
+    without_pooler,
+)
 from .processing.image_processing_pil_lavit import LavitImageProcessorPil
 from .processing.tokenization_lavit import LavitTokenizer
 
@@ -101,15 +101,8 @@ def build_visual_config(vision_config: PreTrainedConfig, **kwargs: Any) -> Lavit
     """The configuration of a visual tokenizer around a vision encoder, or that of a trained one.
 
     A new one has the published depth and codebook, heads and MLPs as wide as the encoder's own, and exact attention
-    (`attention_smoothing=0`: what is trained anew needs no smoothing, and skips dropped patches).
-
-    Args:
-        vision_config: See [`join_configs`].
-        kwargs: Fields of [`LavitVisualTokenizerConfig`]. Of a trained visual tokenizer only `share_branches` can be
-            chosen: it is what weights do not decide.
-
-    Raises:
-        ValueError: If the encoder gives no features per patch, or a field belongs to the trained visual tokenizer.
+    (`attention_smoothing=0`: what is trained anew needs no smoothing, and skips dropped patches). Of a trained one
+    only `share_branches` can be chosen: it is what weights do not decide.
     """
     found = find_visual_config(vision_config)
     if isinstance(found, LavitVisualTokenizerConfig):
@@ -143,11 +136,7 @@ def find_visual_config(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def check_vision_model(config: PreTrainedConfig) -> None:
-    """Checks that a vision encoder gives a feature for each of its patches, by running it on the meta device.
-
-    Raises:
-        ValueError: If it does not.
-    """
+    """Checks that a vision encoder gives a feature for each of its patches, by running it on the meta device."""
     name = type(config).__name__
     lacking = [key for key in ("hidden_size", "image_size", "patch_size") if not getattr(config, key, None)]
     if lacking:
@@ -171,11 +160,7 @@ def check_vision_model(config: PreTrainedConfig) -> None:
 
 
 def build_on_meta(text_config: PreTrainedConfig) -> PreTrainedModel:
-    """A language model without weights.
-
-    Raises:
-        ValueError: If the configuration is not that of a decoder.
-    """
+    """A language model without weights, of the configuration of a decoder."""
     name = type(text_config).__name__
     if getattr(text_config, "is_encoder_decoder", False):
         raise ValueError(f"{name} is an encoder-decoder model: LaVIT needs a decoder (Llama, GPT-2, Qwen2, ...).")
@@ -192,11 +177,7 @@ def build_on_meta(text_config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def check_language_model(model: PreTrainedModel) -> None:
-    """Checks that a language model is a causal decoder with nothing but a linear head on top.
-
-    Raises:
-        ValueError: If it is not.
-    """
+    """Checks that a language model is a causal decoder with nothing but a linear head on top."""
     name, decoder = type(model).__name__, model.base_model
     if any(getattr(module, "is_causal", None) is False for module in model.modules()):
         raise ValueError(f"{name} is an encoder, its tokens see those after them: LaVIT needs a decoder (Llama, ...).")
@@ -217,16 +198,7 @@ def check_language_model(model: PreTrainedModel) -> None:
 
 
 def load_language_model(source: Source, **kwargs: Any) -> PreTrainedModel:
-    """The language model to build on, checked.
-
-    Args:
-        source: Directory or Hub id.
-        kwargs: For `AutoModelForCausalLM.from_pretrained`; or `model`, one that is loaded already.
-
-    Raises:
-        TypeError: If `model` is none.
-        ValueError: If it is no decoder, or there is no language model given.
-    """
+    """The language model to build on, checked; loaded unless it is given as `model`."""
     model = kwargs.pop("model", None)
     if model is None:
         if source is None:
@@ -268,8 +240,11 @@ def load_visual_part(
             raise TypeError(f"{type(visual_tokenizer).__name__} is and has no LavitVisualTokenizer.")
         return part
     path = source if visual_tokenizer is None else visual_tokenizer
-    assert not isinstance(path, PreTrainedModel)
-    if _holds_visual_tokenizer(path, kwargs):
+    assert path is not None and not isinstance(path, PreTrainedModel)
+    values, _ = PreTrainedConfig.get_config_dict(path, **hub_options(kwargs))
+    # That of a visual tokenizer or of any model with one, those of stage 1 included.
+    key, model_type = LavitVisualTokenizerConfig.base_config_key, LavitVisualTokenizerConfig.model_type
+    if key in values or values.get("model_type") == model_type:
         return LavitVisualTokenizer.from_pretrained(path, **kwargs)
     if visual_tokenizer is not None:
         raise ValueError(f"{path} holds no LavitVisualTokenizer. Pass a bare vision encoder as the first argument.")
@@ -281,13 +256,6 @@ def load_visual_part(
 def _load_config(source: Any, kwargs: dict[str, Any]) -> PreTrainedConfig:
     trust = {name: kwargs[name] for name in ("trust_remote_code",) if name in kwargs}
     return AutoConfig.from_pretrained(source, **hub_options(kwargs), **trust)
-
-
-def _holds_visual_tokenizer(source: Any, kwargs: dict[str, Any]) -> bool:
-    """Whether a checkpoint is that of a visual tokenizer or of any model with one, those of stage 1 included."""
-    values, _ = PreTrainedConfig.get_config_dict(source, **hub_options(kwargs))
-    key = LavitVisualTokenizerConfig.base_config_key
-    return key in values or values.get("model_type") == LavitVisualTokenizerConfig.model_type
 
 
 def _find_visual_module(model: Any) -> PreTrainedModel:
@@ -328,23 +296,15 @@ def _load_vision_model(source: Any, config: PreTrainedConfig, kwargs: dict[str, 
 def resize_vision_model(model: PreTrainedModel, image_size: int | tuple[int, int]) -> PreTrainedModel:
     """Returns the encoder for images of another size; its learned positions are interpolated as a picture is resized.
 
-    Encoders with rotary positions have nothing to interpolate.
-
-    Args:
-        model: A plain vision transformer with one learned position per patch, after those of class and register
-            tokens if these have any.
-        image_size: Height and width of the images, in pixels.
-
-    Raises:
-        ValueError: If a weight other than a table of positions depends on the image size.
+    Encoders with rotary positions have nothing to interpolate. Others have one learned position per patch, after those
+    of class and register tokens.
     """
     config = copy.deepcopy(model.config)
     config.image_size = image_size
     if _grid(config) == _grid(model.config):
         return model
-    arguments: dict[str, Any] = without_pooler(config)
     with torch.device("meta"), init.no_init_weights():
-        resized = type(model)(config, **arguments)
+        resized = type(model)(config, **without_pooler(config))
     weights = model.state_dict()
     for name, expected in resized.state_dict().items():
         if expected.shape != weights[name].shape:
@@ -408,14 +368,7 @@ def _join_models(
     language_model: PreTrainedModel,
     mean_resizing: bool,
 ) -> Any:
-    """Builds the model. The parts are taken over, not copied: its weights are theirs.
-
-    Args:
-        model_class: [`LavitForConditionalGeneration`].
-        config: Its configuration.
-        visual_part: See [`load_visual_part`].
-        language_model: See [`load_language_model`]; its embeddings grow.
-        mean_resizing: See `resize_token_embeddings`.
+    """Builds the model. The parts are taken over, not copied: its weights are theirs, and the embeddings grow.
 
     Raises:
         ValueError: If weights do not fit, or the language model's logits cannot be reproduced.
@@ -436,7 +389,10 @@ def _join_models(
     wrong += map(str, info["mismatched_keys"])
     if wrong:
         raise ValueError(f"The weights of these models do not fit together as a LaVIT: {', '.join(wrong[:5])}.")
-    _keep_in_fp32(model)
+    # As `from_pretrained` does with the weights that it finds.
+    for name, parameter in model.named_parameters():
+        if not set(name.split(".")).isdisjoint(model._keep_in_fp32_modules_strict):
+            parameter.data = parameter.data.float()
     model.name_or_path = model.config.name_or_path = ""
     model.generation_config = _generation_ids(language_model)
     _check_logits(model, language_model)
@@ -449,13 +405,6 @@ def _join_models(
     return model
 
 
-def _keep_in_fp32(model: PreTrainedModel) -> None:
-    """Does for new weights what `from_pretrained` does for loaded ones."""
-    for name, parameter in model.named_parameters():
-        if not set(name.split(".")).isdisjoint(model._keep_in_fp32_modules_strict):
-            parameter.data = parameter.data.float()
-
-
 def _visual_weights(part: PreTrainedModel, share_branches: bool) -> dict[str, torch.Tensor]:
     prefix = "model.visual_tokenizer."
     if not isinstance(part, LavitVisualTokenizer):
@@ -466,9 +415,8 @@ def _visual_weights(part: PreTrainedModel, share_branches: bool) -> dict[str, to
         weights = {name: tensor for name, tensor in weights.items() if not name.startswith("continuous.")}
     elif part.continuous is None:
         # Stage 2 goes on from what stage 1 has learned.
-        shared = {name: tensor for name, tensor in weights.items() if name.startswith("discrete.")}
-        shared = {name: tensor for name, tensor in shared.items() if not name.startswith("discrete.quantizer.")}
-        weights |= {name.replace("discrete.", "continuous.", 1): tensor.clone() for name, tensor in shared.items()}
+        shared = [name for name in weights if name.startswith(("discrete.selector.", "discrete.merger."))]
+        weights |= {name.replace("discrete.", "continuous.", 1): weights[name].clone() for name in shared}
     return {prefix + name: tensor for name, tensor in weights.items()}
 
 
@@ -536,7 +484,12 @@ def compose_pretraining_model(
         weights = {name: tensor for name, tensor in part.state_dict().items() if not name.startswith("continuous.")}
         _fill(model.visual_tokenizer, weights)
         if token_decoder is not None and isinstance(part, LavitVisualTokenizer):
-            _check_codebooks(part, token_decoder)
+            own = part.discrete.quantizer
+            assert own is not None
+            if not same_codebooks(own.codebook.weight, token_decoder.codebook.weight):
+                raise ValueError(
+                    "Visual tokenizer and token decoder have different codebooks: they do not belong together."
+                )
             _fill(model.token_decoder, token_decoder.state_dict())
     else:
         _fill(model.visual_tokenizer.vision_model, part.state_dict())
@@ -548,13 +501,6 @@ def _fill(module: torch.nn.Module, weights: dict[str, torch.Tensor]) -> None:
     missing = [name for name in found.missing_keys if not name.startswith("continuous.")]
     if missing:
         raise ValueError(f"The model lacks weights of {type(module).__name__}: {', '.join(missing[:5])}.")
-
-
-def _check_codebooks(tokenizer: LavitVisualTokenizer, decoder: LavitTokenDecoder) -> None:
-    quantizer = tokenizer.discrete.quantizer
-    assert quantizer is not None
-    if not torch.equal(quantizer.codebook.weight.cpu(), decoder.codebook.weight.cpu()):
-        raise ValueError("Visual tokenizer and token decoder have different codebooks: they do not belong together.")
 
 
 # The processor.
@@ -582,12 +528,7 @@ def compose_processor(
 
 
 def _resolve_config(config: Any, vision: Source, text: Source, **kwargs: Any) -> LavitConfig:
-    """The configuration that a processor has to fit: that of a model, or one made as the model's is.
-
-    Raises:
-        TypeError: If `config` is neither a configuration nor a model.
-        ValueError: If there is nothing to make one of, or values are given beside a configuration.
-    """
+    """The configuration that a processor has to fit: that of a model, or one made as the model's is."""
     if config is None:
         if vision is None or text is None:
             raise ValueError("Pass `config=model.config`, or both the vision model and the language model.")
@@ -626,10 +567,6 @@ def build_image_processor(source: Any, config: LavitConfig) -> LavitImageProcess
 
 def build_tokenizer(source: Any, config: LavitConfig) -> LavitTokenizer:
     """The language model's tokenizer with the visual vocabulary behind all rows of its embedding table.
-
-    Args:
-        source: The text tokenizer, or its directory or Hub id.
-        config: Its ids.
 
     Raises:
         ValueError: If there is no tokenizer, or it has more ids than the language model.

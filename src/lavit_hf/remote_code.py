@@ -10,7 +10,7 @@ from __future__ import annotations
 import ast
 import functools
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,39 @@ TOKEN_DECODER = "token_decoder"
 TOKEN_DECODER_MODULE, TOKEN_DECODER_CLASS = "lavit_token_decoder", "LavitTokenDecoder"
 
 _PACKAGE = Path(__file__).resolve().parent
-_MODELS = {
-    "lavit": {
-        "AutoConfig": "configuration_lavit.LavitConfig",
-        "AutoModel": "modeling_lavit.LavitModel",
-        "AutoModelForImageTextToText": "modeling_lavit.LavitForConditionalGeneration",
-        "AutoModelForMultimodalLM": "modeling_lavit.LavitForConditionalGeneration",
-    },
-    "lavit_visual_tokenizer": {
-        "AutoConfig": "configuration_lavit.LavitVisualTokenizerConfig",
-        "AutoModel": "modeling_lavit_visual_tokenizer.LavitVisualTokenizer",
-    },
-}
-_PROCESSOR = {"AutoProcessor": "processing_lavit.ImageTextProcessor"}
+# Which classes a configuration means: the key that tells, and by its value what `auto_map` has to say.
 _TOKENIZER = {"AutoTokenizer": [None, "tokenization_lavit.LavitTokenizer"]}  # one without `tokenizers`, one with
 _IMAGE_PROCESSOR = {  # that of PIL, that of torchvision
     "AutoImageProcessor": [
         "image_processing_pil_lavit.LavitImageProcessorPil",
         "image_processing_lavit.LavitImageProcessor",
     ]
+}
+_CLASSES: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
+    "config.json": (
+        "model_type",
+        {
+            "lavit": {
+                "AutoConfig": "configuration_lavit.LavitConfig",
+                "AutoModel": "modeling_lavit.LavitModel",
+                "AutoModelForImageTextToText": "modeling_lavit.LavitForConditionalGeneration",
+                "AutoModelForMultimodalLM": "modeling_lavit.LavitForConditionalGeneration",
+            },
+            "lavit_visual_tokenizer": {
+                "AutoConfig": "configuration_lavit.LavitVisualTokenizerConfig",
+                "AutoModel": "modeling_lavit_visual_tokenizer.LavitVisualTokenizer",
+            },
+        },
+    ),
+    "processor_config.json": (
+        "processor_class",
+        {"ImageTextProcessor": {"AutoProcessor": "processing_lavit.ImageTextProcessor"}},
+    ),
+    "preprocessor_config.json": (
+        "image_processor_type",
+        {"LavitImageProcessorPil": _IMAGE_PROCESSOR, "LavitImageProcessor": _IMAGE_PROCESSOR},
+    ),
+    "tokenizer_config.json": ("tokenizer_class", {"LavitTokenizer": _TOKENIZER}),
 }
 # The files named above; what these import travels with them.
 _FILES = (
@@ -59,20 +73,29 @@ def save_remote_code(folder: Path) -> None:
     """Writes the code files into a directory, and names their classes in the configurations that are in it.
 
     Does nothing where there is nothing of LaVIT's.
-
-    Args:
-        folder: What a model, a processor or a part of either was saved to.
     """
-    changes = {
-        "config.json": _name_model,
-        "processor_config.json": _name_processor,
-        "preprocessor_config.json": _name_image_processor,
-        "tokenizer_config.json": _name_tokenizer,
-    }
-    changed = [name for name, change in changes.items() if _change_json(folder / name, change)]
-    if changed:
+    is_ours = False
+    for name in _CLASSES:
+        if not (folder / name).is_file():
+            continue
+        config = read_json_object(folder / name)
+        if name == "processor_config.json":
+            _add_auto_map(config.get("image_processor") or {}, "preprocessor_config.json")
+        if _add_auto_map(config, name):
+            is_ours = True
+            write_json(folder / name, config, sort_keys=True)
+    if is_ours:
         for name, code in code_files().items():
             (folder / name).write_text(code, encoding="utf-8")
+
+
+def _add_auto_map(config: dict[str, Any], name: str) -> bool:
+    """Says in a configuration, which a file of that name may hold, where its classes are; false if they are others."""
+    key, auto_maps = _CLASSES[name]
+    if (auto_map := auto_maps.get(str(config.get(key)))) is None:
+        return False
+    config["auto_map"] = auto_map
+    return True
 
 
 @functools.cache
@@ -112,51 +135,11 @@ def write_code(folder: Path) -> list[Path]:
     return list(code)
 
 
-# Which class is where.
-
-
-def _change_json(path: Path, change: Callable[[dict[str, Any]], bool]) -> bool:
-    """Changes a file if it is there and is LaVIT's, which `change` tells."""
-    if not path.is_file():
-        return False
-    config = read_json_object(path)
-    if is_ours := change(config):
-        write_json(path, config, sort_keys=True)
-    return is_ours
-
-
-def _name_model(config: dict[str, Any]) -> bool:
-    auto_map = _MODELS.get(config.get("model_type", ""))
-    return auto_map is not None and _add_map(config, auto_map)
-
-
-def _name_processor(config: dict[str, Any]) -> bool:
-    _name_image_processor(config.get("image_processor") or {})
-    return config.get("processor_class") == "ImageTextProcessor" and _add_map(config, _PROCESSOR)
-
-
-def _name_image_processor(config: dict[str, Any]) -> bool:
-    is_ours = config.get("image_processor_type") in ("LavitImageProcessorPil", "LavitImageProcessor")
-    return is_ours and _add_map(config, _IMAGE_PROCESSOR)
-
-
-def _name_tokenizer(config: dict[str, Any]) -> bool:
-    return config.get("tokenizer_class") == "LavitTokenizer" and _add_map(config, _TOKENIZER)
-
-
-def _add_map(config: dict[str, Any], auto_map: dict[str, Any]) -> bool:
-    config["auto_map"] = auto_map
-    return True
-
-
 # Copying and joining.
 
 
 def copy_files(entries: Iterable[Path]) -> dict[str, str]:
     """Copies files of the package, and all that they import from it, to lie in one directory.
-
-    Args:
-        entries: The files.
 
     Returns:
         Sources by name, with relative imports of siblings only.
@@ -174,13 +157,7 @@ def copy_files(entries: Iterable[Path]) -> dict[str, str]:
 
 
 def join_files(entry: Path) -> str:
-    """Joins a file of the package with all that it imports from it.
-
-    Args:
-        entry: The file.
-
-    Returns:
-        A source that imports nothing of the package.
+    """Joins a file of the package with all that it imports from it; the source imports nothing of the package.
 
     Raises:
         ValueError: If a name means one thing in one file and another in the next, or an import cannot be left out.

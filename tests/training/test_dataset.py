@@ -303,7 +303,7 @@ def test_float_arrays_are_no_images():
     [
         ({"dataset": iter([])}, TypeError, "needs a dataset with a length, got list_iterator"),
         ({"dataset": []}, ValueError, "is empty"),
-        ({"on_bad_sample": "ignore"}, ValueError, "'skip', 'raise'"),
+        ({"on_bad_sample": "ignore"}, ValueError, "'skip' or 'raise'"),
         ({"text_column": "caption"}, ValueError, r"no column 'caption' for `text_column`; it has \['image', 'text'\]"),
         ({"image_column": "img", "text_column": None}, ValueError, "no column 'img' for `image_column`"),
         ({"lengths": [1]}, ValueError, "Got 1 lengths for 4 rows"),

@@ -7,7 +7,6 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig
@@ -34,21 +33,13 @@ class Configs:
 
 
 def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, int] | str | None) -> Configs:
-    """Reads every dimension off the tensors' shapes.
-
-    Args:
-        headers: The original's tensors by file and name.
-        text_config: The language model's configuration, whose dimensions are taken as they are.
-        heads: Numbers of attention heads by part, where the published ones do not apply.
+    """Reads every dimension off the tensors' shapes; those of the language model are in `text_config`.
 
     Returns:
         The configurations. Only the text tokenizer tells the `image_token_id`, which is still to be set.
     """
-    decoders = {
-        model: file
-        for model, file in ((names.HIGHRES, names.HIGHRES_DECODER), (names.LOWRES, names.LOWRES_DECODER))
-        if file in headers
-    }
+    decoders = {names.HIGHRES: names.HIGHRES_DECODER, names.LOWRES: names.LOWRES_DECODER}
+    decoders = {model: file for model, file in decoders.items() if file in headers}
     encoder = headers[names.ENCODER]
     width = _size(encoder, r"blocks\.\d+\.norm1\.weight|cls_token|norm\.weight", -1, names.ENCODER)
     counts = resolve_heads(width, heads, ["vision", "merger", *(["decoder"] if decoders else [])])
@@ -59,7 +50,10 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
     )
     text = _text(text_config)
     if names.LANGUAGE_MODEL in headers:
-        _check_counts(text_config, len(headers[names.LANGUAGE_MODEL]))
+        try:
+            check_counts(text_config, len(headers[names.LANGUAGE_MODEL]), "language_model/config.json")
+        except ValueError as error:
+            raise ConversionError(str(error)) from error
     text_vocab = text.vocab_size - 2 - visual.codebook_size
     if text_vocab < 1:
         raise ConversionError(
@@ -74,13 +68,21 @@ def infer_configs(headers: Headers, text_config: Mapping, heads: Mapping[str, in
         visual_token_offset=text_vocab + 2,
         architectures=["LavitForConditionalGeneration"],
     )
-    _set_dtype(model, [info for file in _model_files(headers) for info in headers[file].values()])
+    files = (names.ENCODER, names.STAGE1, names.STAGE2, names.LANGUAGE_MODEL)
+    # What `from_pretrained` loads with unless told otherwise: the dtype that most parameters are stored in.
+    set_dtype(model, _main_dtype([info for file in files for info in headers.get(file, {}).values()]))
     token_decoders = {
         model_name: _token_decoder(headers[file], visual, counts["decoder"], file)
         for model_name, file in decoders.items()
     }
     if names.LOWRES in token_decoders and names.UNCONDITIONAL in headers:
-        _set_negative(token_decoders[names.LOWRES], headers[names.UNCONDITIONAL])
+        lowres = token_decoders[names.LOWRES]
+        rows = _size(headers[names.UNCONDITIONAL], "uncond_embeddings", -2, names.UNCONDITIONAL)
+        if rows > lowres.num_queries:
+            raise ConversionError(
+                f"{names.UNCONDITIONAL}: {rows} rows, but the token decoder has only {lowres.num_queries} queries."
+            )
+        lowres.num_negative_tokens = rows
     return Configs(model, token_decoders)
 
 
@@ -145,22 +147,6 @@ def _token_decoder(
     return config
 
 
-def _set_negative(config: LavitTokenDecoderConfig, unconditional: Mapping[str, TensorInfo]) -> None:
-    rows = _size(unconditional, "uncond_embeddings", -2, names.UNCONDITIONAL)
-    if rows > config.num_queries:
-        raise ConversionError(
-            f"{names.UNCONDITIONAL}: {rows} rows, but the token decoder has only {config.num_queries} queries."
-        )
-    config.num_negative_tokens = rows
-
-
-def _check_counts(text_config: Mapping, limit: int) -> None:
-    try:
-        check_counts(text_config, limit, "language_model/config.json")
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
-
-
 def _text(stored: Mapping) -> PreTrainedConfig:
     fields = {key: value for key, value in stored.items() if key not in ("architectures", "_name_or_path")}
     try:
@@ -172,17 +158,11 @@ def _text(stored: Mapping) -> PreTrainedConfig:
     return text
 
 
-def _model_files(headers: Headers) -> list[str]:
-    return [file for file in (names.ENCODER, names.STAGE1, names.STAGE2, names.LANGUAGE_MODEL) if file in headers]
-
-
-def _set_dtype(config: LavitConfig, infos: list[TensorInfo]) -> None:
-    """The dtype `from_pretrained` loads with unless told otherwise: the one most parameters are stored in."""
-    dtype = _main_dtype(infos)
-    visual: Any = config.visual_tokenizer_config
-    parts: list[Any] = [config, config.text_config, visual, visual.vision_config]
-    for part in parts:
-        part.dtype = dtype
+def set_dtype(config: PreTrainedConfig, dtype: torch.dtype | None) -> None:
+    """Sets the dtype of a configuration and of all its parts."""
+    config.dtype = dtype
+    for part in getattr(config, "sub_configs", {}):
+        set_dtype(getattr(config, part), dtype)
 
 
 def _main_dtype(infos: Iterable[TensorInfo]) -> torch.dtype | None:
@@ -218,14 +198,7 @@ PUBLISHED_HEADS = {"vision": 16, "merger": 16, "decoder": 16}
 
 
 def parse_heads(text: str) -> dict[str, int]:
-    """Parses `"vision=16,merger=16,decoder=16"`.
-
-    Args:
-        text: Comma-separated assignments; each of `vision`, `merger` and `decoder` at most once.
-
-    Returns:
-        The numbers by part.
-    """
+    """Parses `"vision=16,merger=16,decoder=16"`."""
     heads: dict[str, int] = {}
     for item in filter(None, (item.strip() for item in text.split(","))):
         part, _, number = (piece.strip() for piece in item.partition("="))
@@ -238,16 +211,7 @@ def parse_heads(text: str) -> dict[str, int]:
 
 
 def resolve_heads(width: int, heads: Mapping[str, int] | str | None, parts: list[str]) -> dict[str, int]:
-    """Fills in the published numbers at the published width and insists on explicit ones at any other.
-
-    Args:
-        width: Width of the visual features.
-        heads: What the user gave.
-        parts: The parts the checkpoint has.
-
-    Returns:
-        The number of heads of every part of the checkpoint.
-    """
+    """Fills in the published numbers at the published width and insists on explicit ones at any other."""
     given = parse_heads(heads) if isinstance(heads, str) else dict(heads or {})
     if unknown := sorted(set(given) - set(PUBLISHED_HEADS)):
         raise ConversionError(f"--heads: unknown part {', '.join(unknown)}; known are vision, merger and decoder.")

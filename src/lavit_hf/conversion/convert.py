@@ -7,19 +7,20 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import GenerationConfig, PreTrainedConfig
+from transformers import GenerationConfig
 
-from ..modeling.checkpoint_files import Shapes, check_counts, differing_shapes, name_file, state_shapes
+from ..modeling.checkpoint_files import Shapes, built_from, check_counts, differing_shapes, state_shapes
 from ..modeling.configuration_lavit import LavitConfig
 from ..pipelines.pixel_decoder_files import save_pipelines
 from ..utils.progress import Progress, progress_bar
 from . import names
-from .configs import Configs, infer_configs
+from .configs import Configs, infer_configs, set_dtype
 from .mapping import CheckpointMapping, Target, join, map_checkpoint
 from .model_card import copy_notices, save_model_card
 from .original import FOLDER, TEXT_TOKENIZER, UNUSED, Component, FileLayout, Layout, OriginalCheckpoint, unused_key
@@ -74,7 +75,7 @@ def convert(
     mapping = map_checkpoint(source.headers, configs)
     check_components(source)
     processor = build_processor(source, configs.model)
-    _verify(source, progress)
+    source.verify(progress)
     _settle_overridden(source, mapping)
     writer = ConvertedWriter(source, configs, mapping, cast, max_shard_size)
     check_space(destination, writer.total_bytes)
@@ -86,12 +87,6 @@ def convert(
         save_pipelines(configs.model, folder)
         save_model_card(folder)
     return destination
-
-
-def _verify(source: OriginalCheckpoint, progress: bool) -> None:
-    total = sum(path.stat().st_size for weights in source.all_weights() for path in weights.files)
-    with progress_bar("Checking", total, progress) as bar:
-        source.verify(bar.update)
 
 
 def _settle_overridden(source: OriginalCheckpoint, mapping: CheckpointMapping) -> None:
@@ -160,9 +155,9 @@ def _expected_shapes(config: dict, folder: str) -> Shapes:
     if model_class is None or not issubclass(model_class, diffusers.ModelMixin):
         raise ConversionError(f"{folder}/config.json names no model of diffusers ({config.get('_class_name')}).")
     try:
-        with name_file(f"{folder}/config.json"), torch.device("meta"):
+        with built_from(f"{folder}/config.json"):
             model = model_class.from_config(config)
-    except (ImportError, RuntimeError, ValueError) as error:
+    except ValueError as error:
         raise ConversionError(
             f"{folder}/config.json does not describe a network of the class {model_class.__name__}: {error}"
         ) from error
@@ -180,14 +175,8 @@ def _new_name(name: str) -> str:
 def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTextProcessor:
     """Builds the processor, checks that the text tokenizer fits the language model, and finds a row for placeholders.
 
-    All rows of the published embeddings are taken, but byte fallback leaves one unused: that of the unknown token.
-
-    Args:
-        source: The original checkpoint.
-        config: The model's configuration. It gets the `image_token_id`.
-
-    Returns:
-        The processor, without a visual tokenizer.
+    All rows of the published embeddings are taken, but byte fallback leaves one unused: that of the unknown token. It
+    becomes the `image_token_id` of `config`.
     """
     # Imported here: importing the converter must not load the tokenizer and image libraries.
     from ..processing.image_processing_pil_lavit import LavitImageProcessorPil
@@ -209,23 +198,18 @@ def build_processor(source: OriginalCheckpoint, config: LavitConfig) -> ImageTex
             f"({text.vocab_size}) less {visual.codebook_size} codes, image start and image end leaves "
             f"{config.boi_token_id}."
         )
-    _set_placeholder(config, unknown_id)
+    if getattr(text, "pad_token_id", None) == unknown_id:
+        text.pad_token_id = None  # Early Llamas pad with it; here padding is the end of text, and it is masked.
+    config.image_token_id = tokenizer.image_token_id
+    try:
+        config.validate()
+    except StrictDataclassClassValidationError as error:
+        raise ConversionError(f"The unknown token cannot be the placeholder of images: {error}") from error
     height, width = visual.image_size
     image_processor = LavitImageProcessorPil(size={"height": height, "width": width})
     return ImageTextProcessor(
         image_processor=image_processor, tokenizer=tokenizer, image_seq_length=visual.num_patches
     )
-
-
-def _set_placeholder(config: LavitConfig, image_token_id: int) -> None:
-    text: Any = config.text_config
-    if getattr(text, "pad_token_id", None) == image_token_id:
-        text.pad_token_id = None  # Early Llamas pad with it; here padding is the end of text, and it is masked.
-    config.image_token_id = image_token_id
-    try:
-        config.validate()
-    except StrictDataclassClassValidationError as error:
-        raise ConversionError(f"The unknown token cannot be the placeholder of images: {error}") from error
 
 
 def save_generation_config(source: OriginalCheckpoint, config: LavitConfig, folder: Path) -> None:
@@ -241,39 +225,26 @@ def save_generation_config(source: OriginalCheckpoint, config: LavitConfig, fold
 # Tensors, and the record of the original layout.
 
 
+@dataclass
 class ConvertedWriter:
-    """Writes everything that holds tensors, and the record of the original layout.
+    """Writes everything that holds tensors, and the record of the original layout."""
 
-    Args:
-        source: The original checkpoint.
-        configs: The configurations of the models.
-        mapping: Which tensor goes where.
-        cast: What the model and the token decoders are cast to; `None` keeps them as stored.
-        max_shard_size: Largest size of a file of weights.
-    """
+    source: OriginalCheckpoint
+    configs: Configs
+    mapping: CheckpointMapping
+    cast: torch.dtype | None
+    max_shard_size: int | str
 
-    def __init__(
-        self,
-        source: OriginalCheckpoint,
-        configs: Configs,
-        mapping: CheckpointMapping,
-        cast: torch.dtype | None,
-        max_shard_size: int | str,
-    ):
-        self.source = source
-        self.configs = configs
-        self.mapping = mapping
-        self.cast = cast
-        self.max_shard_size = max_shard_size
-        self.layout = Layout(dtype=dtype_name(cast) if cast else None)
+    def __post_init__(self) -> None:
+        self.layout = Layout(dtype=str(self.cast).removeprefix("torch.") if self.cast else None)
 
     @property
     def total_bytes(self) -> int:
         """Bytes of all tensors to write."""
-        unused = sum(_stored_bytes(self.source.weights[file], name) for file, name in self.mapping.unused)
+        unused = sum(self.source.weights[file].nbytes(name) for file, name in self.mapping.unused)
         models = sum(self._size(target) for targets in self.mapping.models.values() for target in targets.values())
         parts = [component.weights for component in self.source.components if component.weights]
-        return unused + models + sum(_stored_bytes(weights, name) for weights in parts for name in weights.headers)
+        return unused + models + sum(weights.nbytes(name) for weights in parts for name in weights.headers)
 
     def write(self, folder: Path, progress: Progress) -> None:
         """Writes into an empty directory."""
@@ -293,48 +264,48 @@ class ConvertedWriter:
         targets = self.mapping.models[model]
         config = self.configs.token_decoders[model] if model else self.configs.model
         if self.cast:
-            _set_dtype(config, self.cast)
+            set_dtype(config, self.cast)
         config.save_pretrained(folder / model)
-        sizes = {name: self._size(target) for name, target in targets.items()}
-        write_sharded(
-            folder / model, "model", sizes, lambda name: self._assemble(targets[name]), self.max_shard_size, progress
-        )
 
-    def _assemble(self, target: Target) -> torch.Tensor:
-        tensor = join([(origin.mark, self.source.read(origin.file, origin.name)) for origin in target.origins])
-        return tensor.to(cast_dtype(tensor.dtype, self.cast))
+        def assemble(name: str) -> torch.Tensor:
+            origins = targets[name].origins
+            tensor = join([(origin.mark, self.source.read(origin.file, origin.name)) for origin in origins])
+            return tensor.to(self._dtype(tensor.dtype))
+
+        sizes = {name: self._size(target) for name, target in targets.items()}
+        write_sharded(folder / model, "model", sizes, assemble, self.max_shard_size, progress)
 
     def _write_component(self, folder: Path, component: Component, progress: Progress) -> None:
         if component.weights:
             weights = component.weights
-            sizes = {name: _stored_bytes(weights, name) for name in weights.headers}
+            sizes = {name: weights.nbytes(name) for name in weights.headers}
             target = folder / component.target
             write_sharded(target, component.stem, sizes, weights.read, self.max_shard_size, progress)
             self._record(component.folder, weights)
         for file in component.other_files:
-            # An index of the source's shards would mislead whoever loads the new ones.
+            # An index of the source's shards beside the new ones would be taken for theirs.
             beside = f"{component.target}/{Path(file).name}"
             self._copy(folder, file, f"{FOLDER}/{file}" if file.endswith(".index.json") else beside)
 
     def _write_unused(self, folder: Path, progress: Progress) -> None:
         pairs = {unused_key(*pair): pair for pair in self.mapping.unused}
-        if pairs:
-            sizes = {key: _stored_bytes(self.source.weights[file], name) for key, (file, name) in pairs.items()}
-            write_sharded(
-                folder / FOLDER,
-                UNUSED,
-                sizes,
-                lambda key: self.source.read(*pairs[key]),
-                self.max_shard_size,
-                progress,
-            )
-            self.layout.add_unused(pairs.values())
+        if not pairs:
+            return
+        sizes = {key: self.source.weights[file].nbytes(name) for key, (file, name) in pairs.items()}
+
+        def read(key: str) -> torch.Tensor:
+            return self.source.read(*pairs[key])
+
+        write_sharded(folder / FOLDER, UNUSED, sizes, read, self.max_shard_size, progress)
+        for file, name in self.mapping.unused:
+            self.layout.unused.setdefault(file, []).append(name)
 
     def _record(self, key: str, weights: Weights) -> None:
-        for path, tensor_names in weights.names_by_path():
-            dtypes = {name: dtype_name(weights.dtype(name)) for name in tensor_names}
-            bare = weights.files[path].holds_bare_tensor
-            self.layout.files[path.relative_to(self.source.root).as_posix()] = FileLayout(key, dtypes, bare)
+        for path, file in weights.files.items():
+            stored = [name for name, info in weights.headers.items() if info.path == path]
+            dtypes = {name: str(weights.dtype(name)).removeprefix("torch.") for name in stored}
+            place = path.relative_to(self.source.root).as_posix()
+            self.layout.files[place] = FileLayout(key, dtypes, file.holds_bare_tensor)
 
     def _copy(self, folder: Path, file: str, target: str) -> None:
         (folder / target).parent.mkdir(parents=True, exist_ok=True)
@@ -343,17 +314,11 @@ class ConvertedWriter:
 
     def _size(self, target: Target) -> int:
         assert target.dtype is not None
-        return torch.Size(target.shape).numel() * cast_dtype(target.dtype, self.cast).itemsize
+        return torch.Size(target.shape).numel() * self._dtype(target.dtype).itemsize
 
-
-def _stored_bytes(weights: Weights, name: str) -> int:
-    return weights.headers[name].numel * weights.dtype(name).itemsize
-
-
-def _set_dtype(config: PreTrainedConfig, dtype: torch.dtype) -> None:
-    config.dtype = dtype
-    for part in getattr(config, "sub_configs", {}):
-        _set_dtype(getattr(config, part), dtype)
+    def _dtype(self, stored: torch.dtype) -> torch.dtype:
+        """The dtype a tensor is written in: only floating point is cast."""
+        return self.cast if self.cast is not None and stored.is_floating_point else stored
 
 
 def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
@@ -364,13 +329,3 @@ def resolve_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     if not isinstance(resolved, torch.dtype) or not resolved.is_floating_point or resolved.itemsize < 2:
         raise ConversionError(f"dtype must be float32, float16, bfloat16 or float64, got {dtype}.")
     return resolved
-
-
-def cast_dtype(stored: torch.dtype, cast: torch.dtype | None) -> torch.dtype:
-    """The dtype a tensor is written in: only floating point is cast."""
-    return cast if cast is not None and stored.is_floating_point else stored
-
-
-def dtype_name(dtype: torch.dtype) -> str:
-    """`"float32"` for `torch.float32`."""
-    return str(dtype).removeprefix("torch.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import os
 from collections.abc import Mapping
@@ -44,13 +45,6 @@ class CheckpointMapping:
 
 def map_checkpoint(headers: Headers, configs: Configs) -> CheckpointMapping:
     """Maps every tensor of the original to its place.
-
-    Args:
-        headers: The original's tensors by file and name.
-        configs: The configurations of the models to fill.
-
-    Returns:
-        The mapping.
 
     Raises:
         ConversionError: A tensor has no place, a place has no tensor, or a shape is wrong; all of them are named.
@@ -124,11 +118,8 @@ def _choose(headers: Headers, model: str, target: str) -> tuple[names.Origin, ..
 
 def _common_dtype(headers: Headers, origins: tuple[names.Origin, ...]) -> torch.dtype | None:
     dtypes = [headers[origin.file][origin.name].dtype for origin in origins]
-    first, *others = dtypes
-    for other in others:
-        if first is not None and other is not None:
-            first = torch.promote_types(first, other)
-    return first
+    known = [dtype for dtype in dtypes if dtype is not None]
+    return functools.reduce(torch.promote_types, known) if known else None
 
 
 def _place(
@@ -179,10 +170,7 @@ def _missing(headers: Headers, model: str, target: str, shape: tuple[int, ...]) 
 
 
 def join(parts: list[tuple[str, torch.Tensor]]) -> torch.Tensor:
-    """Makes a target out of the original's tensors.
-
-    Args:
-        parts: Marks (see `names`) and tensors, in the order of the marks.
+    """Makes a target out of the original's tensors, given with their marks (see `names`) in the order of the marks.
 
     Returns:
         The target: one tensor as it is or without its leading 1, or the packed bias `[query; 0; value]`.

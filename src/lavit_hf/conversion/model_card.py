@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Sequence
-from fnmatch import fnmatch
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 from huggingface_hub import ModelCard, ModelCardData, snapshot_download
 from yaml import YAMLError  # type: ignore[import-untyped]
 
 from ..utils.paths import resolve_inside
-from .original import OriginalCheckpoint
+
+if TYPE_CHECKING:
+    from .original import OriginalCheckpoint
 
 _CARD = """---
 {metadata}
@@ -73,13 +75,7 @@ def save_model_card(folder: Path) -> None:
 
 
 def save_derived_card(folder: Path, origin: str, sources: Sequence[str]) -> None:
-    """Writes the model card of a checkpoint that was made of others.
-
-    Args:
-        folder: The new directory.
-        origin: One sentence on how it was made.
-        sources: Directories or repositories of these, the one whose license and tags it takes over first.
-    """
+    """Writes the model card of a checkpoint that was made of others; it takes over license and tags of the first."""
     inherited = _metadata_of(sources[0])
     names = [source for source in sources if not os.path.isdir(source)]  # a path means nothing elsewhere
     metadata = ModelCardData(
@@ -114,8 +110,11 @@ def _write(folder: Path, metadata: ModelCardData, **texts: str) -> None:
 # Licenses, notices and use policies.
 
 
-# Of a converted checkpoint; the name of a folder may stand before.
-_PATTERNS = [f"*{name}*" for kind in ("licen[cs]e", "notice", "use[-_]policy") for name in (kind, kind.upper())]
+_KINDS = ("licen[cs]e", "notice", "use[-_]policy")
+# Something may stand before: the name of a model, or that of the folder it was in before `lavit convert`.
+LICENSE, NOTICE, POLICY = (re.compile(rf"(^|[-_]){kind}", re.IGNORECASE) for kind in _KINDS)
+_TEXT_FILE = re.compile(r"[^.]*(\.\d+)*(\.(html?|md|pdf|rst|rtf|txt))?", re.IGNORECASE)
+_ON_THE_HUB = [f"*{name}*" for kind in _KINDS for name in (kind, kind.upper())]
 _NOTICE = """The weights in this directory were converted from LaVIT weights, which derive from Llama 2
 weights. Only their layout was changed.
 
@@ -127,12 +126,13 @@ Stable Diffusion weights, whose licenses apply to them.
 """
 
 
-def copy_notices(source: OriginalCheckpoint, folder: Path) -> dict[str, str]:
-    """Copies licenses, notices and use policies, or says in a notice which ones are needed.
+def is_notice(name: str) -> bool:
+    """Whether a file is a license, a notice or a use policy, by its name."""
+    return bool(_TEXT_FILE.fullmatch(name)) and any(kind.search(name) for kind in (LICENSE, NOTICE, POLICY))
 
-    Returns:
-        Where each of them went.
-    """
+
+def copy_notices(source: OriginalCheckpoint, folder: Path) -> dict[str, str]:
+    """Copies licenses, notices and use policies, or says in a notice which are needed; returns their new names."""
     copied: dict[str, str] = {}
     for notice in source.notices():
         name = Path(notice).name
@@ -156,8 +156,7 @@ def copy_notices_of(source: str | os.PathLike[str], folder: Path) -> None:
     Raises:
         ValueError: One of them is a link that leads out of the directory.
     """
-    root = Path(source if os.path.isdir(source) else snapshot_download(os.fspath(source), allow_patterns=_PATTERNS))
+    root = Path(source if os.path.isdir(source) else snapshot_download(os.fspath(source), allow_patterns=_ON_THE_HUB))
     for path in sorted(root.iterdir()):
-        is_notice = any(fnmatch(path.name, pattern) for pattern in _PATTERNS)
-        if is_notice and path.is_file() and not (folder / path.name).exists():
+        if is_notice(path.name) and path.is_file() and not (folder / path.name).exists():
             shutil.copyfile(resolve_inside(root, path.name, str(source)), folder / path.name)

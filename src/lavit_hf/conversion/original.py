@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +12,10 @@ from typing import Any
 import torch
 
 from ..utils.paths import check_links, resolve_inside
-from ..utils.progress import Progress, progress_bar
+from ..utils.progress import progress_bar
 from . import names
 from .mapping import original_shape, split
+from .model_card import is_notice
 from .weight_files import (
     ConversionError,
     TensorInfo,
@@ -26,13 +26,11 @@ from .weight_files import (
     find_weights,
     listing,
     read_json,
-    write_error,
     write_file,
 )
 
-LANGUAGE_MODEL_FOLDER = "language_model"
-TEXT_CONFIG = f"{LANGUAGE_MODEL_FOLDER}/config.json"
-TEXT_TOKENIZER = f"{LANGUAGE_MODEL_FOLDER}/tokenizer.model"
+TEXT_CONFIG = "language_model/config.json"
+TEXT_TOKENIZER = "language_model/tokenizer.model"
 
 _REQUIRED = (names.ENCODER, names.STAGE1, names.LANGUAGE_MODEL, names.STAGE2)
 _OPTIONAL = (names.LOWRES_DECODER, names.HIGHRES_DECODER, names.UNCONDITIONAL)
@@ -41,7 +39,6 @@ _OPTIONAL = (names.LOWRES_DECODER, names.HIGHRES_DECODER, names.UNCONDITIONAL)
 PIXEL_DECODERS = {"highres_pixel_decoding": "", "pixel_decoding": "lowres"}
 _COMPONENTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 _SMALL_FILES = {".json", ".txt", ".md", ".model", ".jinja"}
-_NOTICES = ("license", "licence", "notice", "use_policy", "use-policy")
 
 
 @dataclass
@@ -58,9 +55,6 @@ class Component:
 class OriginalCheckpoint:
     """A LaVIT checkpoint in its original layout.
 
-    Args:
-        root: Its directory.
-
     Attributes:
         weights: What each file of weights holds, by the file's name without its ending.
         components: The folders of the pixel decoders.
@@ -69,8 +63,9 @@ class OriginalCheckpoint:
     def __init__(self, root: str | os.PathLike[str]):
         self.root = Path(root)
         _check_layout(self.root)
-        refuse_links_out(self.root)
-        self.weights = {file: Weights(paths) for file, paths in _weight_files(self.root).items()}
+        check_links(self.root, ConversionError)
+        found = {file: _find(self.root, file) for file in (*_REQUIRED, *_OPTIONAL)}
+        self.weights = {file: Weights(paths) for file, paths in found.items() if paths}
         self.components = [
             _component(self.root, f"{folder}/{name}")
             for folder in PIXEL_DECODERS
@@ -92,23 +87,20 @@ class OriginalCheckpoint:
         """Reads one tensor."""
         return self.weights[file].read(name)
 
-    def all_weights(self) -> list[Weights]:
-        """Everything that holds tensors."""
-        return [*self.weights.values(), *(part.weights for part in self.components if part.weights)]
-
-    def verify(self, progress: Progress) -> None:
-        """Compares stored checksums, reporting the bytes of each file."""
-        for weights in self.all_weights():
-            for path, file in weights.files.items():
+    def verify(self, progress: bool) -> None:
+        """Compares the checksums that are stored in files of weights."""
+        parts = [*self.weights.values(), *(part.weights for part in self.components if part.weights)]
+        sizes = {file: path.stat().st_size for weights in parts for path, file in weights.files.items()}
+        with progress_bar("Checking", sum(sizes.values()), progress) as bar:
+            for file, size in sizes.items():
                 file.verify()
-                progress(path.stat().st_size)
+                bar.update(size)
 
     def other_files(self) -> list[str]:
         """The small files outside the components: configurations, indices and the text tokenizer."""
-        folders = (LANGUAGE_MODEL_FOLDER, "visual_tokenizer", *PIXEL_DECODERS)
-        return [
-            file for folder in folders if (self.root / folder).is_dir() for file in _small_files(self.root, folder)
-        ]
+        folders = ("language_model", "visual_tokenizer", *PIXEL_DECODERS)
+        present = [folder for folder in folders if (self.root / folder).is_dir()]
+        return [file for folder in present for file in _small_files(self.root, folder)]
 
     def notices(self) -> list[str]:
         """Licenses, notices and use policies at the root and in the known folders."""
@@ -117,7 +109,7 @@ class OriginalCheckpoint:
             path.relative_to(self.root).as_posix()
             for folder in folders
             for path in sorted(folder.iterdir())
-            if path.is_file() and path.name.lower().startswith(_NOTICES)
+            if path.is_file() and is_notice(path.name)
         ]
 
 
@@ -132,19 +124,6 @@ def _check_layout(root: Path) -> None:
         raise ConversionError(
             listing(f"{root} is not a complete LaVIT checkpoint in the original layout; missing:", missing)
         )
-
-
-def refuse_links_out(root: Path) -> None:
-    """Refuses a source with links to files elsewhere, which would be passed on with the result."""
-    try:
-        check_links(root)
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
-
-
-def _weight_files(root: Path) -> dict[str, list[Path]]:
-    found = {file: _find(root, file) for file in (*_REQUIRED, *_OPTIONAL)}
-    return {file: paths for file, paths in found.items() if paths}
 
 
 def _find(root: Path, file: str) -> list[Path]:
@@ -177,7 +156,7 @@ def _small_files(root: Path, folder: str) -> list[str]:
     return [
         path.relative_to(root).as_posix()
         for path in sorted((root / folder).iterdir())
-        if path.is_file() and path.suffix in _SMALL_FILES and not path.name.lower().startswith(_NOTICES)
+        if path.is_file() and path.suffix in _SMALL_FILES and not is_notice(path.name)
     ]
 
 
@@ -220,11 +199,6 @@ class Layout:
     files: dict[str, FileLayout] = field(default_factory=dict)
     unused: dict[str, list[str]] = field(default_factory=dict)
     copied: dict[str, str] = field(default_factory=dict)
-
-    def add_unused(self, pairs: Iterable[tuple[str, str]]) -> None:
-        """Records tensors of the side file, given as (file, name)."""
-        for file, name in pairs:
-            self.unused.setdefault(file, []).append(name)
 
     def save(self, root: Path) -> None:
         """Writes the record into a converted directory."""
@@ -320,7 +294,7 @@ class _ConvertedReader:
             raise ConversionError(f"{root} is not a directory.")
         self.root = root
         self.layout = Layout.load(root)
-        refuse_links_out(root)
+        check_links(root, ConversionError)
         self._weights: dict[Path, Weights] = {}
 
     def check(self) -> int:
@@ -379,8 +353,5 @@ def _write(path: Path, tensors: dict[str, torch.Tensor], bare: bool) -> None:
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     if path.suffix == ".safetensors":
         write_file(path, tensors)
-        return
-    try:
+    else:
         torch.save(next(iter(tensors.values())) if bare else tensors, path)
-    except RuntimeError as error:  # torch's way of saying that a write failed
-        raise write_error(error, path) from error

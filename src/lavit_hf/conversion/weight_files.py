@@ -16,17 +16,10 @@ from typing import Any
 
 import torch
 from huggingface_hub import StateDictSplit, split_state_dict_into_shards_factory
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 
-from ..utils.atomic_files import (
-    complete_folder,
-    new_file_mode,
-    readable_size,
-    why_not_written,
-    write_failure,
-    write_json,
-)
+from ..utils.atomic_files import complete_folder, new_file_mode, readable_size, write_failure, write_json
 from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
 from ..utils.progress import Progress
@@ -70,27 +63,19 @@ def check_space(destination: Path, needed: int) -> None:
 
 @contextmanager
 def complete_directory(destination: Path) -> Iterator[Path]:
-    """Yields a temporary directory beside `destination` that becomes `destination` if the body succeeds.
-
-    Whatever goes wrong in the body, including an interrupt, removes it again.
-    """
+    """As `complete_folder`, with errors for the user."""
     check_destination(destination)
     destination = destination.resolve()
     try:
         with complete_folder(destination) as partial:
             yield partial
     except Exception as error:
-        if write_failure(error) is not None:
-            name = getattr(error, "filename2", None) or getattr(error, "filename", None)
-            raise write_error(error, name or destination) from error
+        if (failure := write_failure(error, destination)) is not None:
+            free = shutil.disk_usage(destination.parent).free
+            raise ConversionError(f"{failure} ({readable_size(free)} free).") from error
         if isinstance(error, OSError):  # something could not be read, and the message says what
             raise ConversionError(str(error)) from error
         raise
-
-
-def write_error(error: Exception, path: Path | str) -> ConversionError:
-    """What to tell the user about a failed write."""
-    return ConversionError(why_not_written(error, path))
 
 
 # Reading.
@@ -134,12 +119,14 @@ class WeightFile:
         handle = self._open()
         if not self.is_safetensors:
             return {name: TensorInfo(tuple(t.shape), t.dtype, self.path) for name, t in handle.items()}
-        with self._naming_the_file():
-            slices = {name: handle.get_slice(name) for name in handle.offset_keys()}
-            return {
-                name: TensorInfo(tuple(part.get_shape()), self._torch_dtype(name, part.get_dtype()), self.path)
-                for name, part in slices.items()
-            }
+        headers = {}
+        with _named_errors(self.path):
+            for name in handle.offset_keys():
+                part = handle.get_slice(name)
+                if (dtype := _DTYPES.get(part.get_dtype())) is None:
+                    raise ConversionError(f"{self.path}: {name} has the type {part.get_dtype()}, not a supported one.")
+                headers[name] = TensorInfo(tuple(part.get_shape()), dtype, self.path)
+        return headers
 
     def read(self, name: str) -> torch.Tensor:
         """Returns one tensor; its memory is the mapped file's where possible."""
@@ -165,24 +152,15 @@ class WeightFile:
                 if record.CRC != 0 and not _is_intact(archive, record):
                     raise ConversionError(f"{self.path} is corrupt: the checksum of {record.filename} does not match.")
 
-    def _torch_dtype(self, name: str, dtype: str) -> torch.dtype:
-        if dtype not in _DTYPES:
-            raise ConversionError(f"{self.path}: {name} has the type {dtype}, which is not supported.")
-        return _DTYPES[dtype]
-
     def _open(self) -> Any:
         if self._handle is None:
-            self._handle = self._open_safetensors() if self.is_safetensors else self._open_pickle()
+            with _named_errors(self.path):
+                self._handle = safe_open(self.path, framework="pt") if self.is_safetensors else self._open_pickle()
             self._handed_out = 0
         return self._handle
 
-    def _open_safetensors(self) -> Any:
-        with self._naming_the_file():
-            return safe_open(self.path, framework="pt")
-
     def _open_pickle(self) -> dict[str, torch.Tensor]:
-        with self._naming_the_file():
-            content = torch.load(self.path, map_location="cpu", mmap=self._is_mapped, weights_only=True)
+        content = torch.load(self.path, map_location="cpu", mmap=self._is_mapped, weights_only=True)
         if isinstance(content, torch.Tensor):
             self.holds_bare_tensor = True
             content = {self.path.stem: content}
@@ -192,38 +170,27 @@ class WeightFile:
             raise ConversionError(f"{self.path} holds entries that are no tensors: {', '.join(strange)}.")
         return {str(name): tensor.detach() for name, tensor in content.items()}
 
-    def _naming_the_file(self) -> _NamedErrors:
-        return _NamedErrors(self.path)
 
-
-class _NamedErrors:
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
     """Turns whatever the readers raise on a broken file into an error that names the file."""
-
-    def __init__(self, path: Path):
-        self.path = path
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if error is None or not isinstance(error, Exception) or isinstance(error, ConversionError):
-            return
+    try:
+        yield
+    except ConversionError:
+        raise
+    except OSError as error:
+        raise ConversionError(f"{path} cannot be read: {error.strerror or error}.") from error
+    except Exception as error:
         if isinstance(error, pickle.UnpicklingError) and "GLOBAL" in str(error):
             raise ConversionError(
-                f"{self.path} holds more than tensors and plain containers; such pickles can run code and are refused."
+                f"{path} holds more than tensors and plain containers; such pickles can run code and are refused."
             ) from error
-        if isinstance(error, OSError) and not isinstance(error, EOFError):
-            raise ConversionError(f"{self.path} cannot be read: {error.strerror or error}.") from error
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise ConversionError(f"{self.path} is corrupt or truncated ({reason[:160]}).") from error
+        raise ConversionError(f"{path} is corrupt or truncated ({reason[:160]}).") from error
 
 
 class Weights:
-    """The tensors of one model, from one file or several.
-
-    Args:
-        paths: The files.
-    """
+    """The tensors of one model, from one file or several."""
 
     def __init__(self, paths: list[Path]):
         self.files = {path: WeightFile(path) for path in paths}
@@ -254,22 +221,15 @@ class Weights:
         assert dtype is not None
         return dtype
 
-    def names_by_path(self) -> Iterator[tuple[Path, list[str]]]:
-        """The names of every file, in its order."""
-        for path in self.files:
-            yield path, [name for name, info in self.headers.items() if info.path == path]
+    def nbytes(self, name: str) -> int:
+        """The bytes that tensor `name` takes as it is stored."""
+        return self.headers[name].numel * self.dtype(name).itemsize
 
 
 def find_weights(folder: Path, safetensors_stem: str, pickle_stem: str | None = None) -> list[Path]:
     """Finds a model's weights: safetensors before pickles, with an index, in one file, or in shards without an index.
 
-    Args:
-        folder: Where to look.
-        safetensors_stem: Name of the safetensors file without its ending, such as `model`.
-        pickle_stem: The same for pickles, such as `pytorch_model`; the same name by default.
-
-    Returns:
-        The files; empty if there are none.
+    The stems are names of files without their ending, such as `model` and `pytorch_model`.
     """
     for stem, ending in ((safetensors_stem, "safetensors"), (pickle_stem or safetensors_stem, "bin")):
         index = folder / f"{stem}.{ending}.index.json"
@@ -288,10 +248,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _indexed_shards(index: Path) -> list[Path]:
-    try:
-        shards = sorted(resolve_inside(index.parent, name, str(index)) for name in read_index(index, ConversionError))
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
+    names = sorted(read_index(index, ConversionError))
+    shards = [resolve_inside(index.parent, name, str(index), ConversionError) for name in names]
     if missing := [shard.name for shard in shards if not shard.is_file()]:
         raise ConversionError(listing(f"{index} lists shards that are missing:", missing))
     return shards
@@ -341,15 +299,8 @@ def write_sharded(
 ) -> None:
     """Writes tensors as `stem.safetensors`, or as shards with an index, in the format of transformers and diffusers.
 
-    Only the tensors of one shard are held at a time.
-
-    Args:
-        folder: Where to write; created if needed.
-        stem: Name of the file without its ending.
-        sizes: Names of the tensors and their sizes in bytes, in the order of writing.
-        read: Returns a tensor by its name.
-        max_shard_size: Largest size of a shard, in bytes or as in `"5GB"`.
-        progress: Called with the bytes of every written shard.
+    Only the tensors of one shard are held at a time. They are written in the order of `sizes`, which are in bytes;
+    `progress` is told those of every written shard.
     """
     folder.mkdir(parents=True, exist_ok=True)
     split = _split(sizes, stem, max_shard_size)
@@ -372,10 +323,7 @@ def check_shard_size(max_shard_size: int | str) -> None:
 def write_file(path: Path, tensors: dict[str, torch.Tensor]) -> None:
     """Writes one file of safetensors."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        save_file(tensors, path, metadata={"format": "pt"})
-    except SafetensorError as error:
-        raise write_error(error, path) from error
+    save_file(tensors, path, metadata={"format": "pt"})
     path.chmod(new_file_mode(0o666))  # safetensors makes its files private to their owner
 
 

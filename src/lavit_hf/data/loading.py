@@ -64,15 +64,17 @@ def load_data(
         ValueError: There is no such file, or no such split, or it is damaged (of streamed data, as far as it is read
             here).
     """
-    try:
-        import datasets  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError("Datasets need the package `datasets`: pip install 'lavit-hf[training]'") from error
+    datasets = import_datasets()
     path = Path(name)
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name} is empty.")
     if path.is_dir() and any((path / marker).is_file() for marker in _SAVED):
-        return NamedDataset(_load_saved_split(path, split, streaming), path)
+        dataset = load_saved(path)
+        if isinstance(dataset, dict):
+            if split not in dataset:
+                raise _missing_split(path, split, dataset)
+            dataset = dataset[split]
+        return NamedDataset(dataset.to_iterable_dataset() if streaming else dataset, path)
     if path.is_dir():
         _check_readable(path)
         return NamedDataset(_load_dataset(datasets, name, str(path), split=split, streaming=streaming), path)
@@ -80,7 +82,7 @@ def load_data(
         if path.suffix not in _BUILDERS:
             raise ValueError(f"{name}: cannot read a dataset from this file; known are {', '.join(_BUILDERS)}.")
         builder, options = _BUILDERS[path.suffix]
-        # A single file is all there is, whatever the split is called.
+        # A single file has a single split, which may have any name.
         found = _load_dataset(
             datasets, name, builder, data_files={split: str(path)}, split=split, streaming=streaming, **options
         )
@@ -91,6 +93,15 @@ def load_data(
         _load_dataset(datasets, name, name, config, split=split, revision=revision, streaming=streaming),
         Path(HF_HUB_CACHE),
     )
+
+
+def import_datasets() -> Any:
+    """The package `datasets`, which only the training extra installs."""
+    try:
+        import datasets  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise ImportError("Datasets need the package `datasets`: pip install 'lavit-hf[training]'") from error
+    return datasets
 
 
 def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
@@ -107,11 +118,7 @@ def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
 
 @contextmanager
 def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
-    """Has what `datasets` raises about damaged data name the dataset. Errors of the system and of the Hub stay.
-
-    Raises:
-        ValueError: The body raised such an error.
-    """
+    """Has what `datasets` raises about damaged data name the dataset. Errors of the system and of the Hub stay."""
     import datasets  # type: ignore[import-untyped]
     import pyarrow  # type: ignore[import-untyped]
 
@@ -127,11 +134,7 @@ def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _check_readable(folder: str | os.PathLike[str]) -> None:
-    """Refuses what `datasets` would leave out without a word: folders that must not be listed, and links to nothing.
-
-    Raises:
-        OSError: There is such a folder, or such a link.
-    """
+    """Refuses what `datasets` leaves out without a word: folders that must not be listed, and links to nothing."""
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith((".", "__")):  # left out on purpose
@@ -182,12 +185,3 @@ def _read_names(file: Path, key: str) -> list[Any]:
         return list(content[key])
     except (KeyError, TypeError) as error:
         raise ValueError(f"{file} is damaged: it lists no {key} ({error!r}).") from error
-
-
-def _load_saved_split(path: Path, split: str, streaming: bool) -> Any:
-    dataset = load_saved(path)
-    if isinstance(dataset, dict):
-        if split not in dataset:
-            raise _missing_split(path, split, dataset)
-        dataset = dataset[split]
-    return dataset.to_iterable_dataset() if streaming else dataset

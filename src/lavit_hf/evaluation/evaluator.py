@@ -73,7 +73,7 @@ def build_tasks(settings: EvaluationSettings) -> list[Task]:
     """
     if unknown := [name for name in settings.tasks if name not in TASKS]:
         raise ValueError(f"There is no task {unknown[0]!r}; there are {', '.join(TASKS)}.")
-    splits = list(dict.fromkeys(settings.splits)) or [None]
+    splits: list[str | None] = list(dict.fromkeys(settings.splits)) or [None]
     tasks = [_build_task(settings, name, split) for name in dict.fromkeys(settings.tasks) for split in splits]
     known = {option for task in tasks for option in task.options}
     for option, value in settings.options.items():

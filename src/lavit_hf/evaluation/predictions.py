@@ -23,11 +23,10 @@ from typing import Any, BinaryIO
 
 from PIL import Image, ImageOps
 
-from ..utils.atomic_files import complete_file, remove_partials, write_json
+from ..utils.atomic_files import check_resumable, complete_file, remove_partials, write_json
 from ..utils.contact_sheet import Panel, contact_sheet
 from ..utils.json_files import read_json_object
 from ..utils.public_text import one_line
-from ..utils.resumable import check_resumable
 from .tasks import Shown
 
 _PICTURES = "pictures"

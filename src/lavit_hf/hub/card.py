@@ -40,9 +40,9 @@ _BLOCK = re.compile(f"\n*{re.escape(_BEGIN)}.*?{re.escape(_END)}\n*", re.DOTALL)
 # A section that its owner wrote; they know more than the metadata.
 _TRAINING_DATA = re.compile(r"^#{1,6}[ \t]+training data[ \t:]*#*[ \t]*$", re.IGNORECASE | re.MULTILINE)
 _CODE = re.compile(r"^```.*?^```", re.DOTALL | re.MULTILINE)
-# What PEFT writes beside adapters: a form that nobody has filled in.
+# What PEFT writes beside adapters: a form to be filled in.
 _STUB = ("# Model Card for Model ID", "[More Information Needed]")
-# Whatever Markdown, HTML or a table could take for its own; of underscores, those that words do not have inside.
+# What has a meaning in Markdown, HTML or a table; of underscores, those that are not inside a word.
 _SPECIAL = re.compile(r"[\\`*\[\]<>|&~#!$]|(?<![^\W_])_|_(?![^\W_])")
 # Tasks of `lavit evaluate` as the Hub calls them.
 _TASKS = {
@@ -61,6 +61,10 @@ _INTRODUCTION_OF_ADAPTER = """# {name}
 What fine-tuning changed of [{base}](https://huggingface.co/{base}), a [LaVIT](https://arxiv.org/abs/2309.04669): an
 adapter of [PEFT](https://huggingface.co/docs/peft), which is loaded on top of it.
 """
+_ASK = """inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
+output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
+print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
 _USE = """## Use
 
 With [transformers](https://huggingface.co/docs/transformers), and nothing else of LaVIT:
@@ -72,10 +76,7 @@ repository = "{repository}"
 model = AutoModelForImageTextToText.from_pretrained(repository, trust_remote_code=True)
 processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
 
-inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
-output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
-print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+{ask}```
 """
 _USE_PIXELS = """
 Images are written as tokens; a pixel decoder, a pipeline of [diffusers](https://huggingface.co/docs/diffusers), draws
@@ -100,10 +101,7 @@ base = AutoModelForImageTextToText.from_pretrained("{base}", trust_remote_code=T
 model = PeftModel.from_pretrained(base, "{repository}")
 processor = AutoProcessor.from_pretrained("{processor}", trust_remote_code=True)
 
-inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
-output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
-print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
-```
+{ask}```
 """
 _USE_TOKENIZER = """## Use
 
@@ -119,37 +117,27 @@ Where the package lavit-hf is installed, `import lavit_hf` registers the classes
 
 
 def read_card(root: Path) -> tuple[ModelCardData, str]:
-    """Metadata and text of the card that a checkpoint has; nothing of either if it has none.
-
-    Raises:
-        PublishError: If it cannot be read.
-    """
+    """Metadata and text of the card that a checkpoint has; nothing of either if it has none."""
     path = root / "README.md"
     if not path.is_file():
         return ModelCardData(), ""
     try:
         card = ModelCard(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise PublishError(f"{path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise PublishError(f"{path} cannot be read: {error}.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise PublishError(f"{path} cannot be read: {getattr(error, 'strerror', error)}.") from error
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError, YAMLError) as error:
         raise PublishError(f"{path}: the metadata at its top cannot be read: {error!r}") from error
     data = cast(ModelCardData, card.data)
     for name in ("license", "tags", "datasets", "base_model"):
         value = getattr(data, name, None)
-        if not (value is None or isinstance(value, str) or _is_list_of_texts(value)):
+        if value is not None and not all(isinstance(part, str) for part in _as_list(value)):
             raise PublishError(f"{path}: {name} in the metadata at its top is {value!r:.100}, which is no text.")
     _check_license(data.license, f"{path}: license in the metadata at its top")
     return data, card.text
 
 
 def check_origin(origin: Origin) -> None:
-    """Makes sure that all names are those of things on the Hub.
-
-    Raises:
-        PublishError: If one is not.
-    """
+    """Makes sure that all names are those of things on the Hub."""
     _check_license(origin.license, "--license")
     for option, names in (("--base-model", origin.base_models), ("--dataset", origin.datasets)):
         for name in names:
@@ -169,15 +157,8 @@ def is_hub_name(name: str) -> bool:
 def remove_paths(data: ModelCardData, text: str, base: str | None) -> tuple[str, list[str]]:
     """Takes the paths of models and datasets out of metadata, which is changed, and out of a text.
 
-    Libraries write them there when they save what was made of something on a disk.
-
-    Args:
-        data: The metadata.
-        text: The text.
-        base: A path whatever it looks like, if it is not `None`.
-
-    Returns:
-        The text, and the paths.
+    Libraries write them there when they save what was made of something on a disk. `base` is a path whatever it looks
+    like. Returns the text, and the paths.
     """
     paths = [] if base is None else [base]
     for name in ("base_model", "datasets"):
@@ -189,20 +170,12 @@ def remove_paths(data: ModelCardData, text: str, base: str | None) -> tuple[str,
             setattr(data, name, rest[0] if name == "base_model" and len(rest) == 1 else rest or None)
     for path in sorted(paths, key=len, reverse=True):
         text = text.replace(path, public_name(path))
-    data.tags = [tag for tag in _as_list(data.tags) if not any(path in tag for path in paths)] or None
+    data["tags"] = [tag for tag in _as_list(data.tags) if not any(path in tag for path in paths)] or None
     return text, paths
 
 
 def write_card(data: ModelCardData, text: str, facts: Facts, repository: str, origin: Origin) -> str:
-    """The text of a card: metadata, what its owner wrote, and the facts.
-
-    Args:
-        data: The metadata there is; it is changed.
-        text: What its owner wrote, perhaps with facts of an earlier version.
-        facts: What the checkpoint's files say.
-        repository: Where it is published to.
-        origin: What no file says.
-    """
+    """The text of a card: metadata, which is changed, what its owner wrote, and the facts instead of earlier ones."""
     name = repository.split("/")[-1]
     _set_metadata(data, facts, origin)
     if facts.results:
@@ -216,12 +189,8 @@ def write_card(data: ModelCardData, text: str, facts: Facts, repository: str, or
     return f"---\n{data.to_yaml()}\n---\n\n{own_text}\n\n{block}\n"
 
 
-def _is_list_of_texts(value: object) -> bool:
-    return isinstance(value, list) and all(isinstance(part, str) for part in value)
-
-
-def _as_list(value: str | list[str] | None) -> list[str]:
-    return [value] if isinstance(value, str) else list(value or [])
+def _as_list(value: Any) -> list[Any]:
+    return [] if value is None else value if isinstance(value, list) else [value]
 
 
 def _check_license(license: str | list[str] | None, where: str) -> None:
@@ -254,6 +223,9 @@ def _set_metadata(data: ModelCardData, facts: Facts, origin: Origin) -> None:
 def _eval_results(facts: Facts) -> list[EvalResult]:
     found = []
     for result in facts.results:
+        split: dict[str, Any] = {}
+        if result.get("split"):
+            split["dataset_split"] = one_line(result["split"])
         for name, measurement in result["metrics"].items():
             if measurement["value"] is not None:
                 found.append(
@@ -261,10 +233,10 @@ def _eval_results(facts: Facts) -> list[EvalResult]:
                         task_type=_TASKS.get(result["task"], one_line(result["task"])),
                         dataset_type=_data_name(result),
                         dataset_name=_data_name(result),
-                        dataset_split=one_line(result.get("split") or "") or None,
                         metric_type=one_line(name),
                         metric_name=one_line(name),
                         metric_value=measurement["value"],
+                        **split,
                     )
                 )
     return found
@@ -278,10 +250,11 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: st
     else:
         use = _USE_TOKENIZER
     names = {"base": data.base_model, "processor": repository if facts.has_processor else data.base_model}
+    datasets = "\n".join(f"- {_escape(name)}" for name in _as_list(data.datasets)) or "Not stated."
     parts = [
-        use.format(repository=repository, guidance_scale=facts.guidance_scale, **names) + _PACKAGE_FIRST,
+        use.format(repository=repository, ask=_ASK, guidance_scale=facts.guidance_scale, **names) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
-        "" if _TRAINING_DATA.search(_CODE.sub("", own_text)) else "## Training data\n\n" + _training_data(data),
+        "" if _TRAINING_DATA.search(_CODE.sub("", own_text)) else f"## Training data\n\n{datasets}",
         _metrics_text(facts),
     ]
     return "\n\n".join(part.strip() for part in parts if part)
@@ -314,10 +287,6 @@ def _architecture(facts: Facts) -> list[list[str]]:
             ["Pixel decoders", ", ".join(facts.pixel_decoders.values()) or "none"],
         ]
     return [*rows, *shared]
-
-
-def _training_data(data: ModelCardData) -> str:
-    return "\n".join(f"- {_escape(name)}" for name in _as_list(data.datasets)) or "Not stated."
 
 
 def _metrics_text(facts: Facts) -> str:

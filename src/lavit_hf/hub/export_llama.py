@@ -64,7 +64,7 @@ def export_llama(
     check_shard_size(max_shard_size)
     config = read_config(source)
     found = list_files(source)
-    # Only weights may be links to elsewhere: whatever else is copied goes wherever the export goes.
+    # Only weights may be links to elsewhere: all other files are copied, and published with the export.
     linked = [file for file in found.refused if file.endswith(WEIGHTS)]
     for name in sorted(set(found.refused) - set(linked)):
         raise PublishError(f"{source / name} is part of the checkpoint, but {found.refused[name]}. Replace it.")
@@ -74,7 +74,7 @@ def export_llama(
         kind = config.model_type if config.model_type != "lavit" else config.text_config.model_type
         raise PublishError(f"{source} is no LaVIT around a Llama: its language model is of the type {kind!r}.")
     weights, names = _read_weights(source, config)
-    sizes = {name: _size(weights, stored) for name, stored in names.items()}
+    sizes = {name: weights.nbytes(stored) for name, stored in names.items()}
     check_space(target, sum(sizes.values()))
     with complete_directory(target) as folder:
         with progress_bar("Writing", sum(sizes.values()), progress) as bar:
@@ -108,10 +108,6 @@ def _read_weights(source: Path, config: LavitConfig) -> tuple[Weights, dict[str,
     if f"{_HEAD}bias" in names:
         raise PublishError(f"{source}: the head of its language model has a bias, which a Llama has not.")
     return weights, names
-
-
-def _size(weights: Weights, name: str) -> int:
-    return weights.headers[name].numel * weights.dtype(name).itemsize
 
 
 def _llama_config(config: LavitConfig, weights: Weights, names: dict[str, str]) -> LlamaConfig:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -67,30 +67,28 @@ class Facts:
 
 
 def read_facts(root: Path, files: list[str], config: Any, adapter: AdapterFacts | None = None) -> Facts:
-    """Reads the facts of a checkpoint.
-
-    Args:
-        root: Its directory.
-        files: Its files, relative to it.
-        config: Its configuration, if it is no adapter.
-        adapter: Its adapter, if it is one.
-
-    Raises:
-        PublishError: If a file cannot be understood.
-    """
+    """Reads the facts of a checkpoint: a model with a configuration, or an adapter."""
     parameters: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     whole = "adapter" if adapter else "language model" if config.model_type == "lavit" else "visual tokenizer"
     for file in sorted(files, key=lambda name: ("/" in name, name)):  # the model itself first
         if file.endswith(WEIGHTS) and not file.startswith("original/"):
-            _count(root, file, whole, parameters, dtypes)
+            for name, tensor in read_headers(root / file, PublishError).items():
+                parameters[_part(file, name, whole)] += prod(tensor.shape)
+                dtypes[tensor.dtype] += prod(tensor.shape)
     decoders = {
         folder: _decoder_kind(root / folder) for folder in DECODER_FOLDERS if f"{folder}{MODEL_INDEX}" in files
     }
-    names = [name for name, _ in dtypes.most_common()]
-    facts = Facts(config, dict(parameters), names, decoders, _read_results(root), _read_guidance(root), adapter)
-    facts.has_processor = "processor_config.json" in files
-    return facts
+    return Facts(
+        config,
+        dict(parameters),
+        [name for name, _ in dtypes.most_common()],
+        decoders,
+        _read_results(root),
+        _read_guidance(root),
+        adapter,
+        has_processor="processor_config.json" in files,
+    )
 
 
 def is_adapter(root: Path) -> bool:
@@ -122,15 +120,12 @@ def read_config(root: Path) -> Any:
     try:
         return AutoConfig.from_pretrained(root)
     except Exception as error:  # of any kind: the classes of configurations check values in ways of their own
-        raise PublishError(f"{path} is not a usable configuration: {_first_line(error)}") from error
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise PublishError(f"{path} is not a usable configuration: {reason}") from error
 
 
 def read_adapter(root: Path) -> AdapterFacts:
-    """Reads the configuration of an adapter.
-
-    Raises:
-        PublishError: If it cannot be understood.
-    """
+    """Reads the configuration of an adapter."""
     content = read_adapter_config(root, PublishError)
     rows = {"Kind": f"{content['peft_type']}, of PEFT"}
     names = {"Rank": "r", "Scale (alpha)": "lora_alpha", "Adapted": "target_modules", "Whole": "modules_to_save"}
@@ -142,10 +137,6 @@ def read_adapter(root: Path) -> AdapterFacts:
         if value not in (None, []):
             rows[row] = ", ".join(sorted(map(str, values)))
     return AdapterFacts(content.get("base_model_name_or_path"), rows)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _decoder_kind(folder: Path) -> str:
@@ -165,13 +156,6 @@ def _read_guidance(root: Path) -> float:
     return float(value)
 
 
-def _count(root: Path, file: str, whole: str, parameters: Counter[str], dtypes: Counter[str]) -> None:
-    for name, tensor in read_headers(root / file, PublishError).items():
-        size = prod(tensor.shape)
-        parameters[_part(file, name, whole)] += size
-        dtypes[tensor.dtype] += size
-
-
 def _part(file: str, name: str, whole: str) -> str:
     folder, _, _ = file.rpartition("/")
     if folder:
@@ -181,51 +165,32 @@ def _part(file: str, name: str, whole: str) -> str:
 
 
 def _read_results(root: Path) -> list[dict[str, Any]]:
-    for name in METRICS:
-        path = root / name
-        if path.is_file():
-            results = read_object(path).get("results")
-            if not isinstance(results, list):
-                raise PublishError(f"{path} is not what `lavit evaluate` writes: it has no list of results.")
-            for number, result in enumerate(results):
-                if problem := _problem_of_result(result):
-                    raise PublishError(f"{path} is not what `lavit evaluate` writes: results[{number}] {problem}.")
-            return results
-    return []
+    path = next((root / name for name in METRICS if (root / name).is_file()), None)
+    if path is None:
+        return []
+    refused = f"{path} is not what `lavit evaluate` writes: "
+    results = read_object(path).get("results")
+    if not isinstance(results, list):
+        raise PublishError(f"{refused}it has no list of results.")
+    for number, result in enumerate(results):
+        if problem := _problem(result, _RESULT):
+            raise PublishError(f"{refused}results[{number}] {problem}.")
+        for name, measurement in result["metrics"].items():
+            if problem := _problem(measurement, _MEASUREMENT):
+                raise PublishError(f"{refused}results[{number}] has the metric {name!r:.100}, which {problem}.")
+    return results
 
 
-def _problem_of_result(result: Any) -> str | None:
-    if not isinstance(result, Mapping):
+def _is(*types: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, types)
+
+
+def _problem(values: Any, checks: Mapping[str, Callable[[Any], bool]]) -> str | None:
+    """What is wrong with an object of which every value has to pass its check."""
+    if not isinstance(values, Mapping):
         return "is no object"
-    for name, is_right in {
-        "task": isinstance(result.get("task"), str),
-        "data": isinstance(result.get("data"), str),
-        "split": isinstance(result.get("split"), (str, type(None))),
-        "metrics": isinstance(result.get("metrics"), Mapping),
-    }.items():
-        if not is_right:
-            return f"has {result.get(name)!r:.100} for `{name}`"
-    for name, measurement in result["metrics"].items():
-        if problem := _problem_of_measurement(measurement):
-            return f"has the metric {name!r:.100}, which {problem}"
-    return None
-
-
-def _problem_of_measurement(measurement: Any) -> str | None:
-    if not isinstance(measurement, Mapping):
-        return "is no object"
-    value, interval, count = (measurement.get(name) for name in ("value", "interval", "n"))
-    for name, is_right in {
-        "value": value is None or _is_number(value),
-        "interval": interval is None
-        or (isinstance(interval, list) and len(interval) == 2 and all(map(_is_number, interval))),
-        "n": isinstance(count, int) and not isinstance(count, bool),
-        "unit": isinstance(measurement.get("unit"), str),
-        "is_share": isinstance(measurement.get("is_share"), (bool, type(None))),
-    }.items():
-        if not is_right:
-            return f"has {measurement.get(name)!r:.100} for `{name}`"
-    return None
+    wrong = [name for name, check in checks.items() if not check(values.get(name))]
+    return f"has {values.get(wrong[0])!r:.100} for `{wrong[0]}`" if wrong else None
 
 
 def _is_number(value: Any) -> bool:
@@ -233,3 +198,17 @@ def _is_number(value: Any) -> bool:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:  # an integer that no float can hold
         return False
+
+
+def _is_interval(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(map(_is_number, value))
+
+
+_RESULT = {"task": _is(str), "data": _is(str), "split": _is(str, type(None)), "metrics": _is(Mapping)}
+_MEASUREMENT: dict[str, Callable[[Any], bool]] = {
+    "value": lambda value: value is None or _is_number(value),
+    "interval": lambda value: value is None or _is_interval(value),
+    "n": lambda value: type(value) is int,
+    "unit": _is(str),
+    "is_share": _is(bool, type(None)),
+}

@@ -1,6 +1,6 @@
 """Which files of a directory are published: those that a checkpoint consists of, and those that its owner asks for.
 
-What else lies in a directory stays at home: nobody can list what that may be. Keys, data, what training leaves.
+All other files are left out, as no list could name them: keys, data, what training leaves behind.
 """
 
 from __future__ import annotations
@@ -16,13 +16,15 @@ from typing import Any
 from huggingface_hub.utils import filter_repo_objects
 from transformers.dynamic_module_utils import get_relative_import_files
 
+from ..conversion.model_card import LICENSE, NOTICE, is_notice
 from ..conversion.original import FOLDER as ORIGINAL
 from ..conversion.original import LAYOUT, UNUSED
 from ..evaluation import TASKS
 from ..modeling.configuration_lavit import LavitConfig
-from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, read_parts
 from ..remote_code import PIPELINE_MODULE, code_files
 from ..utils.json_files import read_json_object
+from ..utils.paths import is_inside
 from ..utils.safetensors_files import read_headers, read_index
 
 
@@ -30,7 +32,7 @@ class PublishError(ValueError):
     """A checkpoint cannot be published or exported as it is; the message says why and what to do."""
 
 
-# Files may hold anything; whatever is wrong with one is an error that names it.
+# A file may hold anything. What is wrong with it becomes an error that names it.
 
 
 WEIGHTS = ".safetensors"
@@ -38,11 +40,7 @@ _INDEX = f"{WEIGHTS}.index."
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """Reads a JSON file that has to hold an object.
-
-    Raises:
-        PublishError: If it cannot be read, or holds something else.
-    """
+    """Reads a JSON file that has to hold an object."""
     return read_json_object(path, PublishError)
 
 
@@ -52,13 +50,11 @@ def is_index(file: str) -> bool:
 
 
 def check_weights(root: Path, files: list[str]) -> None:
-    """Makes sure that what is published can be loaded: safetensors that are there, complete and readable.
-
-    Raises:
-        PublishError: If weights are missing or corrupt.
-    """
-    for file in filter(is_index, files):
-        _check_shards(root, file, files)
+    """Makes sure that what is published can be loaded: safetensors that are there, complete and readable."""
+    for index in filter(is_index, files):
+        for shard in sorted(read_index(root / index, PublishError)):
+            if str(PurePosixPath(index).parent / shard) not in files:
+                raise PublishError(f"{root / index} lists {shard}, which is not there.")
     weights = [file for file in files if file.endswith(WEIGHTS)]
     if not any("/" not in file for file in weights):
         raise PublishError(
@@ -67,12 +63,6 @@ def check_weights(root: Path, files: list[str]) -> None:
         )
     for file in weights:
         read_headers(root / file, PublishError)
-
-
-def _check_shards(root: Path, index: str, files: list[str]) -> None:
-    for shard in sorted(read_index(root / index, PublishError)):
-        if str(PurePosixPath(index).parent / shard) not in files:
-            raise PublishError(f"{root / index} lists {shard}, which is not there.")
 
 
 # Which files are published.
@@ -157,12 +147,7 @@ class FileList:
 
 
 def list_files(root: Path, include: Sequence[str] = (), include_evaluation: bool = False) -> FileList:
-    """Finds out what of a directory is published.
-
-    Args:
-        root: The directory of a checkpoint.
-        include: Patterns of other files to publish, such as `docs/*.md`; matched as by `hf upload --include`.
-        include_evaluation: Whether to publish what `lavit evaluate` wrote of single samples, pictures among it.
+    """Finds out what of a directory is published; `include` and `include_evaluation` as in `publish`.
 
     Raises:
         PublishError: If a file that tells what there is cannot be read, or if all that a pattern matches is refused.
@@ -184,15 +169,11 @@ def list_files(root: Path, include: Sequence[str] = (), include_evaluation: bool
         else:
             files.left_out[name] = _OF_SAMPLES if _EVALUATION.fullmatch(name) else _NOT_A_PART
     for pattern, names in asked.items():
-        _check_pattern(root, pattern, names, files)
+        if not names:
+            raise PublishError(f"{root} has nothing that --include {pattern} matches.")
+        if not set(names) & {*files.published, *files.refused}:
+            raise PublishError(f"{root / names[0]} is not published, even with --include: {files.left_out[names[0]]}.")
     return files
-
-
-def _check_pattern(root: Path, pattern: str, names: list[str], files: FileList) -> None:
-    if not names:
-        raise PublishError(f"{root} has nothing that --include {pattern} matches.")
-    if not set(names) & {*files.published, *files.refused}:
-        raise PublishError(f"{root / names[0]} is not published, even with --include: {files.left_out[names[0]]}.")
 
 
 def _matching(root: Path, names: dict[str, Any], pattern: str) -> list[str]:
@@ -234,16 +215,9 @@ def _refuse_name(root: Path, name: str) -> str | None:
         return "a key, token or password by its name; never published"
     if not path.is_file():
         return "a link to nothing, or no regular file; never published"
-    if path.is_symlink() and not any(path.resolve().is_relative_to(place) for place in _places(root)):
+    if path.is_symlink() and not is_inside(root, path):
         return "a link that leads out of the directory; never published"
     return None
-
-
-def _places(root: Path) -> list[Path]:
-    """Where links may lead: into the directory, or in the cache of the Hub to the files of the same repository."""
-    root = root.resolve()
-    is_cached = root.parent.name == "snapshots" and root.parents[1].name.startswith("models--")
-    return [root, *([root.parents[1] / "blobs"] if is_cached else [])]
 
 
 def _refuse_content(path: Path) -> str | None:
@@ -271,7 +245,7 @@ class _KnownFiles:
         self._parts, code = set(), {f"{PIPELINE_MODULE}.py", *code_files()}
         for folder in DECODER_FOLDERS:
             if (root / folder / MODEL_INDEX).is_file():
-                parts, modules = read_parts(root / folder / MODEL_INDEX)
+                parts, modules = read_parts(root / folder / MODEL_INDEX, PublishError)
                 self._parts |= {f"{folder}{part}" for part in parts}
                 code |= {f"{folder}{module}.py" for module in modules}
         for module in mapped_modules(root):
@@ -305,34 +279,8 @@ def _is_file_of_model(name: str) -> bool:
     return name in CONFIGURATIONS or name in _TEXT or bool(_WEIGHTS.fullmatch(name))
 
 
-def read_parts(index: Path) -> tuple[list[str], list[str]]:
-    """The parts of a pipeline, and the modules of code that its directory has to hold, relative to it.
-
-    Raises:
-        PublishError: If its `model_index.json` cannot be understood.
-    """
-    content = read_object(index)
-    parts, modules = [], []
-    for name, value in {"": content.get("_class_name"), **content}.items():
-        if name.startswith("_") or not isinstance(value, list):
-            continue
-        is_pair = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
-        if not is_pair or (name and not _MODULE.fullmatch(name)):
-            raise PublishError(f"{index}: {name or '_class_name'!r} is not a library and a class, but {value!r:.100}.")
-        module = value[0]
-        if name and module is not None:
-            parts.append(name)
-        if module is not None and _MODULE.fullmatch(module):
-            modules.append(f"{name}/{module}".lstrip("/"))
-    return parts, modules
-
-
 def mapped_modules(root: Path) -> list[str]:
-    """The modules of code beside the configurations in a directory that these name in `auto_map`.
-
-    Raises:
-        PublishError: If an `auto_map` cannot be understood.
-    """
+    """The modules of code beside the configurations in a directory that these name in `auto_map`."""
     found = set()
     for name in _MAPS:
         auto_map = read_object(root / name).get("auto_map", {}) if (root / name).is_file() else {}
@@ -351,11 +299,6 @@ def mapped_modules(root: Path) -> list[str]:
 # Weights that derive from others are published with the licenses of these, or not at all.
 
 
-# `lavit convert` puts the folder's name before that of a license of one part.
-_LICENSE = re.compile(r"(^|-)licen[cs]e", re.IGNORECASE)
-_NOTICE = re.compile(r"(^|-)notice", re.IGNORECASE)
-_POLICY = re.compile(r"(^|-)use[-_]policy", re.IGNORECASE)
-_TEXT_FILE = re.compile(r"[^.]*(\.\d+)*(\.(html?|md|pdf|rst|rtf|txt))?", re.IGNORECASE)
 # What a card says of weights that have no license of their own.
 _INHERITED = (None, "other", "llama2")
 
@@ -369,11 +312,6 @@ def find_notices(files: list[str]) -> list[str]:
     return [file for file in files if "/" not in file and is_notice(file)]
 
 
-def find_license(files: list[str]) -> str | None:
-    """The license file, if there is one."""
-    return next((file for file in find_notices(files) if _LICENSE.search(file)), None)
-
-
 def check_licenses(root: Path, files: list[str], config: Any, stated: str | None) -> bool:
     """Refuses to publish derived weights without the files that have to go with them.
 
@@ -385,9 +323,6 @@ def check_licenses(root: Path, files: list[str], config: Any, stated: str | None
 
     Returns:
         Whether the weights have the licenses of others.
-
-    Raises:
-        PublishError: If a license or notice is missing.
     """
     is_converted = (root / LAYOUT).is_file()
     if is_converted:
@@ -397,7 +332,7 @@ def check_licenses(root: Path, files: list[str], config: Any, stated: str | None
     if stated not in _INHERITED or not (is_converted or _has_published_sizes(config)):
         return False
     notices = find_notices(files)
-    kinds = {"a license": _LICENSE, "a notice": _NOTICE}
+    kinds = {"a license": LICENSE, "a notice": NOTICE}
     lacking = [kind for kind, pattern in kinds.items() if not any(map(pattern.search, notices))]
     if lacking:
         why = " (it was converted)" if is_converted else " (it has the sizes of the published model)"
@@ -406,20 +341,11 @@ def check_licenses(root: Path, files: list[str], config: Any, stated: str | None
 
 
 def copied_files(root: Path) -> list[str]:
-    """What `lavit convert` took over as it was, by its own record; paths relative to the directory.
-
-    Raises:
-        PublishError: If the record is damaged.
-    """
+    """What `lavit convert` took over as it was, by its own record; paths relative to the directory."""
     copied = read_object(root / LAYOUT).get("copied") if (root / LAYOUT).is_file() else {}
     if not isinstance(copied, dict) or not all(isinstance(target, str) for target in copied.values()):
         raise PublishError(f"{root / LAYOUT} is damaged: `copied` is no object of paths.")
     return list(copied.values())
-
-
-def is_notice(name: str) -> bool:
-    """Whether a file is a license, a notice or a use policy, by its name."""
-    return bool(_TEXT_FILE.fullmatch(name)) and any(pattern.search(name) for pattern in (_LICENSE, _NOTICE, _POLICY))
 
 
 def _has_published_sizes(config: Any) -> bool:

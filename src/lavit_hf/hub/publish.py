@@ -7,15 +7,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 from huggingface_hub import CommitOperationAdd, CommitOperationCopy, CommitOperationDelete, HfApi, ModelCardData
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError
-from huggingface_hub.utils import validate_repo_id
+from huggingface_hub.errors import HfHubHTTPError
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
-from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders
-from ..remote_code import PIPELINE_MODULE, save_remote_code, write_code
+from ..conversion.model_card import LICENSE
+from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, link_pixel_decoders, read_parts
+from ..remote_code import names_our_pipeline, save_remote_code, write_code
+from ..training.assembly import PROCESSOR_FILES
 from ..utils.atomic_files import temporary_folder, write_json
 from ..utils.public_text import is_path, without_paths
 from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, write_card
@@ -27,17 +27,15 @@ from .files import (
     PublishError,
     check_licenses,
     check_weights,
-    find_license,
+    find_notices,
     is_index,
     list_files,
     mapped_modules,
     read_object,
-    read_parts,
 )
 
-_PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
 _PREFIX = "lavit-publish-"
-# Where libraries note what they loaded something from, be it a directory of whoever saved it.
+# Where libraries note what they loaded something from, which may be a directory of this machine.
 _NAMES = ("_name_or_path", "name_or_path")
 
 
@@ -76,14 +74,14 @@ def prepare(
 ) -> Iterator[Publication]:
     """Checks a checkpoint, and yields what is to be published of it.
 
-    Files stay where they are, but for those that are made or changed: code, card, and whatever names a path.
+    Files stay where they are, but for those that are made or changed: code, card, and files that name a path.
 
     Args:
         checkpoint: Its directory.
         repository: Where it is published to.
         origin: What no file says.
-        include: As for `list_files`.
-        include_evaluation: As for `list_files`.
+        include: As for `publish`.
+        include_evaluation: As for `publish`.
 
     Raises:
         PublishError: If the checkpoint is incomplete, or lacks a license, or must not be published.
@@ -97,29 +95,33 @@ def prepare(
     files = found.published
     _check_files(checkpoint, found)
     facts = read_facts(checkpoint, files, config, adapter)
-    has_processor = facts.is_whole or bool(set(_PROCESSOR) & set(files))
-    if has_processor and (missing := sorted(set(_PROCESSOR) - set(files))):
+    has_processor = facts.is_whole or bool(set(PROCESSOR_FILES) & set(files))
+    if has_processor and (missing := sorted(set(PROCESSOR_FILES) - set(files))):
         raise PublishError(f"{checkpoint} has no {missing[0]}: save the processor there, too.")
     data, text = read_card(checkpoint)
     local_base = adapter.base if adapter and adapter.base and _is_here(adapter.base) else None
     text, paths = remove_paths(data, text, local_base)
     if adapter is not None:
         base = _find_base(checkpoint, adapter, data, origin)
-        config = _read_base_config(Path(local_base)) if local_base else None
+        config = read_config(Path(local_base)) if local_base and Path(local_base, "config.json").is_file() else None
         origin = replace(origin, base_models=[base])
     is_inherited = check_licenses(checkpoint, files, config, origin.license or data.license)
-    origin = replace(origin, inherited_license=find_license(files) if is_inherited else None)
+    licenses = [file for file in find_notices(files) if LICENSE.search(file)]
+    origin = replace(origin, inherited_license=licenses[0] if is_inherited and licenses else None)
     with temporary_folder(_PREFIX) as staged:
         _stage(checkpoint, staged, sorted(set(files) - set(found.included)))
         if adapter is not None:
-            _change(staged / ADAPTER_CONFIG_NAME, base_model_name_or_path=base)
+            path = staged / ADAPTER_CONFIG_NAME
+            write_json(path, {**read_object(path), "base_model_name_or_path": base})
         _add_code(staged)
         if facts.is_whole:
             link_pixel_decoders(staged)
         (staged / "README.md").write_text(write_card(data, text, facts, repository, origin), encoding="utf-8")
         content = {file: checkpoint / file for file in files}
         content |= {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}
-        _check_code(staged, set(content))
+        for module in mapped_modules(staged):
+            if f"{module}.py" not in content:
+                raise PublishError(f"The configurations name code in {module}.py (auto_map), which is not there.")
         yield Publication(dict(sorted(content.items())), found.left_out, _hints(data, paths))
 
 
@@ -130,7 +132,7 @@ def _check_files(root: Path, found: FileList) -> None:
     check_weights(root, found.published)
     for folder in DECODER_FOLDERS:
         if f"{folder}{MODEL_INDEX}" in found.published:
-            for part in read_parts(root / folder / MODEL_INDEX)[0]:
+            for part in read_parts(root / folder / MODEL_INDEX, PublishError)[0]:
                 if not any(file.startswith(f"{folder}{part}/") for file in found.published):
                     raise PublishError(f"{root / folder / MODEL_INDEX} names {part}, but {folder}{part} is not there.")
                 if not any(f"{folder}{part}/{name}" in found.published for name in CONFIGURATIONS):
@@ -154,10 +156,6 @@ def _is_here(name: str) -> bool:
     return is_path(name) or Path(name).exists()
 
 
-def _read_base_config(base: Path) -> Any:
-    return read_config(base) if (base / "config.json").is_file() else None
-
-
 def _stage(root: Path, staged: Path, files: list[str]) -> None:
     """Copies the configurations and what was measured, without the paths that these name."""
     for file in files:
@@ -175,25 +173,14 @@ def _stage(root: Path, staged: Path, files: list[str]) -> None:
                 write_json(staged / file, content)
 
 
-def _change(path: Path, **values: Any) -> None:
-    write_json(path, {**read_object(path), **values})
-
-
 def _add_code(staged: Path) -> None:
     path = staged / "processor_config.json"
     if path.is_file() and not isinstance(read_object(path).get("image_processor", {}), (dict, type(None))):
         raise PublishError(f"{path.name}: image_processor is no object.")
     save_remote_code(staged)
     for folder in DECODER_FOLDERS:
-        index = staged / folder / MODEL_INDEX
-        if index.is_file() and PIPELINE_MODULE in read_parts(index)[1]:
+        if names_our_pipeline(staged / folder):
             write_code(staged / folder)
-
-
-def _check_code(staged: Path, files: set[str]) -> None:
-    for module in mapped_modules(staged):
-        if f"{module}.py" not in files:
-            raise PublishError(f"The configurations name code in {module}.py (auto_map), which is not there.")
 
 
 def _hints(data: ModelCardData, paths: list[str]) -> list[str]:
@@ -278,7 +265,8 @@ def publish(
         PublishError: If the checkpoint is incomplete or lacks a license, if `include` asks for what is never
             published, or if the Hub refuses it.
     """
-    _check_name(repository)
+    if not is_hub_name(repository) or repository.count("/") != 1:
+        raise PublishError(f"{repository} is not the name of a repository: it looks like user/name.")
     origin = Origin(license, list(base_models), list(datasets))
     with prepare(Path(checkpoint), repository, origin, include, include_evaluation) as publication:
         report = PublishReport(
@@ -289,16 +277,11 @@ def publish(
         try:
             return _upload(publication, report, HfApi(token=token), private, revision, commit_message)
         except (HfHubHTTPError, RuntimeError, ConnectionError) as error:  # the second: a file could not be uploaded
-            raise PublishError(_reason(repository, error)) from error
-
-
-def _check_name(repository: str) -> None:
-    try:
-        validate_repo_id(repository)
-    except HFValidationError as error:
-        raise PublishError(str(error)) from error
-    if repository.count("/") != 1:
-        raise PublishError(f"{repository} is not the name of a repository: it looks like user/name.")
+            if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
+                reason = f"The Hub does not let you write to {repository}: log in with `hf auth login`. ({error})"
+            else:
+                reason = f"{repository} was not changed: {error} The same command goes on with what is missing."
+            raise PublishError(reason) from error
 
 
 def _upload(
@@ -323,9 +306,3 @@ def _upload(
     commit = api.create_commit(report.repository, operations, commit_message=message, revision=revision)
     url = f"{api.endpoint}/{report.repository}"
     return replace(report, removed=removed, url=url, commit=commit.oid)
-
-
-def _reason(repository: str, error: Exception) -> str:
-    if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
-        return f"The Hub does not let you write to {repository}: log in with `hf auth login`. ({error})"
-    return f"{repository} was not changed: {error} The same command goes on with what is missing."

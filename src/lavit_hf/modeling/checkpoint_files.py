@@ -29,15 +29,7 @@ IS_PACKAGE = __name__.startswith("lavit_hf.")
 # What reading and building from values of a file ends in when they are of other types, missing or out of range.
 _UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, StrictDataclassError, TypeError, ValueError)
 
-_HUB_KWARGS = (
-    "cache_dir",
-    "force_download",
-    "local_files_only",
-    "proxies",
-    "revision",
-    "subfolder",
-    "token",
-)
+_HUB_KWARGS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "subfolder", "token")
 
 # Values that say how often something is built, such as `num_hidden_layers` and `layers_per_block`.
 _COUNT = re.compile(r"(^|_)(layers?|experts)(_|$)")
@@ -56,10 +48,9 @@ Shapes = dict[str, list[int]]
 
 @contextmanager
 def name_file(file: str | os.PathLike | None) -> Iterator[None]:
-    """Turns errors of the body into one that names a file, unless they do already.
+    """Turns errors of the body into one that names the file that it builds something from, unless they do already.
 
-    Args:
-        file: The file that the body builds something from; with `None`, errors stay as they are.
+    With `None`, errors stay as they are.
 
     Raises:
         ValueError: If the body raises one of those.
@@ -71,6 +62,20 @@ def name_file(file: str | os.PathLike | None) -> Iterator[None]:
             raise
         reason = " ".join(str(error).split())
         raise ValueError(f"{file} cannot be used ({type(error).__name__}: {reason[:500]}).") from error
+
+
+@contextmanager
+def built_from(file: str | os.PathLike | None, device: str = "meta") -> Iterator[None]:
+    """Has the body build, by default without memory, what a file describes; errors name the file.
+
+    Raises:
+        ValueError: If it cannot be built.
+    """
+    with name_file(file), torch.device(device):
+        try:
+            yield
+        except (ImportError, RuntimeError) as error:  # torch has one error for all that cannot be built
+            raise ValueError(str(error)) from error
 
 
 def file_in(checkpoint: str | os.PathLike | None, name: str) -> str | None:
@@ -190,11 +195,6 @@ def load_config(
 def find_file(checkpoint: str | os.PathLike, name: str, hub_kwargs: dict[str, Any]) -> str | None:
     """Where a file of a checkpoint is, downloaded if need be.
 
-    Args:
-        checkpoint: Directory or Hub id.
-        name: The file.
-        hub_kwargs: What locates it.
-
     Returns:
         Its path; `None` if the checkpoint has no such file, as far as one can tell without a connection.
 
@@ -215,11 +215,6 @@ def find_safetensors(
 ) -> dict[str, list[str]]:
     """The files of weights that transformers would load, and which tensors the index says that each holds.
 
-    Args:
-        checkpoint: Directory or Hub id.
-        variant: Such as `"fp16"`.
-        hub_kwargs: What locates it.
-
     Returns:
         Tensors by file; without an index none are listed, and without safetensors there are no files.
 
@@ -236,12 +231,7 @@ def find_safetensors(
 def read_shapes(
     checkpoint: str | os.PathLike, shards: Mapping[str, Iterable[str]], hub_kwargs: dict[str, Any]
 ) -> Shapes:
-    """Reads the shapes of all tensors out of the headers.
-
-    Args:
-        checkpoint: Directory or Hub id.
-        shards: See [`find_safetensors`].
-        hub_kwargs: What locates it.
+    """Reads the shapes of all tensors out of the headers of files, see [`find_safetensors`].
 
     Raises:
         OSError: If a file is missing or unreadable, or lacks a tensor that the index lists.
@@ -282,16 +272,17 @@ def check_config(
     """
     values = dict(_flatten(config.to_dict()))
     check_counts(values, max(len(shapes), _BUILT_IN_SECONDS), file)
-    # A subclass may need arguments that are nobody else's business.
+    # A subclass may need arguments that are not known here.
     if ignore or model_args or not _is_ours(model_class):
         return
     # On the meta device a model of any size costs a moment and no memory.
-    with name_file(file), _as_value_error(), torch.device("meta"), init.no_init_weights():
+    with built_from(file), init.no_init_weights():
         model = model_class(copy.deepcopy(config), *model_args)
     expected = state_shapes(model)
     prefix = f"{model_class.base_model_prefix}."
-    forms = (shapes, {prefix + name: s for name, s in shapes.items()}, _without_prefix(shapes, prefix))
-    found = max(forms, key=lambda form: len(form.keys() & expected.keys()))
+    longer = {prefix + name: shape for name, shape in shapes.items()}
+    shorter = {name.removeprefix(prefix): shape for name, shape in shapes.items()}
+    found = max((shapes, longer, shorter), key=lambda form: len(form.keys() & expected.keys()))
     present, wanted = _numbers(found), _numbers(expected)
     for name in sorted(present.keys() & wanted.keys()):
         if present[name] != wanted[name] and file != _GIVEN:
@@ -369,10 +360,6 @@ def _hint(values: Mapping[str, Any], sizes: set[int]) -> str:
     return f" ({', '.join(names[:4])})" if names else ""
 
 
-def _without_prefix(shapes: Shapes, prefix: str) -> Shapes:
-    return {name.removeprefix(prefix): shape for name, shape in shapes.items()}
-
-
 def _numbers(names: Iterable[str]) -> dict[str, set[str]]:
     """The numbers of modules in a list, by its name: `{"model.layers": {"0", "1"}}`."""
     numbers: dict[str, set[str]] = defaultdict(set)
@@ -385,20 +372,8 @@ def _numbers(names: Iterable[str]) -> dict[str, set[str]]:
 
 
 @contextmanager
-def _as_value_error() -> Iterator[None]:
-    """Torch has one error for whatever cannot be built, such as sizes below zero."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise ValueError(str(error)) from error
-
-
-@contextmanager
 def name_corrupt_weights(checkpoint: str | os.PathLike | None) -> Iterator[None]:
     """Turns the bare message of safetensors about an unreadable file into one that says which and what to do.
-
-    Args:
-        checkpoint: A file of weights, a directory that holds some, or a Hub id.
 
     Raises:
         OSError: If the body raises a `SafetensorError`.
@@ -452,8 +427,7 @@ def load_checkpoint_part(
     variant, wants_info = kwargs.pop("variant", None), kwargs.pop("output_loading_info", False)
     hub_kwargs = hub_options(kwargs)
     config = load_config(model_class, checkpoint, hub_kwargs, kwargs)
-    for name in _HUB_KWARGS:
-        kwargs.pop(name, None)
+    kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_KWARGS}
     files, prefix, shapes = _find_part(checkpoint, model_class.base_model_prefix, variant, hub_kwargs)
     ignore = bool(kwargs.get("ignore_mismatched_sizes"))
     check_config(model_class, config, shapes, file_in(checkpoint, "config.json"), *model_args, ignore=ignore)
@@ -461,7 +435,9 @@ def load_checkpoint_part(
     for file in files:
         path = cached_file(checkpoint, file, **hub_kwargs)
         assert path is not None  # it raises where it finds nothing
-        state_dict.update(_read_tensors(path, prefix))
+        with name_corrupt_weights(path), safe_open(path, framework="pt") as weights:
+            names = [name for name in weights.keys() if name.startswith(prefix)]  # noqa: SIM118 - no dictionary
+            state_dict |= {name[len(prefix) :]: weights.get_tensor(name) for name in names}
     model, info = loader(None, *model_args, config=config, state_dict=state_dict, output_loading_info=True, **kwargs)
     if info["missing_keys"]:
         raise ValueError(
@@ -488,12 +464,6 @@ def _find_part(
         shapes = read_shapes(checkpoint, shards, hub_kwargs)
         prefix = _prefix_in(shapes, part)
     return list(shards), prefix, {n[len(prefix) :]: shape for n, shape in shapes.items() if n.startswith(prefix)}
-
-
-def _read_tensors(path: str, prefix: str) -> dict[str, torch.Tensor]:
-    with name_corrupt_weights(path), safe_open(path, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118 - no dictionary
-        return {name[len(prefix) :]: file.get_tensor(name) for name in names}
 
 
 def _prefix_in(names: Any, part: str) -> str:
@@ -538,12 +508,7 @@ class RemoteCodeMixin:
     ) -> Any:
         """Saves as in transformers, and writes the files of code beside it.
 
-        Args:
-            save_directory: Where to; created if needed.
-            args: As in transformers.
-            push_to_hub: Whether to upload it as well, as `push_to_hub` does.
-            kwargs: As in transformers; with `push_to_hub=True` those of `push_to_hub`, of which `repo_id` is the name
-                of the directory by default.
+        `push_to_hub=True` uploads it as `push_to_hub` does, by default to a repository of the directory's name.
         """
         save: Any = super().save_pretrained  # type: ignore[misc]
         if not IS_PACKAGE:  # transformers copies the files of remote code by itself
@@ -565,27 +530,3 @@ class RemoteCodeDictMixin(RemoteCodeMixin):
         if IS_PACKAGE:
             values.pop("auto_map", None)
         return values
-
-
-__all__ = [
-    "CheckedLoadingMixin",
-    "NamedConfigMixin",
-    "RemoteCodeDictMixin",
-    "RemoteCodeMixin",
-    "check_checkpoint",
-    "check_config",
-    "check_counts",
-    "differing_shapes",
-    "file_in",
-    "find_file",
-    "find_safetensors",
-    "hub_options",
-    "import_composition",
-    "load_checkpoint_part",
-    "load_config",
-    "name_corrupt_weights",
-    "name_file",
-    "read_shapes",
-    "state_shapes",
-    "with_variant",
-]

@@ -16,12 +16,7 @@ _MODULES = {
     "LavitTextToImagePipelineOutput": "pipeline_lavit_text_to_image",
 }
 
-__all__ = [
-    "LavitPixelDecoderPipeline",
-    "LavitPixelDecoderPipelineOutput",
-    "LavitTextToImagePipeline",
-    "LavitTextToImagePipelineOutput",
-]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str) -> Any:

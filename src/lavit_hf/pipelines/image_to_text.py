@@ -73,6 +73,3 @@ def answer_options(options: dict[str, Any]) -> dict[str, Any]:
     """Options for `generate` that search no longer than an answer may still improve."""
     # Hypotheses of a search without length penalty cannot improve any more once enough are complete.
     return {"early_stopping": options["num_beams"] > 1, **options}
-
-
-__all__ = ["ANSWER", "CAPTION", "answer_of", "answer_options", "first_sentence", "generate_text", "question_prompt"]

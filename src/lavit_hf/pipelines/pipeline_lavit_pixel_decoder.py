@@ -61,17 +61,14 @@ def resolve_size(
         if aspect_ratio not in ASPECT_RATIOS:
             raise ValueError(f"`aspect_ratio` must be one of {', '.join(ASPECT_RATIOS)}; got {aspect_ratio!r}.")
         published = ASPECT_RATIOS[aspect_ratio]
-        height, width = (_nearest(side * native_size / _PUBLISHED_SIZE, multiple) for side in published)
+        wanted = (side * native_size / _PUBLISHED_SIZE for side in published)
+        height, width = (max(round(side / multiple), 1) * multiple for side in wanted)
     for name, side in (("height", height), ("width", width)):
         if side is not None and (
             not isinstance(side, Integral) or isinstance(side, bool) or side < 1 or side % multiple
         ):
             raise ValueError(f"`{name}` must be a positive multiple of {multiple}; got {side!r}.")
     return int(height or native_size), int(width or native_size)
-
-
-def _nearest(side: float, multiple: int) -> int:
-    return max(round(side / multiple), 1) * multiple
 
 
 def split_images(values: Any, name: str) -> list[torch.Tensor]:
@@ -458,16 +455,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
 
         Args:
             num_images: Images to draw; the other arguments are those of `__call__`.
-            generator: See there.
-            height: See there.
-            width: See there.
-            aspect_ratio: See there.
-            num_inference_steps: See there.
-            guidance_scale: See there.
-            latents: See there.
-            output_type: See there.
-            callback_on_step_end: See there.
-            callback_on_step_end_tensor_inputs: See there.
+            generator: As in `__call__`, like all that follows.
 
         Raises:
             TypeError: If the latents are no floats.
@@ -486,7 +474,8 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         return 25 if self.is_highres else 50
 
     def _resolve_size(self, height: int | None, width: int | None, aspect_ratio: str | None) -> tuple[int, int]:
-        native_size = _side(self.unet.config["sample_size"]) * self.vae_scale_factor
+        side = self.unet.config["sample_size"]
+        native_size = (side if isinstance(side, int) else max(side)) * self.vae_scale_factor
         return resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)
 
     def _resolve_codes(self, codes: Any, input_ids: Any) -> list[torch.Tensor]:
@@ -675,18 +664,3 @@ def _check_fit(token_decoder: Any, unet: Any, vae: Any) -> None:
             f"The U-Net takes {'a' if takes_pooled else 'no'} pooled condition, but the token decoder makes "
             f"{'none' if takes_pooled else 'one'}: they belong to different pixel decoders."
         )
-
-
-def _side(sample_size: int | Sequence[int]) -> int:
-    return sample_size if isinstance(sample_size, int) else max(sample_size)
-
-
-__all__ = [
-    "ASPECT_RATIOS",
-    "LavitPixelDecoderPipeline",
-    "LavitPixelDecoderPipelineOutput",
-    "check_codes",
-    "codes_of_ids",
-    "resolve_size",
-    "split_images",
-]

@@ -381,7 +381,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         max_new_tokens = most if max_new_tokens is None else max_new_tokens
         min_new_tokens = min(least, max_new_tokens) if min_new_tokens is None else min_new_tokens
         num_images = len(texts) * num_images_per_prompt
-        self.check_inputs(guidance_scale, min_new_tokens, max_new_tokens, num_images, generator, negative_prompt)
+        self.check_inputs(guidance_scale, min_new_tokens, max_new_tokens, negative_prompt)
         drawing: dict[str, Any] = {
             "height": height,
             "width": width,
@@ -487,13 +487,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         return default if stored is None else stored
 
     def check_inputs(
-        self,
-        guidance_scale: float,
-        min_new_tokens: int,
-        max_new_tokens: int,
-        num_images: int,
-        generator: Any,
-        negative_prompt: Any,
+        self, guidance_scale: float, min_new_tokens: int, max_new_tokens: int, negative_prompt: Any
     ) -> None:
         """Checks what concerns the writing of codes; the pixel decoder checks the rest."""
         if not isinstance(guidance_scale, Real) or not 0 <= guidance_scale < float("inf"):
@@ -504,8 +498,6 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
                 f"`min_new_tokens` and `max_new_tokens` must be in order and at most {limit}, the most codes that the "
                 f"pixel decoder takes; got {min_new_tokens} and {max_new_tokens}."
             )
-        if isinstance(generator, list) and len(generator) != num_images:
-            raise ValueError(f"Got {len(generator)} generators for {num_images} images.")
         if negative_prompt is not None and not isinstance(negative_prompt, (str, list)):
             raise TypeError(
                 f"`negative_prompt` must be a text or a list of texts; got {type(negative_prompt).__name__}."
@@ -607,6 +599,3 @@ def _check_parts(
         if len(set(found.values()) - {None}) > 1:
             listed = ", ".join(f"{value} in the {name}" for name, value in found.items() if value is not None)
             raise ValueError(f"These parts do not belong together: the {what} is {listed}.")
-
-
-__all__ = ["LavitTextToImagePipeline", "LavitTextToImagePipelineOutput"]

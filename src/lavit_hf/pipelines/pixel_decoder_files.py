@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
@@ -26,7 +27,7 @@ MODEL_INDEX = "model_index.json"
 # Where they are in a LaVIT directory: the high-resolution one at the root.
 DECODER_FOLDERS = ("", "lowres/")
 
-_NAME = re.compile(r"\w+")  # of a folder or a file of code: nothing outside the directory
+_NAME = re.compile(r"[A-Za-z_]\w*")  # of a folder or a file of code: nothing outside the directory
 
 
 def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.PathLike[str]) -> list[str]:
@@ -80,50 +81,45 @@ def _fetch(source: str, patterns: list[str]) -> Path:
 
 def _patterns(root: Path, folder: str) -> list[str]:
     """Files of a pixel decoder; the one that says it is there comes last."""
-    index = read_json_object(root / folder / MODEL_INDEX)
-    parts = [name for name, value in index.items() if not name.startswith("_") and _is_part(value)]
-    name = index.get("_class_name")
-    is_foreign = not names_our_pipeline(root / folder)
-    modules = (
-        name[:1] if isinstance(name, list) and is_foreign else []
-    )  # of a class whose file stands beside the index
-    for part in (*parts, *modules):
-        if not _NAME.fullmatch(str(part)):
-            raise ValueError(
-                f"{root / folder / MODEL_INDEX} names {part!r}, which cannot be a part of a pixel decoder."
-            )
-    code = [f"{folder}{module}.py" for module in modules]
+    parts, modules = read_parts(root / folder / MODEL_INDEX)
+    beside = [] if names_our_pipeline(root / folder) else [module for module in modules if "/" not in module]
+    code = [f"{folder}{module}.py" for module in beside]
     return [*code, *(f"{folder}{part}/*" for part in parts), f"{folder}{MODEL_INDEX}"]
 
 
-def _is_part(value: object) -> bool:
-    return isinstance(value, list) and value[:1] != [None]  # a part that a pipeline does without is two times `None`
+def read_parts(index: Path, error: type[Exception] = ValueError) -> tuple[list[str], list[str]]:
+    """The parts of a pipeline, and the modules of code that its directory has to hold, relative to it.
+
+    Raises:
+        Exception: `error`, if a `model_index.json` cannot be understood, or names files elsewhere.
+    """
+    content = read_json_object(index, error)
+    parts, modules = [], []
+    for name, value in {"": content.get("_class_name"), **content}.items():
+        if name.startswith("_") or not isinstance(value, list):
+            continue
+        is_pair = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
+        if not is_pair or not _NAME.fullmatch(name or str(value[0])):
+            raise error(f"{index}: {name or '_class_name'!r} is not a library and a class, but {value!r:.100}.")
+        module = value[0]
+        if name and module is not None:  # a part that a pipeline does without is two times `None`
+            parts.append(name)
+        if module is not None and _NAME.fullmatch(module):
+            modules.append(f"{name}/{module}".lstrip("/"))
+    return parts, modules
 
 
 def save_pipelines(config: LavitConfig, folder: Path) -> None:
-    """Writes what makes pipelines of the pixel decoders in a converted directory.
+    """Writes what makes pipelines of the pixel decoders in a converted directory; works without diffusers.
 
-    A decoder that lacks one of its parts gets none. Works without diffusers.
-
-    Args:
-        config: The language model's configuration, which gives codes their ids.
-        folder: The converted directory.
+    A decoder that lacks one of its parts gets none.
     """
     for decoder in DECODER_FOLDERS:
         root = folder / decoder
-        components = _components(root)
-        if components is None:
+        if (components := _components(root)) is None:
             continue
         write_code(root)
-        index = {
-            "_class_name": [PIPELINE_MODULE, PIPELINE_CLASS],
-            **components,
-            "visual_token_offset": config.visual_token_offset,
-            "eoi_token_id": config.eoi_token_id,
-        }
-        if ignored := _foreign_weights(root, components):
-            index["_ignore_files"] = ignored
-        write_json(root / MODEL_INDEX, index, sort_keys=True)
+        _write_index(root, {"_class_name": [PIPELINE_MODULE, PIPELINE_CLASS], **components}, config)
 
 
 def link_pixel_decoders(folder: Path) -> None:
@@ -139,12 +135,22 @@ def link_pixel_decoders(folder: Path) -> None:
     for root in (folder / decoder for decoder in DECODER_FOLDERS):
         if not (root / MODEL_INDEX).is_file():
             continue
-        index = read_json_object(root / MODEL_INDEX)
-        index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
-        parts = {name: value for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
-        if ignored := _foreign_weights(root, parts):
-            index["_ignore_files"] = ignored
-        write_json(root / MODEL_INDEX, index, sort_keys=True)
+        _write_index(root, read_json_object(root / MODEL_INDEX), config)
+
+
+def _write_index(root: Path, index: dict[str, Any], config: LavitConfig) -> None:
+    """Writes `model_index.json` with the ids that codes have in a language model.
+
+    diffusers is told to leave out the weights of the language model and of the other decoder, which it would download
+    otherwise.
+    """
+    index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
+    parts = {name for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
+    files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
+    weights = [file for file in files if file.name.endswith((".safetensors", ".safetensors.index.json"))]
+    if ignored := [file.as_posix() for file in weights if file.parts[0] not in parts]:
+        index["_ignore_files"] = ignored
+    write_json(root / MODEL_INDEX, index, sort_keys=True)
 
 
 def _components(root: Path) -> dict[str, list[str | None]] | None:
@@ -170,16 +176,3 @@ def _components(root: Path) -> dict[str, list[str | None]] | None:
 
 def _class_name(path: Path) -> str | None:
     return read_json_object(path).get("_class_name") if path.is_file() else None
-
-
-def _foreign_weights(root: Path, components: dict[str, list[str | None]]) -> list[str]:
-    """Weights of the language model and of the other decoder, which diffusers would download along otherwise."""
-    files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
-    return [
-        file.as_posix()
-        for file in files
-        if file.parts[0] not in components and file.name.endswith((".safetensors", ".safetensors.index.json"))
-    ]
-
-
-__all__ = ["DECODER_FOLDERS", "MODEL_INDEX", "copy_pixel_decoders", "link_pixel_decoders", "save_pipelines"]

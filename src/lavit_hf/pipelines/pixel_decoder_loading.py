@@ -19,7 +19,7 @@ from diffusers import DiffusionPipeline
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
 
-from ..modeling.checkpoint_files import check_counts, differing_shapes, name_file, state_shapes
+from ..modeling.checkpoint_files import built_from, check_counts, differing_shapes, state_shapes
 from ..utils.json_files import read_json_object
 from ..utils.safetensors_files import read_headers
 
@@ -41,7 +41,7 @@ _IDS = ("visual_token_offset", "eoi_token_id")
 # `model_index.json` names files beside it, so that diffusers can load the classes without this package ...
 _PIPELINE = ("pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline")
 _TOKEN_DECODER = ("lavit_token_decoder", "LavitTokenDecoder")
-# ... which loads its own classes instead, for which nobody has to trust remote code.
+# ... which loads its own classes instead, so that no remote code has to be trusted.
 _PACKAGE = "lavit_hf"
 _TOKEN_DECODER_HERE = (f"{_PACKAGE}.modeling.modeling_lavit_token_decoder", "LavitTokenDecoder")
 _CODE_HERE = f"{_PACKAGE}.remote_code"
@@ -96,8 +96,10 @@ class PixelDecoderStorage(DiffusionPipeline):
         with name_broken_part(folder):
             pipeline = super().from_pretrained(str(folder), **kwargs)
         check_complete(folder, {name: getattr(pipeline, name) for name in ("unet", "vae") if name not in kwargs})
-        beside = _ids_beside(folder.parent if folder.name == LOWRES else folder)
-        unknown = {name: value for name, value in beside.items() if pipeline.config.get(name) is None}
+        # A pixel decoder that was trained by itself and then copied to a language model does not know its ids.
+        beside = _lavit_beside(folder.parent if folder.name == LOWRES else folder)
+        ids = {name: beside[name] for name in _IDS if isinstance(beside.get(name), int)}
+        unknown = {name: value for name, value in ids.items() if pipeline.config.get(name) is None}
         pipeline.register_to_config(_name_or_path=source, **unknown)
         return pipeline
 
@@ -153,7 +155,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         """The content of `model_index.json`."""
         config = json.loads(super().to_json_string())
         config["_class_name"] = list(_PIPELINE)
-        config.pop("_name_or_path", None)  # a path of whoever saved it
+        config.pop("_name_or_path", None)  # a path of the machine that saved it
         if self.token_decoder is not None:
             config["token_decoder"] = list(_TOKEN_DECODER)
         return json.dumps(config, indent=2, sort_keys=True) + "\n"
@@ -197,15 +199,7 @@ def keep_config(folder: Path, variant: str | None) -> Iterator[None]:
 def save_and_push(
     save: Callable[..., None], save_directory: str | os.PathLike[str], *args: Any, push_to_hub: bool, **kwargs: Any
 ) -> None:
-    """Saves a pipeline, and uploads it from a directory of its own: diffusers uploads whatever lies in the given one.
-
-    Args:
-        save: How it is saved.
-        save_directory: Where to.
-        *args: Of `save`.
-        push_to_hub: Whether to upload it as well.
-        **kwargs: Of `save`.
-    """
+    """Saves a pipeline, and uploads it from a directory of its own: diffusers uploads all that is in the given one."""
     save(save_directory, *args, **kwargs)
     if push_to_hub:
         kwargs.setdefault("repo_id", Path(save_directory).resolve().name)
@@ -218,25 +212,20 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
     return root / LOWRES if decoder == LOWRES and (root / LOWRES).is_dir() else root
 
 
-def _ids_beside(root: Path) -> dict[str, int]:
-    """The ids of codes and image end in the LaVIT of a directory, if there is one.
-
-    A pixel decoder that was trained by itself and then copied to a language model does not know them.
-    """
+def _lavit_beside(root: Path) -> dict[str, Any]:
+    """The configuration of the LaVIT in a directory; empty if there is none, or it is that of another model."""
     try:
         config = read_json_object(root / "config.json")
-    except OSError:  # there is none, or it is somebody else's business
+    except OSError:
         return {}
-    if config.get("model_type") != "lavit":
-        return {}
-    return {name: config[name] for name in _IDS if isinstance(config.get(name), int)}
+    return config if config.get("model_type") == "lavit" else {}
 
 
 def _kind(folder: Path) -> str | None:
     """Which decoder a directory holds, by the token decoder's configuration."""
     try:
         config = read_json_object(folder / "token_decoder" / "config.json")
-    except OSError:  # whoever loads it has more to say about what is wrong
+    except OSError:  # loading it gives a better error
         return None
     return LOWRES if config.get("pooled_size", 0) is None else HIGHRES
 
@@ -269,11 +258,7 @@ def _code(of_class: type, bundle: str) -> str:
 
 
 def check_index(folder: Path, given: Collection[str] = ()) -> None:
-    """Checks what a directory says of its pixel decoder, before anything is loaded from it.
-
-    Args:
-        folder: Directory with a `model_index.json`.
-        given: Names of components and ids that are not taken from there.
+    """Checks what a directory says of its pixel decoder, but for what is `given`, before anything is loaded from it.
 
     Raises:
         OSError: If a file is no JSON object, or a file of weights is corrupt.
@@ -368,35 +353,24 @@ def _try_part(folder: Path, part: str) -> None:
     if not file.is_file():
         return
     entry = read_json_object(folder / _MODEL_INDEX).get(part)
-    if entry is None:  # nobody loads it
+    if entry is None:  # it is not loaded
         return
-    with name_file(file):
-        try:
-            with torch.device("meta") if part != "scheduler" else torch.device("cpu"):
-                built = getattr(diffusers, entry[1]).from_config(read_json_object(file))
-        except (RuntimeError, ImportError) as error:
-            raise ValueError(str(error)) from error
-    if isinstance(built, torch.nn.Module):
-        _compare_shapes(built, file)
-
-
-def _compare_shapes(model: torch.nn.Module, config_file: Path) -> None:
-    expected = state_shapes(model)
-    for weights in sorted(config_file.parent.glob("*.safetensors")):
+    with built_from(file, "cpu" if part == "scheduler" else "meta"):
+        built = getattr(diffusers, entry[1]).from_config(read_json_object(file))
+    if not isinstance(built, torch.nn.Module):
+        return
+    expected = state_shapes(built)
+    for weights in sorted(file.parent.glob("*.safetensors")):
         found = {name: header.shape for name, header in read_headers(weights).items()}
         for name in differing_shapes(found, expected):
             raise ValueError(
-                f"{config_file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the "
-                f"weights have {found[name]}."
+                f"{file} does not fit {weights.name}: {name} would have the shape {expected[name]}, but the weights "
+                f"have {found[name]}."
             )
 
 
 def check_complete(folder: Path, components: dict[str, Any]) -> None:
     """Refuses networks that diffusers has left without some of their weights, with a warning at most.
-
-    Args:
-        folder: Where they were loaded from.
-        components: Networks by the names of their parts.
 
     Raises:
         OSError: If a tensor is in no file.
@@ -410,6 +384,3 @@ def check_complete(folder: Path, components: dict[str, Any]) -> None:
             empty -= read_headers(file).keys()
         if empty and files:  # else it was offloaded
             raise OSError(f"{files[0]} lacks {len(empty)} tensors, the first is {min(empty)}; save it again.")
-
-
-__all__ = ["PixelDecoderStorage", "keep_config"]

@@ -79,6 +79,3 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
     def disable_vae_slicing(self) -> None:
         """Decodes batches at once again."""
         self.vae.disable_slicing()
-
-
-__all__ = ["UNetAndVaeMixin"]

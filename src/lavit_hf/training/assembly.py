@@ -28,7 +28,7 @@ from ..utils.paths import resolve_inside
 from ..utils.progress import progress_bar
 
 _PARTS = ("token_decoder", "unet", "vae")
-_PROCESSOR = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
+PROCESSOR_FILES = ("processor_config.json", "tokenizer_config.json", "tokenizer.json")
 # Of a language model; code is made anew.
 _FILES = (
     "config.json",
@@ -73,18 +73,19 @@ def assemble(
     source, drawing, target = Path(language_model), Path(pixel_decoder), Path(destination)
     check_destination(target)
     config = _read_language_model(source)
-    codebook = _read_codebook(source)
+    weights = _read_weights(source)
+    names = [name for name in weights.headers if name.endswith(_CODEBOOK)]
+    if not names:
+        raise ConversionError(f"{source} has no visual tokenizer in its weights: {_CODEBOOK} is missing.")
+    codebook = weights.read(names[0])
     decoders = [drawing / folder for folder in DECODER_FOLDERS if (drawing / folder / MODEL_INDEX).is_file()]
     if not decoders:
         raise ConversionError(_what_else(drawing))
     for decoder in decoders:
         _check_pixel_decoder(decoder, config, codebook, source)
     files = sorted({path for pattern in _FILES for path in source.glob(pattern) if path.is_file()})
-    try:
-        for path in files:
-            resolve_inside(source, path.name, str(source))
-    except ValueError as error:
-        raise ConversionError(str(error)) from error
+    for path in files:
+        resolve_inside(source, path.name, str(source), ConversionError)
     parts = [path for decoder in decoders for part in _PARTS for path in (decoder / part).glob("*")]
     size_of_parts = sum(path.stat().st_size for path in parts)
     total = sum(path.stat().st_size for path in files) + size_of_parts
@@ -104,8 +105,8 @@ def assemble(
         link_pixel_decoders(folder)
         save_remote_code(folder)
         if not (folder / "README.md").exists():
-            names = f"{describe_source(str(source))} and the pixel decoder of {describe_source(str(drawing))}"
-            save_derived_card(folder, f"It was put together with `lavit assemble`, of {names}.", [str(source)])
+            parts_of = f"{describe_source(str(source))} and the pixel decoder of {describe_source(str(drawing))}"
+            save_derived_card(folder, f"It was put together with `lavit assemble`, of {parts_of}.", [str(source)])
     return target
 
 
@@ -125,17 +126,9 @@ def _read_language_model(root: Path) -> LavitConfig:
         config = LavitConfig.from_pretrained(root)
     except (ValueError, TypeError, OSError, StrictDataclassError) as error:
         raise ConversionError(f"{root / 'config.json'}: {error}") from error
-    if missing := [name for name in _PROCESSOR if not (root / name).is_file()]:
+    if missing := [name for name in PROCESSOR_FILES if not (root / name).is_file()]:
         raise ConversionError(f"{root} has no {missing[0]}: save the processor there, too.")
     return config
-
-
-def _read_codebook(root: Path) -> torch.Tensor:
-    weights = _read_weights(root)
-    names = [name for name in weights.headers if name.endswith(_CODEBOOK)]
-    if not names:
-        raise ConversionError(f"{root} has no visual tokenizer in its weights: {_CODEBOOK} is missing.")
-    return weights.read(names[0])
 
 
 def _check_pixel_decoder(root: Path, model: LavitConfig, codebook: torch.Tensor, source: Path) -> None:
@@ -190,6 +183,3 @@ def _what_else(root: Path) -> str:
 def _check_directory(root: Path) -> None:
     if not root.is_dir():
         raise ConversionError(f"{root} is not a directory." if root.exists() else f"{root} does not exist.")
-
-
-__all__ = ["assemble"]

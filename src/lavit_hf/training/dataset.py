@@ -7,6 +7,7 @@ rows, and rows of plain datasets, which get the same from a collator and `EpochC
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import operator
 import os
@@ -36,16 +37,13 @@ _NO_PATHS = ("http://", "https://", "data:")
 
 
 def read_images(value: Any, root: str | os.PathLike[str] | None = None) -> list[Image.Image]:
-    """Decodes the image, or the list of images, of one row.
+    """Decodes the image, or the list of images, of one row: RGB, and upright.
 
     Args:
         value: `None` (no image), or one image or a list of them: PIL images, arrays or tensors of `uint8`, paths,
             URLs, file contents, or what `datasets.Image(decode=False)` gives, `{"bytes": ..., "path": ...}`.
         root: Where relative paths start. A path that leads out of it is refused: it came from a file. Without a
             root, paths are the caller's own.
-
-    Returns:
-        RGB images, upright and fully decoded.
 
     Raises:
         ValueError: If one of them is corrupt, empty, or no image, or if its path leads out of the root.
@@ -118,7 +116,7 @@ def read_sample(
     """
     sample: dict[str, Any] = {}
     if row.get("codes") is not None:
-        sample["codes"] = read_codes(row["codes"])
+        sample["codes"] = _read_codes(row["codes"])
     else:
         sample["images"] = read_images(row.get("images", row.get("image")), image_root)
     num_images = len(sample["codes"] if "codes" in sample else sample["images"])
@@ -128,7 +126,7 @@ def read_sample(
     if (messages := read_messages(row)) is not None:
         messages = _ask_about_images(messages, num_images)
         _check_messages(messages, num_images)
-        sample["messages"] = _read_message_images(messages, image_root)
+        sample["messages"] = [{**one, "content": _read_content(one["content"], image_root)} for one in messages]
     elif needs_text:
         if "text" not in row:
             raise ValueError(
@@ -137,20 +135,16 @@ def read_sample(
             )
         check_learned_text(row["text"])
         check_prompt(row.get("prompt"))
-        _check_placeholders((row.get("prompt") or "") + row["text"], num_images)
+        count = f"{row.get('prompt') or ''}{row['text']}".count(IMAGE_TOKEN)
+        if count not in (0, num_images):
+            raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
     elif num_images == 0:
         raise ValueError("the image is missing")
     return sample
 
 
-def _read_message_images(
-    messages: Sequence[Mapping[str, Any]], root: str | os.PathLike[str] | None
-) -> list[dict[str, Any]]:
-    """A copy without empty fields, in which the images that messages hold themselves are decoded, under `image`."""
-    return [{**message, "content": _read_content(message["content"], root)} for message in messages]
-
-
 def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
+    """A copy without empty fields, in which the images that a message holds itself are decoded, under `image`."""
     if isinstance(content, str):
         return content
     parts = []
@@ -165,13 +159,9 @@ def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
 
 
 def place_images(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a sample, with every image (or list of codes) at its place.
+    """The messages of a sample of `read_sample`, with every image (or list of codes) at its place.
 
-    Args:
-        sample: As `read_sample` gives it, with `messages`.
-
-    Returns:
-        A copy. Parts of type `image` have theirs under `image`: their own, or the sample's in order of appearance.
+    Parts of type `image` have theirs under `image`: their own, or the sample's in order of appearance.
     """
     given = iter(sample["codes"] if "codes" in sample else sample["images"])
     messages = []
@@ -187,11 +177,7 @@ def place_images(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def check_learned_text(text: Any) -> None:
-    """Makes sure that there is text.
-
-    Raises:
-        ValueError: If it is missing, blank, or no text.
-    """
+    """Refuses a text that is missing, blank, or no text."""
     if not isinstance(text, str):
         raise ValueError("the text is missing" if text is None else f"the text is of type {type(text).__name__}")
     if not text.strip():
@@ -200,22 +186,14 @@ def check_learned_text(text: Any) -> None:
 
 
 def check_prompt(prompt: Any) -> None:
-    """Makes sure that a prompt is text, or not there.
-
-    Raises:
-        ValueError: If it is something else.
-    """
+    """Refuses a prompt that is there but no text."""
     if prompt is not None and not isinstance(prompt, str):
         raise ValueError(f"the prompt is of type {type(prompt).__name__}")
     check_text(prompt)
 
 
 def read_messages(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
-    """The chat of a row; `None` if there is none, or one without messages beside other rows with some.
-
-    Raises:
-        ValueError: If it is no chat.
-    """
+    """The chat of a row; `None` if there is none, or one without messages beside other rows with some."""
     messages = row.get("messages")
     if messages is None or (isinstance(messages, (list, tuple)) and not messages):
         return None
@@ -227,25 +205,16 @@ def read_messages(row: Mapping[str, Any]) -> list[dict[str, Any]] | None:
     return list(messages)
 
 
-def read_codes(value: Any) -> list[list[int]]:
-    """The codes of every image of a row, `None` being no image.
-
-    Raises:
-        ValueError: If it is no list of lists of integers.
-    """
-    images = [] if value is None else value
+def _read_codes(value: Any) -> list[list[int]]:
+    """The codes of every image of a row."""
     try:
-        return [[operator.index(code) for code in codes] for codes in images]
+        return [[operator.index(code) for code in codes] for codes in value]
     except TypeError as error:
         raise ValueError(f"its codes are no lists of integers, one per image: {value!r:.60}") from error
 
 
 def read_sample_id(row: Mapping[str, Any], index: int) -> int:
-    """The row's `sample_id`, by default its index.
-
-    Raises:
-        ValueError: If it is no integer.
-    """
+    """The row's `sample_id`, by default its index."""
     value = row.get("sample_id")
     if value is None:
         return index
@@ -254,12 +223,6 @@ def read_sample_id(row: Mapping[str, Any], index: int) -> int:
         return int(value) if is_written else operator.index(value)
     except (TypeError, ValueError) as error:
         raise ValueError(f"the sample_id {value!r} is no integer: number the samples, or rename the column") from error
-
-
-def _check_placeholders(text: str, num_images: int) -> None:
-    count = text.count(IMAGE_TOKEN)
-    if count not in (0, num_images):
-        raise ValueError(f"it has {num_images} image(s), but its text has {count} {IMAGE_TOKEN} placeholder(s)")
 
 
 def _ask_about_images(messages: list[dict[str, Any]], num_images: int) -> list[dict[str, Any]]:
@@ -308,35 +271,28 @@ def _says_something(content: Any) -> bool:
 _BATCH = 1000
 
 
-def measure_lengths(dataset: Any, processor: ImageTextProcessor, image_column: str, text_column: str) -> list[int]:
+def _measure_lengths(dataset: Any, processor: ImageTextProcessor, image_column: str, text_column: str) -> list[int]:
     """Ids of every row as `LavitDataCollator` arranges it, with as many per image as it has patches.
 
-    Args:
-        dataset: A `datasets.Dataset` or a sequence of dictionaries.
-        processor: The model's processor.
-        image_column: Where the images are.
-        text_column: Where the text is.
-
-    Returns:
-        One length per row. In the discrete form images are shorter than that, by what the selector drops.
+    In the discrete form images are shorter than that, by what the selector drops.
     """
-    texts, images = [], []
-    for row_texts, num_images in _texts_and_images(dataset, image_column, text_column):
-        texts.append(row_texts)
-        images.append(num_images)
     lengths: list[int] = []
-    for start in range(0, len(texts), _BATCH):
-        ids = processor.tokenizer(texts[start : start + _BATCH], add_special_tokens=False)["input_ids"]
-        lengths.extend(map(len, ids))
-    per_image = processor.image_seq_length + 2
-    return [length + 1 + count * per_image for length, count in zip(lengths, images, strict=True)]
+    rows = _texts_and_images(dataset, image_column, text_column)
+    while batch := list(itertools.islice(rows, _BATCH)):
+        texts, counts = zip(*batch, strict=True)
+        ids = processor.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
+        per_image = processor.image_seq_length + 2
+        lengths += [len(text) + 1 + count * per_image for text, count in zip(ids, counts, strict=True)]
+    return lengths
 
 
 def _texts_and_images(dataset: Any, image_column: str, text_column: str) -> Iterator[tuple[str, int]]:
     """The text of every row, and its number of images."""
     if not hasattr(dataset, "iter"):
         for row in dataset:
-            yield _text(row, text_column), _count(row.get(image_column))
+            images = row.get(image_column)
+            count = len(images) if isinstance(images, (list, tuple)) else int(images is not None)
+            yield _text(row, text_column), count
         return
     # As arrow tables, image files stay where they are: on the disk.
     names = [name for name in (text_column, "prompt", "messages") if name in dataset.column_names]
@@ -356,12 +312,6 @@ def _arrow_counts(column: Any) -> list[int]:
     return [int(is_there) for is_there in column.is_valid().to_pylist()]
 
 
-def _count(value: Any) -> int:
-    if value is None:
-        return 0
-    return len(value) if isinstance(value, (list, tuple)) else 1
-
-
 def _text(row: Mapping[str, Any], text_column: str) -> str:
     pieces = [row.get("prompt") or "", row.get(text_column) or ""]
     try:
@@ -377,10 +327,23 @@ def _text(row: Mapping[str, Any], text_column: str) -> str:
     return " ".join(filter(None, pieces))
 
 
-_ON_BAD_SAMPLE = ("skip", "raise")
+class FollowsEpoch:
+    """What `EpochCallback` tells the epoch of its samples, or of rows that do not carry it themselves."""
+
+    def __init__(self) -> None:
+        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by worker processes
+
+    @property
+    def epoch(self) -> int:
+        """The epoch of what is given out, 0 at first."""
+        return int(self._epoch)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Makes it this epoch from now on, in running workers, too."""
+        self._epoch.fill_(epoch)
 
 
-class TrainingDataset(Dataset):
+class TrainingDataset(FollowsEpoch, Dataset):
     """Samples of a `datasets.Dataset` (or of a list of dictionaries), ready for the collators of this package.
 
     A sample is `{"images": [RGB images], "text": str or None, "sample_id": int, "epoch": int}`. Rows that were
@@ -411,6 +374,8 @@ class TrainingDataset(Dataset):
         ValueError: If it is empty or lacks a column.
     """
 
+    _codes_replace_images = True
+
     def __init__(
         self,
         dataset: Any,
@@ -420,6 +385,7 @@ class TrainingDataset(Dataset):
         lengths: Sequence[int] | None = None,
         image_root: str | os.PathLike[str] | None = None,
     ) -> None:
+        super().__init__()
         if not hasattr(dataset, "__len__"):
             raise TypeError(
                 f"TrainingDataset needs a dataset with a length, got {type(dataset).__name__}. Hand a streamed "
@@ -427,37 +393,22 @@ class TrainingDataset(Dataset):
             )
         if len(dataset) == 0:
             raise ValueError("The dataset is empty.")
-        if on_bad_sample not in _ON_BAD_SAMPLE:
-            raise ValueError(f"`on_bad_sample` must be one of {_ON_BAD_SAMPLE}, got {on_bad_sample!r}.")
-        names = _column_names(dataset)
-        self.image_column = "codes" if "codes" in names else image_column
+        if on_bad_sample not in ("skip", "raise"):
+            raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
+        names = list(getattr(dataset, "column_names", None) or dataset[0])
+        self.image_column = "codes" if "codes" in names and self._codes_replace_images else image_column
         self.text_column = text_column
         self.on_bad_sample = on_bad_sample
         self.image_root = image_root
-        self._check_columns(names)
-        wanted = [self.image_column, text_column, "prompt", "messages", "sample_id", "length"]
-        self.dataset = leave_undecoded(dataset, [name for name in wanted if name in names])
-        self._lengths = _row_lengths(dataset, lengths, names)
-        # Shared with worker processes, in both directions.
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()
-        self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()
-
-    def _check_columns(self, names: list[str]) -> None:
-        has_text = self.text_column is None or self.text_column in names or "messages" in names
-        has_images = self.image_column in names
+        has_text = text_column is None or text_column in names or "messages" in names
         if not has_text:
-            raise ValueError(f"The dataset has no column {self.text_column!r} for `text_column`; it has {names}.")
-        if not has_images and self.text_column is None:
+            raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {names}.")
+        if self.image_column not in names and text_column is None:
             raise ValueError(f"The dataset has no column {self.image_column!r} for `image_column`; it has {names}.")
-
-    @property
-    def epoch(self) -> int:
-        """The epoch whose samples are given out, 0 at first."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Has samples carry this epoch from now on, those of running workers too."""
-        self._epoch.fill_(epoch)
+        wanted = {self.image_column, "codes", text_column, "prompt", "messages", "sample_id", "length"}
+        self.dataset = leave_undecoded(dataset, [name for name in names if name in wanted])
+        self._lengths = _row_lengths(dataset, lengths, names)
+        self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()  # filled by worker processes
 
     @property
     def bad_samples(self) -> list[int]:
@@ -470,7 +421,7 @@ class TrainingDataset(Dataset):
         Returns:
             Itself.
         """
-        self._lengths = measure_lengths(self.dataset, processor, self.image_column, self.text_column or "text")
+        self._lengths = _measure_lengths(self.dataset, processor, self.image_column, self.text_column or "text")
         return self
 
     def __len__(self) -> int:
@@ -489,7 +440,7 @@ class TrainingDataset(Dataset):
         for step in range(size):
             position = (index + step) % size
             try:
-                return self._read(position)
+                return self._read(self.dataset[position], position)
             except ValueError as error:
                 self._report(position, error)
         raise ValueError(f"All {size} samples of the dataset are bad; the warnings say why.")
@@ -498,8 +449,7 @@ class TrainingDataset(Dataset):
         """All samples in order, each read when it is looked at; the length alone is known without."""
         return (_LazySample(self, index) for index in range(len(self)))
 
-    def _read(self, index: int) -> dict[str, Any]:
-        row = self.dataset[index]
+    def _read(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         pictures = row.get(self.image_column)
         if self.image_column == "codes" and pictures is None:
             pictures = []
@@ -549,11 +499,6 @@ class _LazySample(Mapping):
         return self._sample
 
 
-def _column_names(dataset: Any) -> list[str]:
-    names = getattr(dataset, "column_names", None)
-    return list(dataset[0]) if names is None else list(names)
-
-
 def leave_undecoded(dataset: Any, columns: Sequence[str]) -> Any:
     """A `datasets.Dataset` or `IterableDataset` of these columns, which leaves images to us to decode.
 
@@ -590,22 +535,6 @@ def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) 
 _COLUMNS = ("images", "image", "codes", "text", "prompt", "messages")
 
 
-class FollowsEpoch:
-    """A collator that `EpochCallback` tells the epoch, for rows that do not carry it themselves."""
-
-    def __init__(self) -> None:
-        self._epoch = torch.zeros((), dtype=torch.long).share_memory_()  # seen by worker processes
-
-    @property
-    def epoch(self) -> int:
-        """The epoch of rows that carry none, 0 at first."""
-        return int(self._epoch)
-
-    def set_epoch(self, epoch: int) -> None:
-        """Takes rows for those of this epoch from now on, in running workers, too."""
-        self._epoch.fill_(epoch)
-
-
 def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = False) -> dict[str, Any]:
     """A row as `TrainingDataset` would give it out; what it has already stays.
 
@@ -618,7 +547,13 @@ def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = Fals
     Raises:
         ValueError: If the row has nothing to learn from, or is bad.
     """
-    _check_columns(row)
+    if not set(_COLUMNS) - {"prompt"} & set(row):
+        raise ValueError(
+            f"A row has nothing but {sorted(row)}: neither images nor text. Trainer removes columns that are no "
+            "inputs of the model before they get here: set `remove_unused_columns=False` in TrainingArguments. "
+            "Columns of other names than `image`, `text` or `messages` need `dataset.rename_column`, or a "
+            "TrainingDataset that is told their names."
+        )
     sample_id = number_row(row) if row.get("sample_id") is None else read_sample_id(row, 0)
     try:
         if needs_text:
@@ -631,25 +566,11 @@ def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = Fals
     return {**sample, "sample_id": sample_id, "epoch": epoch if row.get("epoch") is None else int(row["epoch"])}
 
 
-def _check_columns(row: Mapping[str, Any]) -> None:
-    """Refuses a row without a column to learn from; most likely `Trainer` has removed them."""
-    if not set(_COLUMNS) - {"prompt"} & set(row):
-        raise ValueError(
-            f"A row has nothing but {sorted(row)}: neither images nor text. Trainer removes columns that are no "
-            "inputs of the model before they get here: set `remove_unused_columns=False` in TrainingArguments. "
-            "Columns of other names than `image`, `text` or `messages` need `dataset.rename_column`, or a "
-            "TrainingDataset that is told their names."
-        )
-
-
 def number_row(row: Mapping[str, Any]) -> int:
-    """A number made from the content of a row.
+    """A number from 0 to 2**63 - 1 made from the content of a row.
 
     It is the same in every epoch, process, worker and run, whatever the order of the rows. Rows of the same content
     share it.
-
-    Returns:
-        An integer from 0 to 2**63 - 1.
     """
     content = {name: row[name] for name in _COLUMNS if row.get(name) is not None}
     text = json.dumps(content, default=_digest, sort_keys=True)
@@ -694,7 +615,7 @@ class EpochCallback(TrainerCallback):
         sampler = _find_sampler(data_loader)
         # The collator is asked for rows of a dataset that knows no epochs.
         for part in (getattr(data_loader, "dataset", None), getattr(data_loader, "collate_fn", None), sampler):
-            if hasattr(part, "set_epoch"):
+            if part is not None and hasattr(part, "set_epoch"):
                 part.set_epoch(self._epoch)
         if isinstance(sampler, LengthGroupedSampler):
             seed = args.seed if args.data_seed is None else args.data_seed
@@ -704,27 +625,6 @@ class EpochCallback(TrainerCallback):
 def _find_sampler(data_loader: Any) -> Any:
     """The sampler at the bottom of the batch samplers that accelerate wraps around one another."""
     batch_sampler = getattr(data_loader, "batch_sampler", None)
-    while hasattr(batch_sampler, "batch_sampler"):
+    while batch_sampler is not None and hasattr(batch_sampler, "batch_sampler"):
         batch_sampler = batch_sampler.batch_sampler
     return getattr(batch_sampler, "sampler", None)
-
-
-__all__ = [
-    "EpochCallback",
-    "FollowsEpoch",
-    "TrainingDataset",
-    "check_learned_text",
-    "check_prompt",
-    "complete_row",
-    "is_transformed",
-    "leave_undecoded",
-    "locate_image",
-    "measure_lengths",
-    "number_row",
-    "place_images",
-    "read_codes",
-    "read_images",
-    "read_messages",
-    "read_sample",
-    "read_sample_id",
-]

@@ -158,25 +158,19 @@ class CheckpointCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         if state.is_world_process_zero:
-            remove_incomplete_checkpoints(args.output_dir)
+            remove_incomplete_checkpoints(str(args.output_dir))
         PartialState().wait_for_everyone()
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._make_room(args, state, control)
-
-    def on_epoch_end(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self._make_room(args, state, control)
-
-    def _make_room(self, args: TrainingArguments, state: TrainerState, control: TrainerControl) -> None:
         if not control.should_save:
             return
         if state.is_world_process_zero:
-            shutil.rmtree(Path(args.output_dir, f"checkpoint-{state.global_step}"), ignore_errors=True)
+            shutil.rmtree(Path(str(args.output_dir), f"checkpoint-{state.global_step}"), ignore_errors=True)
         PartialState().wait_for_everyone()
+
+    on_epoch_end = on_step_end
 
 
 def remove_incomplete_checkpoints(output_dir: str | os.PathLike[str]) -> None:
@@ -184,13 +178,3 @@ def remove_incomplete_checkpoints(output_dir: str | os.PathLike[str]) -> None:
     for path in _all_checkpoints(Path(output_dir)):
         if _why_unfinished(path):
             shutil.rmtree(path, ignore_errors=True)
-
-
-__all__ = [
-    "LATEST",
-    "CheckpointCallback",
-    "find_trainer_checkpoint",
-    "list_checkpoints",
-    "remove_incomplete_checkpoints",
-    "why_incomplete",
-]

@@ -168,7 +168,7 @@ def find_failures(
     """
     config, failures = model.config, {}
     steps = config.selector_steps
-    will_calibrate = bool(steps and config.calibration_steps) and int(model.step) <= steps + config.calibration_steps
+    will_calibrate = bool(steps and config.calibration_steps and int(model.step) <= steps + config.calibration_steps)
     if not will_calibrate and metrics["argmax_empty_images"] > max_empty_images:
         failures["empty"] = (
             f"The selector's argmax keeps nothing in {metrics['argmax_empty_images']:.0%} of the images, although "

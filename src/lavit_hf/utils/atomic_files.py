@@ -1,8 +1,8 @@
-"""Files and directories that are there as a whole, or not at all.
+"""Files and directories that are there as a whole, or not at all; and what could not be written.
 
 They are written beside their place under a hidden name that ends in `.partial`. A process that is killed leaves that
-behind, and the next one that writes the same cleans it up: it is known to be nobody's, because whoever still writes
-holds a lock, which goes with its process.
+behind, and the next one that writes the same removes it. A process that still writes is safe from this: it holds a
+lock, which ends with the process.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import shutil
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -29,8 +29,6 @@ PARTIAL = ".partial"
 _UMASK = threading.Lock()
 # A random name of `tempfile`, or the number of a process, as earlier versions had it.
 _RANDOM = r"([a-z0-9_]{8}|\d+)"
-# With less than this left, a write that failed for no stated reason failed for this one.
-_FULL = 2**16
 _NOT_WRITTEN = {
     errno.EACCES,
     errno.EDQUOT,
@@ -67,7 +65,7 @@ def complete_file(path: Path) -> Iterator[BinaryIO]:
             partial.chmod(new_file_mode(0o666))  # mkstemp made it private to its owner
             os.replace(partial, path)
     except OSError as error:
-        # A full disk does not say of which file. An error without a number is a library's, with a message of its own.
+        # The error of a full disk names no file. An error without a number is a library's and has its own message.
         if error.errno is not None and (error.filename is None or str(error.filename) == str(partial)):
             error.filename = str(path)
         raise
@@ -84,41 +82,30 @@ def complete_folder(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_partials(path.parent, path.name)
-    partial, descriptor = None, None
-    try:
-        while True:
-            partial = Path(tempfile.mkdtemp(PARTIAL, f".{path.name}.", path.parent))
-            descriptor = os.open(partial, os.O_RDONLY) if fcntl else None
-            if descriptor is None or _lock(descriptor, partial, wait=True):
-                break
-            os.close(descriptor)
+    with _locked_folder(path.parent, f".{path.name}.", PARTIAL) as partial:
         yield partial
         partial.chmod(new_file_mode(0o777))  # mkdtemp made it private to its owner
         if path.is_dir():
             path.rmdir()
         os.replace(partial, path)
-    finally:
-        if partial is not None:
-            shutil.rmtree(partial, ignore_errors=True)
-        if descriptor is not None:
-            os.close(descriptor)
 
 
 @contextmanager
 def temporary_folder(prefix: str) -> Iterator[Path]:
-    """Yields a new folder, which goes with the body.
-
-    First removes the folders of this prefix whose processes are gone.
-
-    Args:
-        prefix: Of the folder's name; what has it belongs to this function.
-    """
+    """A new folder, which goes with the body; first removes those of this prefix whose processes are gone."""
     place = Path(tempfile.gettempdir())
     _remove_abandoned(path for path in place.glob(f"{prefix}*") if path.is_dir())
+    with _locked_folder(place, prefix) as folder:
+        yield folder
+
+
+@contextmanager
+def _locked_folder(place: Path, prefix: str, suffix: str = "") -> Iterator[Path]:
+    """A new folder, locked during the body and removed after it, unless the body has moved it."""
     folder, descriptor = None, None
     try:
         while True:
-            folder = Path(tempfile.mkdtemp(prefix=prefix, dir=place))
+            folder = Path(tempfile.mkdtemp(suffix, prefix, place))
             descriptor = os.open(folder, os.O_RDONLY) if fcntl else None
             if descriptor is None or _lock(descriptor, folder, wait=True):
                 break
@@ -132,12 +119,7 @@ def temporary_folder(prefix: str) -> Iterator[Path]:
 
 
 def remove_partials(folder: Path, name: str | None = None) -> None:
-    """Removes what killed processes left behind in a directory.
-
-    Args:
-        folder: The directory.
-        name: Of the file or directory that they were writing; by default any.
-    """
+    """Removes what killed processes left behind in a directory while they wrote `name`, or anything."""
     if not fcntl or not folder.is_dir():
         return
     pattern = re.compile(rf"\.{'.+' if name is None else re.escape(name)}\.{_RANDOM}{re.escape(PARTIAL)}")
@@ -145,13 +127,13 @@ def remove_partials(folder: Path, name: str | None = None) -> None:
 
 
 def _remove_abandoned(paths: Iterable[Path]) -> None:
-    """Removes files and folders of this user that no living process has locked; links are nobody's."""
+    """Removes files and folders of this user that no living process has locked; links stay."""
     for path in [path for path in paths if fcntl and not path.is_symlink()]:
         try:
             if path.stat().st_uid != os.getuid():
                 continue
             descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-        except OSError:  # gone, or somebody else's
+        except OSError:  # gone, or of another user
             continue
         try:
             if _lock(descriptor, path, wait=False):
@@ -169,32 +151,40 @@ def _lock(descriptor: int, path: Path, wait: bool) -> bool:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
     except FileNotFoundError:
         return False
-    except OSError:  # taken, or a file system without locks: there nobody removes what others may be writing
+    except OSError:  # taken, or a file system without locks, where nothing is removed
         return wait
 
 
-def write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
-    """Writes a JSON file that is never half there.
+def check_resumable(folder: Path, what: str, settings: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
+    """Makes sure that a run may write to a directory: a new one, or one that was begun with the same settings.
 
     Args:
-        path: The file.
-        content: What JSON can hold.
-        sort_keys: Whether to sort names, as transformers and diffusers do in configurations.
+        folder: The directory.
+        what: What it is to hold, for the error.
+        settings: What must not change between two runs.
+        found: The settings that it was begun with; `None` if it does not say.
+
+    Raises:
+        ValueError: Something else is there, or was made with other settings.
     """
+    if found is None:
+        # A hidden file is what a run leaves that was killed while it wrote its settings.
+        if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
+            raise ValueError(f"{folder} exists and holds no {what}; choose another directory.")
+        return
+    names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
+    if names:
+        listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)
+        raise ValueError(
+            f"{folder} was made from other data, by another checkpoint or with other options ({listed}). "
+            "Choose another directory, or remove this one to start again."
+        )
+
+
+def write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
+    """Writes a JSON file that is never half there; transformers and diffusers sort the keys of configurations."""
     with complete_file(path) as file:
         file.write((json.dumps(content, indent=2, sort_keys=sort_keys, ensure_ascii=False) + "\n").encode())
-
-
-def why_not_written(error: Exception, path: Path | str) -> str:
-    """What to tell the user about a failed write; a full disk is the usual reason."""
-    folder = next(folder for folder in Path(path).absolute().parents if folder.exists())
-    free = shutil.disk_usage(folder).free
-    # torch and safetensors wrap the system's error, or swallow it.
-    if getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error) or free < _FULL:
-        reason = "the disk is full"
-    else:
-        reason = (getattr(error, "strerror", None) or str(error)).partition("\n")[0]
-    return f"{Path(path).name} could not be written: {reason} ({readable_size(free)} free)."
 
 
 @contextmanager
@@ -210,18 +200,23 @@ def exit_on_write_errors() -> Iterator[None]:
         if (failure := write_failure(error)) is None:
             if not isinstance(error.__cause__, Exception) or write_failure(error.__cause__) is None:
                 raise
-            failure = str(error).rstrip(".")  # whoever passed it on has said what could not be written
+            failure = str(error).rstrip(".")  # the error around it says what could not be written
         raise SystemExit(
             f"error: {failure}. Make room, or choose another directory; where there are checkpoints, "
             "--resume_from_checkpoint latest goes on from the last complete one."
         ) from error
 
 
-def write_failure(error: Exception) -> str | None:
-    """What could not be written, and why, whichever library says so; `None` if the error is another one."""
+def write_failure(error: Exception, result: object = "The result") -> str | None:
+    """What could not be written, and why, whichever library says so; `None` if the error is another one.
+
+    Args:
+        error: What was raised.
+        result: What to name if the error names no file.
+    """
     if (reason := _why_not_written(error)) is None:
         return None
-    name = getattr(error, "filename2", None) or getattr(error, "filename", None) or "The result"
+    name = getattr(error, "filename2", None) or getattr(error, "filename", None) or result
     return f"{name} could not be written: {reason}"
 
 
@@ -236,7 +231,7 @@ def _why_not_written(error: Exception) -> str | None:
 
 
 def _is_of_reading(error: OSError) -> bool:
-    """Whether it was an input that could not be had, of which the system says the same."""
+    """Whether an input could not be read, of which the system says the same as of an output."""
     if error.errno == errno.ENOTDIR:  # results go to a directory that was made first
         made = {frame.f_code.co_name for frame, _ in traceback.walk_tb(error.__traceback__)}
         return not made & {"mkdir", "makedirs"}
@@ -258,18 +253,3 @@ def new_file_mode(mode: int) -> int:
         umask = os.umask(0)
         os.umask(umask)
     return mode & ~umask
-
-
-__all__ = [
-    "PARTIAL",
-    "complete_file",
-    "complete_folder",
-    "exit_on_write_errors",
-    "new_file_mode",
-    "readable_size",
-    "remove_partials",
-    "temporary_folder",
-    "why_not_written",
-    "write_failure",
-    "write_json",
-]

@@ -20,12 +20,7 @@ class Panel(NamedTuple):
 
 
 def contact_sheet(rows: Sequence[Sequence[Panel]], heading: str = "") -> Image.Image:
-    """Puts pictures in rows, each with its title above it, wrapped to the picture's width.
-
-    Args:
-        rows: Panels, from left to right.
-        heading: A line above all.
-    """
+    """Puts rows of pictures below each other, each picture with its title above it, wrapped to the picture's width."""
     font, heading_font = ImageFont.load_default(size=_FONT_SIZE), ImageFont.load_default(size=_HEADING_SIZE)
     titles = [[_wrap(panel.title, panel.picture.width, font) for panel in row] for row in rows]
     headers = [_LINE * max(len(lines) for lines in row) for row in titles]
@@ -64,6 +59,3 @@ def _wrap(text: str, width: int, font: Any) -> list[str]:
             line = longer
         lines.append(line)
     return lines
-
-
-__all__ = ["Panel", "contact_sheet"]

@@ -58,8 +58,8 @@ def process_state(device: torch.device | str) -> Any:
     """Joins the other processes.
 
     Args:
-        device: Where this process computes. Without being told, accelerate takes CPU processes of torchrun for
-            strangers, who would all do the same work.
+        device: Where this process computes. accelerate does not find out by itself that CPU processes of torchrun
+            belong together: each of them would do all of the work.
 
     Returns:
         An `accelerate.PartialState`.

@@ -25,6 +25,3 @@ def tensor_fingerprint(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
         values = tensor.detach().contiguous().cpu().reshape(-1)
         digest.update(values.view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-__all__ = ["module_fingerprint", "tensor_fingerprint"]

@@ -1,4 +1,4 @@
-"""Reading of JSON files that may hold anything; whatever is wrong with one is an error that names it.
+"""Reading of JSON files that may hold anything. What is wrong with one becomes an error that names it.
 
 Files of code beside weights hold a copy of this.
 """
@@ -13,10 +13,6 @@ from typing import Any
 
 def read_json(path: str | os.PathLike[str], error: type[Exception] = OSError) -> Any:
     """Reads a JSON file.
-
-    Args:
-        path: The file.
-        error: What to raise.
 
     Raises:
         Exception: `error`, if it cannot be read, or is no JSON.
@@ -34,10 +30,6 @@ def read_json(path: str | os.PathLike[str], error: type[Exception] = OSError) ->
 def read_json_object(path: str | os.PathLike[str], error: type[Exception] = OSError) -> dict[str, Any]:
     """Reads a JSON file that has to hold an object.
 
-    Args:
-        path: The file.
-        error: What to raise.
-
     Raises:
         Exception: `error`, if it cannot be read, is no JSON, or holds something else.
     """
@@ -45,6 +37,3 @@ def read_json_object(path: str | os.PathLike[str], error: type[Exception] = OSEr
     if not isinstance(content, dict):
         raise error(f"{path} does not hold a JSON object, but a {type(content).__name__}.")
     return content
-
-
-__all__ = ["read_json", "read_json_object"]

@@ -1,4 +1,4 @@
-"""Paths that somebody else wrote into a file: they stay inside a directory, or are refused."""
+"""Paths that were read from a file: they stay inside a directory, or are refused."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 
 
-def resolve_inside(root: str | os.PathLike[str], name: object, source: str) -> Path:
+def resolve_inside(
+    root: str | os.PathLike[str], name: object, source: str, error: type[Exception] = ValueError
+) -> Path:
     """Joins a directory and a path that was read from a file.
 
     Whoever wrote the file must not choose what else of the disk is read or written, be it by `..`, by an absolute path
@@ -16,23 +18,24 @@ def resolve_inside(root: str | os.PathLike[str], name: object, source: str) -> P
         root: The directory.
         name: What the file says; relative to the directory, or absolute and in it.
         source: Who says so, for the error.
+        error: What to raise.
 
     Returns:
         The path, its links not followed: what a cache links to has another name.
 
     Raises:
-        ValueError: It is no path, or leads out of the directory.
+        Exception: `error`, if it is no path, or leads out of the directory.
     """
     if not isinstance(name, str) or not Path(name).parts or "\0" in name:
-        raise ValueError(f"{source} has {name!r} where the path of a file is needed.")
+        raise error(f"{source} has {name!r} where the path of a file is needed.")
     path = Path(root) / name
     if is_inside(root, path):
         return path
     if Path(os.path.abspath(path)).is_relative_to(os.path.abspath(root)):
-        raise ValueError(
+        raise error(
             f"{source} has {name}, which links to {os.path.realpath(path)} outside of it: put a copy there instead."
         )
-    raise ValueError(f"{source} names {name}, which is outside of {root}; only files in it are used.")
+    raise error(f"{source} names {name}, which is outside of {root}; only files in it are used.")
 
 
 def is_inside(root: str | os.PathLike[str], path: Path) -> bool:
@@ -49,17 +52,14 @@ def is_inside(root: str | os.PathLike[str], path: Path) -> bool:
     return any(target.is_relative_to(snapshot.parent / "blobs") for snapshot in snapshots)
 
 
-def check_links(root: Path) -> None:
+def check_links(root: Path, error: type[Exception] = ValueError) -> None:
     """Refuses a directory with links that lead out of it: whoever copies its files would copy those of others.
 
     Raises:
-        ValueError: There is one.
+        Exception: `error`, if there is one.
     """
     for folder, directories, files in os.walk(root):
         for name in (*directories, *files):
             path = Path(folder, name)
             if path.is_symlink():
-                resolve_inside(root, path.relative_to(root).as_posix(), str(root))
-
-
-__all__ = ["check_links", "is_inside", "resolve_inside"]
+                resolve_inside(root, path.relative_to(root).as_posix(), str(root), error)

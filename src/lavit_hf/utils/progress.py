@@ -1,4 +1,4 @@
-"""Progress of whatever takes long: a bar on a terminal or in a notebook, in a log a line now and then."""
+"""Progress of long work: a bar on a terminal or in a notebook, a line now and then in a log."""
 
 from __future__ import annotations
 
@@ -23,31 +23,22 @@ _BYTES = "B"
 def progress_bar(
     title: str, total: int | None, show: bool = True, *, unit: str = _BYTES, delay: float = 0.0, leave: bool = True
 ) -> Any:
-    """A bar that counts up to `total`.
+    """A bar that counts up to `total`; a `tqdm` of huggingface_hub, whose switches it obeys.
 
     Args:
         title: What is being done.
-        total: Its end; `None` if nobody knows.
+        total: Its end; `None` if it is not known.
         show: Whether there is a bar at all.
         unit: What is counted; bytes by default.
         delay: Seconds before anything is shown.
         leave: Whether the bar stays when all is done.
-
-    Returns:
-        A `tqdm` of huggingface_hub, whose switches (`HF_HUB_DISABLE_PROGRESS_BARS`) it obeys.
     """
     options = bar_options(title, delay=delay, leave=leave)
     return tqdm(total=total, unit=unit, unit_scale=unit == _BYTES, disable=not show, **options)
 
 
 def bar_options(title: str, *, delay: float = 0.0, leave: bool = True) -> dict[str, Any]:
-    """Options for tqdm, also for the bars of pipelines: `pipeline.set_progress_bar_config(**bar_options("Drawing"))`.
-
-    Args:
-        title: As for `progress_bar`.
-        delay: As for `progress_bar`.
-        leave: As for `progress_bar`.
-    """
+    """The same as options of tqdm, such as those of pipelines: `set_progress_bar_config(**bar_options("Drawing"))`."""
     options = {"desc": title, "delay": delay, "leave": leave}
     if sys.stderr.isatty() or _is_notebook():
         return options
@@ -86,6 +77,3 @@ class _Lines:
 
     def flush(self) -> None:
         self._file.flush()
-
-
-__all__ = ["Progress", "TokenProgress", "bar_options", "progress_bar"]

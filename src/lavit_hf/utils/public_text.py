@@ -38,6 +38,3 @@ def without_paths(value: Any) -> Any:
 def one_line(text: str) -> str:
     """A text as one line: of line breaks, control characters and what no file can hold, only a space stays."""
     return " ".join("".join(letter if letter.isprintable() else " " for letter in text).split())
-
-
-__all__ = ["is_path", "one_line", "public_name", "without_paths"]

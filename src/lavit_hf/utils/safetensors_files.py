@@ -17,12 +17,7 @@ _REMEDY = "Download or convert it again."
 
 
 class TensorHeader(NamedTuple):
-    """What is known of a tensor before it is read.
-
-    Attributes:
-        shape: Its shape.
-        dtype: Its dtype as safetensors call it, such as `"BF16"`.
-    """
+    """What is known of a tensor before it is read; the dtype as safetensors call it, such as `"BF16"`."""
 
     shape: list[int]
     dtype: str
@@ -30,13 +25,6 @@ class TensorHeader(NamedTuple):
 
 def read_headers(path: str | os.PathLike[str], error: type[Exception] = OSError) -> dict[str, TensorHeader]:
     """Reads the header of a file, which also tells whether the file is complete.
-
-    Args:
-        path: The file.
-        error: What to raise.
-
-    Returns:
-        What it holds, by name.
 
     Raises:
         Exception: `error`, if it is missing, truncated or corrupt.
@@ -50,14 +38,7 @@ def read_headers(path: str | os.PathLike[str], error: type[Exception] = OSError)
 
 
 def read_index(path: str | os.PathLike[str], error: type[Exception] = OSError) -> dict[str, list[str]]:
-    """Reads the index of a model in several files.
-
-    Args:
-        path: A `*.index.json`.
-        error: What to raise.
-
-    Returns:
-        The names of the tensors, by the name of the file beside the index that has them.
+    """Reads the `*.index.json` of a model in several files: which tensors are in which of the files beside it.
 
     Raises:
         Exception: `error`, if it is no index, or names files elsewhere.
@@ -75,6 +56,3 @@ def read_index(path: str | os.PathLike[str], error: type[Exception] = OSError) -
         problem = str(reason).removeprefix(f"{path} ").rstrip(".")
         raise error(f"{path} is no index of weights: {problem}. {_REMEDY}") from reason
     return shards
-
-
-__all__ = ["TensorHeader", "read_headers", "read_index"]

@@ -34,6 +34,3 @@ def sample_uniform(seed: int, epoch: int, sample_id: int, purpose: str) -> float
     """A number from [0, 1) instead of a seed, for a single decision; arguments as for `sample_seed`."""
     # A float holds 53 bits: dividing all 63 could round up to 1.
     return (sample_seed(seed, epoch, sample_id, purpose) >> (_BITS - 53)) / 2**53
-
-
-__all__ = ["sample_seed", "sample_uniform"]

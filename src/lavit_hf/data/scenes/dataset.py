@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
+from ..loading import import_datasets
 from .language import ask_questions, write_caption
 from .pictures import MIN_IMAGE_SIZE, render
 from .world import CAPTION, QUESTIONS, rng_for, sample_scene
@@ -38,7 +39,7 @@ def make_scenes(split: str = "train", num_scenes: int = 1000, seed: int = 0, ima
         ImportError: `datasets` is not installed.
         ValueError: There is no such split, a number is negative, or the picture would be too small.
     """
-    datasets = _import_datasets()
+    datasets = import_datasets()
     _check(split, seed, image_size, num_scenes)
     features = _features(datasets)
     # In chunks, because rows as Python objects take many times the memory of those in a dataset.
@@ -81,7 +82,7 @@ def stream_scenes(
         ImportError: `datasets` is not installed.
         ValueError: As for [`make_scenes`].
     """
-    datasets = _import_datasets()
+    datasets = import_datasets()
     _check(split, seed, image_size, num_scenes or 0)
     if num_shards < 1:
         raise ValueError(f"num_shards must be at least 1, got {num_shards}.")
@@ -138,13 +139,3 @@ def _features(datasets: Any) -> Any:
             "scene": {"background": text, "objects": [item]},
         }
     )
-
-
-def _import_datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError(
-            "Datasets of scenes need the package `datasets`: pip install 'lavit-hf[training]'"
-        ) from error
-    return datasets

@@ -75,14 +75,7 @@ _CORE_PATTERN = re.compile(rf"{_OBJECT}(?: {_RELATION} {_OBJECT}(?: (and|that is
 
 
 def facts_of(scene: Scene) -> Facts:
-    """Returns all that can be said about a scene: what each of its captions says.
-
-    Args:
-        scene: Made, or read from a picture.
-
-    Returns:
-        Its facts.
-    """
+    """Returns all that can be said about a scene, made or read from a picture: what each of its captions says."""
     objects = scene.objects
     relations = [
         _relation(_object(first), relation, _object(second))
@@ -96,11 +89,7 @@ def facts_of(scene: Scene) -> Facts:
 def parse_caption(text: str) -> Facts:
     """Reads what a caption says. `parse_caption(caption) == facts_of(scene)` for every caption of a scene.
 
-    Args:
-        text: A caption; upper case, spaces and a period at the end do not matter.
-
-    Returns:
-        What it says, which need not be possible.
+    Upper case, spaces and a period at the end do not matter. What it says need not be possible.
 
     Raises:
         CaptionError: It is not worded as captions of scenes are.
@@ -139,11 +128,7 @@ def _relation(subject: ObjectFacts, relation: str, reference: ObjectFacts) -> Re
 def captions_of(scene: Scene) -> list[str]:
     """Returns every caption of a scene: all orders of its objects, in all wordings.
 
-    Args:
-        scene: One to three objects, placed as `sample_scene` does.
-
-    Returns:
-        4, 8 or 16 captions, for as many as 1, 2 or 3 objects.
+    They are 4, 8 or 16, for as many as 1, 2 or 3 objects.
 
     Raises:
         ValueError: The scene has another number of objects, or they do not face each other.
@@ -209,17 +194,10 @@ class Question(NamedTuple):
 
 
 def ask_questions(scene: Scene, rng: PortableRng) -> list[Question]:
-    """Asks one question of every kind that the scene allows.
+    """Asks one question of every kind that the scene allows: five to eight, in the order of `KINDS`.
 
     Half of all questions of the kind yes_no are to be answered with yes, and half of each of its wordings. A pair of
     shape and color that is held out is mentioned only in scenes that have one.
-
-    Args:
-        scene: One to three objects, no two of the same shape and color.
-        rng: Chooses among the questions.
-
-    Returns:
-        Between five and eight questions, in the order of `KINDS`.
     """
     found = [
         _ask_color(scene, rng),
@@ -235,16 +213,14 @@ def ask_questions(scene: Scene, rng: PortableRng) -> list[Question]:
 
 
 def _ask_color(scene: Scene, rng: PortableRng) -> Question | None:
-    candidates = _with_unique(scene, "shape")
-    if not candidates:
+    if not (candidates := _with_unique(scene, "shape")):
         return None
     item = rng.choice(candidates)
     return Question(f"What color is the {item.shape}?", item.color, "color")
 
 
 def _ask_shape(scene: Scene, rng: PortableRng) -> Question | None:
-    candidates = _with_unique(scene, "color")
-    if not candidates:
+    if not (candidates := _with_unique(scene, "color")):
         return None
     item = rng.choice(candidates)
     return Question(f"What shape is the {item.color} object?", item.shape, "shape")
@@ -274,8 +250,7 @@ def _ask_place(scene: Scene, rng: PortableRng) -> Question:
 
 
 def _ask_relation(scene: Scene, rng: PortableRng) -> Question | None:
-    facing = _facing(scene)
-    if not facing:
+    if not (facing := _facing(scene)):
         return None
     first, relation, second = rng.choice(facing)
     return Question(f"What is {relation} the {_name(second)}?", _name(first), "relation")
@@ -302,8 +277,7 @@ def _claim_existence(scene: Scene, rng: PortableRng, is_true: bool) -> str:
 
 
 def _claim_color(scene: Scene, rng: PortableRng, is_true: bool) -> str | None:
-    candidates = _with_unique(scene, "shape")
-    if not candidates:
+    if not (candidates := _with_unique(scene, "shape")):
         return None
     item = rng.choice(candidates)
     others = [color for shape, color in _mentionable(scene) if shape == item.shape and color != item.color]
@@ -316,8 +290,7 @@ def _claim_background(scene: Scene, rng: PortableRng, is_true: bool) -> str:
 
 
 def _claim_relation(scene: Scene, rng: PortableRng, is_true: bool) -> str | None:
-    facing = _facing(scene)
-    if not facing:
+    if not (facing := _facing(scene)):
         return None
     first, relation, second = rng.choice(facing)
     if not is_true:

@@ -18,14 +18,7 @@ _MOON_HOLE = (0.5, 0.78)  # center and radius of what is cut from a circle
 
 
 def render(scene: Scene, image_size: int = 64) -> Image.Image:
-    """Draws a scene, with smooth edges.
-
-    Args:
-        scene: What to draw.
-        image_size: Width and height in pixels.
-
-    Returns:
-        An RGB picture, the same on every platform.
+    """Draws a scene, with smooth edges: an RGB picture, the same on every platform.
 
     Raises:
         ValueError: The picture would be too small, or a shape is unknown.
@@ -39,10 +32,6 @@ def render(scene: Scene, image_size: int = 64) -> Image.Image:
 
 def object_coverage(scene: Scene, image_size: int = 64) -> np.ndarray:
     """Computes which part of every pixel each object covers: the ground truth of a segmentation.
-
-    Args:
-        scene: Its objects, in order.
-        image_size: Width and height in pixels.
 
     Returns:
         Numbers from 0 to 1, `[objects, image_size, image_size]`.
@@ -76,11 +65,7 @@ def _stamp(shape: str, size: str, image_size: int, right_by: int, down_by: int) 
 
 
 def is_inside(shape: str, u: np.ndarray, v: np.ndarray) -> np.ndarray:
-    """Tells which points are inside a shape that fills the square from -1 to 1; `v` points down.
-
-    Raises:
-        ValueError: The shape is unknown.
-    """
+    """Tells which points are inside a shape that fills the square from -1 to 1; `v` points down."""
     box = np.maximum(np.abs(u), np.abs(v)) <= 1
     circle = u * u + v * v <= 1
     if shape == "square":
@@ -128,16 +113,9 @@ class PatchLabels(NamedTuple):
 
 
 def label_patches(scene: Scene, patches_per_side: int) -> PatchLabels:
-    """Labels the patches of a scene's picture.
+    """Labels the patches of a scene's picture, `patches_per_side` across and down.
 
     A patch shows the object whose box covers most of it, holes included, if that is at least 30 %.
-
-    Args:
-        scene: What is on the picture.
-        patches_per_side: Their number, across and down.
-
-    Returns:
-        Labels of all patches.
     """
     edges = np.arange(patches_per_side + 1) / patches_per_side
     middle = (edges[:-1] + edges[1:]) / 2

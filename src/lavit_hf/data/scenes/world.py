@@ -98,10 +98,7 @@ class Scene:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Scene:
-        """Makes a scene of a dictionary.
-
-        Args:
-            values: What [`~Scene.to_dict`] gave, or a row's `scene`.
+        """Makes a scene of what [`~Scene.to_dict`] gave, or of a row's `scene`.
 
         Raises:
             ValueError: Something is missing, or is nothing a scene can have.
@@ -111,23 +108,19 @@ class Scene:
             scene = cls(values["background"], objects)
         except (KeyError, TypeError) as error:
             raise ValueError(f"Not a scene: {error}. Expected what Scene.to_dict() returns.") from error
-        _check(scene)
+        _check_value("background", scene.background, (*BACKGROUNDS, UNKNOWN))
+        for item in scene.objects:
+            _check_value("shape", item.shape, (*SHAPES, UNKNOWN))
+            _check_value("color", item.color, (*COLORS, UNKNOWN))
+            _check_value("size", item.size, SIZES)
+            for name, place in (("x", item.x), ("y", item.y)):
+                if not isinstance(place, int) or not 0 <= place <= UNITS:
+                    raise ValueError(f"{name} must be an integer from 0 to {UNITS}, got {place!r}.")
         return scene
 
     @property
     def has_held_out_pair(self) -> bool:
         return any(item.pair in HELD_OUT_PAIRS for item in self.objects)
-
-
-def _check(scene: Scene) -> None:
-    _check_value("background", scene.background, (*BACKGROUNDS, UNKNOWN))
-    for item in scene.objects:
-        _check_value("shape", item.shape, (*SHAPES, UNKNOWN))
-        _check_value("color", item.color, (*COLORS, UNKNOWN))
-        _check_value("size", item.size, SIZES)
-        for name, place in (("x", item.x), ("y", item.y)):
-            if not isinstance(place, int) or not 0 <= place <= UNITS:
-                raise ValueError(f"{name} must be an integer from 0 to {UNITS}, got {place!r}.")
 
 
 def _check_value(name: str, value: Any, known: Any) -> None:

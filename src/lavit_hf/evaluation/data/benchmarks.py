@@ -228,7 +228,7 @@ def is_vizwiz(content: Any) -> bool:
     """Tells whether this is `[{"image", "question", "answers": [{"answer"}]}]`."""
     if not isinstance(content, list) or not content or not isinstance(content[0], dict):
         return False
-    answers = content[0].get("answers")
+    answers: Any = content[0].get("answers")
     return bool(answers) and isinstance(answers[0], dict) and {"image", "question"} <= set(content[0])
 
 

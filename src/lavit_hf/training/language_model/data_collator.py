@@ -441,9 +441,10 @@ class LavitDataCollator(FollowsEpoch):
             )
         # The model's own one is in training mode, where encoders with dropout would give other codes every time.
         with _evaluation_mode(visual_tokenizer):
+            budgets = [segment.num_tokens for segment in images if segment.num_tokens is not None]
             rows = self.processor.tokenize_images(
                 [segment.image for segment in images],
-                num_image_tokens=None if self.keep_rate_range is None else [segment.num_tokens for segment in images],
+                num_image_tokens=None if self.keep_rate_range is None else budgets,
             )
         for segment, ids in zip(images, rows, strict=True):
             segment.set_ids((ids[1:-1] if segment.use == "bare" else ids).tolist())
@@ -536,11 +537,16 @@ def stack_images(rows: Iterable[TrainingRow]) -> dict[str, torch.Tensor]:
         `pixel_values` `[images, channels, height, width]` if there are any, and `num_image_tokens` `[images]` if they
         have budgets.
     """
-    images = [segment for row in rows for segment in row.segments if segment.pixel_values is not None]
+    images = [
+        (segment.pixel_values, segment.num_tokens)
+        for row in rows
+        for segment in row.segments
+        if segment.pixel_values is not None
+    ]
     if not images:
         return {}
-    batch = {"pixel_values": torch.stack([image.pixel_values for image in images])}
-    counts = [image.num_tokens for image in images if image.num_tokens is not None]
+    batch = {"pixel_values": torch.stack([pixels for pixels, _ in images])}
+    counts = [count for _, count in images if count is not None]
     return {**batch, "num_image_tokens": torch.tensor(counts)} if counts else batch
 
 

@@ -30,16 +30,10 @@ class AutoencoderArguments(DiffusersTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("kl_weight", self.kl_weight >= 0, "at least 0")
-        self.require("num_validation_images", self.num_validation_images >= 0, "at least 0")
 
 
 class AutoencoderLoss(nn.Module):
-    """Mean absolute error of the pixels, and a little KL divergence.
-
-    Args:
-        vae: An `AutoencoderKL`.
-        kl_weight: Weight of the divergence.
-    """
+    """Mean absolute error of the pixels of an `AutoencoderKL`, and a little KL divergence."""
 
     def __init__(self, vae: Any, kl_weight: float):
         super().__init__()
@@ -121,18 +115,15 @@ class AutoencoderTrainer(DiffusersTrainer):
         errors = ((self._rebuild(pixels) - pixels) / 2).square().mean(dim=(1, 2, 3))
         return -10 * errors.clamp(min=1e-10).log10()
 
-    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image | None:
-        """A grid of the first samples: images above, reconstructions below."""
-        shown = rows[: self.args.num_validation_images]
-        if not shown:
-            return None
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image:
+        """A grid: images above, reconstructions below."""
         images: list[PIL.Image.Image] = []
         rebuilt: list[PIL.Image.Image] = []
         processor = VaeImageProcessor()
-        for batch in self.eval_batches(shown):
+        for batch in self.eval_batches(rows):
             images += processor.postprocess(batch["pixel_values"])
             rebuilt += processor.postprocess(self._rebuild(batch["pixel_values"]))
-        return make_image_grid(images + rebuilt, rows=2, cols=len(shown))
+        return make_image_grid(images + rebuilt, rows=2, cols=len(rows))
 
     def _rebuild(self, pixels: torch.Tensor) -> torch.Tensor:
         return self.vae.decode(self.vae.encode(pixels).latent_dist.mean).sample.clamp(-1, 1)
@@ -140,7 +131,7 @@ class AutoencoderTrainer(DiffusersTrainer):
     @torch.no_grad()
     def latent_std(self) -> float:
         """Standard deviation of the latents of the validation samples, around zero, the encoder's noise included."""
-        batches = self.eval_batches(self.eval_dataset)
+        batches = self.eval_batches(self.eval_dataset or ())
         posteriors = [self.vae.encode(batch["pixel_values"]).latent_dist for batch in batches]
         squares = torch.cat([posterior.mean.square() + posterior.var for posterior in posteriors])
         return squares.mean().sqrt().item()
@@ -176,11 +167,4 @@ def train_autoencoder(
     """
     if not isinstance(dataset, TrainingDataset):
         dataset = TrainingDataset(dataset, text_column=None)
-    trainer = AutoencoderTrainer(vae, args, dataset, collator, validation_rows)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    return trainer
-
-
-__all__ = ["AutoencoderArguments", "AutoencoderLoss", "AutoencoderTrainer", "train_autoencoder"]
+    return AutoencoderTrainer(vae, args, dataset, collator, validation_rows).train_and_save()

@@ -14,8 +14,6 @@ from ...pipelines.pipeline_lavit_pixel_decoder import check_codes, resolve_size,
 from ...utils.seeds import sample_seed
 from ..dataset import TrainingDataset, complete_row
 
-_CODES = "codes"
-
 
 class PixelDecoderDataset(TrainingDataset):
     """A [`TrainingDataset`] of images without text, which keeps the images of rows that have codes as well.
@@ -27,6 +25,8 @@ class PixelDecoderDataset(TrainingDataset):
         image_root: As in [`TrainingDataset`].
     """
 
+    _codes_replace_images = False
+
     def __init__(
         self,
         dataset: Any,
@@ -34,26 +34,13 @@ class PixelDecoderDataset(TrainingDataset):
         on_bad_sample: str = "skip",
         image_root: str | os.PathLike[str] | None = None,
     ) -> None:
-        images, self._codes = _split_codes(dataset)
-        super().__init__(images, image_column, text_column=None, on_bad_sample=on_bad_sample, image_root=image_root)
+        super().__init__(dataset, image_column, text_column=None, on_bad_sample=on_bad_sample, image_root=image_root)
 
-    def _read(self, index: int) -> dict[str, Any]:
-        sample = super()._read(index)
-        if self._codes is not None:
-            sample[_CODES] = [list(codes) for codes in self._codes[index][_CODES]]
+    def _read(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
+        sample = super()._read(row, index)
+        if row.get("codes") is not None:
+            sample["codes"] = [list(codes) for codes in row["codes"]]
         return sample
-
-
-def _split_codes(dataset: Any) -> tuple[Any, Any]:
-    """The dataset without its codes, and the codes, or `None`."""
-    names = getattr(dataset, "column_names", None)
-    if names is not None:
-        if _CODES not in names:
-            return dataset, None
-        return dataset.remove_columns(_CODES), dataset.with_format(None).select_columns(_CODES)
-    if not hasattr(dataset, "__len__") or len(dataset) == 0 or _CODES not in dataset[0]:
-        return dataset, None
-    return [{name: row[name] for name in row if name != _CODES} for row in dataset], dataset
 
 
 Box = tuple[int, int, int, int]
@@ -216,14 +203,3 @@ class PixelDecoderDataCollator:
                 "dataset first."
             )
         return {"tokenizer_pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
-
-
-__all__ = [
-    "Box",
-    "ImageDataCollator",
-    "PixelDecoderDataCollator",
-    "PixelDecoderDataset",
-    "center_box",
-    "only_image",
-    "sample_columns",
-]

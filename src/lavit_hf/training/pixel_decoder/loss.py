@@ -180,12 +180,14 @@ class PixelDecoderLoss(nn.Module):
         Returns:
             Conditions `[batch, tokens, width]`, and further arguments of the U-Net.
         """
-        is_dropped = drop_condition[:, None, None]
-        condition = torch.where(is_dropped, decoded.negative_condition, decoded.condition)
+        # The fields of an output are declared as optional; these are always there.
+        assert decoded.negative_condition is not None and decoded.condition is not None
+        condition = torch.where(drop_condition[:, None, None], decoded.negative_condition, decoded.condition)
         options: dict[str, Any] = {}
         if decoded.negative_attention_mask is not None:
             options["encoder_attention_mask"] = decoded.negative_attention_mask | ~drop_condition[:, None]
         if self.takes_pooled:
+            assert decoded.pooled_condition is not None
             pooled = decoded.pooled_condition.masked_fill(drop_condition[:, None], 0.0)
             options["added_cond_kwargs"] = {"text_embeds": pooled, "time_ids": time_ids}
         return condition, options
@@ -202,6 +204,3 @@ class PixelDecoderLoss(nn.Module):
         snr = compute_snr(self.scheduler, timesteps)
         divisor = snr + 1 if self.scheduler.config.prediction_type == "v_prediction" else snr
         return snr.clamp(max=self.snr_gamma) / divisor
-
-
-__all__ = ["DiffusionDraws", "PixelDecoderLoss", "draw_diffusion", "encode_latents"]

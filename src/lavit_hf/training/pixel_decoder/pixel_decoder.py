@@ -137,14 +137,12 @@ class PixelDecoderArguments(DiffusersTrainingArguments):
     snr_gamma: float | None = option(None, "Min-SNR weighting of the loss; 5 is customary. By default none.")
     train_token_decoder: bool = option(False, "Trains the token decoder (but its codebook), not just its heads.")
     head_learning_rate: float | None = option(None, "Learning rate of the token decoder, if it has one of its own.")
-    num_validation_images: int = option(4, "Images to draw in a validation, from the first rows held out for it.")
     validation_inference_steps: int = option(25, "Denoising steps of these.")
     validation_guidance_scale: float = option(4.0, "Guidance of these.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("condition_dropout", 0 <= self.condition_dropout < 1, "in [0, 1)")
-        self.require("num_validation_images", self.num_validation_images >= 0, "at least 0")
         rate = self.head_learning_rate
         self.require("head_learning_rate", rate is None or rate > 0, "positive")
 
@@ -273,12 +271,9 @@ class PixelDecoderTrainer(DiffusersTrainer):
         """The loss, always at the same noise."""
         return self.model(**self.prepare(batch))["per_sample"]
 
-    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image | None:
-        """A grid of the first samples: images above, drawings below."""
-        shown = rows[: self.args.num_validation_images]
-        if not shown:
-            return None
-        batch = {name: value.to(self.args.device) for name, value in self.data_collator(shown).items()}
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image:
+        """A grid: images above, drawings below."""
+        batch = {name: value.to(self.args.device) for name, value in self.data_collator(rows).items()}
         codes, num_tokens = self._codes(batch)
         truth = self.pipeline.image_processor.postprocess(batch["pixel_values"].cpu())
         seeds = [sample_seed(self.args.seed, 0, index, "validation drawing") for index in range(len(truth))]
@@ -326,17 +321,4 @@ def train_pixel_decoder(
     if not isinstance(dataset, TrainingDataset):
         dataset = PixelDecoderDataset(dataset)
     trainer = PixelDecoderTrainer(pipeline, args, dataset, collator, visual_tokenizer, validation_rows)
-    trainer.train(resume_from_checkpoint=args.resume_from_checkpoint)
-    trainer.save_model()
-    trainer.save_state()
-    return trainer
-
-
-__all__ = [
-    "PixelDecoderArguments",
-    "PixelDecoderTrainer",
-    "build_pixel_decoder",
-    "select_trained_parameters",
-    "train_pixel_decoder",
-    "with_condition_heads",
-]
+    return trainer.train_and_save()

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import PIL.Image
@@ -68,6 +68,7 @@ class DiffusersTrainingArguments(TrainingArguments):
     logging_steps: float = option(10, "Updates between two lines of the log.")
     remove_unused_columns: bool = option(False, "Leave it: the collator needs all columns.")
     ddp_find_unused_parameters: bool | None = option(False, "Leave it: every update uses all trained weights.")
+    num_validation_images: int = option(4, "Images to draw in a validation, from the first rows held out for it.")
     use_ema: bool = option(True, "Averages the trained weights over time; the average is what gets saved.")
     ema_decay: float = option(0.9999, "Decay of that average, once it is warm.")
 
@@ -82,6 +83,7 @@ class DiffusersTrainingArguments(TrainingArguments):
         self.require("save_total_limit", self.save_total_limit is None or self.save_total_limit >= 1, "at least 1")
         self.require("learning_rate", self.learning_rate > 0, "positive")
         self.require("max_grad_norm", self.max_grad_norm >= 0, "at least 0")
+        self.require("num_validation_images", self.num_validation_images >= 0, "at least 0")
         self.require("ema_decay", 0 <= self.ema_decay < 1, "in [0, 1)")
         self.require("train_sampling_strategy", self.train_sampling_strategy == "random", "random")
         self.require("remove_unused_columns", not self.remove_unused_columns, "false")
@@ -214,8 +216,8 @@ class DiffusersTrainer(Trainer):
         """The number `eval_metric` of every sample, `[batch]`."""
         raise NotImplementedError
 
-    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image | None:
-        """A picture to look at, of the samples to validate with."""
+    def draw(self, rows: Sequence[Mapping[str, Any]]) -> PIL.Image.Image:
+        """A picture to look at, of the first samples to validate with."""
         raise NotImplementedError
 
     def save_networks(self, folder: Path) -> None:
@@ -329,7 +331,8 @@ class DiffusersTrainer(Trainer):
             own = rows[self.args.process_index :: self.args.world_size]
             total = torch.tensor(sum(self.score(batch).sum().item() for batch in self.eval_batches(own)) + 0.0)
             total = self.accelerator.reduce(total.to(self.args.device), reduction="sum")
-            image = self.draw(rows) if self.is_world_process_zero() else None
+            shown = rows[: self.args.num_validation_images]
+            image = self.draw(shown) if shown and self.is_world_process_zero() else None
         metrics = {f"{metric_key_prefix}_{self.eval_metric}": total.item() / len(rows)}
         self.log(dict(metrics))
         if image is not None:
@@ -359,7 +362,7 @@ class DiffusersTrainer(Trainer):
             ValueError: If the checkpoint belongs to a run with other data or settings, is broken, or holds more than
                 data.
         """
-        folder = Path(self.args.output_dir)
+        folder = self._output_dir
         name = LATEST if resume_from_checkpoint is True else resume_from_checkpoint or None
         checkpoint = find_trainer_checkpoint(name, folder)
         if checkpoint is not None:
@@ -376,17 +379,29 @@ class DiffusersTrainer(Trainer):
                 remove_incomplete_checkpoints(folder)
             raise
 
+    def train_and_save(self) -> Self:
+        """Trains, from `args.resume_from_checkpoint` if there is one, and saves the result to `args.output_dir`."""
+        self.train(resume_from_checkpoint=self.args.resume_from_checkpoint)
+        self.save_model()
+        self.save_state()
+        return self
+
     def save_model(self, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """Saves the result of the training; while it is running, what a resumed run needs."""
         if self.is_in_train:
             super().save_model(output_dir, *args, **kwargs)
             if self.args.should_save:
-                write_json(Path(output_dir or self.args.output_dir, _RUN_FILE), self._run)
+                write_json(Path(output_dir or self._output_dir, _RUN_FILE), self._run)
             return
         if self.is_world_process_zero():
             self.model.eval()
-            self.save_networks(Path(output_dir or self.args.output_dir))
+            self.save_networks(Path(output_dir or self._output_dir))
         self.accelerator.wait_for_everyone()
+
+    @property
+    def _output_dir(self) -> Path:
+        assert self.args.output_dir is not None  # `TrainingArguments` has a default
+        return Path(self.args.output_dir)
 
     @property
     def _update_size(self) -> int:
@@ -412,10 +427,10 @@ class DiffusersTrainer(Trainer):
                 "processes as before."
             )
         try:
-            saved = read_json_object(checkpoint / _RUN_FILE, ValueError)
-        except ValueError as error:
+            saved = read_json_object(checkpoint / _RUN_FILE)
+        except (OSError, ValueError) as error:
             raise ValueError(
-                f"{checkpoint / _RUN_FILE} is damaged ({error!r}): resume from another checkpoint."
+                f"{checkpoint / _RUN_FILE} is damaged ({error!s:.200}): resume from another checkpoint."
             ) from error
         if changed := [name for name, value in self._run.items() if saved.get(name) != value]:
             differences = ", ".join(f"{name} was {saved.get(name)}, is {self._run[name]}" for name in changed)
@@ -427,7 +442,7 @@ class DiffusersTrainer(Trainer):
     def show(self, image: PIL.Image.Image) -> None:
         """Saves a validation image, and shows it to the trackers that take images."""
         step = self.state.global_step
-        path = Path(self.args.output_dir, VALIDATION_FOLDER, f"step-{step:07d}.png")
+        path = Path(self._output_dir, VALIDATION_FOLDER, f"step-{step:07d}.png")
         path.parent.mkdir(parents=True, exist_ok=True)
         with complete_file(path) as file:
             image.save(file, format="PNG")
@@ -538,13 +553,3 @@ def _warm_average(decay: float) -> Any:
         get_ema_multi_avg_fn(min(decay, (1 + number) / (10 + number)))(averages, values, num_averaged)
 
     return update
-
-
-__all__ = [
-    "AveragedNetworks",
-    "AveragingCallback",
-    "DiffusersTrainer",
-    "DiffusersTrainingArguments",
-    "UpdateSampler",
-    "option",
-]

@@ -22,10 +22,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from ...utils.atomic_files import complete_file, remove_partials, write_json
+from ...utils.atomic_files import check_resumable, complete_file, remove_partials, write_json
 from ...utils.json_files import read_json_object
 from ...utils.public_text import one_line, public_name
-from ...utils.resumable import check_resumable
 
 _METADATA = "tokenization.json"
 _VERSION = 1
@@ -72,13 +71,8 @@ class TokenizationReport:
         self.bad_samples += [(sample_id, reason) for sample_id, reason in part["bad_samples"]]
 
     def counts(self) -> dict[str, Any]:
-        return {
-            "num_samples": self.num_samples,
-            "num_rows": self.num_rows,
-            "num_images": self.num_images,
-            "num_codes": self.num_codes,
-            "bad_samples": [list(bad) for bad in self.bad_samples],
-        }
+        counts = {name: getattr(self, name) for name in _COUNTS}
+        return {**counts, "bad_samples": [list(bad) for bad in self.bad_samples]}
 
 
 class TokenizedDirectory:
@@ -102,8 +96,6 @@ class TokenizedDirectory:
             about: What is written down for people to know.
             settings: What must not change between two runs.
 
-        Raises:
-            ValueError: Something else is there, or was made with other settings.
         """
         metadata = self.path / _METADATA
         found = _read_metadata(metadata)["settings"] if metadata.exists() else None
@@ -167,7 +159,7 @@ class TokenizedDirectory:
             reason = f"; the first one: {report.bad_samples[0][1]}" if report.bad_samples else ""
             raise ValueError(f"None of the {report.num_samples} samples can be used{reason}.")
         metadata = {**_read_metadata(self.path / _METADATA), "is_complete": True, **report.counts()}
-        if self.format.builder == "arrow":
+        if self.format.write is write_arrow:
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
             self._describe(files, hashlib.sha256(content.encode()).hexdigest()[:16])
@@ -276,17 +268,10 @@ def write_tar(file: BinaryIO, rows: Sequence[dict[str, Any]], features: Any) -> 
 
 
 class Format(NamedTuple):
-    """How shards are stored, and which builder of `datasets` reads them."""
+    """How shards are stored."""
 
     suffix: str
     write: Callable[[BinaryIO, Sequence[dict[str, Any]], Any], None]
-    builder: str
 
 
-FORMATS = {
-    "arrow": Format(".arrow", write_arrow, "arrow"),
-    "webdataset": Format(".tar", write_tar, "webdataset"),
-}
-
-
-__all__ = ["TokenizationReport", "TokenizedDirectory", "read_metadata"]
+FORMATS = {"arrow": Format(".arrow", write_arrow), "webdataset": Format(".tar", write_tar)}

@@ -39,10 +39,11 @@ class PreparedRow:
     codes: list[list[int]] = field(default_factory=list)
 
 
+@dataclass
 class RowTokenizer:
     """Turns rows into codes, text and lengths.
 
-    Args:
+    Attributes:
         processor: With its visual tokenizer.
         image_column: Where the images are.
         text_column: Where the text is, or `None`.
@@ -52,23 +53,13 @@ class RowTokenizer:
         on_bad_sample: `"skip"` or `"raise"`.
     """
 
-    def __init__(
-        self,
-        processor: ImageTextProcessor,
-        image_column: str,
-        text_column: str | None,
-        kept: Mapping[str, Any],
-        batch_size: int,
-        image_root: Path | None,
-        on_bad_sample: str,
-    ) -> None:
-        self.processor = processor
-        self.image_column = image_column
-        self.text_column = text_column
-        self.kept = kept
-        self.batch_size = batch_size
-        self.image_root = image_root
-        self.on_bad_sample = on_bad_sample
+    processor: ImageTextProcessor
+    image_column: str
+    text_column: str | None
+    kept: Mapping[str, Any]
+    batch_size: int
+    image_root: Path | None
+    on_bad_sample: str
 
     def tokenize(
         self, rows: Iterable[tuple[int, Mapping[str, Any]]], executor: Executor, on_row: Callable[[], object]
@@ -191,6 +182,3 @@ def ahead_of(function: Callable[[_In], _Out], items: Iterable[_In], executor: Ex
             yield running.popleft().result()
     while running:
         yield running.popleft().result()
-
-
-__all__ = ["PreparedRow", "RowTokenizer", "ahead_of"]

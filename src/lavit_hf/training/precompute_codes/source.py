@@ -106,11 +106,8 @@ class TokenizedSource:
     def _chunks(self) -> Iterator[tuple[int, Rows]]:
         for chunk in range(self.num_shards()):
             start = chunk * self.shard_size
-            yield chunk, self._indexed_rows(start, min(start + self.shard_size, self.length or 0))
-
-    def _indexed_rows(self, start: int, end: int) -> Rows:
-        for index in range(start, end):
-            yield index, self.dataset[index]
+            indices = range(start, min(start + self.shard_size, len(self.dataset)))
+            yield chunk, ((index, self.dataset[index]) for index in indices)
 
     def _stream_chunks(self, source: int, directory: TokenizedDirectory) -> Iterator[tuple[int, Rows]]:
         stream = self.dataset if self.num_sources == 1 else self.dataset.shard(self.num_sources, source)
@@ -160,6 +157,3 @@ def _file_of(path: str | None, root: Path | None) -> Path | None:
         return Path(path or "") if root is None else Path(locate_image(path or "", root))
     except ValueError:  # outside of the root: the sample is bad, whatever is in the file
         return None
-
-
-__all__ = ["TokenizedSource"]

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ...data.loading import load_saved, named_errors
+from ...data.loading import import_datasets, load_saved, named_errors
 from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.distributed import process_state
@@ -30,8 +30,9 @@ def codebook_fingerprint(visual_tokenizer: Any) -> str:
     Args:
         visual_tokenizer: A `LavitVisualTokenizer`, or a model that has one.
     """
-    tokenizer = _visual_tokenizer_of(visual_tokenizer)
-    return tensor_fingerprint([("codebook", tokenizer.discrete.quantizer.codebook.weight.float())])
+    quantizer = _visual_tokenizer_of(visual_tokenizer).discrete.quantizer
+    assert quantizer is not None  # only the continuous branch has none
+    return tensor_fingerprint([("codebook", quantizer.codebook.weight.float())])
 
 
 def weights_fingerprint(visual_tokenizer: Any) -> str:
@@ -107,7 +108,7 @@ def tokenize_dataset(
         ValueError: An option or column does not exist, `output_dir` holds something else, or samples are bad.
     """
     _check_options(processor, output_format, on_bad_sample, batch_size, shard_size)
-    datasets = _import_datasets()
+    datasets = import_datasets()
     visual_tokenizer = processor.get_visual_tokenizer()
     state = process_state(visual_tokenizer.device)
     source = TokenizedSource(dataset, image_column, text_column, keep_columns, shard_size)
@@ -158,7 +159,7 @@ def load_tokenized_dataset(path: str | os.PathLike, visual_tokenizer: Any = None
     Raises:
         ValueError: It is not complete, the codes are of another codebook, or a file of it is damaged or elsewhere.
     """
-    datasets = _import_datasets()
+    datasets = import_datasets()
     metadata = read_metadata(path)
     if visual_tokenizer is not None:
         wanted = codebook_fingerprint(visual_tokenizer)
@@ -231,19 +232,3 @@ def _check_options(
         raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
     if batch_size < 1 or shard_size < 1:
         raise ValueError(f"`batch_size` and `shard_size` must be at least 1, got {batch_size} and {shard_size}.")
-
-
-def _import_datasets() -> Any:
-    try:
-        import datasets  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError("Tokenizing needs the package `datasets`: pip install 'lavit-hf[training]'") from error
-    return datasets
-
-
-__all__ = [
-    "codebook_fingerprint",
-    "load_tokenized_dataset",
-    "tokenize_dataset",
-    "weights_fingerprint",
-]
