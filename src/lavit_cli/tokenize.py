@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .checks import check_data, check_output_directory, find_model
-from .options import Device, Dtype, Model, RunDtype
+from .options import Device, Dtype, Model, NumTokens, RunDtype
 
 if TYPE_CHECKING:
     from lavit_hf.training.precompute_codes.directory import TokenizationReport
@@ -59,6 +59,7 @@ def tokenize(
     output_format: Annotated[
         Format, typer.Option("--format", help="Arrow files for load_from_disk, or tar files.")
     ] = Format.arrow,
+    num_tokens: NumTokens = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 16,
     shard_size: Annotated[int, typer.Option(min=1, help="Samples per file.")] = 5000,
     on_bad_sample: Annotated[
@@ -100,6 +101,7 @@ def tokenize(
         text_column=None if no_text else text_column,
         keep_columns=keep_column or [],
         output_format=output_format.value,
+        num_image_tokens=num_tokens,
         batch_size=batch_size,
         shard_size=shard_size,
         on_bad_sample=on_bad_sample.value,

@@ -71,6 +71,8 @@ def test_options(lavit, random_checkpoint: Path, folder: Path, tmp_path: Path) -
     assert set(stream[0]["json"]) == {"codes", "text", "length", "sample_id"}
     metadata = json.loads((tmp_path / "out" / "tokenization.json").read_text())
     assert metadata["checkpoint"] == str(random_checkpoint) and metadata["dataset"] == str(folder)
+    few = lavit("tokenize", folder, tmp_path / "few", "--model", random_checkpoint, "--num-tokens", 3)
+    assert few.stdout.endswith("3.0 codes per image\n")
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"with `{random_checkpoint.name}`;" in card and str(random_checkpoint.parent) not in card
 

@@ -68,6 +68,21 @@ def test_rows_are_what_the_processor_gives(tokenized: Path, processor) -> None:
     assert len({len(row["codes"][0]) for row in rows}) > 1
 
 
+def test_budgets(processor, tmp_path: Path) -> None:
+    few = SCENES.select(range(4))
+    assert tokenize(few, tmp_path / "out", processor, num_image_tokens=5).num_codes == 20
+    for row, scene in zip(load_tokenized_dataset(tmp_path / "out"), few, strict=True):
+        (ids,) = processor.tokenize_images(scene["image"], num_image_tokens=5)
+        assert row["codes"] == [processor.tokenizer.convert_ids_to_codes(ids[1:-1]).tolist()]
+
+
+def test_another_selection_is_another_checkpoint(tokenized: Path) -> None:
+    other = LavitVisualTokenizer.from_pretrained(CHECKPOINT)
+    other.config.selection = "argmax" if other.config.selection == "expected" else "expected"
+    with pytest.raises(ValueError, match="with other options .*selection: "):
+        tokenize(SCENES, tokenized, AutoProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=other))
+
+
 def test_report_and_metadata(tokenized: Path, processor) -> None:
     report = tokenize(SCENES, tokenized, processor)  # finished already
     codes = [codes for row in load_tokenized_dataset(tokenized) for codes in row["codes"]]
@@ -339,11 +354,11 @@ def test_streams_are_continued(num_shards: int, processor, tmp_path: Path, monke
     tokenize(stream(), tmp_path / "whole", processor)
     encode, batches = processor.visual_tokenizer.encode, []
 
-    def stop_at_the_third(pixel_values: torch.Tensor):
+    def stop_at_the_third(pixel_values: torch.Tensor, **options):
         batches.append(len(pixel_values))
         if len(batches) == 3:
             raise Stop
-        return encode(pixel_values)
+        return encode(pixel_values, **options)
 
     monkeypatch.setattr(processor.visual_tokenizer, "encode", stop_at_the_third)
     with pytest.raises(Stop):
@@ -364,6 +379,7 @@ def test_other_data_or_options_are_refused(tokenized: Path, processor) -> None:
         (SCENES, {"output_format": "webdataset"}, "output_format: arrow there, webdataset now"),
         (SCENES, {"text_column": None}, "text_column: text there, None now"),
         (SCENES, {"on_bad_sample": "raise"}, "on_bad_sample"),
+        (SCENES, {"num_image_tokens": 4}, "num_image_tokens: None there, 4 now"),
     ):
         with pytest.raises(ValueError, match=f"other data, by another checkpoint or with other options .*{named}"):
             tokenize(dataset, tokenized, processor, **options)
@@ -460,6 +476,7 @@ def test_wrong_arguments(processor, tmp_path: Path) -> None:
         (SCENES, {"output_format": "zip"}, ValueError, "must be one of arrow, webdataset, got 'zip'"),
         (SCENES, {"on_bad_sample": "ignore"}, ValueError, "must be 'skip' or 'raise'"),
         (SCENES, {"batch_size": 0}, ValueError, "must be at least 1"),
+        (SCENES, {"num_image_tokens": 17}, ValueError, "An image has 1 to 16 tokens"),
         (SCENES.select([]), {}, ValueError, "The dataset is empty"),
         (stream_scenes(num_scenes=0), {}, ValueError, "The dataset is empty"),
         (list(SCENES), {}, TypeError, "got list"),

@@ -60,6 +60,7 @@ class RowTokenizer:
     batch_size: int
     image_root: Path | None
     on_bad_sample: str
+    num_image_tokens: int | None = None
 
     def tokenize(
         self, rows: Iterable[tuple[int, Mapping[str, Any]]], executor: Executor, on_row: Callable[[], object]
@@ -130,7 +131,8 @@ class RowTokenizer:
             return
         visual_tokenizer = self.processor.get_visual_tokenizer()
         pixel_values = torch.stack([pixels for _, pixels in waiting])
-        output = visual_tokenizer.encode(pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype))
+        pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
+        output = visual_tokenizer.encode(pixel_values, num_tokens=self.num_image_tokens)
         codes = output.codes.tolist()
         start = 0
         for (row, _), count in zip(waiting, output.num_tokens.tolist(), strict=True):

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from ...data.loading import import_datasets, load_saved, named_errors
-from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+from ...modeling.configuration_lavit import LavitVisualTokenizerConfig
+from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, resolve_budget
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.distributed import process_state
 from ...utils.fingerprints import tensor_fingerprint
@@ -58,6 +59,7 @@ def tokenize_dataset(
     text_column: str | None = "text",
     keep_columns: Sequence[str] = (),
     output_format: str = "arrow",
+    num_image_tokens: int | None = None,
     batch_size: int = 16,
     shard_size: int = 5000,
     on_bad_sample: str = "skip",
@@ -87,6 +89,7 @@ def tokenize_dataset(
         text_column: Where the text is; `None` for images alone.
         keep_columns: Further columns to keep.
         output_format: `"arrow"`, or `"webdataset"` for tar files with a JSON file per row.
+        num_image_tokens: How many codes an image becomes; by default the visual tokenizer decides.
         batch_size: Images to encode at a time. In half precision kernels for other sizes round differently, which may
             change a few codes: what was begun with one has to be continued with it.
         shard_size: Samples per file, and how much work an interruption costs at most.
@@ -130,6 +133,7 @@ def tokenize_dataset(
         "output_format": output_format,
         "shard_size": shard_size,
         "on_bad_sample": on_bad_sample,
+        **_budget_settings(visual_tokenizer.config, num_image_tokens),
     }
     with state.main_process_first():
         directory.open(about, settings)
@@ -137,7 +141,9 @@ def tokenize_dataset(
         if source.length is not None and state.is_main_process:
             directory.finish_source(0, source.num_shards())
         kept = {name: features[name] for name in source.kept_columns if name != "sample_id"}
-        rows = RowTokenizer(processor, image_column, text_column, kept, batch_size, root, on_bad_sample)
+        rows = RowTokenizer(
+            processor, image_column, text_column, kept, batch_size, root, on_bad_sample, num_image_tokens
+        )
         _write_shards(source, directory, rows, state, num_threads, progress)
         state.wait_for_everyone()
         if state.is_main_process:
@@ -217,6 +223,18 @@ def _processor_settings(processor: ImageTextProcessor) -> dict[str, Any]:
         "image_processor": hashlib.sha256(image_processor.encode()).hexdigest(),
         "text_tokenizer": hashlib.sha256(tokenizer.encode()).hexdigest(),
     }
+
+
+def _budget_settings(config: LavitVisualTokenizerConfig, num_image_tokens: int | None) -> dict[str, Any]:
+    """What decides how many codes there are, unless it is what it was before there were budgets.
+
+    Raises:
+        ValueError: If no image can become so many codes.
+    """
+    if num_image_tokens is not None:
+        resolve_budget(num_image_tokens, None, 1, config.num_patches)
+        return {"num_image_tokens": num_image_tokens}
+    return {} if config.selection == "argmax" else {"selection": config.selection}
 
 
 def _check_options(
