@@ -22,6 +22,7 @@ from lavit_hf.conversion.weight_files import ConversionError
 from lavit_hf.pipelines import LavitTextToImagePipeline
 from lavit_hf.training import get_lora_config, merge_adapter
 from lavit_hf.training.dataset import EpochCallback, TrainingDataset
+from lavit_hf.training.language_model import adapters
 from lavit_hf.training.language_model.adapters import apply_adapter, find_adapter, save_adapter_card
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from tiny_models import attached_inputs, build_model, light_inputs, make_prompts, random_pixels, spread_selector
@@ -551,6 +552,7 @@ def pickle_weights(folder: Path) -> None:
         (change_config(base_model_name_or_path=None), "names no base model; name it: lavit merge"),
         (change_config(base_model_name_or_path="/gone/lavit"), "adapters of /gone/lavit, which does not exist here"),
         (change_config(base_model_name_or_path=str(CHECKPOINT / "unet")), "unet, which is no LaVIT checkpoint"),
+        (change_config(base_model_name_or_path=str(CHECKPOINT.parent)), "which is no LaVIT checkpoint"),
         (change_config(peft_type="IA3"), "is not of LoRA, but of 'IA3'"),
         (change_config(megatron_config={"a": 1}, megatron_core="os"), "a model of Megatron"),
         (change_config(target_modules=["nothing_like_it"], modules_to_save=None), "does not fit"),
@@ -591,6 +593,31 @@ def test_wrong_kinds_of_directories(adapter: Path, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="not of LoRA"):
         merge_adapter(tmp_path / "ia3", tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_base_that_lacks_tensors(adapter: Path, tmp_path: Path) -> None:
+    base = Path(shutil.copytree(CHECKPOINT, tmp_path / "base"))
+    weights = load_file(base / "model.safetensors")
+    del weights["model.language_model.norm.weight"]
+    save_file(weights, base / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"1 tensors are missing, the first is model\.language_model\.norm\.weight"):
+        merge_adapter(adapter, tmp_path / "out", base=base)
+    assert list(tmp_path.iterdir()) == [base]
+
+
+def test_adapters_of_a_repository(adapter: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(repository: str, allow_patterns: list[str]) -> str:
+        asked.append((repository, allow_patterns))
+        return str(adapter)
+
+    config = str(adapter / "adapter_config.json")
+    monkeypatch.setattr(adapters, "find_adapter_config_file", lambda source: config if source == "user/lora" else None)
+    monkeypatch.setattr(adapters, "snapshot_download", download)
+    assert find_adapter("user/lora") == adapters.Adapter(adapter, str(CHECKPOINT))
+    assert asked == [("user/lora", ["adapter_*", "*.json", "*.jinja"])]  # no pickles, no code
+    assert find_adapter("user/other") is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,5 @@
 import pickle
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -7,6 +8,7 @@ from torch.utils.data import DataLoader
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training.dataset import TrainingDataset
+from lavit_hf.training.language_model import data_collator
 from lavit_hf.training.language_model.data_collator import (
     LavitDataCollator,
     Segment,
@@ -304,6 +306,29 @@ def test_batches_are_the_same_from_worker_processes(processor):
     for expected, batch in zip(*loaders, strict=True):
         assert expected.keys() == batch.keys()
         assert all(torch.equal(expected[name], batch[name]) for name in expected)
+
+
+def test_worker_processes_cannot_use_an_accelerator(processor, monkeypatch):
+    monkeypatch.setattr(type(processor.visual_tokenizer), "device", torch.device("cuda"))
+    monkeypatch.setattr(data_collator, "get_worker_info", lambda: SimpleNamespace(id=0))
+    with pytest.raises(ValueError, match=r"cannot use a visual tokenizer on cuda\. Set `dataloader_num_workers=0`"):
+        LavitDataCollator(processor, image_first_probability=0)([row()])
+
+
+@pytest.mark.parametrize(
+    ("segments", "expected"),
+    [
+        ([], []),
+        ([([5, 6], [True, True])], [-100, 6, EOS]),
+        ([([5, 6], [True, False])], [-100, -100]),
+        ([([5, 6, EOS], [True, True, False])], [-100, 6, EOS]),  # a chat template wrote it
+        ([([5, 6], [True, True]), ([], [])], [-100, 6, EOS]),
+    ],
+)
+def test_learned_text_ends_once(segments, expected):
+    learned = TrainingRow(0, [Segment(ids=ids, is_learned=is_learned) for ids, is_learned in segments])
+    learned.end(EOS)
+    assert learned.labels[: len(learned)] == expected
 
 
 def test_a_collator_can_be_sent_to_another_process(processor):
