@@ -49,7 +49,9 @@ def test_weights_are_half_but_load_as_float32(model) -> None:
 def test_the_card_has_the_numbers_that_were_measured() -> None:
     card = (CHECKPOINT / "README.md").read_text(encoding="utf-8")
     for result in json.loads((CHECKPOINT / "metrics.json").read_text(encoding="utf-8"))["results"]:
-        assert f"| {result['task']} | scenes {result['split']} |" in card
+        for name, found in result["metrics"].items():
+            value = f"{100 * found['value']:.1f} %" if found["is_share"] else f"{found['value']:.3f}"
+            assert f"| {result['task']} | scenes {result['split']} | {name} | {value}" in card
 
 
 def test_captions_of_new_scenes_tell_background_and_number(model, processor) -> None:

@@ -204,6 +204,13 @@ def test_models_that_do_more_to_their_logits_are_refused():
         combine("falcon_h1")
 
 
+def test_heads_that_are_no_linear_layer_are_refused():
+    text_model = build_text_model()
+    text_model.lm_head = torch.nn.Sequential(text_model.lm_head)
+    with pytest.raises(ValueError, match="The head of LlamaForCausalLM is no linear layer but Sequential"):
+        combine(text_model)
+
+
 def test_parts_from_their_directories(folders):
     model = LavitForConditionalGeneration.from_vision_text_pretrained(folders["vision"], folders["text"], **CODES)
     expected = AutoModelForCausalLM.from_pretrained(folders["text"])

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from zygote import Zygote
+from zygote_client import connect, read_number, start
+
 PROGRAM = """
 import json, os, sys
 print(json.dumps([sys.argv, sys.path[:2], os.getcwd(), os.environ["WORD"], __name__, sys.stdin.read()]))
@@ -63,6 +66,15 @@ def test_signals_reach_the_run(python: str, number: signal.Signals) -> None:
         process.send_signal(number)
         assert process.stdout.read() == ""  # ends when the run has ended, as nobody else could write
         assert process.wait() == -number
+
+
+def test_without_a_client(zygote: Zygote, tmp_path: Path) -> None:
+    code = "import time; time.sleep(60)"
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with connect(zygote.address) as connection, open(os.devnull, "r+") as nothing:
+            run = start(connection, ["-c", code], zygote.environment, str(tmp_path), [nothing.fileno()] * 3)
+            os.killpg(run, number)  # the group is there at once
+            assert read_number(connection) == -number
 
 
 def test_nothing_of_the_package_is_there_and_much_else_is(python: str) -> None:

@@ -22,7 +22,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -46,27 +46,29 @@ class Zygote:
 
     Args:
         environment: Its environment. Runs may have others, but for what libraries read when they are imported.
+        modules: What it imports besides, where the environment's `PYTHONPATH` has it.
 
     Attributes:
         environment: The same.
+        address: Of the socket where `zygote_client` asks for runs.
         folder: Where `python`, `lavit` and `pytest` are: programs for `subprocess`, for shells, and for what starts
             `sys.executable`.
         python: The path of the former.
     """
 
-    def __init__(self, environment: Mapping[str, str] = os.environ) -> None:
+    def __init__(self, environment: Mapping[str, str] = os.environ, modules: Sequence[str] = ()) -> None:
         self.environment = dict(environment)
         self.folder = Path(tempfile.mkdtemp(prefix="zygote-"))  # short, as the names of sockets have to be
         self.python = str(self.folder / "python")
-        address = str(self.folder / "socket")
-        self._write("python", [sys.executable, "-I", "-S", str(CLIENT), address])
+        self.address = str(self.folder / "socket")
+        self._write("python", [sys.executable, "-I", "-S", str(CLIENT), self.address])
         for name in ("lavit", "pytest"):
             self._write(name, [self.python, str(Path(sys.executable).parent / name)])
         self._process = subprocess.Popen(
-            [sys.executable, __file__, address, self.python],
+            [sys.executable, __file__, self.address, self.python, *modules],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={name: value for name, value in environment.items() if name != "PYTHONPATH"},
+            env={name: value for name, value in environment.items() if name != "PYTHONPATH" or modules},
         )
         assert self._process.stdout.readline() == b"ready\n"
 
@@ -82,12 +84,12 @@ class Zygote:
         self._process.stdout.close()
 
 
-def main(address: str, python: str) -> None:
+def main(address: str, python: str, *modules: str) -> None:
     """Serves; in each of the processes that are forked for it, runs what a client asks for."""
     before = dict(os.environ)
     sys.path.pop(0)  # the directory of this file
     ending = _Ending()  # before what others want to do at the end, to come after it
-    for name in PRELOADED:
+    for name in (*PRELOADED, *modules):
         importlib.import_module(name)
     gc.freeze()  # or collecting garbage would copy all of it into every run
     request = _serve(address)
@@ -167,6 +169,7 @@ def _keep(connection: socket.socket) -> dict[str, Any]:
             os.dup2(stream, number)
             os.close(stream)
         return request
+    os.setpgid(run, run)  # here and there: whoever comes first
     for stream in streams:
         os.close(stream)
     connection.sendall(b"%d\n" % run)

@@ -2,16 +2,11 @@
 
 from pathlib import Path
 
-import numpy as np
-import pytest
-import torch
 from PIL import Image
 
 from lavit_cli.demo_sheet import is_caption_right, is_drawing_right
-from lavit_cli.pictures import grey_out_dropped, save_picture
 from lavit_hf.data.scenes import facts_of, render, sample_scene
 from lavit_hf.data.scenes.language import captions_of
-from lavit_hf.utils.contact_sheet import Panel, contact_sheet
 
 
 def test_demo_of_a_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
@@ -70,15 +65,6 @@ def test_verdicts() -> None:
     assert is_caption_right(caption, None) is None and is_drawing_right(render(scene), None) is None
 
 
-def test_long_titles_are_wrapped() -> None:
-    pictures = [Image.new("RGB", (100, 50), color) for color in ("red", "blue")]
-    short = contact_sheet([[Panel("a", pictures[0])]])
-    long = contact_sheet([[Panel("a title that does not fit into one line", pictures[0]), Panel("b", pictures[1])]])
-    assert long.height > short.height and long.width > 200
-    pixels = np.asarray(long)
-    assert (pixels == (255, 0, 0)).all(-1).sum() == (pixels == (0, 0, 255)).all(-1).sum() == 100 * 50
-
-
 def test_only_a_card_that_says_so_makes_weights_random(lavit, photo: Path, checkpoint: Path, tmp_path: Path) -> None:
     result = lavit("demo", "--image", photo, "--model", checkpoint, "--output", tmp_path / "demo.png")
     assert result.exit_code == 0, result.output
@@ -90,35 +76,3 @@ def test_unwritable_output(lavit, photo: Path, random_checkpoint: Path, tmp_path
     result = lavit("demo", "-i", photo, "-m", random_checkpoint, "-o", tmp_path / "file" / "demo.png")
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize("size", [(56, 56), (300, 218), (9, 5), (1, 1)])
-def test_only_dropped_patches_are_greyed(size: tuple[int, int]) -> None:
-    image = Image.new("RGB", size, (255, 0, 0))
-    mask = torch.tensor([[True, False, True, True], [False, True, True, False]])
-    result = np.asarray(grey_out_dropped(image, mask.flatten(), (2, 4)))
-    assert result.shape == (size[1], size[0], 3)
-    if min(size) > 8:
-        centers = [
-            [result[int((row + 0.5) * size[1] / 2), int((column + 0.5) * size[0] / 4)] for column in range(4)]
-            for row in range(2)
-        ]
-        assert np.array_equal((np.array(centers) == (255, 0, 0)).all(-1), mask.numpy())
-    assert np.asarray(image).min() == 0  # the given picture is not drawn on
-
-
-def test_nothing_dropped_changes_nothing(photo: Path) -> None:
-    image = Image.open(photo)
-    assert grey_out_dropped(image, torch.ones(16, dtype=torch.bool), (4, 4)).tobytes() == image.tobytes()
-
-
-def test_failed_write_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(self, file, **kwargs) -> None:
-        file.write(b"half a picture")
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr(Image.Image, "save", fail)
-    sheet = contact_sheet([[Panel("a", Image.new("RGB", (20, 10)))]])
-    with pytest.raises(OSError, match="No space left"):
-        save_picture(sheet, tmp_path / "demo.png")
-    assert list(tmp_path.iterdir()) == []

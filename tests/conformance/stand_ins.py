@@ -25,7 +25,7 @@ CONFIG_VALUES = {
 
 
 class ExportTesterMixin:
-    """Tests of exporting; ours are in `tests/modeling/test_text_decoder_graph.py`."""
+    """Tests of exporting; ours are in `tests/modeling/test_modeling_lavit.py`."""
 
 
 class GenerationTesterMixin:

@@ -44,13 +44,17 @@ def test_model_loads_without_a_gap(checkpoint):
     assert all(torch.equal(tensor, stored[name]) for name, tensor in model.state_dict().items())
 
 
-def test_visual_tokenizer_loads_from_shards_without_the_language_models(original_dir, tmp_path):
+def test_visual_tokenizer_loads_from_shards_without_the_language_models(original_dir, checkpoint, tmp_path):
     converted = convert(original_dir, tmp_path / "converted", heads=HEADS, max_shard_size="300KB", progress=False)
     index = json.loads((converted / "model.safetensors.index.json").read_text())["weight_map"]
     visual = {shard for name, shard in index.items() if name.startswith("model.visual_tokenizer.")}
-    for shard in set(index.values()) - visual:
+    others = set(index.values()) - visual
+    for shard in others:
         (converted / shard).unlink()
-    LavitVisualTokenizer.from_pretrained(converted)
+    expected = load_file(checkpoint / "model.safetensors")
+    loaded = LavitVisualTokenizer.from_pretrained(converted).state_dict()
+    assert others and loaded
+    assert all(torch.equal(value, expected[f"model.visual_tokenizer.{name}"]) for name, value in loaded.items())
 
 
 @pytest.mark.parametrize("folder", ["token_decoder", "lowres/token_decoder"])
@@ -83,9 +87,12 @@ def test_unet_and_vae_load(checkpoint, folder):
     diffusers.DDIMScheduler.from_pretrained(checkpoint / folder / "scheduler")
 
 
-def test_sharded_unet_loads(original_dir, tmp_path):
+def test_sharded_unet_loads(original_dir, checkpoint, tmp_path):
     converted = convert(original_dir, tmp_path / "converted", heads=HEADS, max_shard_size="200KB", progress=False)
-    diffusers.UNet2DConditionModel.from_pretrained(converted / "unet")
+    assert len(list((converted / "unet").glob("*-of-*.safetensors"))) > 1
+    loaded = diffusers.UNet2DConditionModel.from_pretrained(converted / "unet").state_dict()
+    expected = load_file(checkpoint / "unet" / "diffusion_pytorch_model.safetensors")
+    assert loaded.keys() == expected.keys() and all(torch.equal(loaded[name], expected[name]) for name in expected)
 
 
 def test_vae_of_an_old_diffusers_keeps_its_names_and_loads(original_dir, tmp_path, checkpoint):

@@ -52,6 +52,36 @@ def test_wrong_shape(tmp_path):
         plan(_changed(tmp_path, change))
 
 
+@pytest.mark.parametrize(
+    ("file", "left_out", "message"),
+    [
+        (
+            "visual_tokenizer/tokenizer_encoder",
+            "causal_encoder.blocks.",
+            "has no tensors named causal_encoder.blocks.*",
+        ),
+        ("language_model/pytorch_model*", "model.embed_tokens.", ": missing\n  model.embed_tokens.weight"),
+    ],
+)
+def test_sizes_that_cannot_be_told(tmp_path, file, left_out, message):
+    def change(files):
+        for name in [name for name in files[file] if name.startswith(left_out)]:
+            del files[file][name]
+
+    with pytest.raises(ConversionError) as caught:
+        plan(_changed(tmp_path, change))
+    assert message in str(caught.value)
+
+
+def test_files_that_are_not_listed(tmp_path):
+    content = json.loads(MANIFEST.read_text())
+    kept = {file: entry for file, entry in content["files"].items() if "tokenizer_encoder" not in file}
+    path = tmp_path / "manifest.json"
+    path.write_text(json.dumps({"files": kept}))
+    with pytest.raises(ConversionError, match=r"manifest\.json does not list:\s+visual_tokenizer/tokenizer_encoder"):
+        plan(path)
+
+
 def test_heads_can_be_given():
     with pytest.raises(ConversionError, match="not a multiple"):
         plan(MANIFEST, heads="vision=15")

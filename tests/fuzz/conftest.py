@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from fuzz.zygote import Zygote
+from fuzz.jobs import Jobs
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -17,8 +17,8 @@ def tiny_checkpoint() -> Path:
 
 
 @pytest.fixture(scope="session")
-def zygote(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Zygote]:
-    """Runs jobs in processes of their own."""
-    zygote = Zygote(tmp_path_factory.mktemp("zygote"))
-    yield zygote
-    zygote.close()
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Jobs]:
+    """Runs calls in processes of their own."""
+    jobs = Jobs(tmp_path_factory.mktemp("jobs"))
+    yield jobs
+    jobs.close()

@@ -173,10 +173,10 @@ def copy_checkpoint(source: Path, folder: Path) -> Path:
     return Path(shutil.copytree(source, folder / NAME, copy_function=os.link, ignore=ignore))
 
 
-def run(zygote: Any, folder: Path, uses: list[str]) -> dict[str, dict[str, Any]]:
+def run(jobs: Any, folder: Path, uses: list[str]) -> dict[str, dict[str, Any]]:
     """The answers of a checkpoint's uses."""
     copied = str(folder / NAME)
-    result = zygote.run(
+    result = jobs.run(
         "fuzz.checkpoint_uses:use_all", uses, copied, cwd=folder, seconds=SECONDS * len(uses), memory=MEMORY
     )
     lines = [line for line in result.stdout.splitlines() if line.startswith(ANSWER)]
@@ -188,12 +188,12 @@ def run(zygote: Any, folder: Path, uses: list[str]) -> dict[str, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def sound(zygote: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+def sound(jobs: Any, tiny_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What the undamaged checkpoint answers."""
     folders = [tmp_path_factory.mktemp("sound") for _ in range(2)]
     copy_checkpoint(tiny_checkpoint, folders[0])
     copy_checkpoint(ORIGINAL, folders[1])
-    answers = run(zygote, folders[0], WHOLE + TOOLS) | run(zygote, folders[1], ["convert"])
+    answers = run(jobs, folders[0], WHOLE + TOOLS) | run(jobs, folders[1], ["convert"])
     for name, answer in answers.items():
         assert "error" not in answer and answer.get("code", 0) == 0, f"{name}: {answer}"
     return answers
@@ -247,7 +247,7 @@ def is_named(message: str, mutation: Mutation) -> bool:
     return any(name in message for name in (NAME, *mutation.names))
 
 
-def check_checkpoint(seed: int, zygote: Any, sound: dict[str, Any], tiny_checkpoint: Path, folder: Path) -> None:
+def check_checkpoint(seed: int, jobs: Any, sound: dict[str, Any], tiny_checkpoint: Path, folder: Path) -> None:
     rng = seeded_rng("checkpoint", seed)
     is_original = rng.random() < 0.15
     copied = copy_checkpoint(ORIGINAL if is_original else tiny_checkpoint, folder)
@@ -256,7 +256,7 @@ def check_checkpoint(seed: int, zygote: Any, sound: dict[str, Any], tiny_checkpo
     uses = rng.sample(uses, min(3, len(uses)))
     shown = f"{mutation.file} {mutation.what}"
     try:
-        answers = run(zygote, folder, uses)
+        answers = run(jobs, folder, uses)
     except AssertionError as error:
         raise AssertionError(f"{shown}: {error}") from None
     found = [f"{name} {problem}" for name in uses for problem in problems(name, answers[name], sound[name], mutation)]
@@ -267,9 +267,9 @@ def check_checkpoint(seed: int, zygote: Any, sound: dict[str, Any], tiny_checkpo
 
 
 @blocks("checkpoints")
-def test_checkpoints(seeds: list[int], zygote, sound, tiny_checkpoint: Path, tmp_path: Path) -> None:
+def test_checkpoints(seeds: list[int], jobs, sound, tiny_checkpoint: Path, tmp_path: Path) -> None:
     def check(seed: int) -> None:
         (tmp_path / str(seed)).mkdir()
-        check_checkpoint(seed, zygote, sound, tiny_checkpoint, tmp_path / str(seed))
+        check_checkpoint(seed, jobs, sound, tiny_checkpoint, tmp_path / str(seed))
 
     check_all(seeds, check, seconds=10 * SECONDS)

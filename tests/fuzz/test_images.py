@@ -378,10 +378,10 @@ def process_large_image(seed: int) -> None:
 
 
 @blocks("large_images")
-def test_large_images_take_little_memory(seeds: list[int], zygote, tmp_path: Path) -> None:
+def test_large_images_take_little_memory(seeds: list[int], jobs, tmp_path: Path) -> None:
     def check(seed: int) -> None:
         # Decoded, the largest of 8 bits takes 353 MB at four bytes per pixel, and once more where channels are joined.
-        result = zygote.run("fuzz.test_images:process_large_image", seed, cwd=tmp_path, seconds=100, memory=1200 * MB)
+        result = jobs.run("fuzz.test_images:process_large_image", seed, cwd=tmp_path, seconds=100, memory=1200 * MB)
         assert result.code is not None, f"too slow: {result.stdout}"
         assert result.code == 0, f"{result.stdout} {result.stderr[-400:]}"
 

@@ -33,7 +33,7 @@ class Writer:
     """Something that writes.
 
     Attributes:
-        job: The zygote's job.
+        job: What `Jobs` is to call.
         arguments: Its arguments, with `{inputs}` where the inputs are.
         appears: Whether the result is there only when it is complete.
         resume: What the next run is told about the directory that a killed one has left.
@@ -54,11 +54,11 @@ class Writer:
 
 
 def command(*arguments: Any, appears: bool = False) -> Writer:
-    return Writer("fuzz.zygote:lavit", list(arguments), appears)
+    return Writer("fuzz.jobs:lavit", list(arguments), appears)
 
 
 def script(path: str, *arguments: Any, **options: Any) -> Writer:
-    return Writer("fuzz.zygote:script", [EXAMPLES / path, *arguments], **options)
+    return Writer("fuzz.jobs:script", [EXAMPLES / path, *arguments], **options)
 
 
 def latest(folder: Path) -> list[str]:
@@ -172,9 +172,9 @@ def undisturbed() -> dict[str, tuple[float, dict[str, str]]]:
     return {}
 
 
-def start(zygote: Any, writer: Writer, inputs: Path, folder: Path, more: list[str]) -> None:
+def start(jobs: Any, writer: Writer, inputs: Path, folder: Path, more: list[str]) -> None:
     arguments = [str(one).format(inputs=inputs) for one in writer.arguments] + more
-    zygote.start(writer.job, *arguments, cwd=folder)
+    jobs.start(writer.job, *arguments, cwd=folder)
 
 
 def written(writer: Writer, folder: Path) -> dict[str, str]:
@@ -191,31 +191,31 @@ def is_partial(path: Path) -> bool:
     return any(fnmatch(part, pattern) for part in path.parts for pattern in _PARTIAL)
 
 
-def run_undisturbed(zygote: Any, writer: Writer, inputs: Path, folder: Path) -> tuple[float, dict[str, str]]:
+def run_undisturbed(jobs: Any, writer: Writer, inputs: Path, folder: Path) -> tuple[float, dict[str, str]]:
     folder.mkdir()
-    start(zygote, writer, inputs, folder, [])
-    result = zygote.wait(SECONDS)
+    start(jobs, writer, inputs, folder, [])
+    result = jobs.wait(SECONDS)
     assert result.code == 0, f"fails undisturbed with {result.code}: {result.stderr[-500:]}"
     found = written(writer, folder)
     assert found or not writer.appears, "writes nothing"
     return result.seconds, found
 
 
-def check_kill(seed: int, zygote: Any, inputs: Path, undisturbed: dict, tmp_path: Path) -> None:
+def check_kill(seed: int, jobs: Any, inputs: Path, undisturbed: dict, tmp_path: Path) -> None:
     rng = seeded_rng("kill", seed)
     name = list(WRITERS)[seed % len(WRITERS)]
     writer = WRITERS[name]
     if name not in undisturbed:
-        undisturbed[name] = run_undisturbed(zygote, writer, inputs, tmp_path / f"undisturbed {seed}")
+        undisturbed[name] = run_undisturbed(jobs, writer, inputs, tmp_path / f"undisturbed {seed}")
     duration, expected = undisturbed[name]
     folder = tmp_path / str(seed)
     folder.mkdir()
     number = rng.choice([signal.SIGKILL, signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     moment = max(0.05, rng.uniform(0.1, 1.05) * duration)
-    start(zygote, writer, inputs, folder, [])
-    if not zygote.is_over(moment):
-        zygote.kill(number)
-    killed = zygote.wait(SECONDS)
+    start(jobs, writer, inputs, folder, [])
+    if not jobs.is_over(moment):
+        jobs.kill(number)
+    killed = jobs.wait(SECONDS)
     shown = f"{name}, {number.name} after {moment:.2f} of {duration:.2f} s"
     assert killed.code is not None, f"{shown}: does not end"
     check_ending(shown, writer, killed, number)
@@ -224,8 +224,8 @@ def check_kill(seed: int, zygote: Any, inputs: Path, undisturbed: dict, tmp_path
     if writer.appears or is_done:
         assert not found or found == expected, f"{shown}: half-written {difference(found, expected)}"
     if not is_done:
-        start(zygote, writer, inputs, folder, writer.resume(folder / OUT))
-        again = zygote.wait(SECONDS)
+        start(jobs, writer, inputs, folder, writer.resume(folder / OUT))
+        again = jobs.wait(SECONDS)
         assert again.code is not None, f"{shown}: the next run hangs"
         assert again.code == 0, f"{shown}: the next run fails with {again.code}: {again.stderr[-500:]}"
         found = written(writer, folder)
@@ -253,5 +253,5 @@ def difference(found: dict[str, str], expected: dict[str, str]) -> str:
 
 
 @blocks("kills")
-def test_kills(seeds: list[int], zygote, inputs: Path, undisturbed: dict, tmp_path: Path) -> None:
-    check_all(seeds, lambda seed: check_kill(seed, zygote, inputs, undisturbed, tmp_path), seconds=4 * SECONDS)
+def test_kills(seeds: list[int], jobs, inputs: Path, undisturbed: dict, tmp_path: Path) -> None:
+    check_all(seeds, lambda seed: check_kill(seed, jobs, inputs, undisturbed, tmp_path), seconds=4 * SECONDS)

@@ -1,4 +1,4 @@
-"""LavitModel and LavitForConditionalGeneration on tiny random models."""
+"""LavitModel and LavitForConditionalGeneration on tiny random models: both forms, budgets, one graph."""
 
 import copy
 
@@ -6,6 +6,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from huggingface_hub.errors import StrictDataclassClassValidationError
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, StaticCache
 
@@ -15,6 +16,7 @@ from tiny_models import (
     NUM_IMAGES,
     NUM_PATCHES,
     ROWS,
+    TEXT_VOCAB,
     attached_inputs,
     build_model,
     lavit_config,
@@ -418,3 +420,138 @@ def test_placeholders_may_not_take_an_id_in_use(image_token_id):
     config.image_token_id = image_token_id
     with pytest.raises(StrictDataclassClassValidationError, match=f"image_token_id .{image_token_id}. must be a row"):
         config.validate()
+
+
+BUDGETS = [3, 1, NUM_PATCHES]
+
+
+def budgeted_inputs(tiny, pixels, rows=ROWS, budgets=BUDGETS) -> dict[str, torch.Tensor]:
+    """What a processor gives with `num_image_tokens`."""
+    prompts = make_prompts(tiny, rows, list(budgets))
+    return {**prompts, "pixel_values": pixels, "num_image_tokens": torch.tensor(budgets)}
+
+
+def packed_inputs(tiny, pixels, rows=ROWS, budgets=BUDGETS) -> dict[str, torch.Tensor]:
+    """The same images encoded before."""
+    with torch.no_grad():
+        features = tiny.visual_tokenizer.embed(pixels, num_tokens=budgets).features
+    return {**make_prompts(tiny, rows, list(budgets)), "image_features": features}
+
+
+@torch.no_grad()
+def test_logits_are_those_of_the_kept_patches(tiny, pixels):
+    inputs = budgeted_inputs(tiny, pixels)
+    output, expected = tiny(**inputs), tiny(**packed_inputs(tiny, pixels))
+    torch.testing.assert_close(output.logits, expected.logits, atol=1e-5, rtol=0)
+    assert output.attention_mask is None  # nothing is packed
+    image_features = tiny.get_image_features(pixels, num_image_tokens=BUDGETS)
+    assert [len(tokens) for tokens in image_features.pooler_output] == BUDGETS
+    assert image_features.keep_mask.sum(dim=-1).tolist() == BUDGETS
+
+
+@torch.no_grad()
+def test_rows_of_different_budgets_equal_single_rows(tiny, pixels):
+    rows = [["image", [5, 6, 7]], ["image", [8, 9]], ["image", [10]]]
+    inputs = budgeted_inputs(tiny, pixels, rows)
+    logits = tiny(**inputs).logits
+    for index, budget in enumerate(BUDGETS):
+        alone = budgeted_inputs(tiny, pixels[index : index + 1], rows[index : index + 1], [budget])
+        expected = tiny(**alone).logits[0]
+        torch.testing.assert_close(logits[index, -len(expected) :], expected, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"num_beams": 3}, {"cache_implementation": "static"}, {"use_cache": False}], ids=str
+)
+def test_generation(tiny, pixels, options):
+    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, **options}
+    ids = tiny.generate(**budgeted_inputs(tiny, pixels), **options)
+    assert torch.equal(ids, tiny.generate(**packed_inputs(tiny, pixels), **options))
+
+
+def test_one_token_per_patch_is_no_budget_by_chance(tiny, pixels):
+    """As many placeholders as patches leave it to the selector, unless the budget says so."""
+    decided = make_prompts(tiny, ROWS)
+    kept_all = {**decided, "pixel_values": pixels, "num_image_tokens": torch.tensor([NUM_PATCHES] * 3)}
+    with torch.no_grad():
+        all_logits = tiny(**kept_all).logits
+        some_logits = tiny(**decided, pixel_values=pixels).logits
+    assert (all_logits[:, -1] - some_logits[:, -1]).abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_prior_moves_tokens(tiny, pixels):
+    prior = torch.zeros(3, NUM_PATCHES)
+    prior[:, :4] = 50.0  # more than any score
+    inputs = {**budgeted_inputs(tiny, pixels, budgets=[4, 4, 4]), "image_log_prior": prior}
+    mask = torch.arange(NUM_PATCHES).expand(3, -1) < 4
+    features = tiny.visual_tokenizer.embed(pixels, keep_mask=mask).features
+    expected = {**make_prompts(tiny, ROWS, [4, 4, 4]), "image_features": features}
+    torch.testing.assert_close(tiny(**inputs).logits, tiny(**expected).logits, atol=1e-5, rtol=0)
+    options = {"max_new_tokens": 5, "do_sample": False, "num_beams": 2}
+    assert torch.equal(tiny.generate(**inputs, **options), tiny.generate(**expected, **options))
+    undecided = {**make_prompts(tiny, ROWS), "pixel_values": pixels, "image_log_prior": -prior}
+    kept = tiny.get_image_features(pixels, log_prior=-prior).keep_mask
+    assert not kept[:, :4].any() and kept.any()
+    assert tiny(**undecided).image_hidden_states.shape[0] == int(kept.sum())
+
+
+def test_adapters(pixels):
+    tiny = build_model()
+    inputs = budgeted_inputs(tiny, pixels)
+    expected = tiny.generate(**inputs, max_new_tokens=4, do_sample=False)
+    adapted = get_peft_model(tiny, LoraConfig(target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"))
+    assert torch.equal(adapted.generate(**inputs, max_new_tokens=4, do_sample=False), expected)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_image_tokens": torch.tensor([3, 2, NUM_PATCHES])}, "Each image needs as many placeholders"),
+        ({"num_image_tokens": torch.tensor([3, 1])}, "2 numbers of tokens for 3 images"),
+        ({"num_image_tokens": torch.tensor([3, 0, 1])}, f"1 to {NUM_PATCHES} tokens"),
+        ({"pixel_values": None}, "say how to encode pixel_values"),
+    ],
+)
+def test_budgets_that_do_not_fit(tiny, pixels, change, message):
+    inputs = {**budgeted_inputs(tiny, pixels), **change}
+    for call in (tiny, tiny.generate):
+        with pytest.raises(ValueError, match=message):
+            call(**inputs)
+
+
+class TextDecoder(nn.Module):
+    """Ids to logits; images are ids of codes."""
+
+    def __init__(self):
+        super().__init__()
+        self.model = build_model()
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
+        return self.model(input_ids=input_ids, attention_mask=attention_mask, use_cache=False).logits
+
+
+@pytest.fixture(scope="module")
+def decoder() -> TextDecoder:
+    return TextDecoder().eval()
+
+
+def example(length: int) -> tuple[torch.Tensor, torch.Tensor]:
+    ids = torch.randint(3, TEXT_VOCAB + 26, (2, length), generator=torch.Generator().manual_seed(length))
+    mask = torch.ones_like(ids)
+    mask[0, :2] = 0
+    return ids, mask
+
+
+def test_exports_for_any_length(decoder):
+    length = torch.export.Dim("length", min=2, max=64)
+    program = torch.export.export(decoder, example(9), dynamic_shapes=({1: length}, {1: length}))
+    with torch.no_grad():
+        torch.testing.assert_close(program.module()(*example(17)), decoder(*example(17)), atol=1e-5, rtol=0)
+
+
+def test_compiles_without_graph_breaks(decoder):
+    compiled = torch.compile(decoder, fullgraph=True, dynamic=True, backend="eager")
+    with torch.no_grad():
+        for length in (9, 17):
+            torch.testing.assert_close(compiled(*example(length)), decoder(*example(length)), atol=1e-5, rtol=0)

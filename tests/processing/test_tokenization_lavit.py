@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sentencepiece import SentencePieceProcessor
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, TextStreamer
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast, TextStreamer
 
 import lavit_hf  # noqa: F401  (registers the Auto classes)
 from lavit_hf.processing.tokenization_lavit import LavitTokenizer
@@ -273,6 +273,8 @@ def test_unsupported_text_tokenizers(byte_level, built):
         LavitTokenizer.from_text_tokenizer(PreTrainedTokenizerFast(tokenizer_object=words), 8)
     with pytest.raises(ValueError, match="names <img>"):
         LavitTokenizer.from_text_tokenizer(built, 8)
+    with pytest.raises(ValueError, match="backed by the `tokenizers` library .* got ByT5Tokenizer"):
+        LavitTokenizer.from_text_tokenizer(ByT5Tokenizer(), 8)
     with pytest.raises(ValueError, match="codebook_size"):
         LavitTokenizer.from_text_tokenizer(byte_level, 0)
     with pytest.raises(ValueError, match="no visual vocabulary"):

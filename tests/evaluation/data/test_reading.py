@@ -98,6 +98,12 @@ def test_broken_files(write, folder, add_image):
     add_image("1.jpg")
     with pytest.raises(ValueError, match="two samples with the id 000000000001"):
         read_data(write({"images": [row, row]}), "caption", images=folder)
+    with pytest.raises(ValueError, match="holds no questions, which the task vqa needs"):
+        read_data(write({"images": [row]}), "vqa", images=folder)
+    lines = folder / "answers.txt"
+    lines.write_text("red\nblue\n")
+    with pytest.raises(ValueError, match=r"--annotations takes a JSON file, which .*answers\.txt is not"):
+        read_data(write(vqav2_content()), "vqa", images=folder, annotations=str(lines))
 
 
 def _formats(write) -> dict:
