@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,14 +16,27 @@ from ..utils.distributed import process_state
 from ..utils.json_files import read_json_object
 from ..utils.progress import progress_bar
 from ..utils.public_text import one_line, public_name, without_paths
+from .benchmarks import BENCHMARKS
 from .checkpoint import EvaluatedCheckpoint
 from .data import read_data
 from .data.samples import Columns
+from .original_tasks import LAVIT, ORIGINAL_TASKS, PLAIN, PROTOCOLS, describe_protocol
 from .predictions import PredictionDirectory, write_samples_page
 from .tasks import TASKS, Task
 
 METRICS = "metrics.json"
-_PACKAGES = ("lavit-hf", "torch", "transformers", "diffusers", "numpy", "pillow")
+_PACKAGES = (
+    "lavit-hf",
+    "torch",
+    "transformers",
+    "diffusers",
+    "numpy",
+    "pillow",
+    "torchmetrics",
+    "spacy",
+    "en-core-web-sm",
+    "pycocoevalcap",
+)
 
 
 @dataclass
@@ -43,6 +56,8 @@ class EvaluationSettings:
         columns: Columns of a dataset.
         seed: All random choices follow from it.
         options: Options of the tasks by name; `None` leaves one to the task. Each task takes those that it has.
+        benchmark: Name of the benchmark of the paper that the data are, as [`benchmark_settings`] sets it.
+        protocol: `"lavit"` for the protocol of its published number.
     """
 
     data: str
@@ -57,6 +72,54 @@ class EvaluationSettings:
     columns: Sequence[str] = Columns()
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: str | None = None
+    protocol: str = PLAIN
+
+
+def benchmark_settings(
+    name: str,
+    root: str | Path,
+    *,
+    protocol: str = LAVIT,
+    num_samples: int | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> EvaluationSettings:
+    """Finds the files of a benchmark of the paper.
+
+    Args:
+        name: One of `BENCHMARKS`.
+        root: The directory that its files are in.
+        protocol: `"lavit"` is that behind the published numbers; `"plain"` puts questions as they are written, and
+            compares as the official evaluations do.
+        num_samples: How many images or questions, if not all.
+        seed: All random choices follow from it.
+        options: Options of the task that are not the protocol's; each is a deviation that the result names.
+
+    Returns:
+        The settings for [`build_tasks`].
+
+    Raises:
+        ValueError: There is no such benchmark or protocol, or files are missing.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"There is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"There is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
+    benchmark = BENCHMARKS[name]
+    files = benchmark.find(root)
+    return EvaluationSettings(
+        str(files["data"]),
+        tasks=(benchmark.task,),
+        splits=() if benchmark.split is None else (benchmark.split,),
+        num_samples=num_samples or benchmark.num_samples,
+        images=files["images"],
+        annotations=files.get("annotations"),
+        seed=seed,
+        options=options or {},
+        protocol=protocol,
+        benchmark=name,
+    )
 
 
 def build_tasks(settings: EvaluationSettings) -> list[Task]:
@@ -83,18 +146,20 @@ def build_tasks(settings: EvaluationSettings) -> list[Task]:
 
 
 def _build_task(settings: EvaluationSettings, name: str, split: str | None) -> Task:
-    task = TASKS[name]
     data = read_data(
         settings.data,
         name,
         split=split,
-        num_samples=(settings.num_drawings if task.draws else None) or settings.num_samples,
+        num_samples=(settings.num_drawings if TASKS[name].draws else None) or settings.num_samples,
         images=settings.images,
         annotations=settings.annotations,
         columns=settings.columns,
         config=settings.config,
         revision=settings.revision,
     )
+    if settings.benchmark is not None:
+        data = replace(data, benchmark=BENCHMARKS[settings.benchmark])
+    task = ORIGINAL_TASKS[name] if settings.protocol == LAVIT else TASKS[name]
     own = task.default_options(data)
     return task(data, {option: value for option, value in settings.options.items() if option in own}, settings.seed)
 
@@ -234,6 +299,8 @@ def _report(
         "settings": without_paths(settings),
         "versions": library_versions(),
     }
+    if task.data.benchmark is not None:
+        report["protocol"] = describe_protocol(task, checkpoint)
     write_json(directory.path / METRICS, report)
     shown = [task.show(samples[i], records[i], directory.path) for i in range(min(num_shown, len(records)))]
     write_samples_page(directory.path, f"{task.name}: first {len(shown)} of {len(records)} samples", shown)
@@ -267,7 +334,22 @@ def _format_result(result: Mapping[str, Any]) -> str:
         f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows
     ]
     title = one_line(f"{result['task']} ({result['data']}{split}, {result['num_samples']} samples)")
-    return "\n".join([title, *lines])
+    return "\n".join([title, *lines, *_format_protocol(result)])
+
+
+def _format_protocol(result: Mapping[str, Any]) -> list[str]:
+    """The number of a benchmark beside those that were published, and what was done in another way."""
+    protocol = result.get("protocol")
+    if protocol is None:
+        return []
+    measurement, scale = result["metrics"].get(protocol["metric"]), protocol["scale"]
+    here = "not measured"
+    if measurement is not None:
+        between = measurement["interval"] and ", ".join(f"{scale * end:.1f}" for end in measurement["interval"])
+        here = f"{scale * measurement['value']:.1f}" + (f" [{between}]" if between else "")
+    published = ", ".join(f"{version} {value}" for version, value in protocol["published"].items())
+    lines = [f"  {protocol['benchmark']} by the protocol {protocol['name']}: {here}; published: {published}"]
+    return lines + [f"  - {deviation}" for deviation in protocol["deviations"]]
 
 
 def _format_row(name: str, measurement: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -292,6 +374,7 @@ def _write(value: float, measurement: Mapping[str, Any]) -> str:
 __all__ = [
     "METRICS",
     "EvaluationSettings",
+    "benchmark_settings",
     "build_tasks",
     "evaluate",
     "format_metrics",

@@ -1,7 +1,7 @@
 """The text handling of the original's evaluation: how it puts questions, and what it makes of answers.
 
-Written from a description and from recorded inputs and outputs, which the tests hold it to. Between cutting an answer and
-comparing it stand lemmas, which are in `lemmas.py`:
+Written from a description and from recorded inputs and outputs, which the tests hold it to. Between cutting an answer
+and comparing it stand lemmas, which are in `lemmas.py`:
 
 ```text
 question -> original_question -> question_prompt -> model -> cut_original_answer -> Lemmatizer -> original_vqa_accuracy
@@ -35,8 +35,8 @@ def original_question(text: str) -> str:
         text: A question of a benchmark.
 
     Returns:
-        It in lower case, without the characters `. ! " ( ) * # : ; ~` and spaces at the end, of at most 50 words. White
-        space elsewhere stays as it is.
+        It in lower case, without the characters `. ! " ( ) * # : ; ~` and spaces at the end, of at most 50 words.
+        White space elsewhere stays as it is.
     """
     return " ".join(_NOT_ASKED.sub("", text.lower()).rstrip(" ").split(" ")[:_MAX_WORDS])
 
@@ -48,8 +48,8 @@ def cut_original_answer(text: str) -> str:
         text: What it wrote.
 
     Returns:
-        What stands before the first line break, `question:`, `Long answer:`, comma and period, in lower case: looked for in
-        this order and as they are written here. Before lemmas.
+        What stands before the first line break, `question:`, `Long answer:`, comma and period, in lower case: looked
+        for in this order and as they are written here. Before lemmas.
     """
     text = text.strip()
     for end in _ANSWER_ENDS:
@@ -81,8 +81,9 @@ def original_vqa_accuracy(prediction: str, references: Sequence[str]) -> float:
         references: The answers of ten humans, lemmatized.
 
     Returns:
-        The official accuracy in percent, between 0 and 100. Unlike the official evaluation, the prediction is always
-        normalized, by [`normalize_original_answer`], and of the humans' answers only the punctuation, if they disagree.
+        The official accuracy in percent, between 0 and 100. Unlike in the official evaluation, the prediction is
+        always normalized, by [`normalize_original_answer`], and of humans' answers only the punctuation, if they
+        disagree.
 
     Raises:
         ValueError: There are too few references for a right answer to reach 100.
