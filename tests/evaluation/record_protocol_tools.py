@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 
 import spacy
+from pycocoevalcap.bleu.bleu import Bleu
+from pycocoevalcap.cider.cider import Cider
 from pycocoevalcap.tokenizer.ptbtokenizer import PTBTokenizer
 
 from evaluation.miniatures import CAPTIONS, QUESTIONS, RECORDED, written
@@ -39,6 +41,15 @@ if __name__ == "__main__":
         "tokens": dict(zip(captions, tokenize(captions), strict=True)),
     }
     RECORDED.write_text(json.dumps(content, ensure_ascii=False, indent=0) + "\n", encoding="utf-8")
-    hard = [row[0] for row in json.loads(HARD.read_text(encoding="utf-8"))]
-    rows = [json.dumps(row, ensure_ascii=False) for row in zip(hard, tokenize(hard), strict=True)]
-    HARD.write_text("[\n" + ",\n".join(rows) + "\n]\n", encoding="utf-8")
+    hard = [row[0] for row in json.loads(HARD.read_text(encoding="utf-8"))["captions"]]
+    tokens = tokenize(hard)
+    # Each caption against the next five.
+    references = {index: [tokens[(index + step) % len(hard)] for step in range(1, 6)] for index in range(len(hard))}
+    predictions = {index: [text] for index, text in enumerate(tokens)}
+    _, cider = Cider().compute_score(references, predictions)
+    bleu, _ = Bleu(4).compute_score(references, predictions, verbose=0)
+    scores = {"cider": cider.tolist(), "bleu": list(map(float, bleu))}
+    rows = [json.dumps(row, ensure_ascii=False) for row in zip(hard, tokens, strict=True)]
+    HARD.write_text(
+        '{"captions": [\n' + ",\n".join(rows) + '\n],\n"scores": ' + json.dumps(scores) + "}\n", encoding="utf-8"
+    )
