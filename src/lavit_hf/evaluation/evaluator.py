@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
@@ -19,7 +22,8 @@ from ..utils.public_text import one_line, public_name, without_paths
 from .benchmarks import BENCHMARKS
 from .checkpoint import EvaluatedCheckpoint
 from .data import read_data
-from .data.samples import Columns
+from .data.samples import Columns, EvaluationSample
+from .duration import estimate_hours, format_hours
 from .original_tasks import LAVIT, ORIGINAL_TASKS, PLAIN, PROTOCOLS, describe_protocol
 from .predictions import PredictionDirectory, write_samples_page
 from .tasks import TASKS, Task
@@ -255,27 +259,60 @@ def _predict(
     state.wait_for_everyone()  # before anyone writes to what others are still reading
     if len(finished) == len(samples):
         return
-    bar = progress_bar(task.name, len(samples), progress and state.is_main_process, unit="sample")
-    batches = range(0, len(samples), batch_size)
+    order = task.order()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
+    wanted = (
+        batch for batch in ([samples[index] for index in numbers] for numbers in mine) if _lacks(batch, finished)
+    )
+    progress = progress and state.is_main_process
+    if progress and task.data.benchmark is not None:
+        hours = estimate_hours(checkpoint, task, state.num_processes) * (1 - len(finished) / len(samples))
+        print(f"{task.data.benchmark.name}: {len(samples)} samples, about {format_hours(hours)}", file=sys.stderr)
+    bar = progress_bar(task.name, len(samples), progress, unit="sample")
     with bar, directory.writer(state.process_index) as writer:
-        for number, start in enumerate(batches):
-            batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
-            is_mine = number % state.num_processes == state.process_index
-            # A batch of which anything is missing is computed as a whole, so that it stays the same batch.
-            if is_mine and any(sample.id not in finished for sample in batch):
-                for sample, prediction in zip(batch, task.predict(checkpoint, batch), strict=True):
-                    if sample.id not in finished:
-                        record = {
-                            "id": sample.id,
-                            "question": sample.question,
-                            "references": list(sample.references),
-                            "meta": dict(sample.meta),
-                            **prediction.values,
-                        }
-                        writer.write(record, prediction.picture)
-                writer.flush()
-            bar.update(len(batch))
+        bar.update(len(finished))
+        for batch in _with_images(wanted) if task.sees_images else wanted:
+            for sample, prediction in zip(batch, task.predict(checkpoint, batch), strict=True):
+                if sample.id not in finished:
+                    record = {
+                        "id": sample.id,
+                        "question": sample.question,
+                        "references": list(sample.references),
+                        "meta": dict(sample.meta),
+                        **prediction.values,
+                    }
+                    writer.write(record, prediction.picture)
+            writer.flush()
+            bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))  # others are about as fast
     state.wait_for_everyone()
+
+
+def _lacks(batch: Sequence[EvaluationSample], finished: Mapping[str, Any]) -> bool:
+    """A batch of which anything is missing is computed as a whole, so that it stays the same batch."""
+    return any(sample.id not in finished for sample in batch)
+
+
+_DECODERS = 4  # threads that decode images
+
+
+def _with_images(batches: Iterable[list[EvaluationSample]]) -> Iterator[list[EvaluationSample]]:
+    """The same samples with their images read: those of the next batch while one is computed."""
+    waiting: deque[list[Future[EvaluationSample]]] = deque()
+    pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
+    try:
+        for batch in batches:
+            waiting.append([pool.submit(_with_image, sample) for sample in batch])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.popleft()]
+        for futures in waiting:
+            yield [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _with_image(sample: EvaluationSample) -> EvaluationSample:
+    return replace(sample, image=sample.open_image())
 
 
 def _report(

@@ -59,6 +59,10 @@ class OriginalVqaTask(VqaTask):
         self._first_question = data.benchmark.first_question if data.benchmark is not None else None
         super().__init__(_lemmatized(data, self._lemmatizer), options, seed)
 
+    @property
+    def questions_per_sample(self) -> int:
+        return 1 if self._first_question is None else 2
+
     def settings(self) -> dict[str, Any]:
         own = {"lemmas": self._lemmatizer.version, "first_question": self._first_question}
         return {**super().settings(), "protocol": self.protocol, **own}

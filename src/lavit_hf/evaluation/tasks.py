@@ -122,6 +122,15 @@ class Task(ABC):
         own = {name: value for name, value in own.items() if value is not None}
         self.options = {**self.default_options(self.data), **own, **self._given}
 
+    @property
+    def questions_per_sample(self) -> int:
+        """How often the model is asked about each sample."""
+        return 1
+
+    def order(self) -> list[int]:
+        """Returns the numbers of samples in the order in which they are asked about; neighbors share a batch."""
+        return list(range(len(self.data.samples)))
+
     @abstractmethod
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         """Asks the model about samples. What it says about one must not depend on the others."""
@@ -325,6 +334,11 @@ class VqaTask(Task):
         images = [sample.open_image() for sample in samples]
         texts = self.ask(checkpoint, images, [sample.question or "" for sample in samples])
         return [Prediction({"prediction": answer_of(text)}) for text in texts]
+
+    def order(self) -> list[int]:
+        """Longest questions first: batches pad little, and what does not fit into memory fails at once."""
+        lengths = [len(sample.question or "") for sample in map(self.data.samples.__getitem__, super().order())]
+        return sorted(super().order(), key=lengths.__getitem__, reverse=True)
 
     def ask(
         self, checkpoint: EvaluatedCheckpoint, images: Sequence[Image.Image], questions: Sequence[str]

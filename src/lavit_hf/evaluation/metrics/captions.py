@@ -2,9 +2,9 @@
 
 pycocoevalcap runs the Java class `PTBTokenizer` of Stanford CoreNLP 3.4.1 with `-lowerCase` and drops punctuation from
 what it returns. `tokenize_caption` does the same in Python, without Java, for English sentences. The tests compare it
-with recorded output of the Java class: it equals it on ordinary captions, and on nine in ten that were made to be hard.
-Known to differ: smileys, telephone numbers, marks right behind addresses, superscripts, and the period of a single
-letter or `in.` at a caption's end, where the Java class looks at the next caption. So the protocol of published numbers
+with recorded output of the Java class, which it equals on ordinary captions, and on nine in ten that were made to be
+hard. Known to differ: smileys, telephone numbers, marks right behind addresses, superscripts, and the period of a
+single letter at a caption's end, where the Java class looks at the next caption. So the protocol of published numbers
 runs the Java class itself: `tokenizer="ptb"`.
 """
 
