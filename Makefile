@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-newest test-learning fuzz conformance conformance-peers lint types format clean
+.PHONY: help install demo test test-lowest test-newest test-lmms test-learning fuzz conformance conformance-peers lint types format clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which 
 	$(BIN)/lavit demo --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance --ignore tests/lmms
 
 test-lowest: ## Run all tests with the lowest versions that setup.cfg allows
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
@@ -37,6 +37,12 @@ conformance-peers: $(INSTALLED) ## Run the same tests on Emu3, Janus and Chamele
 	$(BIN)/python tests/conformance/sources.py
 	-$(BIN)/pytest -q -n 2 tests/conformance/peers --tb=no
 
+# lmms-eval needs torchvision and much else, so it has an environment of its own.
+test-lmms: ## Run a task of lmms-eval on LaVIT; installs lmms-eval
+	$(MAKE) install VENV=.venv-lmms
+	.venv-lmms/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) 'lmms-eval>=0.7.3'
+	.venv-lmms/bin/pytest -q tests/lmms
+
 lint: $(INSTALLED) ## Check style
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -51,7 +57,7 @@ format: $(INSTALLED) ## Reformat the code
 install: $(INSTALLED) ## Install into .venv (the other commands do it by themselves)
 
 clean: ## Remove .venv and everything made by tools
-	rm -rf $(VENV) .venv-lowest .venv-newest build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-lmms build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
 
 # The stamp makes a second run start at once; a change of the requirements installs again.
 $(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python

@@ -11,7 +11,7 @@ from .checkpoint import EvaluatedCheckpoint
 from .tasks import Task, TextToImageTask
 
 _PROBE = 2048  # side of the matrices that are multiplied to find out how fast a device is
-_SHARE = 0.4  # of that speed, which generation reaches: it waits for memory, samples, and pads
+_SHARE = 0.25  # of that speed, which generation reaches: it waits for memory, samples, and pads
 _WORDS = 30  # tokens of a question with what stands around it
 _DRAWN = 100  # codes of a drawn image, about
 _UNET_FLOP = 800  # per weight of a Stable Diffusion 1.5 U-Net and step, at 512 x 512 pixels
