@@ -37,10 +37,9 @@ class _Function(str):
 yaml.SafeDumper.add_representer(_Function, lambda dumper, name: dumper.represent_scalar("!function", str(name)))
 
 
-@pytest.fixture(scope="module")  # made before lmms-eval runs, which leaves modules behind that trouble `datasets`
-def task(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
     """Questions about scenes in the layout of lmms-eval's own tasks."""
-    tmp_path = tmp_path_factory.mktemp("task")
     rows = []
     for number, scene in enumerate(make_scenes("validation", num_scenes=5)):
         path = tmp_path / f"{number}.png"
