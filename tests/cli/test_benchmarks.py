@@ -51,7 +51,7 @@ def test_captions(evaluate, tmp_path: Path, name: str, published: str) -> None:
     low, high = (100 * end for end in found["metrics"]["cider"]["interval"])
     line = f"{name} by the protocol lavit: 500.0 [{low:.1f}, {high:.1f}]; published: v1 {published}"
     assert line in result.stdout
-    assert f"{name}: 5 samples, about " in result.stderr
+    assert f"{name}: 5 samples; estimated time: " in result.stderr
     assert found["versions"].keys() >= {"lavit-hf", "torch", "transformers"}
 
 

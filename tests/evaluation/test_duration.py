@@ -37,7 +37,7 @@ def test_hours(evaluated: EvaluatedCheckpoint, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr("lavit_hf.evaluation.duration.multiply_speed", lambda *_: speed)
     assert estimate_hours(evaluated, task) == pytest.approx(10 * 90 / 3600)
     assert estimate_hours(evaluated, task, num_processes=5) == pytest.approx(2 * 90 / 3600)
-    assert [format_hours(hours) for hours in (0.0001, 0.25, 13.24)] == ["1 minutes", "15 minutes", "13.2 hours"]
+    assert [format_hours(hours) for hours in (0.0001, 0.25, 13.24)] == ["less than a minute", "15 min", "13.2 hours"]
 
 
 def test_speed_is_that_of_this_device() -> None:

@@ -89,7 +89,9 @@ def multiply_speed(device: torch.device, dtype: torch.dtype, repetitions: int = 
 
 def format_hours(hours: float) -> str:
     """Writes a duration as hours or minutes."""
-    return f"{hours:.1f} hours" if hours >= 1 else f"{max(round(60 * hours), 1)} minutes"
+    if hours < 1 / 60:
+        return "less than a minute"
+    return f"{hours:.1f} hours" if hours >= 1 else f"{round(60 * hours)} min"
 
 
 __all__ = ["estimate_hours", "flop_per_sample", "format_hours", "multiply_speed"]

@@ -268,7 +268,10 @@ def _predict(
     progress = progress and state.is_main_process
     if progress and task.data.benchmark is not None:
         hours = estimate_hours(checkpoint, task, state.num_processes) * (1 - len(finished) / len(samples))
-        print(f"{task.data.benchmark.name}: {len(samples)} samples, about {format_hours(hours)}", file=sys.stderr)
+        print(
+            f"{task.data.benchmark.name}: {len(samples)} samples; estimated time: {format_hours(hours)}",
+            file=sys.stderr,
+        )
     bar = progress_bar(task.name, len(samples), progress, unit="sample")
     with bar, directory.writer(state.process_index) as writer:
         bar.update(len(finished))

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from evaluation.miniatures import use_recorded_tools
 from lavit_hf.evaluation.metrics import load_metric
 from lavit_hf.evaluation.metrics.captions import tokenize_caption
 
@@ -65,6 +66,23 @@ def test_scores_by_the_java_tokenizer(monkeypatch: pytest.MonkeyPatch) -> None:
     assert [result[f"bleu_{n}"] for n in range(1, 5)] == pytest.approx(HARD["scores"]["bleu"], abs=1e-9)
     plain = load_metric("cider").compute(predictions=captions, references=references)["scores"]
     assert plain != pytest.approx(HARD["scores"]["cider"], abs=1e-3)
+
+
+def test_missing_java_is_named_when_the_metric_is_loaded(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    use_recorded_tools(monkeypatch, tmp_path)
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(ImportError, match="runs `java`, which is not installed"):
+        load_metric("cider", tokenizer="ptb")
+
+
+def test_captions_that_java_loses_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def tokenize(self, captions: dict) -> dict:
+            return {0: ["a cat"]}
+
+    monkeypatch.setattr("lavit_hf.evaluation.metrics.captions._load_ptb", Fails)
+    with pytest.raises(ValueError, match="did not return all captions"):
+        load_metric("cider", tokenizer="ptb").compute(predictions=["a cat", "a dog"], references=[["a"], ["b"]])
 
 
 @pytest.mark.parametrize("name", ["bleu", "cider"])
