@@ -43,6 +43,28 @@ class EvaluationTask(StrEnum):
     all = "all"
 
 
+def _check_no_benchmark(task: list[EvaluationTask] | None, data: str | None, others: dict[str, object]) -> None:
+    if not task or data is None:
+        raise ValueError("--task and --data say what to evaluate on; or --benchmark and --root do.")
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name} goes with --benchmark.")
+    check_data(data)
+
+
+def _check_benchmark(
+    benchmark: PaperBenchmark, root: Path | None, inception: Path | None, others: dict[str, object]
+) -> None:
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name} cannot be given with --benchmark {benchmark.value}, which sets it.")
+    if root is None:
+        raise ValueError(f"--benchmark {benchmark.value} needs --root, the directory that its files are in.")
+    check_source(root, "--root")
+    if benchmark is PaperBenchmark.coco_fid and inception is None:
+        raise ValueError("--benchmark coco-fid needs --inception, the weights of InceptionV3, and --clip.")
+
+
 def evaluate(
     checkpoint: Annotated[
         str, typer.Argument(help="Checkpoint, its name on the Hub, or lavit-scenes.", show_default=False)
@@ -180,31 +202,11 @@ def evaluate(
       lavit evaluate lavit-scenes --data scenes --task caption --num-tokens 4 --num-tokens 16 -o out/curve
     """
     if benchmark is None:
-        if not task or data is None:
-            raise ValueError("--task and --data say what to evaluate on; or --benchmark and --root do.")
-        for name, value in {"--root": root, "--protocol": protocol}.items():
-            if value is not None:
-                raise ValueError(f"{name} goes with --benchmark.")
-        check_data(data)
+        _check_no_benchmark(task, data, {"--root": root, "--protocol": protocol})
     else:
-        others = {
-            "--task": task,
-            "--data": data,
-            "--split": split,
-            "--num-drawings": num_drawings,
-            "--images": images,
-            "--annotations": annotations,
-            "--config": config,
-            "--revision": revision,
-        }
-        for name, value in others.items():
-            if value is not None:
-                raise ValueError(f"{name} cannot be given with --benchmark {benchmark.value}, which sets it.")
-        if root is None:
-            raise ValueError(f"--benchmark {benchmark.value} needs --root, the directory that its files are in.")
-        check_source(root, "--root")
-        if benchmark is PaperBenchmark.coco_fid and inception is None:
-            raise ValueError("--benchmark coco-fid needs --inception, the weights of InceptionV3, and --clip.")
+        set_by_it = {"--task": task, "--data": data, "--split": split, "--num-drawings": num_drawings}
+        set_by_it |= {"--images": images, "--annotations": annotations, "--config": config, "--revision": revision}
+        _check_benchmark(benchmark, root, inception, set_by_it)
     check_source(images, "--images")
     check_source(annotations, "--annotations", is_file=True)
     check_source(clip, "--clip")

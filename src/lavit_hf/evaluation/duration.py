@@ -10,7 +10,8 @@ import torch
 from .checkpoint import EvaluatedCheckpoint
 from .tasks import Task, TextToImageTask
 
-_PROBE = 2048  # side of the matrices that are multiplied to find out how fast a device is
+_PROBE = {"cuda": 4096}  # side of the matrices that are multiplied to find out how fast a device is
+_SMALL_PROBE = 512  # for other devices
 _SHARE = 0.25  # of that speed, which generation reaches: it waits for memory, samples, and pads
 _WORDS = 30  # tokens of a question with what stands around it
 _DRAWN = 100  # codes of a drawn image, about
@@ -75,7 +76,8 @@ def multiply_speed(device: torch.device, dtype: torch.dtype, repetitions: int = 
     Returns:
         FLOP per second.
     """
-    matrix = torch.randn(_PROBE, _PROBE, device=device).to(dtype)
+    side = _PROBE.get(device.type, _SMALL_PROBE)
+    matrix = torch.randn(side, side, device=device).to(dtype)
     synchronize = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     fastest = float("inf")
     for _ in range(repetitions + 1):  # the first prepares the device
@@ -84,7 +86,7 @@ def multiply_speed(device: torch.device, dtype: torch.dtype, repetitions: int = 
         matrix @ matrix
         synchronize()
         fastest = min(fastest, time.perf_counter() - start)
-    return 2 * _PROBE**3 / fastest
+    return 2 * side**3 / fastest
 
 
 def format_hours(hours: float) -> str:
