@@ -37,10 +37,13 @@ conformance-peers: $(INSTALLED) ## Run the same tests on Emu3, Janus and Chamele
 	$(BIN)/python tests/conformance/sources.py
 	-$(BIN)/pytest -q -n 2 tests/conformance/peers --tb=no
 
-# lmms-eval needs torchvision and much else, so it has an environment of its own.
+# lmms-eval needs much, so it has an environment of its own. PyPI has torchvision for PyTorch with CUDA alone; lmms-eval
+# runs without, but not with one that does not fit.
 test-lmms: ## Run a task of lmms-eval on LaVIT; installs lmms-eval
 	$(MAKE) install VENV=.venv-lmms
-	.venv-lmms/bin/python -m pip install --disable-pip-version-check --constraint $(CONSTRAINTS) 'lmms-eval>=0.7.3'
+	.venv-lmms/bin/python -m pip install --disable-pip-version-check 'lmms-eval>=0.7.3' \
+		$$(grep -E '^(torch|transformers)==' $(CONSTRAINTS))
+	.venv-lmms/bin/python -c 'import torchvision' 2> /dev/null || .venv-lmms/bin/python -m pip uninstall --yes torchvision
 	.venv-lmms/bin/pytest -q tests/lmms
 
 lint: $(INSTALLED) ## Check style
