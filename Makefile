@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-newest test-learning fuzz conformance conformance-peers lint types format docs dist clean
+.PHONY: help install demo test test-lowest test-newest test-lmms test-learning fuzz conformance conformance-peers lint types format docs dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which 
 	$(BIN)/lavit demo --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance --ignore tests/lmms
 
 test-lowest: ## Run all tests with the lowest versions that setup.cfg allows
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
@@ -36,6 +36,15 @@ conformance: $(INSTALLED) ## Run transformers' own tests on the classes here; do
 conformance-peers: $(INSTALLED) ## Run the same tests on Emu3, Janus and Chameleon, for comparison
 	$(BIN)/python tests/conformance/sources.py
 	-$(BIN)/pytest -q -n 2 tests/conformance/peers --tb=no
+
+# lmms-eval needs much, so it has an environment of its own. PyPI has torchvision for PyTorch with CUDA alone; lmms-eval
+# runs without, but not with one that does not fit.
+test-lmms: ## Run a task of lmms-eval on LaVIT; installs lmms-eval
+	$(MAKE) install VENV=.venv-lmms
+	.venv-lmms/bin/python -m pip install --disable-pip-version-check 'lmms-eval>=0.7.3' \
+		$$(grep -E '^(torch|transformers)==' $(CONSTRAINTS))
+	.venv-lmms/bin/python -c 'import torchvision' 2> /dev/null || .venv-lmms/bin/python -m pip uninstall --yes torchvision
+	.venv-lmms/bin/pytest -q tests/lmms
 
 lint: $(INSTALLED) ## Check style and spelling
 	$(BIN)/ruff check .
@@ -65,7 +74,7 @@ dist: ## Build the wheel and the source distribution, check them, and try the wh
 install: $(INSTALLED) ## Install into .venv (the other commands do it by themselves)
 
 clean: ## Remove .venv and everything made by tools
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-dist build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-lmms .venv-dist build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
 
 # The stamp makes a second run start at once; a change of the requirements installs again.
 $(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python

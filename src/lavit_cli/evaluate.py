@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +12,26 @@ import typer
 
 from .checks import check_data, check_output_directory, check_source, find_model
 from .options import MAX_SEED, Decoder, Device, Dtype, RunDtype
+
+
+class PaperBenchmark(StrEnum):
+    """A published number."""
+
+    coco = "coco"
+    nocaps = "nocaps"
+    flickr30k = "flickr30k"
+    vqav2 = "vqav2"
+    okvqa = "okvqa"
+    gqa = "gqa"
+    vizwiz = "vizwiz"
+    coco_fid = "coco-fid"
+
+
+class Protocol(StrEnum):
+    """How a benchmark is asked and scored."""
+
+    lavit = "lavit"
+    plain = "plain"
 
 
 class EvaluationTask(StrEnum):
@@ -23,23 +44,66 @@ class EvaluationTask(StrEnum):
     all = "all"
 
 
+def _check_no_benchmark(
+    task: list[EvaluationTask] | None, data: str | None, others: Mapping[str, object]
+) -> tuple[list[EvaluationTask], str]:
+    """Returns tasks and data, which have to be there."""
+    if not task or data is None:
+        raise ValueError("--task and --data say what to evaluate on; or --benchmark and --root do.")
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name} goes with --benchmark.")
+    check_data(data)
+    return task, data
+
+
+def _check_benchmark(
+    benchmark: PaperBenchmark, root: Path | None, inception: Path | None, others: Mapping[str, object]
+) -> Path:
+    """Returns the directory of the benchmark, which has to be there."""
+    for name, value in others.items():
+        if value is not None:
+            raise ValueError(f"{name} cannot be given with --benchmark {benchmark.value}, which sets it.")
+    if root is None:
+        raise ValueError(f"--benchmark {benchmark.value} needs --root, the directory that its files are in.")
+    check_source(root, "--root")
+    if benchmark is PaperBenchmark.coco_fid and inception is None:
+        raise ValueError("--benchmark coco-fid needs --inception, the weights of InceptionV3, and --clip.")
+    return root
+
+
 def evaluate(
     checkpoint: Annotated[
         str, typer.Argument(help="Checkpoint, its name on the Hub, or lavit-scenes.", show_default=False)
     ],
+    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="To write.", show_default=False)],
+    benchmark: Annotated[
+        PaperBenchmark | None,
+        typer.Option(help="A benchmark of the paper, instead of --task and --data.", show_default=False),
+    ] = None,
+    root: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Where the benchmark's files are.", show_default=False)
+    ] = None,
+    protocol: Annotated[
+        Protocol | None,
+        typer.Option(
+            help="How a benchmark is asked and scored: as for the published numbers, or as other data.",
+            show_default="lavit",
+        ),
+    ] = None,
     task: Annotated[
-        list[EvaluationTask], typer.Option("--task", "-t", help="May be given several times.", show_default=False)
-    ],
+        list[EvaluationTask] | None,
+        typer.Option("--task", "-t", help="May be given several times.", show_default=False),
+    ] = None,
     data: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--data",
             help="scenes; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; VQAv2, OK-VQA, GQA or "
             "VizWiz questions); or a dataset, as for lavit tokenize.",
             show_default=False,
         ),
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="To write.", show_default=False)],
+    ] = None,
     split: Annotated[
         list[str] | None,
         typer.Option(help="May be given several times.", show_default="validation of scenes, else test"),
@@ -108,8 +172,15 @@ def evaluate(
     clip: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Weights of CLIP, to choose and score.", show_default=False)
     ] = None,
-    fid_weights: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Weights of Inception, for the FID.", show_default=False)
+    inception: Annotated[
+        Path | None,
+        typer.Option(
+            "--inception",
+            "--fid-weights",
+            metavar="FILE",
+            help="Weights of Inception, for the FID.",
+            show_default=False,
+        ),
     ] = None,
     num_tokens: Annotated[
         list[int] | None,
@@ -130,17 +201,25 @@ def evaluate(
 
     \b
     Examples:
+      lavit evaluate lavit-7b-v2 --benchmark vqav2 --root vqav2 -o out/vqav2
       lavit evaluate lavit-scenes --data scenes --task all -o out/scenes
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 --task caption -o out/coco
       lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
       lavit evaluate lavit-scenes --data scenes --task caption --num-tokens 4 --num-tokens 16 -o out/curve
     """
-    check_data(data)
+    given_tasks: list[EvaluationTask] = []
+    given_data, given_root = "", Path()
+    if benchmark is None:
+        given_tasks, given_data = _check_no_benchmark(task, data, {"--root": root, "--protocol": protocol})
+    else:
+        set_by_it = {"--task": task, "--data": data, "--split": split, "--num-drawings": num_drawings}
+        others = {"--images": images, "--annotations": annotations, "--config": config, "--revision": revision}
+        given_root = _check_benchmark(benchmark, root, inception, {**set_by_it, **others})
     check_source(images, "--images")
     check_source(annotations, "--annotations", is_file=True)
     check_source(clip, "--clip")
-    check_source(fid_weights, "--fid-weights", is_file=True)
+    check_source(inception, "--inception", is_file=True)
     check_output_directory(output)
     checkpoint = find_model(checkpoint)
 
@@ -148,35 +227,46 @@ def evaluate(
 
     from .loading import join_processes, load, load_pipeline
 
-    settings = evaluation.EvaluationSettings(
-        data,
-        tasks=tuple(evaluation.TASKS) if EvaluationTask.all in task else [one.value for one in task],
-        splits=split or (),
-        num_samples=num_samples,
-        num_drawings=num_drawings,
-        images=images,
-        annotations=annotations,
-        config=config,
-        revision=revision,
-        columns=(image_column, text_column, question_column, answer_column),
-        seed=seed,
-        options={
-            "num_beams": beams,
-            "length_penalty": length_penalty,
-            "min_new_tokens": min_new_tokens,
-            "max_new_tokens": max_new_tokens,
-            "decoder": decoder and decoder.value,
-            "num_inference_steps": steps,
-            "guidance_scale": guidance_scale,
-            "decoder_guidance_scale": decoder_guidance_scale,
-            "top_k": top_k,
-            "temperature": temperature,
-            "num_candidates": candidates,
-            "clip": clip and str(clip),
-            "fid_weights": fid_weights and str(fid_weights),
-            "num_image_tokens": num_tokens[0] if num_tokens and len(num_tokens) == 1 else None,
-        },
-    )
+    options = {
+        "num_beams": beams,
+        "length_penalty": length_penalty,
+        "min_new_tokens": min_new_tokens,
+        "max_new_tokens": max_new_tokens,
+        "decoder": decoder and decoder.value,
+        "num_inference_steps": steps,
+        "guidance_scale": guidance_scale,
+        "decoder_guidance_scale": decoder_guidance_scale,
+        "top_k": top_k,
+        "temperature": temperature,
+        "num_candidates": candidates,
+        "clip": clip and str(clip),
+        "fid_weights": inception and str(inception),
+        "num_image_tokens": num_tokens[0] if num_tokens and len(num_tokens) == 1 else None,
+    }
+    if benchmark is None:
+        settings = evaluation.EvaluationSettings(
+            given_data,
+            tasks=tuple(evaluation.TASKS) if EvaluationTask.all in given_tasks else [one.value for one in given_tasks],
+            splits=split or (),
+            num_samples=num_samples,
+            num_drawings=num_drawings,
+            images=images,
+            annotations=annotations,
+            config=config,
+            revision=revision,
+            columns=(image_column, text_column, question_column, answer_column),
+            seed=seed,
+            options=options,
+        )
+    else:
+        settings = evaluation.benchmark_settings(
+            benchmark.value,
+            given_root,
+            protocol=(protocol or Protocol.lavit).value,
+            num_samples=num_samples,
+            seed=seed,
+            options=options,
+        )
     state, device = join_processes(device)
     with state.main_process_first():  # so that one process fills the cache of `datasets`
         tasks = evaluation.build_tasks(settings)

@@ -94,7 +94,7 @@ def test_clear_errors(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     assert "has no split 'test'; it has train" in message and "--split train" in message
     assert "--images takes a directory" in error("--images", tmp_path / "nowhere")
     assert "--annotations takes a file" in error("--annotations", tmp_path)
-    assert "--fid-weights takes" in error("--fid-weights", tmp_path / "nowhere.pt", task="text-to-image")
+    assert "--inception takes" in error("--fid-weights", tmp_path / "nowhere.pt", task="text-to-image")
 
 
 @pytest.mark.parametrize("name", ["mine.txt", "caption/validation/mine.txt"])

@@ -5,6 +5,7 @@ import os
 import signal
 import socket
 import subprocess
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,9 +13,19 @@ from PIL import Image
 
 from evaluation import tiny_evaluation
 from evaluation.tiny_evaluation import BATCH_SIZE, NUM_SAMPLES
-from lavit_hf.evaluation import TASKS, EvaluationSettings, build_tasks, evaluate, read_data
-from lavit_hf.evaluation.evaluator import format_metrics
+from lavit_hf.evaluation import (
+    TASKS,
+    EvaluatedCheckpoint,
+    EvaluationData,
+    EvaluationSample,
+    EvaluationSettings,
+    build_tasks,
+    evaluate,
+    read_data,
+)
+from lavit_hf.evaluation.evaluator import _with_images, format_metrics
 from lavit_hf.evaluation.measurement import Measurement
+from lavit_hf.evaluation.tasks import Prediction, VqaTask
 
 
 def test_every_task_of_every_split_once() -> None:
@@ -172,3 +183,59 @@ def test_names_from_data_stay_on_their_line():
     title, row = format_metrics({"results": [result]}).split("\n")
     assert title == "vqa (my data, te st, 7 samples)"
     assert row == "  x y  0.500    7 a [2J b"
+
+
+def test_long_questions_come_first_and_share_batches(evaluated, tmp_path: Path) -> None:
+    questions = ["a?", "a long question?", "b?", "another long one?", "middle one?"]
+    samples = [
+        EvaluationSample(str(number), Image.new("RGB", (8, 8)), ("yes",), question=question)
+        for number, question in enumerate(questions)
+    ]
+    asked: list[list[str]] = []
+
+    class Asked(VqaTask):
+        def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
+            asked.append([sample.question or "" for sample in samples])
+            return [Prediction({"prediction": sample.question}) for sample in samples]
+
+    task = Asked(EvaluationData("questions", None, samples))
+    evaluate(evaluated, [task], tmp_path, batch_size=2, progress=False)
+    assert asked == [["another long one?", "a long question?"], ["middle one?", "a?"], ["b?"]]
+    lines = (tmp_path / "vqa" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
+    assert [json.loads(line)["prediction"] for line in lines] == questions  # in the order of the data
+
+
+def test_images_are_read_ahead_by_one_batch(tmp_path: Path) -> None:
+    """They are the same, whatever the file says about them, and only two batches are in memory."""
+    paths = [tmp_path / f"{number}.png" for number in range(6)]
+    for number, path in enumerate(paths):
+        picture = Image.new("P", (4, 2), 1)
+        picture.putpalette([0, 0, 0, 200, number, 0])
+        exif = picture.getexif()
+        exif[0x0112] = 6  # turned
+        picture.putpixel((0, 0), 0)
+        picture.save(path, transparency=0, exif=exif)
+    samples = [EvaluationSample(str(number), path) for number, path in enumerate(paths)]
+    taken: list[int] = []
+
+    def batches() -> Iterator[list[EvaluationSample]]:
+        for number in range(3):
+            taken.append(number)
+            yield samples[2 * number : 2 * number + 2]
+
+    read = _with_images(batches())
+    first = next(read)
+    assert taken == [0, 1]
+    for sample, other in zip([*first, *(one for batch in read for one in batch)], samples, strict=True):
+        assert isinstance(sample.image, Image.Image) and sample.id == other.id
+        assert sample.open_image().size == (2, 4)
+        assert sample.open_image().tobytes() == other.open_image().tobytes()
+
+
+def test_an_image_that_cannot_be_read_is_named_when_its_batch_comes(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(b"nothing")
+    samples = [EvaluationSample("0", Image.new("RGB", (8, 8))), EvaluationSample("1", tmp_path / "1.png")]
+    read = _with_images([sample] for sample in samples)
+    assert next(read)[0].id == "0"
+    with pytest.raises(ValueError, match="Sample 1: the image cannot be read"):
+        next(read)

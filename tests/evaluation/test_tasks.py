@@ -130,7 +130,7 @@ def test_wrong_options_are_refused(tmp_path):
         CaptionTask(other, {"beams": 2})
     with pytest.raises(ValueError, match="best of 4 drawings is chosen by CLIP: --clip takes"):
         TextToImageTask(other)
-    with pytest.raises(ValueError, match="--fid-weights takes"):
+    with pytest.raises(ValueError, match="--inception takes"):
         TextToImageTask(other, {"num_candidates": 1, "fid_weights": str(tmp_path / "nowhere.pt")})
 
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+import sys
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -16,14 +19,28 @@ from ..utils.distributed import process_state
 from ..utils.json_files import read_json_object
 from ..utils.progress import progress_bar
 from ..utils.public_text import one_line, public_name, without_paths
+from .benchmarks import BENCHMARKS
 from .checkpoint import EvaluatedCheckpoint
 from .data import read_data
-from .data.samples import Columns
+from .data.samples import Columns, EvaluationSample
+from .duration import estimate_hours, format_hours
+from .original_tasks import LAVIT, ORIGINAL_TASKS, PLAIN, PROTOCOLS, describe_protocol
 from .predictions import PredictionDirectory, write_samples_page
 from .tasks import TASKS, Task
 
 METRICS = "metrics.json"
-_PACKAGES = ("lavit-hf", "torch", "transformers", "diffusers", "numpy", "pillow")
+_PACKAGES = (
+    "lavit-hf",
+    "torch",
+    "transformers",
+    "diffusers",
+    "numpy",
+    "pillow",
+    "torchmetrics",
+    "spacy",
+    "en-core-web-sm",
+    "pycocoevalcap",
+)
 
 
 @dataclass
@@ -43,6 +60,8 @@ class EvaluationSettings:
         columns: Columns of a dataset.
         seed: All random choices follow from it.
         options: Options of the tasks by name; `None` leaves one to the task. Each task takes those that it has.
+        benchmark: Name of the benchmark of the paper that the data are, as [`benchmark_settings`] sets it.
+        protocol: `"lavit"` for the protocol of its published number.
     """
 
     data: str
@@ -57,6 +76,54 @@ class EvaluationSettings:
     columns: Sequence[str] = Columns()
     seed: int = 0
     options: Mapping[str, Any] = field(default_factory=dict)
+    benchmark: str | None = None
+    protocol: str = PLAIN
+
+
+def benchmark_settings(
+    name: str,
+    root: str | Path,
+    *,
+    protocol: str = LAVIT,
+    num_samples: int | None = None,
+    seed: int = 0,
+    options: Mapping[str, Any] | None = None,
+) -> EvaluationSettings:
+    """Finds the files of a benchmark of the paper.
+
+    Args:
+        name: One of `BENCHMARKS`.
+        root: The directory that its files are in.
+        protocol: `"lavit"` is that behind the published numbers; `"plain"` puts questions as they are written, and
+            compares as the official evaluations do.
+        num_samples: How many images or questions, if not all.
+        seed: All random choices follow from it.
+        options: Options of the task that are not the protocol's; each is a deviation that the result names.
+
+    Returns:
+        The settings for [`build_tasks`].
+
+    Raises:
+        ValueError: There is no such benchmark or protocol, or files are missing.
+    """
+    if name not in BENCHMARKS:
+        raise ValueError(f"There is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}.")
+    if protocol not in PROTOCOLS:
+        raise ValueError(f"There is no protocol {protocol!r}; there are {', '.join(PROTOCOLS)}.")
+    benchmark = BENCHMARKS[name]
+    files = benchmark.find(root)
+    return EvaluationSettings(
+        str(files["data"]),
+        tasks=(benchmark.task,),
+        splits=() if benchmark.split is None else (benchmark.split,),
+        num_samples=num_samples or benchmark.num_samples,
+        images=files["images"],
+        annotations=files.get("annotations"),
+        seed=seed,
+        options=options or {},
+        protocol=protocol,
+        benchmark=name,
+    )
 
 
 def build_tasks(settings: EvaluationSettings) -> list[Task]:
@@ -83,18 +150,20 @@ def build_tasks(settings: EvaluationSettings) -> list[Task]:
 
 
 def _build_task(settings: EvaluationSettings, name: str, split: str | None) -> Task:
-    task = TASKS[name]
     data = read_data(
         settings.data,
         name,
         split=split,
-        num_samples=(settings.num_drawings if task.draws else None) or settings.num_samples,
+        num_samples=(settings.num_drawings if TASKS[name].draws else None) or settings.num_samples,
         images=settings.images,
         annotations=settings.annotations,
         columns=settings.columns,
         config=settings.config,
         revision=settings.revision,
     )
+    if settings.benchmark is not None:
+        data = replace(data, benchmark=BENCHMARKS[settings.benchmark])
+    task = ORIGINAL_TASKS[name] if settings.protocol == LAVIT else TASKS[name]
     own = task.default_options(data)
     return task(data, {option: value for option, value in settings.options.items() if option in own}, settings.seed)
 
@@ -190,27 +259,63 @@ def _predict(
     state.wait_for_everyone()  # before anyone writes to what others are still reading
     if len(finished) == len(samples):
         return
-    bar = progress_bar(task.name, len(samples), progress and state.is_main_process, unit="sample")
-    batches = range(0, len(samples), batch_size)
+    order = task.order()
+    batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    mine = batches[state.process_index :: state.num_processes]
+    wanted = (
+        batch for batch in ([samples[index] for index in numbers] for numbers in mine) if _lacks(batch, finished)
+    )
+    progress = progress and state.is_main_process
+    if progress and task.data.benchmark is not None:
+        hours = estimate_hours(checkpoint, task, state.num_processes) * (1 - len(finished) / len(samples))
+        print(
+            f"{task.data.benchmark.name}: {len(samples)} samples; estimated time: {format_hours(hours)}",
+            file=sys.stderr,
+        )
+    bar = progress_bar(task.name, len(samples), progress, unit="sample")
     with bar, directory.writer(state.process_index) as writer:
-        for number, start in enumerate(batches):
-            batch = [samples[index] for index in range(start, min(start + batch_size, len(samples)))]
-            is_mine = number % state.num_processes == state.process_index
-            # A batch of which anything is missing is computed as a whole, so that it stays the same batch.
-            if is_mine and any(sample.id not in finished for sample in batch):
-                for sample, prediction in zip(batch, task.predict(checkpoint, batch), strict=True):
-                    if sample.id not in finished:
-                        record = {
-                            "id": sample.id,
-                            "question": sample.question,
-                            "references": list(sample.references),
-                            "meta": dict(sample.meta),
-                            **prediction.values,
-                        }
-                        writer.write(record, prediction.picture)
-                writer.flush()
-            bar.update(len(batch))
+        bar.update(len(finished))
+        for batch in _with_images(wanted) if task.sees_images else wanted:
+            for sample, prediction in zip(batch, task.predict(checkpoint, batch), strict=True):
+                if sample.id not in finished:
+                    record = {
+                        "id": sample.id,
+                        "question": sample.question,
+                        "references": list(sample.references),
+                        "meta": dict(sample.meta),
+                        **prediction.values,
+                    }
+                    writer.write(record, prediction.picture)
+            writer.flush()
+            bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))  # others are about as fast
     state.wait_for_everyone()
+
+
+def _lacks(batch: Sequence[EvaluationSample], finished: Mapping[str, Any]) -> bool:
+    """A batch of which anything is missing is computed as a whole, so that it stays the same batch."""
+    return any(sample.id not in finished for sample in batch)
+
+
+_DECODERS = 4  # threads that decode images
+
+
+def _with_images(batches: Iterable[list[EvaluationSample]]) -> Iterator[list[EvaluationSample]]:
+    """The same samples with their images read: those of the next batch while one is computed."""
+    waiting: deque[list[Future[EvaluationSample]]] = deque()
+    pool = ThreadPoolExecutor(_DECODERS, thread_name_prefix="images")
+    try:
+        for batch in batches:
+            waiting.append([pool.submit(_with_image, sample) for sample in batch])
+            if len(waiting) > 1:
+                yield [future.result() for future in waiting.popleft()]
+        for futures in waiting:
+            yield [future.result() for future in futures]
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _with_image(sample: EvaluationSample) -> EvaluationSample:
+    return replace(sample, image=sample.open_image())
 
 
 def _report(
@@ -234,6 +339,8 @@ def _report(
         "settings": without_paths(settings),
         "versions": library_versions(),
     }
+    if task.data.benchmark is not None:
+        report["protocol"] = describe_protocol(task, checkpoint)
     write_json(directory.path / METRICS, report)
     shown = [task.show(samples[i], records[i], directory.path) for i in range(min(num_shown, len(records)))]
     write_samples_page(directory.path, f"{task.name}: first {len(shown)} of {len(records)} samples", shown)
@@ -267,7 +374,22 @@ def _format_result(result: Mapping[str, Any]) -> str:
         f"  {row[0]:<{widths[0]}}  {row[1]:>{widths[1]}}  {row[2]:<{widths[2]}}  {row[3]}".rstrip() for row in rows
     ]
     title = one_line(f"{result['task']} ({result['data']}{split}, {result['num_samples']} samples)")
-    return "\n".join([title, *lines])
+    return "\n".join([title, *lines, *_format_protocol(result)])
+
+
+def _format_protocol(result: Mapping[str, Any]) -> list[str]:
+    """The number of a benchmark beside those that were published, and what was done in another way."""
+    protocol = result.get("protocol")
+    if protocol is None:
+        return []
+    measurement, scale = result["metrics"].get(protocol["metric"]), protocol["scale"]
+    here = "not measured"
+    if measurement is not None:
+        between = measurement["interval"] and ", ".join(f"{scale * end:.1f}" for end in measurement["interval"])
+        here = f"{scale * measurement['value']:.1f}" + (f" [{between}]" if between else "")
+    published = ", ".join(f"{version} {value}" for version, value in protocol["published"].items())
+    lines = [f"  {protocol['benchmark']} by the protocol {protocol['name']}: {here}; published: {published}"]
+    return lines + [f"  - {deviation}" for deviation in protocol["deviations"]]
 
 
 def _format_row(name: str, measurement: Mapping[str, Any]) -> tuple[str, str, str, str]:
@@ -292,6 +414,7 @@ def _write(value: float, measurement: Mapping[str, Any]) -> str:
 __all__ = [
     "METRICS",
     "EvaluationSettings",
+    "benchmark_settings",
     "build_tasks",
     "evaluate",
     "format_metrics",

@@ -69,6 +69,9 @@ class Shown:
     is_right: bool | None = None
 
 
+PLAIN = "plain"
+
+
 class Task(ABC):
     """Something that a checkpoint is asked to do with every sample, and how that is scored.
 
@@ -83,6 +86,8 @@ class Task(ABC):
     sees_images: ClassVar[bool] = True
     scoring_options: ClassVar[tuple[str, ...]] = ()
     """Options that predictions do not depend on."""
+    protocol: ClassVar[str] = PLAIN
+    """The protocol of benchmarks; `original_tasks.py` has the paper's."""
     own_options: ClassVar[tuple[str, ...]] = ()
     """Options for which checkpoints may have values of their own."""
 
@@ -116,6 +121,15 @@ class Task(ABC):
         own = {name: getattr(generation_config, name, None) for name in self.own_options}
         own = {name: value for name, value in own.items() if value is not None}
         self.options = {**self.default_options(self.data), **own, **self._given}
+
+    @property
+    def questions_per_sample(self) -> int:
+        """How often the model is asked about each sample."""
+        return 1
+
+    def order(self) -> list[int]:
+        """Returns the numbers of samples in the order in which they are asked about; neighbors share a batch."""
+        return list(range(len(self.data.samples)))
 
     @abstractmethod
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
@@ -318,22 +332,32 @@ class VqaTask(Task):
 
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         images = [sample.open_image() for sample in samples]
-        prompts = [question_prompt(sample.question or "") for sample in samples]
+        texts = self.ask(checkpoint, images, [sample.question or "" for sample in samples])
+        return [Prediction({"prediction": answer_of(text)}) for text in texts]
+
+    def order(self) -> list[int]:
+        """Longest questions first: batches pad little, and what does not fit into memory fails at once."""
+        lengths = [len(sample.question or "") for sample in map(self.data.samples.__getitem__, super().order())]
+        return sorted(super().order(), key=lengths.__getitem__, reverse=True)
+
+    def ask(
+        self, checkpoint: EvaluatedCheckpoint, images: Sequence[Image.Image], questions: Sequence[str]
+    ) -> list[str]:
+        """Asks a question about each image, and returns what the model writes."""
         options, budget = _split_budget(self.options)
-        texts = generate_text(
+        return generate_text(
             checkpoint.model,
             checkpoint.processor,
             images,
-            prompts,
+            [question_prompt(question) for question in questions],
             answer_options(options),
             num_image_tokens=budget,
         )
-        return [Prediction({"prediction": answer_of(text)}) for text in texts]
 
     def score(
         self, checkpoint: EvaluatedCheckpoint, records: Sequence[Record], folder: Path
     ) -> dict[str, Measurement]:
-        metric, scores = self.data.answer_metric, self._scores(records)
+        metric, scores = self.data.answer_metric, self.score_answers(records)
         kinds = [record["meta"].get("kind") for record in records]
         found = {metric: measure_mean(scores, "questions", is_share=True)}
         for kind in dict.fromkeys(kind for kind in kinds if kind is not None):
@@ -342,12 +366,12 @@ class VqaTask(Task):
         return found
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
-        (score,) = self._scores([record])
+        (score,) = self.score_answers([record])
         lines = [("question", record["question"]), ("answer", record["prediction"])]
         lines += [("right answer", ", ".join(dict.fromkeys(record["references"])))]
         return Shown([("picture", sample.open_image())], lines, is_right=score >= _RIGHT)
 
-    def _scores(self, records: Sequence[Record]) -> list[float]:
+    def score_answers(self, records: Sequence[Record]) -> list[float]:
         """Scores each answer from 0 to 1."""
         result = self.metrics[self.data.answer_metric].compute(
             predictions=[record["prediction"] for record in records],
@@ -447,7 +471,7 @@ class TextToImageTask(Task):
                 "those of openai/clip-vit-large-patch14. Or draw only one with --candidates 1."
             )
         if inception is not None and not Path(inception).is_file():
-            raise ValueError(f"{inception} does not exist; --fid-weights takes the TorchScript file of InceptionV3.")
+            raise ValueError(f"{inception} does not exist; --inception takes the TorchScript file of InceptionV3.")
 
     @property
     def scoring_options(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -504,11 +528,15 @@ class TextToImageTask(Task):
         from .metrics.fid.fid import frechet_inception_distance
 
         drawn = (open_picture(record, folder) for record in records)
-        real = (self.data.samples[index].open_image() for index in range(len(self.data.samples)))
+        real = (self.real_image(self.data.samples[index]) for index in range(len(self.data.samples)))
         with progress_bar("FID", len(records) + len(self.data.samples), unit="image") as bar:
             return frechet_inception_distance(
                 _counted(drawn, bar.update), _counted(real, bar.update), self.options["fid_weights"]
             )
+
+    def real_image(self, sample: EvaluationSample) -> Image.Image:
+        """Opens the image that stands for a sample among those that drawings are compared with."""
+        return sample.open_image()
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
         lines = [("prompt", record["references"][0])]
@@ -565,6 +593,7 @@ TASKS: dict[str, type[Task]] = {
 
 __all__ = [
     "BUDGET",
+    "PLAIN",
     "TASKS",
     "CaptionTask",
     "Prediction",

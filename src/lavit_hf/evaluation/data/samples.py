@@ -15,6 +15,7 @@ from ...data.loading import load_data
 from ...data.scenes import scene_row
 from ...processing.tokenization_lavit import check_text
 from ...training.dataset import read_images
+from ..benchmarks import Benchmark
 
 _PROBES = 16
 
@@ -64,6 +65,7 @@ class EvaluationData:
         answer_metric: The metric that scores answers.
         is_scenes: Whether a program can tell what is true about each image (`meta["scene"]`).
         is_benchmark: Whether tasks use the settings of the paper on it, whatever the checkpoint's own are.
+        benchmark: The benchmark of the paper that it was found as; `None` of files that were named one by one.
     """
 
     name: str
@@ -73,6 +75,7 @@ class EvaluationData:
     answer_metric: str = "exact_match"
     is_scenes: bool = False
     is_benchmark: bool = False
+    benchmark: Benchmark | None = None
 
     def digest(self) -> str:
         """Returns a hash of all texts and some of the images, which tells data apart."""

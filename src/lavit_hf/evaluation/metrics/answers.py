@@ -1,4 +1,4 @@
-"""The official normalization of answers to questions about images.
+"""The official normalization of answers to questions about images, and how far they agree.
 
 Written from the rules of https://visualqa.org/evaluation.html and equal, oddities included, to what the official
 evaluation (https://github.com/GT-Vision-Lab/VQA) does; the tests compare it with recorded results of that code.
@@ -44,7 +44,7 @@ def normalize_answer(text: str) -> str:
     Returns:
         It in lower case, without punctuation and articles, numbers up to ten as digits, apostrophes put back.
     """
-    words = [_NUMBERS.get(word, word) for word in _remove_punctuation(strip_answer(text)).lower().split()]
+    words = [_NUMBERS.get(word, word) for word in remove_punctuation(strip_answer(text)).lower().split()]
     return " ".join(_MISSING_APOSTROPHE.get(word, word) for word in words if word not in _ARTICLES)
 
 
@@ -53,7 +53,8 @@ def strip_answer(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _remove_punctuation(text: str) -> str:
+def remove_punctuation(text: str) -> str:
+    """Removes punctuation, or puts a space in its place, as the official evaluation does."""
     has_number_with_comma = _COMMA_IN_NUMBER.search(text) is not None
     result = text
     for mark in _PUNCTUATION:
@@ -62,4 +63,29 @@ def _remove_punctuation(text: str) -> str:
     return _PERIOD.sub("", result)
 
 
-__all__ = ["normalize_answer", "strip_answer"]
+_FEWEST_ANSWERS = 4  # with one left out, fewer than three others could agree
+
+
+def mean_agreement(prediction: str, answers: list[str]) -> float:
+    """How far an answer agrees with three of the other humans, averaged over leaving out each.
+
+    Args:
+        prediction: The answer to judge, normalized.
+        answers: The answers of humans, in the form that is compared.
+
+    Returns:
+        Between 0 and 1.
+
+    Raises:
+        ValueError: There are too few answers for a right one to reach 1.
+    """
+    if len(answers) < _FEWEST_ANSWERS:
+        raise ValueError(
+            f"VQA accuracy needs the answers of several humans, {_FEWEST_ANSWERS} at least, not {answers}; for "
+            "questions with one answer there is exact_match."
+        )
+    matches = answers.count(prediction)
+    return sum(min(1.0, (matches - (answer == prediction)) / 3) for answer in answers) / len(answers)
+
+
+__all__ = ["mean_agreement", "normalize_answer", "remove_punctuation", "strip_answer"]

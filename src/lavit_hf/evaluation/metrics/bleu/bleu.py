@@ -8,7 +8,7 @@ from typing import Any
 import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
-from lavit_hf.evaluation.metrics.captions import MAX_LENGTH, Tokens, count_ngrams, tokenize_captions
+from lavit_hf.evaluation.metrics.captions import MAX_LENGTH, Tokens, check_tokenizer, count_ngrams, tokenize_captions
 
 _DESCRIPTION = """
 BLEU: the share of n-grams that occur in a reference, over the whole corpus, with a penalty for captions shorter than
@@ -64,6 +64,11 @@ def bleu(predictions: list[Tokens], references: list[list[Tokens]]) -> list[floa
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Bleu(evaluate.Metric):
+    def __init__(self, *args: Any, tokenizer: str = "python", **kwargs: Any) -> None:
+        check_tokenizer(tokenizer)
+        super().__init__(*args, **kwargs)
+        self.tokenizer = tokenizer
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -76,5 +81,5 @@ class Bleu(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
-        values = bleu(*tokenize_captions(predictions, references))
+        values = bleu(*tokenize_captions(predictions, references, self.tokenizer))
         return {f"bleu_{n}": value for n, value in enumerate(values, start=1)}

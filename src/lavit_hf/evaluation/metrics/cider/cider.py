@@ -10,7 +10,7 @@ import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
 from lavit_hf.evaluation.metrics import mean_and_scores
-from lavit_hf.evaluation.metrics.captions import MAX_LENGTH, Tokens, count_ngrams, tokenize_captions
+from lavit_hf.evaluation.metrics.captions import MAX_LENGTH, Tokens, check_tokenizer, count_ngrams, tokenize_captions
 
 _DESCRIPTION = """
 CIDEr-D: how similar a caption is to what humans wrote of the same image, with words that many images share counting
@@ -100,6 +100,11 @@ def _clipped_cosine(prediction: dict[Ngram, float], reference: dict[Ngram, float
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
 class Cider(evaluate.Metric):
+    def __init__(self, *args: Any, tokenizer: str = "python", **kwargs: Any) -> None:
+        check_tokenizer(tokenizer)
+        super().__init__(*args, **kwargs)
+        self.tokenizer = tokenizer
+
     def _info(self) -> evaluate.MetricInfo:
         return evaluate.MetricInfo(
             description=_DESCRIPTION,
@@ -112,4 +117,4 @@ class Cider(evaluate.Metric):
         )
 
     def _compute(self, predictions: list[str], references: list[list[str]]) -> dict[str, Any]:
-        return mean_and_scores("cider", cider_d(*tokenize_captions(predictions, references)))
+        return mean_and_scores("cider", cider_d(*tokenize_captions(predictions, references, self.tokenizer)))

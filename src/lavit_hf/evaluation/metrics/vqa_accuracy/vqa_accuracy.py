@@ -8,7 +8,7 @@ import datasets  # type: ignore[import-untyped]
 import evaluate  # type: ignore[import-untyped]
 
 from lavit_hf.evaluation.metrics import mean_and_scores
-from lavit_hf.evaluation.metrics.answers import normalize_answer, strip_answer
+from lavit_hf.evaluation.metrics.answers import mean_agreement, normalize_answer, strip_answer
 
 _DESCRIPTION = """
 VQA accuracy: an answer that at least three of the other humans gave counts in full, averaged over leaving out each
@@ -34,7 +34,6 @@ Example:
     >>> metric.compute(predictions=["two"], references=[["2"] * 2 + ["3"] * 8])["vqa_accuracy"]
     0.6
 """
-_FEWEST_ANSWERS = 4  # with one left out, fewer than three others could agree
 
 
 def vqa_accuracy(prediction: str, answers: list[str]) -> float:
@@ -52,16 +51,10 @@ def vqa_accuracy(prediction: str, answers: list[str]) -> float:
     Raises:
         ValueError: There are too few answers for a right one to reach 1.
     """
-    if len(answers) < _FEWEST_ANSWERS:
-        raise ValueError(
-            f"VQA accuracy needs the answers of several humans, {_FEWEST_ANSWERS} at least, not {answers}; for "
-            "questions with one answer there is exact_match."
-        )
     prediction, answers = strip_answer(prediction), [strip_answer(answer) for answer in answers]
     if len(set(answers)) > 1:
         prediction, answers = normalize_answer(prediction), [normalize_answer(answer) for answer in answers]
-    matches = answers.count(prediction)
-    return sum(min(1.0, (matches - (answer == prediction)) / 3) for answer in answers) / len(answers)
+    return mean_agreement(prediction, answers)
 
 
 @evaluate.utils.file_utils.add_start_docstrings(_DESCRIPTION, _KWARGS_DESCRIPTION)
