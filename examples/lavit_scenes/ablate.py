@@ -18,7 +18,7 @@ import make_language_model
 from ablation.captions import measure_captions, train_captioner
 from ablation.drawings import measure_drawings
 from ablation.results import CAPTIONS, GUIDANCE, TOKENIZERS, Results
-from ablation.selection import ALL, BUDGETS, DYNAMIC, RANDOM
+from ablation.selection import ALL, BUDGETS, DYNAMIC, LEARNED, RANDOM
 from ablation.tokenizers import build_tokenizer, measure_tokenizer, train_tokenizer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, default_checkpoint
@@ -58,7 +58,7 @@ def compare_tokenizers(args: argparse.Namespace, results: Results) -> None:
     for selection, is_quantized in ((DYNAMIC, True), (ALL, True), (RANDOM, True), (DYNAMIC, False)):
         name = selection if is_quantized else f"{selection}, not quantized"
         results.add(TOKENIZERS, name, run_tokenizer, args, selection, is_quantized, False)
-    for selection in (DYNAMIC, RANDOM):
+    for selection in (DYNAMIC, LEARNED, RANDOM):
         results.add(TOKENIZERS, f"{selection}, random budgets", run_tokenizer, args, selection, True, True)
 
 

@@ -24,7 +24,7 @@ def test_all_variants_are_measured_once(
     tokenizers = measured["tokenizers"]
     assert list(tokenizers) == [
         *("dynamic", "all patches", "random", "dynamic, not quantized"),
-        *("dynamic, random budgets", "random, random budgets"),
+        *("dynamic, random budgets", "learned, random budgets", "random, random budgets"),
     ]
     budgets = tokenizers["random, random budgets"]["budgets"]
     assert {name: row["tokens"] for name, row in budgets.items()} == {"4": 4, "8": 8, "16": 16, "32": 32, "64": 64}

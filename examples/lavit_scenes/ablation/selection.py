@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-DYNAMIC, ALL, RANDOM = "dynamic", "all patches", "random"
+# By the selector of lavit-scenes, by one that learns anew, all of them, or by chance.
+DYNAMIC, LEARNED, ALL, RANDOM = "dynamic", "learned", "all patches", "random"
 KEEP_RATE = 0.33  # of `random`; about that of `dynamic`
 KEEP_RATE_RANGE = (0.05, 1.0)  # of variants that are trained with random budgets
 BUDGETS = (4, 8, 16, 32, 64)  # tokens per picture at which they are measured
@@ -23,7 +24,7 @@ def decide_blindly(keep_rate: float, patch_features: torch.Tensor) -> torch.Tens
 
 def blind(visual_tokenizer: nn.Module, selection: str) -> None:
     """Has the selectors of a visual tokenizer decide by chance, unless it is to select as the method does."""
-    if selection == DYNAMIC:
+    if selection in (DYNAMIC, LEARNED):
         return
     for branch in (visual_tokenizer.discrete, visual_tokenizer.continuous):
         if branch is not None:

@@ -24,7 +24,7 @@ from lavit_hf.data.scenes import (
 )
 from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
 
-from .selection import KEEP_RATE_RANGE, blind
+from .selection import KEEP_RATE, KEEP_RATE_RANGE, LEARNED, blind
 from .training import training_arguments
 
 CODEBOOK_SIZE = 1024
@@ -35,8 +35,13 @@ _PROBE_STEPS = 300
 def build_tokenizer(
     trained: LavitVisualTokenizer, selection: str, is_quantized: bool, has_budgets: bool, num_steps: int
 ) -> Any:
-    """A new visual tokenizer with its token decoder, around the encoder and the selector of a trained one."""
+    """A new visual tokenizer with its token decoder, around the encoder and the selector of a trained one.
+
+    A selector that learns anew does so while the merger is bypassed, as stage 1 always does, and takes longer for it.
+    """
     torch.manual_seed(0)
+    learns = selection == LEARNED
+    bypassed, quantized = (0.3, 0.45) if learns else (0.15, 0.4)
     model = LavitVisualTokenizerForPreTraining.from_vision_pretrained(
         vision_model=trained.vision_model,
         visual_tokenizer_config={
@@ -46,13 +51,16 @@ def build_tokenizer(
             "merger_num_layers": 3,
         },
         token_decoder_config={"initializer_range": 0.1, "cross_attention_dims": [128], "pooled_size": None},
-        keep_rate_weight=0.0,
+        keep_rate=KEEP_RATE,
+        keep_rate_weight=2.0 if learns else 0.0,
         keep_rate_range=KEEP_RATE_RANGE if has_budgets else None,
-        selector_steps=0,
-        bypass_merger_steps=round(0.15 * num_steps),
-        quantize_after_steps=round(0.4 * num_steps) if is_quantized else num_steps + 1,
+        selector_steps=round(bypassed * num_steps) if learns else 0,
+        calibration_steps=max(1, min(12, num_steps // 20)),
+        bypass_merger_steps=round(bypassed * num_steps),
+        quantize_after_steps=round(quantized * num_steps) if is_quantized else num_steps + 1,
     )
-    model.visual_tokenizer.discrete.selector.load_state_dict(trained.discrete.selector.state_dict())
+    if not learns:
+        model.visual_tokenizer.discrete.selector.load_state_dict(trained.discrete.selector.state_dict())
     blind(model.visual_tokenizer, selection)
     return model
 
