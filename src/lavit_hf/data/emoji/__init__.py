@@ -3,13 +3,13 @@
 Example:
 
 ```python
->>> from lavit_hf.data.emoji import Scene, facts_of, make_emoji, parse_caption
+>>> from lavit_hf.data.emoji import facts_of, judge, make_emoji, parse_caption
 
 >>> rows = make_emoji("train", num_scenes=1000, seed=0)
 >>> row = rows[1]
 >>> row["text"]
 'a picture of a dog below a pear on the left on a blue background'
->>> parse_caption(row["text"]) == facts_of(Scene.from_dict(row["scene"]))
+>>> facts_of(judge(row["image"])) == parse_caption(row["text"])
 True
 ```
 
@@ -17,6 +17,7 @@ True
 """
 
 from .dataset import EmojiBatch, emoji_row, make_emoji, stream_batches
+from .judging import judge
 from .language import (
     CaptionError,
     Change,
@@ -78,6 +79,7 @@ __all__ = [
     "emoji_row",
     "facts_of",
     "is_held_out",
+    "judge",
     "label_patches",
     "load_pack",
     "make_emoji",
