@@ -8,7 +8,7 @@ Example:
 >>> rows = make_emoji("train", num_scenes=1000, seed=0)
 >>> row = rows[1]
 >>> row["text"]
-'a picture of a dog below a pear on the left on a blue background'
+'a green background with a dog at the bottom left and a peach at the top left'
 >>> facts_of(judge(row["image"])) == parse_caption(row["text"])
 True
 ```
