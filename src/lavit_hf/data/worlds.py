@@ -39,34 +39,41 @@ class World(Protocol):
     """A world of scenes: how they are drawn at random, shown, told, asked about, and read back from text and pixels.
 
     A scene and the facts about it are objects of the world's own; what is said here is all that others know of them.
-
-    Attributes:
-        name: Its name, as `--data` and `--dataset` take it.
-        image_size: Width and height of its pictures.
-        splits: Names of its splits; the first is to be trained on, the second has other scenes of the same kind.
-        label_classes: How many classes each kind of label of patches has.
-        fact_units: For each part of its facts what is counted: scenes, objects, or relations.
     """
 
-    name: str
-    image_size: int
-    splits: Sequence[str]
-    label_classes: Mapping[str, int]
-    fact_units: Mapping[str, str]
+    @property
+    def name(self) -> str:
+        """Its name, as `--data`, `--dataset` and `--world` take it."""
 
-    def sample_scene(self, split: str, seed: int, index: int) -> Any:
+    @property
+    def image_size(self) -> int:
+        """Width and height of its pictures."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of its splits; the first is to be trained on, the second has other scenes of the same kind."""
+
+    @property
+    def label_classes(self) -> Mapping[str, int]:
+        """How many classes each kind of label of patches has."""
+
+    @property
+    def fact_units(self) -> Mapping[str, str]:
+        """For each part of its facts what is counted: scenes, objects, or relations."""
+
+    def sample_scene(self, split: str, seed: int, index: int, /) -> Any:
         """Draws the scene with this index."""
 
-    def scene_from_dict(self, values: Mapping[str, Any]) -> Any:
+    def scene_from_dict(self, values: Mapping[str, Any], /) -> Any:
         """Reads a row's `scene`."""
 
-    def num_objects(self, scene: Any) -> int:
+    def num_objects(self, scene: Any, /) -> int:
         """Counts the objects of a scene."""
 
-    def object_area(self, scene: Any) -> float:
+    def object_area(self, scene: Any, /) -> float:
         """Computes which share of its picture the objects cover."""
 
-    def render(self, scene: Any) -> Image.Image:
+    def render(self, scene: Any, /) -> Image.Image:
         """Draws a scene."""
 
     def labeled_picture(
@@ -74,34 +81,34 @@ class World(Protocol):
     ) -> tuple[Image.Image, PatchTargets]:
         """Draws a scene and labels its patches, optionally in looks that no scene has, to learn more than those."""
 
-    def row(self, split: str, seed: int, index: int) -> dict[str, Any]:
+    def row(self, split: str, seed: int, index: int, /) -> dict[str, Any]:
         """Makes a row: `image`, `text`, `questions` and `scene`."""
 
     def make_dataset(self, split: str, num_scenes: int, seed: int = 0) -> datasets.Dataset:
         """Makes the first rows of a split."""
 
-    def write_caption(self, scene: Any, rng: scenes.PortableRng) -> str:
+    def write_caption(self, scene: Any, rng: scenes.PortableRng, /) -> str:
         """Writes one of a scene's captions."""
 
-    def write_layout(self, scene: Any) -> str:
+    def write_layout(self, scene: Any, /) -> str:
         """Writes everything in the fewest words."""
 
-    def ask_questions(self, scene: Any, rng: scenes.PortableRng) -> Sequence[tuple[str, str, str]]:
+    def ask_questions(self, scene: Any, rng: scenes.PortableRng, /) -> Sequence[tuple[str, str, str]]:
         """Asks questions: with answer and kind; the last is for yes or no."""
 
-    def change_scene(self, scene: Any, rng: scenes.PortableRng) -> tuple[str, Any]:
+    def change_scene(self, scene: Any, rng: scenes.PortableRng, /) -> tuple[str, Any]:
         """Returns words for a change, and the scene after it."""
 
-    def parse_caption(self, text: str) -> Any | None:
+    def parse_caption(self, text: str, /) -> Any | None:
         """Reads facts from a caption; `None` if it is not worded as captions are."""
 
-    def facts_of(self, scene: Any) -> Any:
+    def facts_of(self, scene: Any, /) -> Any:
         """Returns what can be said about a scene."""
 
-    def judge(self, picture: Image.Image) -> Any:
+    def judge(self, picture: Image.Image, /) -> Any:
         """Reads a scene from a picture, without any model."""
 
-    def parts_of(self, facts: Any | None) -> dict[str, Sequence[Any]]:
+    def parts_of(self, facts: Any | None, /) -> dict[str, Sequence[Any]]:
         """Takes facts apart, for each of `fact_units` but the number of objects; `None` has no facts."""
 
     def make_texts(self, num_scenes: int) -> Iterable[str]:

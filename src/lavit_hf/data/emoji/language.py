@@ -9,9 +9,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+
 from ..scenes.world import PortableRng
 from .sprites import load_pack
-from .world import BACKGROUNDS, MAX_OBJECTS, PLACES, SIZES, Scene, SceneObject, is_held_out, visible_on
+from .world import BACKGROUNDS, MAX_OBJECTS, PLACES, SIZES, Scene, SceneObject, held_out_pairs, visible_on
 
 
 class ObjectFacts(NamedTuple):
@@ -296,20 +298,15 @@ def _claim_relation(scene: Scene, rng: PortableRng, is_true: bool) -> str | None
     return f"{_is(first.concept, True)} the {first.concept} {relation} the {second.concept}?"
 
 
-def absent_concepts(scene: Scene, instead_of: SceneObject | None = None) -> list[str]:
-    """Returns concepts that a scene lacks, and that may be named beside those that it has.
-
-    Args:
-        scene: The scene.
-        instead_of: An object of it that is about to leave.
-    """
-    present = [item.concept for item in scene.objects]
-    stays = [item.concept for item in scene.objects if item != instead_of]
-    return [
-        name
-        for name in load_pack().concepts
-        if name not in present and (scene.has_held_out_pair or not any(is_held_out(name, other) for other in stays))
-    ]
+def absent_concepts(scene: Scene) -> list[str]:
+    """Returns concepts that a scene lacks, and that may be named beside those that it has."""
+    names = load_pack().concepts
+    present = [names.index(item.concept) for item in scene.objects]
+    is_absent = np.ones(len(names), dtype=bool)
+    is_absent[present] = False
+    if not scene.has_held_out_pair:
+        is_absent &= ~held_out_pairs()[present].any(axis=0)
+    return [names[number] for number in np.flatnonzero(is_absent)]
 
 
 CHANGES = ("replace", "background", "remove")
@@ -352,12 +349,9 @@ def _replace(scene: Scene, rng: PortableRng) -> Change | None:
     pack = load_pack()
     item = rng.choice(scene.objects)
     artist, background = pack.artists.index(item.artist), list(BACKGROUNDS).index(scene.background)
+    is_shown = pack.is_drawn[:, artist] & visible_on()[:, artist, background]
     # Also not named beside the one that leaves: the text has both.
-    names = [
-        name
-        for name in absent_concepts(scene)
-        if visible_on()[number := pack.concepts.index(name), artist, background] and pack.is_drawn[number, artist]
-    ]
+    names = [name for name in absent_concepts(scene) if is_shown[pack.concepts.index(name)]]
     if not names:
         return None
     other = rng.choice(names)
