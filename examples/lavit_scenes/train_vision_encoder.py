@@ -7,7 +7,7 @@ From the features of every patch, linear layers (thrown away afterwards) have to
 size and place, the place of the patch, and to paint it again. Of the patches that become tokens nothing but their
 features tells a language model where they were. Half of the pictures are shown in looks that no scene has, such as
 other colors, so that shapes are learned apart from colors: pairs of both that are held out, and are never shown here,
-need that.
+need that. With `--contrastive_weight`, pictures and captions have to find each other, too.
 `--output_dir` gets the encoder, for `train_tokenizer.py --vision_model`.
 """
 
@@ -15,7 +15,9 @@ from __future__ import annotations
 
 import functools
 import json
-from collections.abc import Mapping
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,7 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
+from lavit_hf.data.scenes import PortableRng
 from lavit_hf.data.worlds import IGNORED, World, find_world
 from lavit_hf.training import (
     CheckpointCallback,
@@ -37,6 +40,9 @@ from lavit_hf.training import (
     sample_uniform,
 )
 
+_CAPTION = 3000  # of random choices; those of scenes are far below
+_NUM_TEXTS = 3000  # scenes whose texts have all words
+_SHARED = 64  # width of what pictures and captions are compared in
 _TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its features
 
 
@@ -50,6 +56,9 @@ class EncoderArguments:
     num_eval_scenes: int = field(default=500, metadata={"help": "How many scenes to evaluate on, of either split."})
     repaint_probability: float = field(default=0.5, metadata={"help": "How often a picture gets other looks."})
     position_weight: float = field(default=0.0, metadata={"help": "Weight of telling where a patch is."})
+    contrastive_weight: float = field(
+        default=0.0, metadata={"help": "Weight of telling which caption of the batch is a picture's."}
+    )
     init_from: str | None = field(default=None, metadata={"help": "A directory of this script, to go on from."})
 
 
@@ -68,7 +77,7 @@ class EncoderTrainingArguments(TrainingArguments):
 
 
 class LabeledScenes(Dataset):
-    """Pictures with labels of their patches, made when they are read.
+    """Pictures with labels of their patches and a caption, made when they are read.
 
     Args:
         world: What they are of.
@@ -90,8 +99,10 @@ class LabeledScenes(Dataset):
     def __getitem__(self, index: int) -> dict[str, Any]:
         is_varied = sample_uniform(0, 0, index, "repaint") < self.repaint_probability
         image, targets = self.world.labeled_picture(self.split, 0, index, self.patches_per_side, is_varied)
+        scene = self.world.sample_scene(self.split, 0, index)
         return {
             "image": image,
+            "caption": self.world.write_caption(scene, PortableRng(0, index, _CAPTION)),
             "offset": torch.tensor(targets.offset).float(),
             "is_object": torch.tensor(targets.is_object),
             **{name: torch.tensor(labels) for name, labels in targets.classes.items()},
@@ -99,15 +110,28 @@ class LabeledScenes(Dataset):
 
 
 class LabeledSceneCollator:
-    """Batches of pictures as the encoder takes them, and of labels."""
+    """Batches of pictures as the encoder takes them, of labels, and of how often captions have each word."""
 
-    def __init__(self, image_processor: LavitImageProcessorPil) -> None:
+    def __init__(self, image_processor: LavitImageProcessorPil, words: Sequence[str]) -> None:
         self.image_processor = image_processor
+        self.numbers = {word: number for number, word in enumerate(words)}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "image"}
+        batch = {
+            name: torch.stack([row[name] for row in rows]) for name in rows[0] if name not in ("image", "caption")
+        }
+        words = torch.zeros(len(rows), len(self.numbers))
+        for counts, row in zip(words, rows, strict=True):
+            for word in split_words(row["caption"]):
+                counts[self.numbers[word]] += 1
         images = [row["image"] for row in rows]
-        return batch | {"pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
+        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return batch | {"pixel_values": pixel_values, "words": words}
+
+
+def split_words(text: str) -> list[str]:
+    """Words of a caption or a question."""
+    return re.findall(r"[\w-]+", text.lower())
 
 
 class VisionEncoderForScenes(nn.Module):
@@ -116,11 +140,21 @@ class VisionEncoderForScenes(nn.Module):
     Args:
         vision_model: A vision transformer that returns its raw residual stream.
         classes: How many classes each kind of label has.
+        num_words: How many words captions are made of.
         position_weight: Weight of telling the row and the column of a patch.
+        contrastive_weight: Weight of telling which caption is a picture's.
     """
 
-    def __init__(self, vision_model: Any, classes: Mapping[str, int], position_weight: float) -> None:
+    def __init__(
+        self,
+        vision_model: Any,
+        classes: Mapping[str, int],
+        num_words: int,
+        position_weight: float = 0.0,
+        contrastive_weight: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.contrastive_weight = contrastive_weight
         self.position_weight = position_weight
         self.vision_model = vision_model
         config = vision_model.config
@@ -129,15 +163,24 @@ class VisionEncoderForScenes(nn.Module):
         self.side = config.image_size // config.patch_size
         self.num_outputs = [*self.classes.values(), 2, 3 * self.patch_size**2, self.side, self.side]
         self.head = nn.Linear(config.hidden_size, sum(self.num_outputs))
+        self.image_projection = nn.Linear(config.hidden_size, _SHARED, bias=False)
+        self.word_projection = nn.Linear(num_words, _SHARED, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # as CLIP starts
 
     def forward(
-        self, pixel_values: torch.Tensor, offset: torch.Tensor, is_object: torch.Tensor, **labels: torch.Tensor
+        self,
+        pixel_values: torch.Tensor,
+        offset: torch.Tensor,
+        is_object: torch.Tensor,
+        words: torch.Tensor,
+        **labels: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             pixel_values: Preprocessed pictures, `[batch, 3, height, width]`.
             offset: Where the object's middle is, `[batch, num_patches, 2]`.
             is_object: Where there is one, `[batch, num_patches]`.
+            words: How often the captions have each word, `[batch, words]`.
             labels: Of each kind, `[batch, num_patches]`; -100 where it cannot be seen.
 
         Returns:
@@ -149,6 +192,10 @@ class VisionEncoderForScenes(nn.Module):
         loss = F.mse_loss(pixels, self.patches(pixel_values))
         loss = loss + self.position_weight * self.position_loss(row, column)
         loss = loss + 4 * (F.smooth_l1_loss(place, offset, reduction="none", beta=0.1) * is_object[..., None]).mean()
+        if self.contrastive_weight:
+            # Captions say what looks may hide.
+            is_told = torch.stack([(its != IGNORED).all(dim=1) for its in labels.values()]).all(dim=0)
+            loss = loss + self.contrastive_weight * self.contrastive_loss(features[is_told], words[is_told])
         found = {}
         for values, name in zip(logits, self.classes, strict=True):
             target = labels[name]
@@ -156,6 +203,19 @@ class VisionEncoderForScenes(nn.Module):
             loss = loss + errors / (target != IGNORED).sum().clamp_min(1)
             found[name] = values.argmax(dim=-1)
         return {"loss": loss, **found}
+
+    def contrastive_loss(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """How well pictures and captions, as bags of words, find each other in the batch, as CLIP learns it.
+
+        Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021.
+        """
+        if not len(features):
+            return features.sum()
+        images = F.normalize(self.image_projection(F.layer_norm(features, features.shape[-1:]).mean(dim=1)), dim=-1)
+        captions = F.normalize(self.word_projection(words), dim=-1)
+        logits = self.logit_scale.clamp(max=math.log(100)).exp() * images @ captions.T
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def position_loss(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """How well scores of rows and columns, `[batch, num_patches, side]` each, tell where patches are."""
@@ -202,8 +262,15 @@ def main(arguments: list[str] | None = None) -> Trainer:
     config = AutoConfig.for_model(**json.loads(Path(encoder_args.config).read_text(encoding="utf-8")))
     side = config.image_size // config.patch_size
     image_processor = LavitImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
+    words = sorted({word for text in world.make_texts(_NUM_TEXTS) for word in split_words(text)})
     evaluated = {split: LabeledScenes(world, split, encoder_args.num_eval_scenes, side) for split in world.splits[1:]}
-    model = VisionEncoderForScenes(build_vision_model(config), world.label_classes, encoder_args.position_weight)
+    model = VisionEncoderForScenes(
+        build_vision_model(config),
+        world.label_classes,
+        len(words),
+        encoder_args.position_weight,
+        encoder_args.contrastive_weight,
+    )
     if encoder_args.init_from is not None:
         model.load_state_dict(load_file(Path(encoder_args.init_from) / _TRAINED))
     trainer = Trainer(
@@ -213,7 +280,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             world, world.splits[0], encoder_args.num_scenes, side, encoder_args.repaint_probability
         ),
         eval_dataset=evaluated,
-        data_collator=LabeledSceneCollator(image_processor),
+        data_collator=LabeledSceneCollator(image_processor, words),
         compute_metrics=functools.partial(accuracies, classes=world.label_classes),
         callbacks=[CheckpointCallback()],
     )

@@ -23,7 +23,7 @@ from .world import BACKGROUNDS, PLACES, UNKNOWN, Scene, SceneObject
 _HALF = IMAGE_SIZE // 2
 # What differs from the background by so much in one channel, of 255, is something.
 _CONTRAST = 26
-# How far a background may be from the colors of the palette, which are 58 and more from each other.
+# How far a background may be from the colors of the palette, which are 60 and more from each other.
 _MAX_COLOR_ERROR = 45.0
 # Share of a picture's pixels that are on its background.
 _LEAST_BACKGROUND = 0.04
@@ -37,8 +37,8 @@ _MEDIUM_FROM = 32.5
 _LEAST_EXPLAINED = 0.5
 _ANGLES = (-8, 0, 8)
 _SIDE = 40  # of sprites to compare with
-_GRID = 16  # side of what is compared at first
-_NUM_CANDIDATES, _NUM_FINALISTS = 24, 8
+_GRID = 12  # side of what is compared at first
+_NUM_CANDIDATES, _NUM_FINALISTS = 16, 6
 
 
 def judge(picture: Image.Image) -> Scene:

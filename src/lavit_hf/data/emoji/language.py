@@ -13,7 +13,7 @@ import numpy as np
 
 from ..scenes.world import PortableRng
 from .sprites import load_pack
-from .world import BACKGROUNDS, MAX_OBJECTS, PLACES, SIZES, Scene, SceneObject, held_out_pairs, visible_on
+from .world import BACKGROUNDS, PLACES, SIZES, Scene, SceneObject, held_out_pairs, visible_on
 
 
 class ObjectFacts(NamedTuple):
@@ -382,24 +382,3 @@ def _remove(scene: Scene, rng: PortableRng) -> Change | None:
     item = rng.choice(scene.objects)
     objects = tuple(one for one in scene.objects if one != item)
     return Change(f"the same without the {item.concept}", replace(scene, objects=objects), "remove")
-
-
-__all__ = [
-    "CHANGES",
-    "KINDS",
-    "MAX_OBJECTS",
-    "CaptionError",
-    "Change",
-    "Facts",
-    "ObjectFacts",
-    "Question",
-    "absent_concepts",
-    "ask_questions",
-    "captions_of",
-    "change_scene",
-    "facts_of",
-    "parse_caption",
-    "with_article",
-    "write_caption",
-    "write_layout",
-]
