@@ -24,6 +24,8 @@ import resvg_py
 import yaml
 from PIL import Image
 
+from lavit_hf.training import exit_on_write_errors
+
 ARTISTS = (
     "noto",
     "noto-v1",
@@ -72,7 +74,12 @@ class Icons:
     """The icons of one artist."""
 
     def __init__(self, packages: Path, artist: str) -> None:
-        (path,) = packages.glob(f"iconify-json-{artist}-[0-9]*.tgz")
+        found = sorted(packages.glob(f"iconify-json-{artist}-[0-9]*.tgz"))
+        if len(found) != 1:
+            raise SystemExit(
+                f"{packages} has {len(found)} packages of {artist}; npm pack @iconify-json/{artist} gets one."
+            )
+        (path,) = found
         with tarfile.open(path) as archive:
             file = archive.extractfile("package/icons.json")
             assert file is not None
@@ -115,4 +122,5 @@ def draw(svg: str) -> np.ndarray:
 
 
 if __name__ == "__main__":
-    main()
+    with exit_on_write_errors():
+        main()

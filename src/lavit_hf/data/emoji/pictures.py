@@ -270,15 +270,15 @@ def _vary(color: torch.Tensor, alpha: torch.Tensor, looks: Looks, row: np.ndarra
     return torch.where(is_outlined, color * (1 - 0.7 * (alpha - inner).clamp(0, 1)), color)
 
 
-_DEVICES: dict[tuple[int, torch.device], torch.Tensor] = {}
+_ON_DEVICES: dict[tuple[int, torch.device], torch.Tensor] = {}
 
 
 def _textures(side: int, device: torch.device) -> torch.Tensor:
     """Sprites on a device."""
     key = (side, device)
-    if key not in _DEVICES:
-        _DEVICES[key] = scaled_sprites(side).to(device)
-    return _DEVICES[key]
+    if key not in _ON_DEVICES:
+        _ON_DEVICES[key] = scaled_sprites(side).to(device)
+    return _ON_DEVICES[key]
 
 
 def _draw_backgrounds(scenes: SceneArrays, image_size: int, device: torch.device, looks: Looks | None) -> torch.Tensor:
