@@ -30,7 +30,6 @@ from lavit_hf.training import (
     find_trainer_checkpoint,
     get_lora_config,
     load_data,
-    make_scenes,
     merge_adapter,
     save_adapter_card,
     upcast_trained_weights,
@@ -62,14 +61,14 @@ class DataArguments:
     dataset: str = field(
         metadata={
             "help": "A folder of images with a metadata.jsonl, one of Dataset.save_to_disk, the name of a dataset, or "
-            "'scenes'."
+            "'scenes' or 'emoji'."
         }
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to compute the loss on; by default none."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     text_column: str = field(default="text", metadata={"help": "Column of the text to learn."})
-    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes' and 'emoji': how many."})
     image_first_probability: float = field(
         default=0.5, metadata={"help": "How often an image is read and its text learned; otherwise it is drawn."}
     )
@@ -163,11 +162,7 @@ def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments
 
 def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
     """A split of a dataset on disk or on the Hub, or of scenes."""
-    root = None
-    if data_args.dataset == "scenes":
-        rows = make_scenes(split, num_scenes=data_args.num_scenes)
-    else:
-        rows, root = load_data(data_args.dataset, split)
+    rows, root = load_data(data_args.dataset, split, num_scenes=data_args.num_scenes)
     return TrainingDataset(
         rows,
         image_column=data_args.image_column,

@@ -40,7 +40,6 @@ from lavit_hf.training import (
     init_projector,
     load_data,
     load_tokenized_dataset,
-    make_scenes,
 )
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
@@ -80,14 +79,14 @@ class DataArguments:
     dataset: str = field(
         metadata={
             "help": "A directory made by `lavit tokenize` or save_to_disk, a folder of images with a metadata.jsonl, "
-            "the name of a dataset, or 'scenes'."
+            "the name of a dataset, 'scenes' or 'emoji'."
         }
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default none."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     text_column: str = field(default="text", metadata={"help": "Column of the text."})
-    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes' and 'emoji': how many."})
     num_eval_rows: int = field(default=200, metadata={"help": "How many rows of the evaluation split to use."})
     image_first_probability: float = field(
         default=0.5, metadata={"help": "How often an image is read and its text learned; otherwise it is drawn."}
@@ -226,10 +225,8 @@ def load_split(data_args: DataArguments, split: str, model: Any, num_rows: int |
     root = None
     if (Path(data_args.dataset) / "tokenization.json").is_file():
         rows = load_tokenized_dataset(data_args.dataset, model)
-    elif data_args.dataset == "scenes":
-        rows = make_scenes(split, num_scenes=num_rows or data_args.num_scenes)
     else:
-        rows, root = load_data(data_args.dataset, split)
+        rows, root = load_data(data_args.dataset, split, num_scenes=num_rows or data_args.num_scenes)
     rows = rows.select(range(min(len(rows), num_rows or len(rows))))
     columns = (data_args.image_column, data_args.text_column)
     return TrainingDataset(rows, *columns, data_args.on_bad_sample, image_root=root)

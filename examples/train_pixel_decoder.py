@@ -26,7 +26,6 @@ from lavit_hf.training import (
     build_pixel_decoder,
     exit_on_write_errors,
     load_data,
-    make_scenes,
 )
 
 
@@ -51,13 +50,13 @@ class DataArguments:
     """What to train on."""
 
     dataset: str = field(
-        metadata={"help": "A folder of images, one of save_to_disk, the name of a dataset, or 'scenes'."}
+        metadata={"help": "A folder of images, one of save_to_disk, the name of a dataset, 'scenes' or 'emoji'."}
     )
     image_column: str = field(default="image", metadata={"help": "Column of the image."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     validation_split: str | None = field(default=None, metadata={"help": "Split to validate on; by default none."})
     num_validation_rows: int = field(default=64, metadata={"help": "How many rows of it to use."})
-    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many to train on."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes' and 'emoji': how many to train on."})
     height: int | None = field(default=None, metadata={"help": "Height of the pictures; by default the model's."})
     width: int | None = field(default=None, metadata={"help": "Width of the pictures; by default the model's."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about corrupt images: skip or raise."})
@@ -117,11 +116,7 @@ def load_visual_tokenizer(path: str | None) -> tuple[Any, Any]:
 
 def load_split(data_args: DataArguments, split: str, num_scenes: int) -> PixelDecoderDataset:
     """A split of the dataset."""
-    root = None
-    if data_args.dataset == "scenes":
-        rows = make_scenes(split, num_scenes=num_scenes)
-    else:
-        rows, root = load_data(data_args.dataset, split)
+    rows, root = load_data(data_args.dataset, split, num_scenes=num_scenes)
     return PixelDecoderDataset(rows, data_args.image_column, data_args.on_bad_sample, image_root=root)
 
 

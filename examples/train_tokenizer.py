@@ -34,7 +34,6 @@ from lavit_hf.training import (
     find_trainer_checkpoint,
     load_data,
     load_visual_part,
-    make_scenes,
 )
 
 
@@ -91,12 +90,14 @@ class MethodArguments:
 class DataArguments:
     """What to train on."""
 
-    dataset: str = field(metadata={"help": "A folder of images, one of save_to_disk, a dataset's name, or 'scenes'."})
+    dataset: str = field(
+        metadata={"help": "A folder of images, one of save_to_disk, a dataset's name, 'scenes' or 'emoji'."}
+    )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default none."})
     num_eval_rows: int = field(default=2000, metadata={"help": "How many rows of it to use."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
-    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes': how many."})
+    num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes' and 'emoji': how many."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about corrupt images: skip or raise."})
 
 
@@ -224,13 +225,9 @@ def load_image_processor(
 
 def load_split(data_args: DataArguments, split: str, num_rows: int) -> TrainingDataset:
     """A split of the dataset; of scenes, and for evaluation, its first rows."""
-    root = None
-    if data_args.dataset == "scenes":
-        rows = make_scenes(split, num_scenes=num_rows)
-    else:
-        rows, root = load_data(data_args.dataset, split)
-        if split != data_args.train_split:
-            rows = rows.select(range(min(len(rows), num_rows)))
+    rows, root = load_data(data_args.dataset, split, num_scenes=num_rows)
+    if split != data_args.train_split:
+        rows = rows.select(range(min(len(rows), num_rows)))
     return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample, image_root=root)
 
 

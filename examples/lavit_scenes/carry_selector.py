@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
-from lavit_hf.data.scenes import render, sample_scene
+from lavit_hf.data.worlds import find_world
 from lavit_hf.training import exit_on_write_errors, load_visual_part
 
 
@@ -31,6 +31,7 @@ class Arguments:
     visual_tokenizer: str = field(metadata={"help": "Whose selector to carry over."})
     vision_model: str = field(metadata={"help": "The encoder that was trained further."})
     output_dir: str = field(metadata={"help": "Where the new visual tokenizer goes."})
+    world: str = field(default="scenes", metadata={"help": "What the pictures are of: scenes or emoji."})
     max_steps: int = field(default=350, metadata={"help": "Updates."})
     batch_size: int = field(default=64, metadata={"help": "Pictures per update."})
     learning_rate: float = field(default=1e-3, metadata={"help": "Highest learning rate."})
@@ -38,9 +39,10 @@ class Arguments:
 
 def pictures(args: Arguments, image_processor: Any) -> Iterator[torch.Tensor]:
     """Batches of pictures, `[batch, 3, height, width]`."""
+    world = find_world(args.world)
     for step in range(args.max_steps):
         indices = range(step * args.batch_size, (step + 1) * args.batch_size)
-        images = [render(sample_scene("train", 0, index)) for index in indices]
+        images = [world.render(world.sample_scene(world.splits[0], 0, index)) for index in indices]
         yield image_processor(images, return_tensors="pt")["pixel_values"]
 
 

@@ -3,14 +3,13 @@
     python examples/lavit_scenes/make_language_model.py --config examples/lavit_scenes/language_model.json \
         --output_dir out/lavit-scenes/language_model
 
-The tokenizer is a byte-level BPE learned from captions and questions of scenes, so that every word of theirs becomes
-one token, while any other text can be written, too.
+The tokenizer is a byte-level BPE learned from captions, questions and layouts of a world of scenes, so that every word
+of theirs becomes one token, while any other text can be written, too.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import AutoConfig, AutoModelForCausalLM, HfArgumentParser, PreTrainedTokenizerFast
 
-from lavit_hf.data.scenes import scene_row
+from lavit_hf.data.worlds import find_world
 from lavit_hf.training import exit_on_write_errors
 
 _NUM_SCENES = 3000
@@ -31,26 +30,18 @@ class Arguments:
 
     config: str = field(metadata={"help": "A JSON file with `model_type` and sizes of the language model."})
     output_dir: str = field(metadata={"help": "Where model and tokenizer go."})
+    world: str = field(default="scenes", metadata={"help": "What its texts are about: scenes or emoji."})
     vocab_size: int = field(default=512, metadata={"help": "Size of the vocabulary of text, at most."})
     seed: int = field(default=0, metadata={"help": "Of the random weights."})
 
 
-def texts() -> Iterator[str]:
-    """Captions, questions and answers, worded as the model will see them."""
-    for index in range(_NUM_SCENES):
-        row = scene_row("train", 0, index)
-        yield row["text"]
-        for question in row["questions"]:
-            yield f"Question: {question['question']} Answer: {question['answer']}"
-
-
-def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """Learns a tokenizer."""
+def make_tokenizer(world: str, vocab_size: int) -> PreTrainedTokenizerFast:
+    """Learns a tokenizer from captions, questions and answers, worded as the model will see them."""
     backend = Tokenizer(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(
-        texts(),
+        find_world(world).make_texts(_NUM_SCENES),
         trainers.BpeTrainer(
             vocab_size=vocab_size,
             special_tokens=["<unk>", _END],
@@ -64,7 +55,7 @@ def make_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 def main(arguments: list[str] | None = None) -> None:
     """Makes model and tokenizer."""
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
-    tokenizer = make_tokenizer(args.vocab_size)
+    tokenizer = make_tokenizer(args.world, args.vocab_size)
     values = json.loads(Path(args.config).read_text(encoding="utf-8"))
     end = tokenizer.eos_token_id
     config = AutoConfig.for_model(

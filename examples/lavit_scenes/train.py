@@ -1,4 +1,4 @@
-"""Trains the checkpoint lavit-scenes from nothing, stage by stage, as `recipe.yaml` says.
+"""Trains a checkpoint from nothing, stage by stage, as a recipe says: lavit-scenes, by default.
 
     python examples/lavit_scenes/train.py --output_dir out/lavit-scenes
 
@@ -110,7 +110,10 @@ def options(stage: dict[str, Any], out: Path) -> list[str]:
     """Options of a stage as words of a command line."""
     words = []
     for option, value in (stage.get("options") or {}).items():
-        values = [str(one).format(out=out, here=HERE) for one in (value if isinstance(value, list) else [value])]
+        values = [
+            str(one).format(out=out, here=HERE, examples=HERE.parent)
+            for one in (value if isinstance(value, list) else [value])
+        ]
         words += [f"--{option}", *values]
     return words
 

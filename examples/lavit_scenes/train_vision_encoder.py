@@ -3,23 +3,26 @@
     python examples/lavit_scenes/train_vision_encoder.py --config examples/lavit_scenes/vision_encoder.json \
         --output_dir out/lavit-scenes/vision_encoder --max_steps 2000
 
-From the features of every patch, linear layers (thrown away afterwards) have to tell the shape, color, size and place
-of the object there, the place of the patch, and to paint it again. Of the patches that become tokens nothing but their
-features tells a language model where they were. Half of the pictures are shown in colors that no scene has, so that
-shapes are learned apart from colors: pairs of both that are held out, and are never shown here, need that.
+From the features of every patch, linear layers (thrown away afterwards) have to tell what the object there is, its
+size and place, the place of the patch, and to paint it again. Of the patches that become tokens nothing but their
+features tells a language model where they were. Half of the pictures are shown in looks that no scene has, such as
+other colors, so that shapes are learned apart from colors: pairs of both that are held out, and are never shown here,
+need that. With `--contrastive_weight`, pictures and captions have to find each other, too.
 `--output_dir` gets the encoder, for `train_tokenizer.py --vision_model`.
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import math
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
@@ -27,29 +30,20 @@ from torch.utils.data import Dataset
 from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
-from lavit_hf.data.scenes import (
-    BACKGROUNDS,
-    COLORS,
-    SHAPES,
-    SIZES,
-    Scene,
-    label_patches,
-    object_coverage,
-    render,
-    sample_scene,
-)
+from lavit_hf.data.scenes import PortableRng
+from lavit_hf.data.worlds import IGNORED, World, find_world
 from lavit_hf.training import (
     CheckpointCallback,
     build_vision_model,
     exit_on_write_errors,
     find_trainer_checkpoint,
-    sample_seed,
     sample_uniform,
 )
 
-_IGNORED = -100
+_CAPTION = 3000  # of random choices; those of scenes are far below
+_NUM_TEXTS = 3000  # scenes whose texts have all words
+_SHARED = 64  # width of what pictures and captions are compared in
 _TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its features
-_OTHER = 60.0  # distance in RGB from which on a color is another one
 
 
 @dataclass
@@ -57,10 +51,14 @@ class EncoderArguments:
     """What to train."""
 
     config: str = field(metadata={"help": "A JSON file with `model_type` and sizes of the encoder."})
+    world: str = field(default="scenes", metadata={"help": "What the pictures are of: scenes or emoji."})
     num_scenes: int = field(default=40_000, metadata={"help": "How many scenes to train on."})
     num_eval_scenes: int = field(default=500, metadata={"help": "How many scenes to evaluate on, of either split."})
-    repaint_probability: float = field(default=0.5, metadata={"help": "How often a picture gets other colors."})
+    repaint_probability: float = field(default=0.5, metadata={"help": "How often a picture gets other looks."})
     position_weight: float = field(default=0.0, metadata={"help": "Weight of telling where a patch is."})
+    contrastive_weight: float = field(
+        default=0.0, metadata={"help": "Weight of telling which caption of the batch is a picture's."}
+    )
     init_from: str | None = field(default=None, metadata={"help": "A directory of this script, to go on from."})
 
 
@@ -76,72 +74,64 @@ class EncoderTrainingArguments(TrainingArguments):
     per_device_eval_batch_size: int = field(default=250, metadata={"help": "Pictures per batch of evaluation."})
     logging_steps: float = field(default=50, metadata={"help": "Steps between two reports."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: labels have names of their own."})
-    label_names: list[str] = field(default_factory=lambda: ["shape", "color", "size"], metadata={"help": "Leave it."})
 
 
 class LabeledScenes(Dataset):
-    """Pictures with labels of their patches, made when they are read.
+    """Pictures with labels of their patches and a caption, made when they are read.
 
     Args:
-        split: A split of scenes.
+        world: What they are of.
+        split: One of its splits.
         num_scenes: How many.
-        image_size: Width and height in pixels.
         patches_per_side: Patches across and down.
-        repaint_probability: How often a picture gets other colors, without labels of these.
+        repaint_probability: How often a picture gets looks that no scene has, such as other colors.
     """
 
     def __init__(
-        self, split: str, num_scenes: int, image_size: int, patches_per_side: int, repaint_probability: float = 0.0
+        self, world: World, split: str, num_scenes: int, patches_per_side: int, repaint_probability: float = 0.0
     ) -> None:
-        self.split, self.num_scenes = split, num_scenes
-        self.image_size, self.patches_per_side = image_size, patches_per_side
-        self.repaint_probability = repaint_probability
+        self.world, self.split, self.num_scenes = world, split, num_scenes
+        self.patches_per_side, self.repaint_probability = patches_per_side, repaint_probability
 
     def __len__(self) -> int:
         return self.num_scenes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        scene = sample_scene(self.split, 0, index)
-        labels = label_patches(scene, self.patches_per_side)
-        if sample_uniform(0, 0, index, "repaint") < self.repaint_probability:
-            image = repaint(scene, self.image_size, np.random.default_rng(sample_seed(0, 0, index, "colors")))
-            color = np.full_like(labels.color, _IGNORED)
-        else:
-            image, color = render(scene, self.image_size), labels.color
-        values = {"shape": labels.shape, "color": color, "size": labels.size}
-        return {"image": image, "offset": torch.tensor(labels.offset).float()} | {
-            name: torch.tensor(value) for name, value in values.items()
+        is_varied = sample_uniform(0, 0, index, "repaint") < self.repaint_probability
+        image, targets = self.world.labeled_picture(self.split, 0, index, self.patches_per_side, is_varied)
+        scene = self.world.sample_scene(self.split, 0, index)
+        return {
+            "image": image,
+            "caption": self.world.write_caption(scene, PortableRng(0, index, _CAPTION)),
+            "offset": torch.tensor(targets.offset).float(),
+            "is_object": torch.tensor(targets.is_object),
+            **{name: torch.tensor(labels) for name, labels in targets.classes.items()},
         }
 
 
-def repaint(scene: Scene, image_size: int, random: np.random.Generator) -> Image.Image:
-    """Draws a scene in colors that are far from all that scenes have, and so shows no pair that is held out."""
-    known = np.array([*COLORS.values(), *BACKGROUNDS.values()])
-    pixels = np.empty((image_size, image_size, 3))
-    pixels[:] = background = _other_color(random, known)
-    for coverage in object_coverage(scene, image_size):
-        color = _other_color(random, np.vstack([known, background]))
-        pixels += coverage[:, :, None] * (color - pixels)
-    return Image.fromarray(np.round(pixels).astype(np.uint8))
-
-
-def _other_color(random: np.random.Generator, known: np.ndarray) -> np.ndarray:
-    while True:
-        color = random.uniform(0, 255, 3)
-        if np.linalg.norm(known - color, axis=1).min() > _OTHER:
-            return color
-
-
 class LabeledSceneCollator:
-    """Batches of pictures as the encoder takes them, and of labels."""
+    """Batches of pictures as the encoder takes them, of labels, and of how often captions have each word."""
 
-    def __init__(self, image_processor: LavitImageProcessorPil) -> None:
+    def __init__(self, image_processor: LavitImageProcessorPil, words: Sequence[str]) -> None:
         self.image_processor = image_processor
+        self.numbers = {word: number for number, word in enumerate(words)}
 
     def __call__(self, rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
-        batch = {name: torch.stack([row[name] for row in rows]) for name in rows[0] if name != "image"}
+        batch = {
+            name: torch.stack([row[name] for row in rows]) for name in rows[0] if name not in ("image", "caption")
+        }
+        words = torch.zeros(len(rows), len(self.numbers))
+        for counts, row in zip(words, rows, strict=True):
+            for word in split_words(row["caption"]):
+                counts[self.numbers[word]] += 1
         images = [row["image"] for row in rows]
-        return batch | {"pixel_values": self.image_processor(images, return_tensors="pt")["pixel_values"]}
+        pixel_values = self.image_processor(images, return_tensors="pt")["pixel_values"]
+        return batch | {"pixel_values": pixel_values, "words": words}
+
+
+def split_words(text: str) -> list[str]:
+    """Words of a caption or a question."""
+    return re.findall(r"[\w-]+", text.lower())
 
 
 class VisionEncoderForScenes(nn.Module):
@@ -149,35 +139,49 @@ class VisionEncoderForScenes(nn.Module):
 
     Args:
         vision_model: A vision transformer that returns its raw residual stream.
+        classes: How many classes each kind of label has.
+        num_words: How many words captions are made of.
         position_weight: Weight of telling the row and the column of a patch.
+        contrastive_weight: Weight of telling which caption is a picture's.
     """
 
-    def __init__(self, vision_model: Any, position_weight: float) -> None:
+    def __init__(
+        self,
+        vision_model: Any,
+        classes: Mapping[str, int],
+        num_words: int,
+        position_weight: float = 0.0,
+        contrastive_weight: float = 0.0,
+    ) -> None:
         super().__init__()
+        self.contrastive_weight = contrastive_weight
         self.position_weight = position_weight
         self.vision_model = vision_model
         config = vision_model.config
         self.patch_size = config.patch_size
-        self.classes = {"shape": len(SHAPES) + 1, "color": len(COLORS) + len(BACKGROUNDS), "size": len(SIZES) + 1}
+        self.classes = dict(classes)
         self.side = config.image_size // config.patch_size
         self.num_outputs = [*self.classes.values(), 2, 3 * self.patch_size**2, self.side, self.side]
         self.head = nn.Linear(config.hidden_size, sum(self.num_outputs))
+        self.image_projection = nn.Linear(config.hidden_size, _SHARED, bias=False)
+        self.word_projection = nn.Linear(num_words, _SHARED, bias=False)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # as CLIP starts
 
     def forward(
         self,
         pixel_values: torch.Tensor,
-        shape: torch.Tensor,
-        color: torch.Tensor,
-        size: torch.Tensor,
         offset: torch.Tensor,
+        is_object: torch.Tensor,
+        words: torch.Tensor,
+        **labels: torch.Tensor,
     ) -> dict[str, torch.Tensor]:
         """
         Args:
             pixel_values: Preprocessed pictures, `[batch, 3, height, width]`.
-            shape: Labels, `[batch, num_patches]`, as `color` and `size`.
-            color: -100 where it cannot be seen.
-            size: Labels.
             offset: Where the object's middle is, `[batch, num_patches, 2]`.
+            is_object: Where there is one, `[batch, num_patches]`.
+            words: How often the captions have each word, `[batch, words]`.
+            labels: Of each kind, `[batch, num_patches]`; -100 where it cannot be seen.
 
         Returns:
             The loss, and which of the patches' classes were found, `[batch, num_patches]` each.
@@ -185,16 +189,33 @@ class VisionEncoderForScenes(nn.Module):
         features = self.vision_model(pixel_values=pixel_values).last_hidden_state[:, 1:]
         outputs = self.head(F.layer_norm(features, features.shape[-1:])).split(self.num_outputs, dim=-1)
         *logits, place, pixels, row, column = outputs
-        targets = dict(zip(self.classes, (shape, color, size), strict=True))
         loss = F.mse_loss(pixels, self.patches(pixel_values))
         loss = loss + self.position_weight * self.position_loss(row, column)
-        is_object = (shape != len(SHAPES))[..., None]
-        loss = loss + 4 * (F.smooth_l1_loss(place, offset, reduction="none", beta=0.1) * is_object).mean()
+        loss = loss + 4 * (F.smooth_l1_loss(place, offset, reduction="none", beta=0.1) * is_object[..., None]).mean()
+        if self.contrastive_weight:
+            # Captions say what looks may hide.
+            is_told = torch.stack([(its != IGNORED).all(dim=1) for its in labels.values()]).all(dim=0)
+            loss = loss + self.contrastive_weight * self.contrastive_loss(features[is_told], words[is_told])
         found = {}
-        for values, (name, target) in zip(logits, targets.items(), strict=True):
-            loss = loss + F.cross_entropy(values.transpose(1, 2), target, ignore_index=_IGNORED)
+        for values, name in zip(logits, self.classes, strict=True):
+            target = labels[name]
+            errors = F.cross_entropy(values.transpose(1, 2), target, ignore_index=IGNORED, reduction="sum")
+            loss = loss + errors / (target != IGNORED).sum().clamp_min(1)
             found[name] = values.argmax(dim=-1)
         return {"loss": loss, **found}
+
+    def contrastive_loss(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
+        """How well pictures and captions, as bags of words, find each other in the batch, as CLIP learns it.
+
+        Source: Radford et al., Learning Transferable Visual Models From Natural Language Supervision, 2021.
+        """
+        if not len(features):
+            return features.sum()
+        images = F.normalize(self.image_projection(F.layer_norm(features, features.shape[-1:]).mean(dim=1)), dim=-1)
+        captions = F.normalize(self.word_projection(words), dim=-1)
+        logits = self.logit_scale.clamp(max=math.log(100)).exp() * images @ captions.T
+        target = torch.arange(len(logits), device=logits.device)
+        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
     def position_loss(self, row: torch.Tensor, column: torch.Tensor) -> torch.Tensor:
         """How well scores of rows and columns, `[batch, num_patches, side]` each, tell where patches are."""
@@ -210,14 +231,12 @@ class VisionEncoderForScenes(nn.Module):
         return F.unfold(pixel_values, self.patch_size, stride=self.patch_size).transpose(1, 2)
 
 
-def accuracies(prediction: Any) -> dict[str, float]:
+def accuracies(prediction: Any, classes: Mapping[str, int]) -> dict[str, float]:
     """How often the labels of patches with an object are found."""
-    shape = prediction.label_ids[0]
-    is_object = shape != len(SHAPES)
-    names = ("shape", "color", "size")
+    is_object, *labels = prediction.label_ids
     return {
         name: float((found == label)[is_object].mean())
-        for name, found, label in zip(names, prediction.predictions, prediction.label_ids, strict=True)
+        for name, found, label in zip(classes, prediction.predictions, labels, strict=True)
     }
 
 
@@ -238,25 +257,31 @@ def main(arguments: list[str] | None = None) -> Trainer:
         raise SystemExit("--label_smoothing_factor does nothing here: Trainer smooths labels of one kind only.")
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)
+    world = find_world(encoder_args.world)
+    args.label_names = ["is_object", *world.label_classes]
     config = AutoConfig.for_model(**json.loads(Path(encoder_args.config).read_text(encoding="utf-8")))
     side = config.image_size // config.patch_size
     image_processor = LavitImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
-    evaluated = {
-        split: LabeledScenes(split, encoder_args.num_eval_scenes, config.image_size, side)
-        for split in ("validation", "held_out")
-    }
-    model = VisionEncoderForScenes(build_vision_model(config), encoder_args.position_weight)
+    words = sorted({word for text in world.make_texts(_NUM_TEXTS) for word in split_words(text)})
+    evaluated = {split: LabeledScenes(world, split, encoder_args.num_eval_scenes, side) for split in world.splits[1:]}
+    model = VisionEncoderForScenes(
+        build_vision_model(config),
+        world.label_classes,
+        len(words),
+        encoder_args.position_weight,
+        encoder_args.contrastive_weight,
+    )
     if encoder_args.init_from is not None:
         model.load_state_dict(load_file(Path(encoder_args.init_from) / _TRAINED))
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=LabeledScenes(
-            "train", encoder_args.num_scenes, config.image_size, side, encoder_args.repaint_probability
+            world, world.splits[0], encoder_args.num_scenes, side, encoder_args.repaint_probability
         ),
         eval_dataset=evaluated,
-        data_collator=LabeledSceneCollator(image_processor),
-        compute_metrics=accuracies,
+        data_collator=LabeledSceneCollator(image_processor, words),
+        compute_metrics=functools.partial(accuracies, classes=world.label_classes),
         callbacks=[CheckpointCallback()],
     )
     trainer.train(resume_from_checkpoint=checkpoint)

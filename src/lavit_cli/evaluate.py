@@ -99,8 +99,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--data",
-            help="scenes; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; VQAv2, OK-VQA, GQA or "
-            "VizWiz questions); or a dataset, as for lavit tokenize.",
+            help="scenes or emoji; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; VQAv2, OK-VQA, "
+            "GQA or VizWiz questions); or a dataset, as for lavit tokenize.",
             show_default=False,
         ),
     ] = None,

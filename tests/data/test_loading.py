@@ -67,3 +67,13 @@ def test_members_of_archives_are_not_unpacked(tmp_path, monkeypatch):
         list(load_data(str(tmp_path / "in" / "rows.tar")).dataset)
     assert not list(tmp_path.rglob("victim.txt"))
     assert {path.name for path in tmp_path.iterdir()} <= {"in", "cache"}
+
+
+@pytest.mark.parametrize("name", ["scenes", "emoji"])
+def test_worlds_are_made(name, tmp_path, monkeypatch):
+    rows, root = load_data(name, "validation", num_scenes=3)
+    assert root is None and len(rows) == 3 and rows[0]["image"].mode == "RGB"
+    streamed = load_data(name, "validation", streaming=True, num_scenes=3).dataset
+    assert [row["text"] for row in streamed] == rows["text"][:]
+    with pytest.raises(ValueError, match="no split"):
+        load_data(name, "nothing")

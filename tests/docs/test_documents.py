@@ -29,6 +29,7 @@ DOCUMENTS = (
     "docs/training.md",
     "docs/metrics.md",
     "docs/evaluation.md",
+    "docs/emoji.md",
     "docs/publishing.md",
     "docs/conformance.md",
 )

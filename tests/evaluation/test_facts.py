@@ -1,6 +1,8 @@
 """What is right and wrong about a scene."""
 
+from lavit_hf.data import emoji
 from lavit_hf.data.scenes import Facts, ObjectFacts, Scene, SceneObject, captions_of, facts_of
+from lavit_hf.data.worlds import WORLDS
 from lavit_hf.evaluation.facts import compare_facts, measure_facts, read_facts, wrong_parts
 
 RED, BLUE = SceneObject("square", "red", "large", 16, 32), SceneObject("ring", "blue", "small", 48, 32)
@@ -58,3 +60,30 @@ def test_shares_are_of_scenes_objects_and_relations():
     assert (found["prefix/fully_right"].value, found["prefix/fully_right"].n) == (0.5, 2)
     assert (found["prefix/color"].value, found["prefix/color"].n) == (2 / 3, 3)
     assert (found["prefix/relation"].value, found["prefix/relation"].n) == (1.0, 1)
+
+
+def test_facts_of_emoji():
+    world = WORLDS["emoji"]
+    item = emoji.SceneObject("dog", "noto", "medium", "top left", 40, 96, 96)
+    other = emoji.SceneObject("cat", "noto", "small", "top right", 28, 288, 96)
+    truth = emoji.Scene("pink", (item, other))
+    for caption in emoji.captions_of(truth):
+        assert wrong_parts(compare_facts(read_facts(caption, world), truth, world)) == []
+    swapped = read_facts("a dog right of a small cat at the top on a pink background", world)
+    comparison = compare_facts(swapped, truth, world)
+    assert wrong_parts(comparison) == ["place", "all_places"] and comparison["place"] == (0, 2)
+    one = read_facts("a cat at the top right on a pink background", world)
+    assert compare_facts(one, truth, world) == {
+        "fully_right": (0, 1),
+        "background": (1, 1),
+        "object_count": (0, 1),
+        "concept": (1, 2),
+        "size": (0, 2),
+        "place": (1, 2),
+        "all_concepts": (0, 1),
+        "all_places": (0, 1),
+    }
+    measured = measure_facts([comparison], world=world)
+    assert measured["concept"].value == 1 and measured["all_places"].unit == "scenes"
+    assert compare_facts(None, truth, world)["concept"] == (0, 2)
+    assert read_facts("a large red square on a white background", world) is None

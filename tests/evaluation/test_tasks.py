@@ -5,7 +5,8 @@ import pytest
 from PIL import Image
 from transformers import GenerationConfig
 
-from lavit_hf.data.scenes import Scene, captions_of, render
+from lavit_hf.data.scenes import Scene, captions_of, object_coverage, render
+from lavit_hf.data.worlds import WORLDS
 from lavit_hf.evaluation.data.samples import EvaluationData, EvaluationSample, read_scenes
 from lavit_hf.evaluation.tasks import (
     TASKS,
@@ -14,7 +15,6 @@ from lavit_hf.evaluation.tasks import (
     TextToImageTask,
     VqaTask,
     measure_tokens,
-    object_area,
     tokenize_images,
 )
 from lavit_hf.pipelines.image_to_text import ANSWER, CAPTION
@@ -35,9 +35,7 @@ def test_tokens_are_those_of_both_branches(evaluated):
 
 def test_numbers_of_tokens_are_related_to_what_is_there():
     samples = read_scenes("caption", None, 30).samples
-    from lavit_hf.data.scenes import Scene
-
-    areas = [object_area(Scene.from_dict(sample.meta["scene"])) for sample in samples]
+    areas = [object_coverage(Scene.from_dict(sample.meta["scene"])).sum() for sample in samples]
     noise = np.random.default_rng(0).permutation(30).tolist()
     records = [
         {"meta": sample.meta, "codes": [number % 3], "num_tokens": {"discrete": round(area), "continuous": other}}
@@ -281,3 +279,26 @@ def test_what_only_scores_depend_on_may_change_later(tmp_path):
     assert without.settings() == with_fid.settings()
     chosen = [TextToImageTask(data, {"num_candidates": 2, "clip": clip}).settings() for clip in ("a", "b")]
     assert chosen[0] != chosen[1]
+
+
+def test_emoji_are_captioned_asked_about_and_rebuilt(evaluated, tmp_path):
+    world = WORLDS["emoji"]
+    for task_type, options in ((CaptionTask, SHORT), (VqaTask, SHORT), (ReconstructionTask, FAST)):
+        data = read_scenes(task_type.name, "unseen_artist", 2, world)
+        task = task_type(data, options)
+        records = []
+        for index, prediction in enumerate(task.predict(evaluated, data.samples[:2])):
+            values = dict(prediction.values)
+            if prediction.picture is not None:
+                prediction.picture.save(tmp_path / f"{index}.png")
+                values["picture"] = f"{index}.png"
+            records.append(record(data.samples[index], **values))
+        found = task.score(evaluated, records, tmp_path)
+        assert task.show(data.samples[0], records[0], tmp_path).is_right is False
+        if task_type is VqaTask:
+            assert found["exact_match"].n == 2 and "exact_match/background" in found
+            continue
+        assert found["fully_right"].value == 0 and found["tokens/discrete/mean"].n == 2
+        assert set(world.fact_units) < set(found)
+        if task_type is ReconstructionTask:
+            assert found["judge_on_truth/fully_right"].value == 1

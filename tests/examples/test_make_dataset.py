@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lavit_hf.data.scenes.world import place_of
+from lavit_hf.data.scenes import place_of, write_layout
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "lavit_scenes"
 
@@ -36,7 +36,7 @@ def test_shares_of_rows(example):
 
 def test_layouts_say_everything_in_reading_order(example):
     scene = example.choose_scene(example.Arguments("unused", many_share=1.0), 0)
-    *objects, background = example.describe_layout(scene).split(", ")
+    *objects, background = write_layout(scene).split(", ")
     assert background == f"{scene.background} background"
     for text, item in zip(objects, scene.objects, strict=True):
         assert text == f"{item.size} {item.color} {item.shape} {place_of(item)}"

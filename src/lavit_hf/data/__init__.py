@@ -1,1 +1,1 @@
-"""Data to train and test on: datasets that a user names, and scenes, which are made."""
+"""Data to train and test on: datasets that a user names, and worlds, which are made."""

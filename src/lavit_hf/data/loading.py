@@ -14,6 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
+from .worlds import WORLDS
 
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".json": ("json", {}),
@@ -43,17 +44,19 @@ def load_data(
     config: str | None = None,
     revision: str | None = None,
     streaming: bool = False,
+    num_scenes: int = 10_000,
 ) -> NamedDataset:
-    """Loads a dataset.
+    """Loads a dataset, or makes it.
 
     Args:
-        name: A directory saved by `save_to_disk`, a directory of images (with `metadata.csv` or `metadata.jsonl`) or
-            of data files, a single JSON, JSON lines, CSV, TSV, Parquet, Arrow or tar (WebDataset) file, or the name of
-            a dataset on the Hub.
+        name: `"scenes"` or `"emoji"`, which are made (`"./emoji"` is a directory), a directory saved by
+            `save_to_disk`, a directory of images (with `metadata.csv` or `metadata.jsonl`) or of data files, a single
+            JSON, JSON lines, CSV, TSV, Parquet, Arrow or tar (WebDataset) file, or the name of a dataset on the Hub.
         split: Which split.
         config: Which configuration of a dataset on the Hub.
         revision: Which revision of a dataset on the Hub.
         streaming: Reads while tokenizing, without storing the dataset first.
+        num_scenes: How many scenes to make.
 
     Returns:
         The dataset.
@@ -65,6 +68,9 @@ def load_data(
             here).
     """
     datasets = import_datasets()
+    if name in WORLDS:
+        made = WORLDS[name].make_dataset(split, num_scenes)
+        return NamedDataset(made.to_iterable_dataset() if streaming else made, None)
     path = Path(name)
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name} is empty.")

@@ -4,58 +4,46 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from ..data.scenes import CaptionError, Facts, Scene, facts_of, parse_caption
+from ..data.worlds import WORLDS, World
 from .measurement import Measurement, measure_share
 
 WHOLE = "fully_right"
-# What is counted once per scene, per object, and per relation.
-UNITS = {
-    WHOLE: "scenes",
-    "background": "scenes",
-    "object_count": "scenes",
-    "color": "objects",
-    "shape": "objects",
-    "size": "objects",
-    "relation": "relations",
-}
+_COUNT = "object_count"
+_SCENES = WORLDS["scenes"]
 
 Comparison = dict[str, tuple[int, int]]
 """For each part, how many are right, and out of how many."""
 
 
-def read_facts(caption: str) -> Facts | None:
-    """Reads what a caption says, or `None` if it is not worded as captions of scenes are."""
-    try:
-        return parse_caption(caption)
-    except CaptionError:
-        return None
+def read_facts(caption: str, world: World = _SCENES) -> Any | None:
+    """Reads what a caption says, or `None` if it is not worded as captions of the world are."""
+    return world.parse_caption(caption)
 
 
-def compare_facts(found: Facts | None, truth: Scene) -> Comparison:
+def compare_facts(found: Any | None, truth: Any, world: World = _SCENES) -> Comparison:
     """Compares facts with the truth.
 
-    Objects have no names, so colors are compared as multisets, and shapes and sizes likewise. Objects too many are as
-    wrong as objects too few. A relation is right only if both its objects are.
+    Objects have no names, so each part, such as their colors, is compared as a multiset. Objects too many are as wrong
+    as objects too few. A relation is right only if both its objects are.
 
     Args:
         found: What was said or seen; `None` if it was not understood, which makes everything wrong.
         truth: The scene.
+        world: The world that both are of.
     """
-    right = facts_of(truth)
-    found = Facts("", (), ()) if found is None else found
-    return {
-        WHOLE: (int(found == right), 1),
-        "background": (int(found.background == right.background), 1),
-        "object_count": (int(len(found.objects) == len(right.objects)), 1),
-        **{
-            part: _compare_multisets(
-                [getattr(item, part) for item in found.objects], [getattr(item, part) for item in right.objects]
-            )
-            for part in ("color", "shape", "size")
-        },
-        "relation": _compare_multisets(found.relations, right.relations),
-    }
+    right = world.facts_of(truth)
+    found_parts, right_parts = world.parts_of(found), world.parts_of(right)
+    num_found = 0 if found is None else len(found.objects)
+    comparison = {WHOLE: (int(found == right), 1)}
+    for part in world.fact_units:
+        comparison[part] = (
+            (int(num_found == len(right.objects)), 1)
+            if part == _COUNT
+            else _compare_multisets(found_parts[part], right_parts[part])
+        )
+    return comparison
 
 
 def _compare_multisets(found: Sequence, right: Sequence) -> tuple[int, int]:
@@ -69,7 +57,9 @@ def wrong_parts(comparison: Comparison) -> list[str]:
     return [part for part in wrong if part != WHOLE] or ["combination" for _ in wrong]
 
 
-def measure_facts(comparisons: Iterable[Comparison], prefix: str = "") -> dict[str, Measurement]:
+def measure_facts(
+    comparisons: Iterable[Comparison], prefix: str = "", world: World = _SCENES
+) -> dict[str, Measurement]:
     """Sums comparisons up: the share that is right, for each part."""
     comparisons = list(comparisons)
     return {
@@ -78,7 +68,7 @@ def measure_facts(comparisons: Iterable[Comparison], prefix: str = "") -> dict[s
             sum(comparison[part][1] for comparison in comparisons),
             unit,
         )
-        for part, unit in UNITS.items()
+        for part, unit in {WHOLE: "scenes", **world.fact_units}.items()
     }
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from ..data.scenes import Scene, facts_of, judge, object_coverage
+from ..data.worlds import WORLDS, World
 from ..pipelines.image_to_text import (
     ANSWER,
     CAPTION,
@@ -205,20 +205,24 @@ def tokenize_images(
     ]
 
 
-def measure_tokens(records: Sequence[Mapping[str, Any]], codebook_size: int) -> dict[str, Measurement]:
+def measure_tokens(
+    records: Sequence[Mapping[str, Any]], codebook_size: int, world: World | None = None
+) -> dict[str, Measurement]:
     """Measures what [`tokenize_images`] has found.
 
     Args:
         records: Records with what it returned, and with `meta["scene"]` where scenes are evaluated.
         codebook_size: How many codes there are.
+        world: The world of the scenes, by default colored shapes.
 
     Returns:
         Per branch mean and standard deviation of the number of tokens, and how that is correlated with the area of
         the objects in a scene; and the share of codes that occur, which is no estimate: more images use more codes.
     """
     found: dict[str, Measurement] = {}
+    world = world or WORLDS["scenes"]
     scenes = [record["meta"]["scene"] for record in records if "scene" in record["meta"]]
-    areas = [object_area(Scene.from_dict(scene)) for scene in scenes]
+    areas = [world.object_area(world.scene_from_dict(scene)) for scene in scenes]
     for branch in BRANCHES:
         counts = [record["num_tokens"][branch] for record in records]
         found[f"tokens/{branch}/mean"] = measure_mean(counts, "images")
@@ -228,11 +232,6 @@ def measure_tokens(records: Sequence[Mapping[str, Any]], codebook_size: int) -> 
     used = {code for record in records for code in record["codes"]}
     found["live_codes"] = Measurement(len(used) / codebook_size, codebook_size, "codes", is_share=True)
     return found
-
-
-def object_area(scene: Scene) -> float:
-    """Counts the pixels of 64 x 64 that the objects of a scene cover."""
-    return float(object_coverage(scene).sum())
 
 
 def score_texts(name: str, metric: Any, records: Sequence[Record]) -> dict[str, Measurement]:
@@ -290,25 +289,27 @@ class CaptionTask(Task):
         self, checkpoint: EvaluatedCheckpoint, records: Sequence[Record], folder: Path
     ) -> dict[str, Measurement]:
         found: dict[str, Measurement] = {}
-        if self.data.is_scenes:
-            found.update(measure_facts(map(_compare_caption, records)))
+        if self.data.world is not None:
+            compared = (_compare_caption(record, self.data.world) for record in records)
+            found.update(measure_facts(compared, world=self.data.world))
         else:
             for name, metric in self.metrics.items():
                 found.update(score_texts(name, metric, records))
-        return {**found, **measure_tokens(records, checkpoint.codebook_size)}
+        return {**found, **measure_tokens(records, checkpoint.codebook_size, self.data.world)}
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
         shown = Shown([("picture", sample.open_image())], [("caption", record["prediction"])])
         shown.lines += [("reference", text) for text in record["references"][:1]]
-        if self.data.is_scenes:
-            wrong = wrong_parts(_compare_caption(record))
+        if self.data.world is not None:
+            wrong = wrong_parts(_compare_caption(record, self.data.world))
             shown.is_right = not wrong
             shown.lines += [("wrong", ", ".join(wrong))] if wrong else []
         return shown
 
 
-def _compare_caption(record: Record) -> Comparison:
-    return compare_facts(read_facts(record["prediction"]), Scene.from_dict(record["meta"]["scene"]))
+def _compare_caption(record: Record, world: World) -> Comparison:
+    truth = world.scene_from_dict(record["meta"]["scene"])
+    return compare_facts(read_facts(record["prediction"], world), truth, world)
 
 
 # Answers about scenes are one or two words, among which a search would find nothing better. The original does not end
@@ -399,14 +400,16 @@ def picture_path(record: Record, folder: Path) -> Path:
     return resolve_inside(folder, record["picture"], f"The prediction of {record['id']}")
 
 
-def score_scenes(data: EvaluationData, records: Sequence[Record], folder: Path) -> dict[str, Measurement]:
+def score_scenes(
+    data: EvaluationData, world: World, records: Sequence[Record], folder: Path
+) -> dict[str, Measurement]:
     """Scores drawings of scenes by what a program that knows nothing of the model sees in them.
 
     The same program's opinion on the true pictures, `judge_on_truth`, is the most that drawings could reach.
     """
-    drawn = [_compare_drawing(open_picture(record, folder), record) for record in records]
-    true = [_compare_drawing(data.samples[index].open_image(), record) for index, record in enumerate(records)]
-    return {**measure_facts(drawn), **measure_facts(true, "judge_on_truth/")}
+    drawn = [_compare_drawing(open_picture(record, folder), record, world) for record in records]
+    true = [_compare_drawing(data.samples[index].open_image(), record, world) for index, record in enumerate(records)]
+    return {**measure_facts(drawn, world=world), **measure_facts(true, "judge_on_truth/", world)}
 
 
 def show_scene(
@@ -414,15 +417,16 @@ def show_scene(
 ) -> Shown:
     """Shows a drawing beside the sample's own picture and, if that is a scene, what is wrong about it."""
     shown = Shown([("original", sample.open_image()), ("drawn", picture)], lines)
-    if data.is_scenes:
-        wrong = wrong_parts(_compare_drawing(picture, record))
+    if data.world is not None:
+        wrong = wrong_parts(_compare_drawing(picture, record, data.world))
         shown.is_right = not wrong
         shown.lines += [("wrong", ", ".join(wrong))] if wrong else []
     return shown
 
 
-def _compare_drawing(picture: Image.Image, record: Record) -> Comparison:
-    return compare_facts(facts_of(judge(picture)), Scene.from_dict(record["meta"]["scene"]))
+def _compare_drawing(picture: Image.Image, record: Record, world: World) -> Comparison:
+    seen = world.facts_of(world.judge(picture))
+    return compare_facts(seen, world.scene_from_dict(record["meta"]["scene"]), world)
 
 
 # `None` is the pipeline's own choice: what the original code draws single pictures with.
@@ -512,8 +516,8 @@ class TextToImageTask(Task):
         self, checkpoint: EvaluatedCheckpoint, records: Sequence[Record], folder: Path
     ) -> dict[str, Measurement]:
         found = {"tokens/mean": measure_mean([len(record["codes"]) for record in records], "images")}
-        if self.data.is_scenes:
-            return {**score_scenes(self.data, records, folder), **found}
+        if self.data.world is not None:
+            return {**score_scenes(self.data, self.data.world, records, folder), **found}
         if "clip_score" in self.metrics:
             pictures = [str(picture_path(record, folder)) for record in records]
             prompts = [record["references"][0] for record in records]
@@ -578,8 +582,9 @@ class ReconstructionTask(Task):
     def score(
         self, checkpoint: EvaluatedCheckpoint, records: Sequence[Record], folder: Path
     ) -> dict[str, Measurement]:
-        found = score_scenes(self.data, records, folder) if self.data.is_scenes else {}
-        return {**found, **measure_tokens(records, checkpoint.codebook_size)}
+        world = self.data.world
+        found = {} if world is None else score_scenes(self.data, world, records, folder)
+        return {**found, **measure_tokens(records, checkpoint.codebook_size, self.data.world)}
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
         lines = [("tokens", str(len(record["codes"])))]
@@ -604,7 +609,6 @@ __all__ = [
     "TextToImageTask",
     "VqaTask",
     "measure_tokens",
-    "object_area",
     "open_picture",
     "picture_path",
     "score_scenes",

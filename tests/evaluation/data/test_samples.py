@@ -6,6 +6,7 @@ import datasets
 import pytest
 
 from lavit_hf.data.scenes import Scene, facts_of, judge, make_scenes, parse_caption
+from lavit_hf.evaluation import read_data
 from lavit_hf.evaluation.data.samples import Columns, TableSamples, read_scenes
 
 
@@ -139,3 +140,16 @@ def test_images_elsewhere_are_not_read(tmp_path, folder, add_image, name):
         assert samples[0].open_image().size == samples[2].open_image().size
         with pytest.raises(ValueError, match="Sample 000001: .*(secret|link).png, which .* outside of"):
             samples[1].open_image()
+
+
+def test_emoji_are_a_world_like_any():
+    data = read_data("emoji", "caption", split="unseen_artist", num_samples=3)
+    assert (data.name, data.split, data.is_scenes, len(data.samples)) == ("emoji", "unseen_artist", True, 3)
+    for sample in data.samples:
+        truth = data.world.facts_of(data.world.scene_from_dict(sample.meta["scene"]))
+        assert truth == data.world.facts_of(data.world.judge(sample.open_image()))
+        assert truth == data.world.parse_caption(sample.references[0])
+    asked = read_data("emoji", "vqa", num_samples=3)
+    assert asked.split == "validation" and {sample.meta["kind"] for sample in asked.samples} > {"what", "yes_no"}
+    with pytest.raises(ValueError, match="no split"):
+        read_data("emoji", "caption", split="test")

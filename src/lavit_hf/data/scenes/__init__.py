@@ -17,17 +17,20 @@ True
 from .dataset import make_scenes, scene_row, stream_scenes
 from .language import (
     CaptionError,
+    Change,
     Facts,
     ObjectFacts,
     Question,
     RelationFacts,
     ask_questions,
     captions_of,
+    change_scene,
     facts_of,
     parse_caption,
     write_caption,
+    write_layout,
 )
-from .pictures import judge, label_patches, object_coverage, render
+from .pictures import judge, label_patches, object_coverage, render, repaint
 from .world import (
     BACKGROUNDS,
     COLORS,
@@ -54,6 +57,7 @@ __all__ = [
     "SIZES",
     "UNKNOWN",
     "CaptionError",
+    "Change",
     "Facts",
     "ObjectFacts",
     "PortableRng",
@@ -63,6 +67,7 @@ __all__ = [
     "SceneObject",
     "ask_questions",
     "captions_of",
+    "change_scene",
     "facts_of",
     "judge",
     "label_patches",
@@ -71,8 +76,10 @@ __all__ = [
     "parse_caption",
     "place_of",
     "render",
+    "repaint",
     "sample_scene",
     "scene_row",
     "stream_scenes",
     "write_caption",
+    "write_layout",
 ]

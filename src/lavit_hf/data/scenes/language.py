@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from .world import (
@@ -323,3 +323,31 @@ def _mentionable(scene: Scene) -> list[tuple[str, str]]:
     """Returns the pairs that may be asked for: else training would teach that held-out ones are never there."""
     pairs = [(shape, color) for shape in SHAPES for color in COLORS]
     return pairs if scene.has_held_out_pair else [pair for pair in pairs if pair not in HELD_OUT_PAIRS]
+
+
+def write_layout(scene: Scene) -> str:
+    """Returns the shortest text that says everything: all objects with their places, then the background."""
+    objects = [f"{item.size} {item.color} {item.shape} {place_of(item)}" for item in scene.objects]
+    return ", ".join([*objects, f"{scene.background} background"])
+
+
+class Change(NamedTuple):
+    """What to draw after a picture."""
+
+    text: str
+    scene: Scene
+
+
+def change_scene(scene: Scene, rng: PortableRng) -> Change:
+    """Changes the background of a scene, everything else being the same.
+
+    Args:
+        scene: What the picture shows.
+        rng: Chooses the other background.
+
+    Returns:
+        Words for the change, and what is there after it.
+    """
+    used = {scene.background, *(item.color for item in scene.objects)}
+    background = rng.choice([name for name in BACKGROUNDS if name not in used])
+    return Change(f"on a {background} background", replace(scene, background=background))

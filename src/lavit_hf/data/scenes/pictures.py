@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .world import BACKGROUNDS, COLORS, SHAPES, SIZES, UNITS, UNKNOWN, Scene, SceneObject
+from .world import BACKGROUNDS, COLORS, SHAPES, SIZES, UNITS, UNKNOWN, PortableRng, Scene, SceneObject
 
 MIN_IMAGE_SIZE = 16
 _SAMPLES = 4  # per pixel and direction
@@ -28,6 +28,36 @@ def render(scene: Scene, image_size: int = 64) -> Image.Image:
     for item, coverage in zip(scene.objects, object_coverage(scene, image_size), strict=True):
         pixels += coverage[:, :, None] * (np.array(COLORS[item.color], dtype=np.float64) - pixels)
     return Image.fromarray(np.floor(pixels + 0.5).astype(np.uint8))
+
+
+_OTHER = 60.0  # distance in RGB from which on a color is another one
+
+
+def repaint(scene: Scene, rng: PortableRng, image_size: int = 64) -> Image.Image:
+    """Draws a scene in colors that are far from all that scenes have, and so shows no pair that is held out.
+
+    Args:
+        scene: What to draw.
+        rng: Chooses the colors.
+        image_size: Width and height in pixels.
+
+    Returns:
+        An RGB picture.
+    """
+    known = np.array([*COLORS.values(), *BACKGROUNDS.values()], dtype=np.float64)
+    pixels = np.empty((image_size, image_size, 3))
+    pixels[:] = background = _other_color(rng, known)
+    for coverage in object_coverage(scene, image_size):
+        color = _other_color(rng, np.vstack([known, background]))
+        pixels += coverage[:, :, None] * (color - pixels)
+    return Image.fromarray(np.floor(pixels + 0.5).astype(np.uint8))
+
+
+def _other_color(rng: PortableRng, known: np.ndarray) -> np.ndarray:
+    while True:
+        color = np.array([rng.below(256) for _ in range(3)], dtype=np.float64)
+        if np.linalg.norm(known - color, axis=1).min() > _OTHER:
+            return color
 
 
 def object_coverage(scene: Scene, image_size: int = 64) -> np.ndarray:

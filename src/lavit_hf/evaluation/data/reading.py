@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from ...data.worlds import WORLDS
 from ...utils.json_files import read_json
 from .benchmarks import (
     is_coco,
@@ -20,7 +21,7 @@ from .benchmarks import (
     read_vizwiz,
     read_vqav2,
 )
-from .samples import SCENES, Columns, EvaluationData, EvaluationSample, TableSamples, read_scenes
+from .samples import Columns, EvaluationData, EvaluationSample, TableSamples, read_scenes
 
 _SAFE = re.compile(r"[\w.-]+")  # ids become names of files
 
@@ -40,11 +41,11 @@ def read_data(
     """Reads data for a task.
 
     Args:
-        name: `"scenes"`; a benchmark's JSON file (COCO, NoCaps or Karpathy captions, VQAv2, OK-VQA, GQA or VizWiz
-            questions), recognized by what is in it; or a dataset as for `lavit_hf.data.loading.load_data`.
+        name: `"scenes"` or `"emoji"`; a benchmark's JSON file (COCO, NoCaps or Karpathy captions, VQAv2, OK-VQA, GQA
+            or VizWiz questions), recognized by what is in it; or a dataset as for `load_data`.
         task: Name of the task.
-        split: Of scenes `"validation"` (default) or `"held_out"`; of Karpathy's files and of datasets by default
-            `"test"`. Other formats have none.
+        split: Of scenes and emoji one of theirs, by default `"validation"`; of Karpathy's files and of datasets by
+            default `"test"`. Other formats have none.
         num_samples: How many images (of files of questions: how many questions) at most, the first ones.
         images: Folder that the images of a file are in; by default where the file is.
         annotations: The file with the answers to the questions of VQAv2 and OK-VQA.
@@ -60,8 +61,8 @@ def read_data(
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"The number of samples must be at least 1, got {num_samples}.")
-    if name == SCENES:
-        return read_scenes(task, split, num_samples)
+    if name in WORLDS:
+        return read_scenes(task, split, num_samples, WORLDS[name])
     path = Path(name)
     folder = Path(images) if images else None
     try:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ...data.loading import load_data
-from ...data.scenes import scene_row
+from ...data.worlds import WORLDS, World
 from ...processing.tokenization_lavit import check_text
 from ...training.dataset import read_images
 from ..benchmarks import Benchmark
@@ -63,7 +63,7 @@ class EvaluationData:
         samples: The samples; each may be read only when it is asked for.
         caption_metrics: The metrics that score captions of them.
         answer_metric: The metric that scores answers.
-        is_scenes: Whether a program can tell what is true about each image (`meta["scene"]`).
+        world: The world that they are of, in which a program can tell what is true about each image (`meta["scene"]`).
         is_benchmark: Whether tasks use the settings of the paper on it, whatever the checkpoint's own are.
         benchmark: The benchmark of the paper that it was found as; `None` of files that were named one by one.
     """
@@ -73,9 +73,14 @@ class EvaluationData:
     samples: Sequence[EvaluationSample]
     caption_metrics: tuple[str, ...] = ("cider", "bleu")
     answer_metric: str = "exact_match"
-    is_scenes: bool = False
+    world: World | None = None
     is_benchmark: bool = False
     benchmark: Benchmark | None = None
+
+    @property
+    def is_scenes(self) -> bool:
+        """Whether a program can tell what is true about each image."""
+        return self.world is not None
 
     def digest(self) -> str:
         """Returns a hash of all texts and some of the images, which tells data apart."""
@@ -91,33 +96,35 @@ class EvaluationData:
         return digest.hexdigest()
 
 
-SCENES = "scenes"
 _DEFAULT_COUNT = 1000
 _SEED = 0  # the validation and held-out scenes are none of the training's, whatever the seeds
 
 
-def read_scenes(task: str, split: str | None, num_samples: int | None) -> EvaluationData:
+def read_scenes(
+    task: str, split: str | None, num_samples: int | None, world: World = WORLDS["scenes"]
+) -> EvaluationData:
     """Makes samples of scenes.
 
     Args:
         task: For `"vqa"`, a sample is a question, of which a scene has four to seven; otherwise a scene.
-        split: `"validation"` (default), `"held_out"` or `"train"`.
+        split: One of the world's, by default the second, `"validation"`.
         num_samples: How many scenes, by default 1000; more of them begin with the same.
+        world: What they are of.
 
     Raises:
         ValueError: There is no such split.
     """
-    split = split or "validation"
+    split = split or world.splits[1]
     samples = [
         sample
         for index in range(_DEFAULT_COUNT if num_samples is None else num_samples)
-        for sample in _read(task, split, index)
+        for sample in _read(world, task, split, index)
     ]
-    return EvaluationData(SCENES, split, samples, is_scenes=True)
+    return EvaluationData(world.name, split, samples, world=world)
 
 
-def _read(task: str, split: str, index: int) -> list[EvaluationSample]:
-    row = scene_row(split, _SEED, index)
+def _read(world: World, task: str, split: str, index: int) -> list[EvaluationSample]:
+    row = world.row(split, _SEED, index)
     scene_id = f"{index:06d}"
     if task != "vqa":
         return [EvaluationSample(scene_id, row["image"], (row["text"],), meta={"scene": row["scene"]})]

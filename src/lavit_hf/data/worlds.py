@@ -1,0 +1,291 @@
+"""Worlds: made pictures of which a program tells what is true, to train and measure checkpoints on.
+
+Whoever trains or evaluates on a world needs its name and this protocol alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+import numpy as np
+from PIL import Image
+
+from . import emoji, scenes
+
+if TYPE_CHECKING:
+    import datasets  # type: ignore[import-untyped]
+
+IGNORED = -100  # a label that losses leave out
+
+
+class PatchTargets(NamedTuple):
+    """What the patches of a picture show, in raster order.
+
+    Attributes:
+        classes: For each kind of label (`World.label_classes`) the label of every patch, `[num_patches]`; `IGNORED`
+            where it cannot be seen.
+        offset: From the middle of the patch to that of its object, across and down, in sides of the picture,
+            `[num_patches, 2]`; 0 where there is none.
+        is_object: Where there is an object, `[num_patches]`.
+    """
+
+    classes: Mapping[str, np.ndarray]
+    offset: np.ndarray
+    is_object: np.ndarray
+
+
+class World(Protocol):
+    """A world of scenes: how they are drawn at random, shown, told, asked about, and read back from text and pixels.
+
+    A scene and the facts about it are objects of the world's own; what is said here is all that others know of them.
+    """
+
+    @property
+    def name(self) -> str:
+        """Its name, as `--data`, `--dataset` and `--world` take it."""
+
+    @property
+    def image_size(self) -> int:
+        """Width and height of its pictures."""
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of its splits; the first is to be trained on, the second has other scenes of the same kind."""
+
+    @property
+    def label_classes(self) -> Mapping[str, int]:
+        """How many classes each kind of label of patches has."""
+
+    @property
+    def fact_units(self) -> Mapping[str, str]:
+        """For each part of its facts what is counted: scenes, objects, or relations."""
+
+    def sample_scene(self, split: str, seed: int, index: int, /) -> Any:
+        """Draws the scene with this index."""
+
+    def scene_from_dict(self, values: Mapping[str, Any], /) -> Any:
+        """Reads a row's `scene`."""
+
+    def num_objects(self, scene: Any, /) -> int:
+        """Counts the objects of a scene."""
+
+    def object_area(self, scene: Any, /) -> float:
+        """Computes which share of its picture the objects cover."""
+
+    def render(self, scene: Any, /) -> Image.Image:
+        """Draws a scene."""
+
+    def labeled_picture(
+        self, split: str, seed: int, index: int, patches_per_side: int, is_varied: bool = False
+    ) -> tuple[Image.Image, PatchTargets]:
+        """Draws a scene and labels its patches, optionally in looks that no scene has, to learn more than those."""
+
+    def row(self, split: str, seed: int, index: int, /) -> dict[str, Any]:
+        """Makes a row: `image`, `text`, `questions` and `scene`."""
+
+    def make_dataset(self, split: str, num_scenes: int, seed: int = 0) -> datasets.Dataset:
+        """Makes the first rows of a split."""
+
+    def write_caption(self, scene: Any, rng: scenes.PortableRng, /) -> str:
+        """Writes one of a scene's captions."""
+
+    def write_layout(self, scene: Any, /) -> str:
+        """Writes everything in the fewest words."""
+
+    def ask_questions(self, scene: Any, rng: scenes.PortableRng, /) -> Sequence[tuple[str, str, str]]:
+        """Asks questions: with answer and kind; the last is for yes or no."""
+
+    def change_scene(self, scene: Any, rng: scenes.PortableRng, /) -> tuple[str, Any]:
+        """Returns words for a change, and the scene after it."""
+
+    def parse_caption(self, text: str, /) -> Any | None:
+        """Reads facts from a caption; `None` if it is not worded as captions are."""
+
+    def facts_of(self, scene: Any, /) -> Any:
+        """Returns what can be said about a scene."""
+
+    def judge(self, picture: Image.Image, /) -> Any:
+        """Reads a scene from a picture, without any model."""
+
+    def parts_of(self, facts: Any | None, /) -> dict[str, Sequence[Any]]:
+        """Takes facts apart, for each of `fact_units` but the number of objects; `None` has no facts."""
+
+    def make_texts(self, num_scenes: int) -> Iterable[str]:
+        """Writes texts with all words that a language model of this world needs."""
+
+
+class _Common:
+    """What all worlds do alike, whatever their scenes are."""
+
+    def make_texts(self: World, num_scenes: int) -> Iterable[str]:  # type: ignore[misc]
+        for index in range(num_scenes):
+            scene = self.sample_scene(self.splits[0], 0, index)
+            rng = scenes.PortableRng(0, index)
+            yield self.write_caption(scene, rng)
+            for question, answer, _ in self.ask_questions(scene, rng):
+                yield f"Question: {question} Answer: {answer}"
+            yield self.write_layout(scene)
+            yield self.change_scene(scene, rng)[0]
+
+
+class SceneWorld(_Common):
+    """Colored shapes, `lavit_hf.data.scenes`."""
+
+    name = "scenes"
+    image_size = 64
+    splits = ("train", "validation", "held_out")
+    label_classes = {
+        "shape": len(scenes.SHAPES) + 1,
+        "color": len(scenes.COLORS) + len(scenes.BACKGROUNDS),
+        "size": len(scenes.SIZES) + 1,
+    }
+    fact_units = {
+        "background": "scenes",
+        "object_count": "scenes",
+        "color": "objects",
+        "shape": "objects",
+        "size": "objects",
+        "relation": "relations",
+    }
+    sample_scene = staticmethod(scenes.sample_scene)
+    scene_from_dict = staticmethod(scenes.Scene.from_dict)
+    render = staticmethod(scenes.render)
+    row = staticmethod(scenes.scene_row)
+    write_caption = staticmethod(scenes.write_caption)
+    write_layout = staticmethod(scenes.write_layout)
+    ask_questions = staticmethod(scenes.ask_questions)
+    facts_of = staticmethod(scenes.facts_of)
+    judge = staticmethod(scenes.judge)
+    change_scene = staticmethod(scenes.change_scene)
+
+    def make_dataset(self, split: str, num_scenes: int, seed: int = 0) -> datasets.Dataset:
+        return scenes.make_scenes(split, num_scenes, seed)
+
+    def num_objects(self, scene: scenes.Scene) -> int:
+        return len(scene.objects)
+
+    def object_area(self, scene: scenes.Scene) -> float:
+        return float(scenes.object_coverage(scene).sum()) / self.image_size**2
+
+    def labeled_picture(
+        self, split: str, seed: int, index: int, patches_per_side: int, is_varied: bool = False
+    ) -> tuple[Image.Image, PatchTargets]:
+        scene = scenes.sample_scene(split, seed, index)
+        labels = scenes.label_patches(scene, patches_per_side)
+        picture, color = scenes.render(scene), labels.color
+        if is_varied:
+            picture = scenes.repaint(scene, scenes.PortableRng(seed, index, _REPAINT))
+            color = np.full_like(color, IGNORED)
+        classes = {"shape": labels.shape, "color": color, "size": labels.size}
+        return picture, PatchTargets(classes, labels.offset, labels.is_object)
+
+    def parse_caption(self, text: str) -> scenes.Facts | None:
+        try:
+            return scenes.parse_caption(text)
+        except scenes.CaptionError:
+            return None
+
+    def parts_of(self, facts: scenes.Facts | None) -> dict[str, Sequence[Any]]:
+        facts = facts or scenes.Facts("", (), ())
+        parts: dict[str, Sequence[Any]] = {
+            part: [getattr(item, part) for item in facts.objects] for part in ("color", "shape", "size")
+        }
+        return {"background": [facts.background], **parts, "relation": facts.relations}
+
+
+_REPAINT = 2000  # of random choices; those of scenes are far below
+
+
+class EmojiWorld(_Common):
+    """Pictures that artists drew, `lavit_hf.data.emoji`."""
+
+    name = "emoji"
+    image_size = emoji.IMAGE_SIZE
+    splits = emoji.SPLITS
+    fact_units = {
+        "background": "scenes",
+        "object_count": "scenes",
+        "concept": "objects",
+        "size": "objects",
+        "place": "objects",
+        "all_concepts": "scenes",
+        "all_places": "scenes",
+    }
+    sample_scene = staticmethod(emoji.sample_scene)
+    scene_from_dict = staticmethod(emoji.Scene.from_dict)
+    render = staticmethod(emoji.render)
+    row = staticmethod(emoji.emoji_row)
+    write_caption = staticmethod(emoji.write_caption)
+    write_layout = staticmethod(emoji.write_layout)
+    ask_questions = staticmethod(emoji.ask_questions)
+    facts_of = staticmethod(emoji.facts_of)
+    judge = staticmethod(emoji.judge)
+
+    @property
+    def label_classes(self) -> Mapping[str, int]:
+        return {
+            "concept": len(emoji.load_pack().concepts) + 1,
+            "background": len(emoji.BACKGROUNDS),
+            "size": len(emoji.SIZES) + 1,
+        }
+
+    def make_dataset(self, split: str, num_scenes: int, seed: int = 0) -> datasets.Dataset:
+        return emoji.make_emoji(split, num_scenes, seed)
+
+    def num_objects(self, scene: emoji.Scene) -> int:
+        return len(scene.objects)
+
+    def object_area(self, scene: emoji.Scene) -> float:
+        return float(emoji.object_area(emoji.SceneArrays.from_scenes([scene]))[0])
+
+    def labeled_picture(
+        self, split: str, seed: int, index: int, patches_per_side: int, is_varied: bool = False
+    ) -> tuple[Image.Image, PatchTargets]:
+        arrays = emoji.sample_scenes(split, seed, [index])
+        looks = emoji.draw_looks(split, seed, [index]) if is_varied else None
+        (pixels,) = emoji.render_scenes(arrays, looks=looks)
+        labels = emoji.label_patches(arrays, patches_per_side, looks=looks)
+        classes = {name: getattr(labels, name)[0].numpy() for name in ("concept", "background", "size")}
+        picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+        return picture, PatchTargets(classes, labels.offset[0].numpy(), labels.is_object[0].numpy())
+
+    def change_scene(self, scene: emoji.Scene, rng: scenes.PortableRng) -> tuple[str, emoji.Scene]:
+        text, after, _ = emoji.change_scene(scene, rng)
+        return text, after
+
+    def parse_caption(self, text: str) -> emoji.Facts | None:
+        try:
+            return emoji.parse_caption(text)
+        except emoji.CaptionError:
+            return None
+
+    def parts_of(self, facts: emoji.Facts | None) -> dict[str, Sequence[Any]]:
+        facts = facts or emoji.Facts("", ())
+        concepts = [item.concept for item in facts.objects]
+        places = [(item.concept, item.place) for item in facts.objects]
+        return {
+            "background": [facts.background],
+            "concept": concepts,
+            "size": [(item.concept, item.size) for item in facts.objects],
+            "place": places,
+            "all_concepts": [tuple(sorted(concepts))],
+            "all_places": [tuple(sorted(places))],
+        }
+
+
+WORLDS: dict[str, World] = {world.name: world for world in (SceneWorld(), EmojiWorld())}
+
+
+def find_world(name: str) -> World:
+    """Returns the world of a name.
+
+    Raises:
+        ValueError: There is none.
+    """
+    if name not in WORLDS:
+        raise ValueError(f"There is no world {name!r}; there are {', '.join(WORLDS)}.")
+    return WORLDS[name]
+
+
+__all__ = ["IGNORED", "WORLDS", "PatchTargets", "World", "find_world"]
