@@ -112,7 +112,7 @@ def test_centering_takes_tokens():
     with torch.no_grad():
         model.visual_tokenizer.continuous.selector.out_proj_3.bias[0] -= 100  # keeps nothing
     before = model.model.multi_modal_projector.weight.detach().clone()
-    with pytest.raises(ValueError, match="2 images have 0 tokens: pass more images"):
+    with pytest.raises(ValueError, match="2 images have 0 tokens, of which no projection can be made"):
         init_projector(model, tiny_models.random_pixels(2))
     assert torch.equal(model.model.multi_modal_projector.weight, before)
 
