@@ -14,6 +14,7 @@ from huggingface_hub.constants import HF_HUB_CACHE
 
 from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
+from . import import_datasets
 from .worlds import WORLDS
 
 _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -99,15 +100,6 @@ def load_data(
         _load_dataset(datasets, name, name, config, split=split, revision=revision, streaming=streaming),
         Path(HF_HUB_CACHE),
     )
-
-
-def import_datasets() -> Any:
-    """The package `datasets`, which only the training extra installs."""
-    try:
-        import datasets  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise ImportError("Datasets need the package `datasets`: pip install 'lavit-hf[training]'") from error
-    return datasets
 
 
 def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
+from .. import import_datasets
 from ..scenes.world import PortableRng
 from .language import ask_questions, write_caption
 from .looks import draw_looks
@@ -44,7 +45,7 @@ def make_emoji(
         ImportError: `datasets` is not installed.
         ValueError: There is no such split, a number is negative, or the picture would be too small.
     """
-    datasets = _import_datasets()
+    datasets = import_datasets()
     _check(split, seed, image_size, num_scenes)
     features = _features(datasets)
     # In chunks, because rows as Python objects take many times the memory of those in a dataset.
@@ -172,11 +173,3 @@ def _features(datasets: Any) -> Any:
             "scene": {"background": text, "objects": [item], "gradient": number, "screenshot": number},
         }
     )
-
-
-def _import_datasets() -> Any:
-    try:
-        import datasets
-    except ImportError as error:
-        raise ImportError("Datasets of emoji need the package `datasets`: pip install 'lavit-hf[training]'") from error
-    return datasets

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from ..loading import import_datasets
+from .. import import_datasets
 from .language import ask_questions, write_caption
 from .pictures import MIN_IMAGE_SIZE, render
 from .world import CAPTION, QUESTIONS, rng_for, sample_scene

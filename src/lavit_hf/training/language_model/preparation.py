@@ -88,8 +88,8 @@ def init_projector(model: Any, pixel_values: torch.Tensor, scale: float = 1.0, s
     features = model.visual_tokenizer.embed(pixel_values.to(model.device, model.dtype)).features.double()
     if len(features) < 2:
         raise ValueError(
-            f"These {len(pixel_values)} images have {len(features)} tokens, of which no projection can be made. If that "
-            "is next to nothing, the selector has hardly learned and drops all patches; else pass more images."
+            f"These {len(pixel_values)} images have {len(features)} tokens, of which no projection can be made. Pass "
+            "more images; or the selector has hardly learned, and drops all patches."
         )
     projector = model.model.multi_modal_projector
     generator = torch.Generator().manual_seed(seed)

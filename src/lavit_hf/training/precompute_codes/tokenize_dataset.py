@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from ...data.loading import import_datasets, load_saved, named_errors
+from ...data import import_datasets
+from ...data.loading import load_saved, named_errors
 from ...modeling.configuration_lavit import LavitVisualTokenizerConfig
 from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, resolve_budget
 from ...processing.processing_lavit import ImageTextProcessor
