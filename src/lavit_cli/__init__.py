@@ -27,6 +27,7 @@ from . import (
     merge,
     publish,
     reconstruct,
+    serve,
     tokenize,
 )
 from .errors import INTERRUPTED, in_one_line
@@ -74,6 +75,7 @@ for _command in (  # in the order of --help
     draw.draw,
     reconstruct.reconstruct,
     demo.demo,
+    serve.serve,
     tokenize.tokenize,
     evaluate.evaluate,
     convert.convert,
