@@ -253,7 +253,7 @@ class TransformersBackend:
         return {"input_ids": ids.to(self.model.device), "attention_mask": mask.to(self.model.device)}
 
     def _encode_images(self, jobs: Sequence[TextJob] | Sequence[ImageJob]) -> Mapping[str, Any]:
-        """Encodes the continuous images of all prompts before `generate` would, to know how many tokens they became."""
+        """Encodes continuous images before `generate` would, to know how many tokens they become."""
         pixels = [job.prompt.pixel_values for job in jobs if job.prompt.pixel_values is not None]
         budgets = [job.prompt.num_image_tokens for job in jobs if job.prompt.num_image_tokens is not None]
         if not pixels:

@@ -1,8 +1,8 @@
 """The engine: two workers, each a thread with a queue of its own, that work on jobs in batches.
 
 One writes text and visual codes, the other draws pixels: codes of the next batch are written while pixels of the last
-are drawn. Jobs join a batch as long as it has not begun. (`generate_batch` of transformers, which lets them join later,
-takes neither images nor guidance, nor logits processors of one's own, which drawing consists of.)
+are drawn. Jobs join a batch as long as it has not begun. (`generate_batch` of transformers, which lets them join
+later, takes ids alone: no images, and no second row per prompt, which guidance needs.)
 
 What is worked on, a [`Backend`] knows; one that hands jobs to a server of language models has the same two methods.
 """
