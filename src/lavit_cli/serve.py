@@ -69,10 +69,13 @@ def serve(
     import uvicorn
 
     from lavit_hf.serving import Engine, ServingLimits, TransformersBackend, create_app
+    from lavit_hf.serving.pictures import parse_prefix
     from lavit_hf.utils.public_text import public_name
 
     from .loading import load, load_pipeline
 
+    for prefix in allow_url_prefix or ():
+        parse_prefix(prefix)
     lavit = load(checkpoint, device, dtype.value)
     pipeline = None if text_only else load_pipeline(lavit, decoder and decoder.value)
     limits = ServingLimits(

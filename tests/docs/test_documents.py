@@ -28,6 +28,7 @@ DOCUMENTS = (
     "docs/metrics.md",
     "docs/evaluation.md",
     "docs/publishing.md",
+    "docs/serving.md",
     "docs/conformance.md",
 )
 NOT_RUN = ("make ", "pip ", "git ")

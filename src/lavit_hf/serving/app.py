@@ -393,6 +393,7 @@ class Api:
                 self._backend.decode,
                 self._backend.end_ids,
                 form.stop_words,
+                self._backend.byte_ids,
                 seed,
                 report=_reporter(pieces, index),
             )
@@ -556,6 +557,7 @@ async def _wait(request: Request, jobs: Sequence[TextJob | ImageJob], deadline: 
             job.cancel()
         for future in (done, gone):
             future.cancel()
+        await asyncio.gather(done, gone, return_exceptions=True)
 
 
 async def _disconnect(request: Request) -> None:

@@ -7,6 +7,7 @@ its own generator, so that it becomes the same, but for rounding, in any company
 from __future__ import annotations
 
 import copy
+import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -28,6 +29,7 @@ from .jobs import (
     TextJob,
 )
 
+_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of tokenizers that fall back on bytes
 _MAX_TEXT = 256  # ids, where neither the request nor the checkpoint says how many
 
 
@@ -69,6 +71,8 @@ class TransformersBackend:
         self._processor = copy.copy(processor)  # the caller's stays as it is
         self._processor.visual_tokenizer = model
         self._is_processing = threading.Lock()  # tokenizers change their own padding while they work
+        vocabulary = processor.tokenizer.get_vocab()
+        self.byte_ids = frozenset(index for token, index in vocabulary.items() if _BYTE.fullmatch(token))
         self._pixel_decoder: LavitPixelDecoderPipeline | None = None
         if pipeline is not None:
             self._pixel_decoder = pipeline.pixel_decoder

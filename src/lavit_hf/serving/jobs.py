@@ -8,7 +8,7 @@ at a stop word, or because nobody waits for it any more.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
@@ -162,9 +162,9 @@ class Job:
 
     def finish(self, result: Any) -> None:
         """Ends it well, unless it is over already."""
-        if self._is_cancelled:
-            self.fail(JobCancelled())
-        elif not self.future.done():
+        if self.is_over:
+            self.give_up()
+        else:
             self.future.set_result(result)
 
     def fail(self, error: BaseException) -> None:
@@ -188,18 +188,26 @@ class TextStream:
     Args:
         decode: Ids to text.
         stop: Words that the text ends before.
+        byte_ids: Ids of single bytes. What they spell is known only after the last of a row of them: one that makes
+            no character takes the others with it.
     """
 
-    def __init__(self, decode: Callable[[list[int]], str], stop: Sequence[str] = ()):
+    def __init__(
+        self, decode: Callable[[list[int]], str], stop: Sequence[str] = (), byte_ids: Collection[int] = frozenset()
+    ):
         self.ids: list[int] = []
         self.is_stopped = False
         self._decode = decode
+        self._byte_ids = byte_ids
         self._stop = tuple(stop)
         self._given = 0
 
     def text(self, is_end: bool = False) -> str:
         """The text so far, without white space around it; before its end without what may still change."""
-        text = self._decode(self.ids).lstrip()
+        known = len(self.ids)
+        while not is_end and known and self.ids[known - 1] in self._byte_ids:
+            known -= 1
+        text = self._decode(self.ids[:known]).lstrip()
         found = [index for word in self._stop if (index := text.find(word)) >= 0]
         if found:
             self.is_stopped = True
@@ -249,6 +257,7 @@ class TextJob(Job):
         decode: Ids to text.
         end_ids: Ids that end a text.
         stop: Words that it ends before.
+        byte_ids: See [`TextStream`].
         seed: See [`Job`].
         report: Called with each new piece of text.
     """
@@ -262,6 +271,7 @@ class TextJob(Job):
         decode: Callable[[list[int]], str],
         end_ids: Sequence[int],
         stop: Sequence[str] = (),
+        byte_ids: Collection[int] = frozenset(),
         seed: int = 0,
         report: Callable[[Any], object] | None = None,
     ):
@@ -269,10 +279,10 @@ class TextJob(Job):
         self.options = options
         self.max_tokens = max_tokens
         self.end_ids = frozenset(end_ids)
-        self._decode, self._stop = decode, tuple(stop)
+        self._form = (decode, tuple(stop), byte_ids)
         self._is_watched = report is not None or bool(stop)
         self._has_ended = False
-        self.stream = TextStream(decode, stop)
+        self.stream = TextStream(*self._form)
 
     @property
     def key(self) -> Hashable:
@@ -281,7 +291,7 @@ class TextJob(Job):
     def restart(self) -> None:
         super().restart()
         self._has_ended = False
-        self.stream = TextStream(self._decode, self._stop)
+        self.stream = TextStream(*self._form)
 
     def take(self, new_id: int) -> bool:
         if self.is_over:

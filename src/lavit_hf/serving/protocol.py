@@ -9,18 +9,20 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 import time
 import uuid
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .jobs import ImageResult, Usage
 
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Scale = Annotated[float, Field(ge=0, le=100)]
+_FORM = re.compile(r"str$|int$|list\[")  # what pydantic puts between names where there are several forms
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
@@ -84,7 +86,12 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+
+    @field_validator("content", mode="before")
+    @classmethod
+    def _to_parts(cls, content: Any) -> Any:
+        return [{"type": "text", "text": content}] if isinstance(content, str) else content
 
 
 class StreamOptions(_Form):
@@ -188,8 +195,9 @@ def parse(form: type[BaseModel], body: bytes) -> Any:
         # OpenAI's clients send null for what is not given.
         return form.model_validate({name: value for name, value in values.items() if value is not None})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        param = ".".join(map(str, first["loc"]))
+        found = error.errors(include_url=False, include_input=False, include_context=False)
+        first = max(found, key=lambda one: len(one["loc"]))  # of several forms, that which fits best
+        param = ".".join(str(step) for step in first["loc"] if not _FORM.match(str(step)))
         if first["type"] == "extra_forbidden":
             raise ApiError(400, f"Unknown option: {param!r}.", code="unknown_parameter", param=param) from None
         raise ApiError(400, f"{param}: {first['msg']}.", code="invalid_value", param=param) from None
