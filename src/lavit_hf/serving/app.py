@@ -300,9 +300,7 @@ class Api:
         return await anyio.to_thread.run_sync(parse, form, bytes(body))
 
     async def _prepare_chat(self, form: ChatRequest, **options: Any) -> Prompt:
-        number = sum(
-            isinstance(one.content, list) and sum(p.type == "image_url" for p in one.content) for one in form.messages
-        )
+        number = sum(part.type == "image_url" for one in form.messages for part in one.content)
         if number > self._limits.max_images:
             raise ApiError(400, f"The request has {number} pictures; at most {self._limits.max_images} are taken.")
         budgets = {"num_image_tokens": form.num_image_tokens, "keep_rate": form.keep_rate}
@@ -334,8 +332,6 @@ class Api:
         if isinstance(message, dict):
             return message
         role = "system" if message.role == "developer" else message.role
-        if isinstance(message.content, str):
-            return {"role": role, "content": message.content}
         parts = [
             {"type": "text", "text": part.text}
             if part.type == "text"
