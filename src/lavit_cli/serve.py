@@ -12,6 +12,8 @@ import typer
 from .checks import find_model
 from .options import Device, Dtype, PixelDecoder, RunDtype
 
+_BACKLOG = 2048  # clients that may wait for the server to take them, as uvicorn has it
+
 
 def serve(
     model: Annotated[
@@ -99,6 +101,7 @@ def serve(
         server_header=False,
     )
     address = f"[{host}]" if ":" in host else host
+    listener.listen(_BACKLOG)  # from now on clients are kept waiting, not refused
     print(f"Serving {served} at http://{address}:{listener.getsockname()[1]}/v1 (Ctrl+C ends)", flush=True)
     if api_key is None and not _is_loopback(listener):
         print("lavit: anybody who reaches this address may use it: set LAVIT_API_KEY", file=sys.stderr)

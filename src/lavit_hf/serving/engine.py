@@ -15,7 +15,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -298,7 +300,7 @@ class Engine:
             busiest = max(self.writer, self.pixels, key=lambda worker: worker.wait_seconds)
             raise QueueFull(busiest.wait_seconds)
         for job in jobs:
-            job.future.add_done_callback(lambda future, job=job: self._count(job))
+            job.future.add_done_callback(partial(self._count, job))
             self.writer.put(job)
 
     def close(self, seconds: float = 30.0) -> None:
@@ -319,8 +321,8 @@ class Engine:
                 raise RuntimeError("The backend has left a job unfinished.")
             self.pixels.put(job)
 
-    def _count(self, job: TextJob | ImageJob) -> None:
-        if job.future.exception() is None:
+    def _count(self, job: TextJob | ImageJob, future: Future) -> None:
+        if future.exception() is None:
             self.metrics.tokens.labels("prompt").inc(job.usage.prompt_tokens)
             self.metrics.tokens.labels("code" if isinstance(job, ImageJob) else "text").inc(job.usage.new_tokens)
             self.metrics.pictures.inc(isinstance(job, ImageJob))
