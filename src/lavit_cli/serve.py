@@ -79,7 +79,10 @@ def serve(
     for prefix in allow_url_prefix or ():
         parse_prefix(prefix)
     lavit = load(checkpoint, device, dtype.value)
-    pipeline = None if text_only else load_pipeline(lavit, decoder and decoder.value)
+    try:
+        pipeline = None if text_only else load_pipeline(lavit, decoder and decoder.value)
+    except ValueError as error:
+        raise ValueError(f"{error} With --text-only it is served all the same.") from error
     limits = ServingLimits(
         max_queue=max_queue,
         max_seconds=max_seconds,

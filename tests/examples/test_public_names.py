@@ -7,7 +7,10 @@ from pathlib import Path
 import pytest
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
-PUBLIC = ("lavit_hf", "lavit_hf.data.scenes", "lavit_hf.evaluation", "lavit_hf.hub", "lavit_hf.training")
+PUBLIC = (
+    *("lavit_hf", "lavit_hf.data.scenes", "lavit_hf.evaluation", "lavit_hf.hub", "lavit_hf.serving"),
+    "lavit_hf.training",
+)
 FILES = sorted(EXAMPLES.rglob("*.py"))
 
 

@@ -263,7 +263,7 @@ class TransformersBackend:
         if not pixels:
             return {}
         encoded = self.model.get_image_features(
-            pixel_values=torch.cat(pixels).to(self.model.device, self.model.dtype),
+            pixel_values=torch.cat(pixels).to(self.model.device),
             num_image_tokens=torch.cat(budgets) if budgets else None,
             return_dict=True,
         )
