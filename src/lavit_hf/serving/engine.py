@@ -168,8 +168,8 @@ class Worker:
 
     def _live(self) -> None:
         try:
-            while batch := self._next_batch():
-                self._process(batch)
+            while self._work_on_next():  # a call, so that nothing of a batch stays here while the next is waited for
+                pass
         except BaseException as error:  # even what ends a thread ends no more than that
             logger.exception("The worker %r died", self.name)
             self._fail(self._running, error)
@@ -179,6 +179,12 @@ class Worker:
                 self._running = []
                 if not self._is_closed:
                     self.thread = self._start()
+
+    def _work_on_next(self) -> bool:
+        batch = self._next_batch()
+        if batch:
+            self._process(batch)
+        return bool(batch)
 
     def _next_batch(self) -> list[Job]:
         """Waits for jobs, and takes those that go with the oldest; none once the worker is closed."""
