@@ -1,6 +1,6 @@
 """Load on `lavit serve`: many clients on loopback for a minute. Is every request answered, and does memory stay flat?
 
-    python benchmarks/serve.py [--clients 200] [--seconds 60] [--model checkpoints/lavit-tiny-random] [--warmup 10]
+    python benchmarks/serve.py [--clients 200] [--seconds 60] [--model checkpoints/lavit-tiny-random] [--warmup 20]
 
 Each client sends one request after the other, of four kinds in turn: a question, a question about a picture, the same
 streamed, and a picture to draw. The server is a process of its own, so that its memory is its own. A request counts as
@@ -58,6 +58,7 @@ async def ask(client: openai.AsyncOpenAI, kind: str, picture: str) -> None:
 async def load(url: str, clients: int, seconds: float, server: psutil.Process) -> None:
     """Sends requests for so many seconds, and prints what became of them."""
     picture = base64.b64encode((ROOT / "examples" / "images" / "chelsea.jpg").read_bytes()).decode()
+    # Without second tries: what is lost counts.
     client = openai.AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600)
     times: dict[str, list[float]] = collections.defaultdict(list)
     lost: list[str] = []
@@ -73,7 +74,7 @@ async def load(url: str, clients: int, seconds: float, server: psutil.Process) -
                 await ask(client, kind, picture)
                 times[kind].append(time.monotonic() - begun)
             except (openai.OpenAIError, AssertionError) as error:
-                lost.append(f"{kind}: {error!r}")
+                lost.append(f"{kind}: {error!r}, because of {error.__cause__!r}")
 
     async def watch() -> None:
         while True:
@@ -83,6 +84,7 @@ async def load(url: str, clients: int, seconds: float, server: psutil.Process) -
     watching = asyncio.create_task(watch())
     await asyncio.gather(*(one(number) for number in range(clients)))
     watching.cancel()
+    await client.close()
     elapsed = time.monotonic() - started
     answered = sum(map(len, times.values()))
     print(f"{clients} clients, {elapsed:.0f} s: {answered} answered ({answered / elapsed:.1f}/s), {len(lost)} lost")
@@ -102,7 +104,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--seconds", type=float, default=60)
-    parser.add_argument("--warmup", type=float, default=10, help="seconds before those that count")
+    parser.add_argument("--warmup", type=float, default=20, help="seconds before those that count")
     parser.add_argument("--model", default=str(ROOT / "checkpoints" / "lavit-tiny-random"))
     parser.add_argument("--max-batch", type=int, default=32)
     arguments = parser.parse_args()

@@ -95,13 +95,15 @@ def serve(
     engine = Engine(backend, max_batch, max_draw_batch, batch_window, max_queue)
     served = name or public_name(checkpoint)
     app = create_app(engine, backend, served, limits, api_key, allow_url_prefix or (), drain_seconds)
-    # Requests may go on until the engine has drained, and then some time to send what it gave.
     config = uvicorn.Config(
         app,
         log_level="warning",
         access_log=False,
-        timeout_graceful_shutdown=int(drain_seconds) + 1,
         server_header=False,
+        # Longer than clients keep connections (httpx 5 s): who closes first loses the request that crosses it.
+        timeout_keep_alive=75,
+        # Requests may go on until the engine has drained, and then some time to send what it gave.
+        timeout_graceful_shutdown=int(drain_seconds) + 1,
     )
     address = f"[{host}]" if ":" in host else host
     listener.listen(_BACKLOG)  # from now on clients are kept waiting, not refused

@@ -1,5 +1,6 @@
 """Requests that are refused: how, and that the server goes on."""
 
+import gc
 import http.client
 import json
 import threading
@@ -8,6 +9,8 @@ import time
 import openai
 import pytest
 from PIL import Image
+
+from lavit_hf.serving.jobs import Job, Prompt
 
 from .conftest import NAME, data_url, picture_message, wait_until
 
@@ -299,3 +302,23 @@ def test_metrics(server) -> None:
     assert "lavit_batch_seconds_bucket" in text and 'lavit_tokens_total{kind="text"}' in text
     send(server, "", "/v1/" + "x" * 50, "GET")
     assert "xxxx" not in text
+
+
+def test_nothing_of_a_request_stays(server, images) -> None:
+    message = picture_message(data_url(images[0]))
+    for body, path in (
+        (chat(messages=[message]), CHAT),
+        (chat(stream=True), CHAT),
+        ({"prompt": "a cat", "num_inference_steps": 1}, IMAGES),
+        ({"prompt": "a cat", "size": "7x9"}, IMAGES),
+    ):
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("POST", path, json.dumps(body), {"Content-Type": "application/json"})
+        assert connection.getresponse().read()
+        connection.close()
+
+    def kept() -> list:
+        gc.collect()
+        return [one for one in gc.get_objects() if isinstance(one, (Job, Prompt))]
+
+    wait_until(lambda: not kept(), 10)
