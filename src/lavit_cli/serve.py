@@ -68,8 +68,6 @@ def serve(
     checkpoint = find_model(model)
     listener = _listen(host, port)
 
-    import uvicorn
-
     from lavit_hf.serving import Engine, ServingLimits, TransformersBackend, create_app
     from lavit_hf.serving.pictures import parse_prefix
     from lavit_hf.utils.public_text import public_name
@@ -95,6 +93,9 @@ def serve(
     engine = Engine(backend, max_batch, max_draw_batch, batch_window, max_queue)
     served = name or public_name(checkpoint)
     app = create_app(engine, backend, served, limits, api_key, allow_url_prefix or (), drain_seconds)
+
+    import uvicorn
+
     config = uvicorn.Config(
         app,
         log_level="warning",

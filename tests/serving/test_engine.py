@@ -1,6 +1,7 @@
 """The engine without a model: batches, failures, deaths, ends."""
 
 import ctypes
+import subprocess
 import threading
 import time
 from itertools import groupby
@@ -291,3 +292,9 @@ def test_streams_never_take_back(stop: tuple[str, ...]) -> None:
     ends = [data.strip().find(word) for word in stop if word in data]
     assert given == (data.strip()[: min(ends)].rstrip() if ends else data.strip())
     assert given == stream.text(is_end=True)
+
+
+def test_what_is_missing_is_named(python: str) -> None:
+    code = "import sys; sys.modules['starlette'] = None; import lavit_hf.serving"
+    result = subprocess.run([python, "-c", code], capture_output=True, text=True)
+    assert result.stderr.endswith("Serving needs the package `starlette`: pip install 'lavit-hf[serving]'\n")

@@ -11,8 +11,11 @@ Example:
 ```
 """
 
-from .app import ServingLimits, create_app
-from .backend import TransformersBackend
-from .engine import Backend, Engine, Metrics
+try:
+    from .app import ServingLimits, create_app
+    from .backend import TransformersBackend
+    from .engine import Backend, Engine, Metrics
+except ModuleNotFoundError as error:
+    raise ImportError(f"Serving needs the package `{error.name}`: pip install 'lavit-hf[serving]'") from error
 
 __all__ = ["Backend", "Engine", "Metrics", "ServingLimits", "TransformersBackend", "create_app"]

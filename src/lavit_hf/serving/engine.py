@@ -190,9 +190,9 @@ class Worker:
         """Waits for jobs, and takes those that go with the oldest; none once the worker is closed."""
         with self._changed:
             while True:
-                self._drop_over()
                 if self._is_closed:
                     return []
+                self._drop_over()
                 if not self._waiting:
                     self._changed.wait()
                     continue
@@ -215,6 +215,7 @@ class Worker:
                 entry[1].give_up()
             else:
                 self._waiting.append(entry)
+        self._metrics.waiting.labels(self.name).set(len(self._waiting))
 
     def _process(self, batch: list[Job]) -> None:
         started = time.monotonic()
@@ -321,11 +322,10 @@ class Engine:
     def _write(self, jobs: list[Any]) -> None:
         self._backend.write(jobs)
         for job in jobs:
-            if job.is_over:
-                continue
-            if not isinstance(job, ImageJob) or job.codes is None:
-                raise RuntimeError("The backend has left a job unfinished.")
-            self.pixels.put(job)
+            if isinstance(job, ImageJob) and job.codes is not None:
+                self.pixels.put(job)
+            elif not job.is_over:
+                job.fail(WorkerDied("The server has left this unfinished."))
 
     def _count(self, job: TextJob | ImageJob, future: Future) -> None:
         if future.exception() is None:
