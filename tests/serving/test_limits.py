@@ -52,6 +52,7 @@ def parts(*contents) -> list:
         (chat(temperature=1e999), "not JSON"),
         (chat(temperature=-1), "temperature"),
         (chat(temperature=True), "temperature"),
+        (chat(temperature=1e-30), "must be 0, which is greedy, or from 0.01 on"),
         (chat(top_p=0), "top_p"),
         (chat(n=0), "n: "),
         (chat(n=1000), "n is 1000"),
@@ -104,6 +105,8 @@ def test_bad_chats(server, body, message: str) -> None:
     [
         ({"prompt": 3}, "prompt"),
         ({"prompt": "x" * 40_000}, "prompt"),
+        ({"prompt": "x" * 600}, "has room for 512"),
+        ({"negative_prompt": "x" * 600}, "has room for 512"),
         ({"size": "1024"}, "size"),
         ({"size": "7x9"}, "positive multiple of"),
         ({"size": "99992x99992"}, "at most 2097152"),
@@ -319,6 +322,6 @@ def test_nothing_of_a_request_stays(server, images) -> None:
 
     def kept() -> list:
         gc.collect()
-        return [one for one in gc.get_objects() if isinstance(one, (Job, Prompt))]
+        return [one for one in gc.get_objects() if issubclass(type(one), (Job, Prompt))]
 
     wait_until(lambda: not kept(), 10)

@@ -16,6 +16,7 @@ try:
     from .backend import TransformersBackend
     from .engine import Backend, Engine, Metrics
 except ModuleNotFoundError as error:
-    raise ImportError(f"Serving needs the package `{error.name}`: pip install 'lavit-hf[serving]'") from error
+    package = str(error.name).partition(".")[0]
+    raise ImportError(f"Serving needs the package `{package}`: pip install 'lavit-hf[serving]'") from error
 
 __all__ = ["Backend", "Engine", "Metrics", "ServingLimits", "TransformersBackend", "create_app"]

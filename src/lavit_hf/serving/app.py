@@ -323,8 +323,8 @@ class Api:
             prompt = await anyio.to_thread.run_sync(prepare, limiter=self._preparing)
         except (TypeError, ValueError) as error:
             raise ApiError(400, str(error)) from error
-        if len(prompt.input_ids) >= self._backend.max_length:
-            raise self._too_long(len(prompt.input_ids), 1)
+        if prompt.length >= self._backend.max_length:
+            raise self._too_long(prompt.length, 1)
         return prompt
 
     def _read_message(self, message: Any) -> dict[str, Any]:
@@ -360,9 +360,9 @@ class Api:
         name = "max_tokens" if form.max_completion_tokens is None else "max_completion_tokens"
         wanted = getattr(form, name)
         self._check_number(name, wanted, self._limits.max_new_tokens)
-        room = self._backend.max_length - len(prompt.input_ids)
+        room = self._backend.max_length - prompt.length
         if wanted is not None and wanted > room:
-            raise self._too_long(len(prompt.input_ids), wanted)
+            raise self._too_long(prompt.length, wanted)
         default = min(self._backend.default_max_tokens, self._limits.max_new_tokens, room)
         max_tokens = default if wanted is None else wanted
         self._check_number("min_tokens", form.min_tokens, max_tokens)
@@ -419,8 +419,8 @@ class Api:
         except ValueError as error:
             raise ApiError(400, str(error), code="invalid_value") from error
         self._check_number("size", height * width, self._limits.max_drawn_pixels)
-        if len(prompt.input_ids) + codes.max_new_tokens > self._backend.max_length:
-            raise self._too_long(len(prompt.input_ids), codes.max_new_tokens)
+        if prompt.length + codes.max_new_tokens > self._backend.max_length:
+            raise self._too_long(prompt.length, codes.max_new_tokens)
         partial = form.partial_images if isinstance(form, ImageRequest) else 0
         jobs = [
             ImageJob(

@@ -46,6 +46,11 @@ class Prompt:
     has_images: bool = False
 
     @property
+    def length(self) -> int:
+        """Positions that it takes in the language model, or its negative prompt if that takes more."""
+        return max(len(self.input_ids), 0 if self.negative_ids is None else len(self.negative_ids))
+
+    @property
     def form(self) -> Hashable:
         """What prompts of one batch have in common."""
         return self.num_image_tokens is None or "budgets", self.negative_ids is None

@@ -16,10 +16,11 @@ from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from .jobs import ImageResult, Usage
 
+_COLDEST = 0.01
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Scale = Annotated[float, Field(ge=0, le=100)]
 _FORM = re.compile(r"str$|int$|list\[")  # what pydantic puts between names where there are several forms
@@ -101,6 +102,12 @@ class StreamOptions(_Form):
     include_obfuscation: bool = False
 
 
+def _check_temperature(value: float) -> float:
+    if 0 < value < _COLDEST:  # what is divided by less overflows
+        raise ValueError(f"must be 0, which is greedy, or from {_COLDEST} on")
+    return value
+
+
 class _Drawing(_Form):
     """How pictures are drawn; see [`LavitTextToImagePipeline`]."""
 
@@ -111,7 +118,7 @@ class _Drawing(_Form):
     decoder_guidance_scale: _Scale | None = None
     negative_prompt: Annotated[str, Field(max_length=4000)] | None = None
     num_inference_steps: Annotated[int, Field(ge=1)] | None = None
-    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2), AfterValidator(_check_temperature)] | None = None
     top_p: Annotated[float, Field(gt=0, le=1)] | None = None
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_drawn_tokens: Annotated[int, Field(ge=0)] | None = None
