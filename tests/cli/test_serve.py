@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -86,3 +87,11 @@ def test_bad_options(lavit, random_checkpoint: Path, arguments: list[str], messa
 def test_a_checkpoint_that_is_not_there(lavit) -> None:
     result = lavit("serve", "no/such/checkpoint/here")
     assert result.exit_code == 1 and "does not exist" in result.stderr
+
+
+def test_a_checkpoint_that_cannot_draw(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    left_out = shutil.ignore_patterns("unet", "vae", "token_decoder", "scheduler", "lowres", "model_index.json")
+    shutil.copytree(random_checkpoint, tmp_path / "reader", ignore=left_out)
+    result = lavit("serve", tmp_path / "reader", "--port", "0")
+    assert result.exit_code == 1
+    assert "cannot draw" in result.stderr and "With --text-only it is served all the same." in result.stderr

@@ -46,6 +46,7 @@ def pictures_and_question(images):
 def test_text(client, pipeline) -> None:
     answer = ask(client, [QUESTION])
     assert text_of(answer) == generated(pipeline, [QUESTION]) != ""
+    assert text_of(ask(client, [QUESTION], modalities=["text", "text"])) == text_of(answer)
     assert answer.model == NAME and answer.choices[0].finish_reason == "length"
     prompt = pipeline.processor.apply_chat_template([QUESTION], tokenize=True, add_generation_prompt=True)
     assert answer.usage.prompt_tokens == len(prompt[0])

@@ -3,6 +3,7 @@
 import gc
 import http.client
 import json
+import socket
 import threading
 import time
 
@@ -80,6 +81,7 @@ def parts(*contents) -> list:
         (chat(modalities=["audio"]), "modalities"),
         (chat(modalities=["text", "image"]), "text or pictures"),
         (chat(modalities=[]), "text or pictures"),
+        (chat(modalities=["image"], messages=[HELLO] * 200), "has room for 512"),
         (chat(tools=[]), "Unknown option: 'tools'"),
         (chat(logprobs=True), "logprobs"),
         (chat(frequency_penalty=1), "frequency_penalty"),
@@ -262,6 +264,20 @@ def test_a_client_that_leaves_frees_its_place(serve, slow, backend, is_stream: b
     connection.sock.close() if connection.sock else None
     connection.close()
     wait_until(lambda: server.engine.size == 0)  # although it never may go on
+
+
+def test_a_client_that_leaves_in_the_middle_of_its_request(server) -> None:
+    def left() -> float:
+        labels = {"path": CHAT, "status": "499"}
+        return server.engine.metrics.registry.get_sample_value("lavit_requests_total", labels) or 0
+
+    before = left()
+    connection = socket.create_connection(("127.0.0.1", server.port))
+    connection.sendall(
+        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{".encode()
+    )
+    connection.close()
+    wait_until(lambda: left() == before + 1)
 
 
 def test_the_end_lets_requests_finish(serve, slow, backend) -> None:

@@ -14,7 +14,7 @@ import anyio
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
 
@@ -170,7 +170,7 @@ def _as_api_error(error: BaseException) -> ApiError:
         return ApiError(503, "The server is shutting down.", "server_error", "shutting_down", retry_after=10)
     if isinstance(error, (JobTimeout, TimeoutError)):
         return ApiError(504, "The request took longer than the server allows.", "timeout_error", "timeout")
-    if isinstance(error, JobCancelled):
+    if isinstance(error, (ClientDisconnect, JobCancelled)):
         return ApiError(_CLOSED_REQUEST, "The client has closed the request.", code="cancelled")
     if isinstance(error, WorkerDied):
         return ApiError(500, str(error), "server_error", "worker_failed")
@@ -224,7 +224,7 @@ class Api:
         deadline = time.monotonic() + self._limits.max_seconds
         form: ChatRequest = await self._read(request, ChatRequest)
         self._check_model(form.model)
-        if sorted(set(form.modalities)) == ["image"]:
+        if form.is_drawing:
             return await self._chat_in_pictures(request, form, deadline)
         if set(form.modalities) != {"text"}:
             raise ApiError(400, 'An answer is text or pictures: ["text"] or ["image"].', param="modalities")
@@ -309,8 +309,7 @@ class Api:
 
     async def _prepare(self, messages: Any, form: ChatRequest | ImageRequest, **options: Any) -> Prompt:
         """Makes a prompt in one of few threads, as pictures are decoded there."""
-        is_drawing = isinstance(form, ImageRequest) or form.modalities != ["text"]
-        if is_drawing:
+        if form.is_drawing:
             self._check_can_draw()
             options |= {"generation_mode": "image", "negative_prompt": form.negative_prompt}
 
@@ -663,8 +662,8 @@ def create_app(
         Route("/v1/chat/completions", api.chat, methods=["POST"]),
         Route("/v1/images/generations", api.images, methods=["POST"]),
     ]
-    handlers = {ApiError: _answer_error, TimeoutError: _answer_error, HTTPException: _answer_error}
-    app = Starlette(routes=routes, exception_handlers={**handlers, Exception: _answer_error}, lifespan=lifespan)
+    handlers: Any = dict.fromkeys((ApiError, ClientDisconnect, HTTPException, TimeoutError, Exception), _answer_error)
+    app = Starlette(routes=routes, exception_handlers=handlers, lifespan=lifespan)
     return Gate(app, engine, limits, api_key)
 
 

@@ -13,7 +13,7 @@ import re
 import time
 import uuid
 from collections.abc import Iterator
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from PIL import Image
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -167,6 +167,11 @@ class ChatRequest(_Drawing):
     service_tier: str | None = None
 
     @property
+    def is_drawing(self) -> bool:
+        """Whether the answer is pictures."""
+        return set(self.modalities) == {"image"}
+
+    @property
     def stop_words(self) -> list[str]:
         """Words that the text ends before."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
@@ -184,6 +189,8 @@ class ImageRequest(_Drawing):
     quality: str | None = None
     style: str | None = None
     moderation: str | None = None
+
+    is_drawing: ClassVar = True
 
 
 def parse(form: type[BaseModel], body: bytes) -> Any:
