@@ -303,9 +303,8 @@ class Api:
         number = sum(part.type == "image_url" for one in form.messages for part in one.content)
         if number > self._limits.max_images:
             raise ApiError(400, f"The request has {number} pictures; at most {self._limits.max_images} are taken.")
-        budgets = {"num_image_tokens": form.num_image_tokens, "keep_rate": form.keep_rate}
-        budgets |= {"max_total_image_tokens": form.max_total_image_tokens, "visual_mode": form.visual_mode}
-        return await self._prepare(form.messages, form, **budgets)
+        names = ("num_image_tokens", "keep_rate", "max_total_image_tokens", "visual_mode")
+        return await self._prepare(form.messages, form, **{name: getattr(form, name) for name in names})
 
     async def _prepare(self, messages: Any, form: ChatRequest | ImageRequest, **options: Any) -> Prompt:
         """Makes a prompt in one of few threads, as pictures are decoded there."""
@@ -537,11 +536,12 @@ def _reporter(pieces: asyncio.Queue | None, index: int) -> Callable[[Any], objec
 
 async def _wait(request: Request, jobs: Sequence[TextJob | ImageJob], deadline: float) -> list[Any]:
     """Waits for all jobs, unless the client goes away."""
-    done = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
-    gone = asyncio.ensure_future(_disconnect(request))
+    done: asyncio.Future[list[Any]] = asyncio.gather(*(asyncio.wrap_future(job.future) for job in jobs))
+    gone: asyncio.Future[None] = asyncio.ensure_future(_disconnect(request))
+    either: set[asyncio.Future] = {done, gone}
     try:
         left = max(deadline - time.monotonic(), 0)
-        await asyncio.wait({done, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(either, timeout=left, return_when=asyncio.FIRST_COMPLETED)
         if not done.done():
             raise _as_api_error(JobCancelled() if gone.done() else JobTimeout())
         return done.result()

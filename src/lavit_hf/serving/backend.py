@@ -192,7 +192,7 @@ class TransformersBackend:
         codes = [job.codes for job in jobs]
         generators = [job.generator for job in jobs]
         try:
-            output = self._pixel_decoder(
+            output: Any = self._pixel_decoder(
                 codes,
                 generator=generators,
                 callback_on_step_end=_StepWatch(jobs),
