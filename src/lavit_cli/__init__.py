@@ -28,6 +28,7 @@ from . import (
     plot,
     publish,
     reconstruct,
+    serve,
     tokenize,
 )
 from .errors import INTERRUPTED, in_one_line
@@ -75,6 +76,7 @@ for _command in (  # in the order of --help
     draw.draw,
     reconstruct.reconstruct,
     demo.demo,
+    serve.serve,
     tokenize.tokenize,
     evaluate.evaluate,
     plot.plot,

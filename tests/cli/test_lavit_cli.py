@@ -22,6 +22,7 @@ COMMANDS = [
     "draw",
     "reconstruct",
     "demo",
+    "serve",
     "tokenize",
     "evaluate",
     "convert",

@@ -23,6 +23,7 @@ ORDER = [
     "training",
     "evaluation",
     "hub",
+    "serving",
 ]
 FILES = sorted(path for part in ORDER for path in (*(PACKAGE / part).rglob("*.py"), *PACKAGE.glob(f"{part}.py")))
 

@@ -31,6 +31,7 @@ DOCUMENTS = (
     "docs/evaluation.md",
     "docs/emoji.md",
     "docs/publishing.md",
+    "docs/serving.md",
     "docs/conformance.md",
 )
 NOT_RUN = ("make ", "pip ", "git ")

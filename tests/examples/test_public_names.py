@@ -14,6 +14,7 @@ PUBLIC = (
     "lavit_hf.data.worlds",
     "lavit_hf.evaluation",
     "lavit_hf.hub",
+    "lavit_hf.serving",
     "lavit_hf.training",
 )
 FILES = sorted(EXAMPLES.rglob("*.py"))

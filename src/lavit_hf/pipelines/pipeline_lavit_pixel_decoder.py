@@ -340,7 +340,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
 
         # 1. Check inputs, and set what is not given
         images = self._resolve_codes(codes, input_ids)
-        height, width = self._resolve_size(height, width, aspect_ratio)
+        height, width = self.resolve_size(height, width, aspect_ratio)
         if num_inference_steps is None:
             num_inference_steps = self._default_steps
         if guidance_scale is None:
@@ -463,7 +463,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         """
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
-        height, width = self._resolve_size(height, width, aspect_ratio)
+        height, width = self.resolve_size(height, width, aspect_ratio)
         steps = self._default_steps if num_inference_steps is None else num_inference_steps
         scale = 1.0 if guidance_scale is None else guidance_scale
         self.check_inputs(steps, scale, num_images, output_type, callback_on_step_end_tensor_inputs)
@@ -473,7 +473,10 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
     def _default_steps(self) -> int:
         return 25 if self.is_highres else 50
 
-    def _resolve_size(self, height: int | None, width: int | None, aspect_ratio: str | None) -> tuple[int, int]:
+    def resolve_size(
+        self, height: int | None = None, width: int | None = None, aspect_ratio: str | None = None
+    ) -> tuple[int, int]:
+        """Height and width that a call with these arguments draws, in pixels; see `__call__`."""
         side = self.unet.config["sample_size"]
         native_size = (side if isinstance(side, int) else max(side)) * self.vae_scale_factor
         return resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)

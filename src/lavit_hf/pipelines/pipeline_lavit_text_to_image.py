@@ -376,8 +376,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         # 1. Check inputs, and set what is not given
         texts, images = split_prompts(prompt, self.processor.image_token)
         if guidance_scale is None:
-            guidance_scale = self._default_guidance(any(images))
-        least, most = self._default_lengths()
+            guidance_scale = self.default_guidance_scale(any(images))
+        least, most = self.default_lengths
         max_new_tokens = most if max_new_tokens is None else max_new_tokens
         min_new_tokens = min(least, max_new_tokens) if min_new_tokens is None else min_new_tokens
         num_images = len(texts) * num_images_per_prompt
@@ -481,7 +481,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         self.maybe_free_model_hooks()
         return _output(output, codes, return_dict)
 
-    def _default_guidance(self, has_images: bool) -> float:
+    def default_guidance_scale(self, has_images: bool) -> float:
+        """How much prompts with or without images are stressed if nothing is said."""
         default = _IMAGE_GUIDANCE if has_images else _TEXT_GUIDANCE
         stored = getattr(self.model.generation_config, "drawing_guidance_scale", None)
         return default if stored is None else stored
@@ -503,7 +504,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
                 f"`negative_prompt` must be a text or a list of texts; got {type(negative_prompt).__name__}."
             )
 
-    def _default_lengths(self) -> tuple[int, int]:
+    @property
+    def default_lengths(self) -> tuple[int, int]:
         """Fewest and most codes of an image: those of the original, where an image has 256 patches."""
         limit = self.token_decoder.config.num_queries
         return (_MIN_CODES, _MAX_CODES) if limit >= _MAX_CODES else (1, limit)
