@@ -81,6 +81,6 @@ def test_drawings_have_the_background_that_was_asked_for(model, processor) -> No
 
 
 def test_a_missing_checkpoint_is_explained(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setitem(default_checkpoint.__globals__, "_FOLDER", tmp_path)
+    monkeypatch.setitem(default_checkpoint.__globals__, "__file__", str(tmp_path / "__init__.py"))
     with pytest.raises(FileNotFoundError, match="Install lavit-hf again"):
         default_checkpoint()

@@ -56,8 +56,10 @@ def plot(
 
 def _name(run: Path, runs: Sequence[Path]) -> str:
     """A run in the legend: its directory, with as much before it as tells it from others."""
-    names = [other.resolve().name for other in runs]
-    return str(run) if names.count(run.resolve().name) > 1 else run.resolve().name
+    parts = run.resolve().parts
+    others = {other.resolve().parts for other in runs} - {parts}
+    length = next((n for n in range(1, len(parts)) if all(other[-n:] != parts[-n:] for other in others)), len(parts))
+    return "/".join(parts[-length:])
 
 
 def _read_log(run: Path) -> list[dict[str, float]]:
@@ -114,12 +116,12 @@ def _save_figure(logs: Mapping[str, Sequence[Mapping[str, float]]], titles: Sequ
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     for axis, title in zip(axes, titles, strict=False):
-        for run, log in logs.items():
+        for number, (run, log) in enumerate(logs.items()):
             for name, style in ((title, "-"), (f"eval_{title}", "o-")):
                 points = [(row["step"], row[name]) for row in log if name in row]
                 if points:
                     label = f"{run} ({'evaluation' if name != title else 'training'})"
-                    axis.plot(*zip(*points, strict=True), style, linewidth=1, markersize=3, label=label)
+                    axis.plot(*zip(*points, strict=True), style, color=f"C{number}", lw=1, ms=3, label=label)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from lavit_cli.plot import _name
+
 
 def save_log(folder: Path, rows: list[dict]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
@@ -45,9 +47,18 @@ def test_curves(lavit, run: Path, tmp_path: Path) -> None:
 def test_runs_are_compared(lavit, run: Path, tmp_path: Path) -> None:
     other = save_log(tmp_path / "deep" / "run", [{"step": step, "loss": 2 / step} for step in range(1, 6)])
     alone, both = tmp_path / "alone.png", tmp_path / "both.png"
-    assert lavit("plot", run, "--metric", "loss", "-o", alone).exit_code == 0
+    assert lavit("plot", run, run, "--metric", "loss", "-o", alone).exit_code == 0
     assert lavit("plot", run, other, "--metric", "loss", "-o", both).exit_code == 0
-    assert colored(both) > colored(alone)
+    # matplotlib's second color is orange.
+    red, _, blue = (np.asarray(Image.open(both)).astype(int)[..., channel] for channel in range(3))
+    assert (red - blue > 100).sum() > 50
+    red, _, blue = (np.asarray(Image.open(alone)).astype(int)[..., channel] for channel in range(3))
+    assert (red - blue > 100).sum() == 0
+
+
+def test_names_of_runs_tell_them_apart() -> None:
+    runs = [Path("a/b/run"), Path("a/c/run"), Path("other")]
+    assert [_name(run, runs) for run in runs] == ["b/run", "c/run", "other"]
 
 
 def test_a_training_that_runs_has_its_log_in_the_last_checkpoint(lavit, tmp_path: Path) -> None:

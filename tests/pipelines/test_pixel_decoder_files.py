@@ -84,9 +84,18 @@ def test_parts_elsewhere_are_refused(tmp_path, part):
     index = json.loads((source / "model_index.json").read_text())
     for change in ({part: ["diffusers", "UNet2DModel"]}, {"_class_name": [part, "Pipeline"]}):
         (source / "model_index.json").write_text(json.dumps({**index, **change}))
-        with pytest.raises(ValueError, match="is not a library and a class"):
+        with pytest.raises(ValueError, match="which cannot be a part of a pipeline"):
             copy_pixel_decoders(source, tmp_path / "to" / "target")
     assert not (tmp_path / "to").exists()
+
+
+@pytest.mark.parametrize("value", [["diffusers"], ["diffusers", 3], []])
+def test_parts_are_a_library_and_a_class(tmp_path, value):
+    copy_pixel_decoders(CHECKPOINT, tmp_path / "source")
+    path = tmp_path / "source" / "model_index.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "unet": value}))
+    with pytest.raises(ValueError, match="'unet' is not a library and a class, but "):
+        copy_pixel_decoders(tmp_path / "source", tmp_path / "target")
 
 
 def test_links_out_of_the_source_are_refused(tmp_path):

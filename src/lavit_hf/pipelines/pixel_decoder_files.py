@@ -98,10 +98,11 @@ def read_parts(index: Path, error: type[Exception] = ValueError) -> tuple[list[s
     for name, value in {"": content.get("_class_name"), **content}.items():
         if name.startswith("_") or not isinstance(value, list):
             continue
-        is_pair = len(value) == 2 and all(part is None or isinstance(part, str) for part in value)
-        if not is_pair or not _NAME.fullmatch(name or str(value[0])):
+        if len(value) != 2 or not all(part is None or isinstance(part, str) for part in value):
             raise error(f"{index}: {name or '_class_name'!r} is not a library and a class, but {value!r:.100}.")
         module = value[0]
+        if not _NAME.fullmatch(name or str(module)):
+            raise error(f"{index} names {name or module!r}, which cannot be a part of a pipeline.")
         if name and module is not None:  # a part that a pipeline does without is two times `None`
             parts.append(name)
         if module is not None and _NAME.fullmatch(module):
