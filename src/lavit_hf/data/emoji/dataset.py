@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from .. import import_datasets
+from .. import collect_rows, import_datasets
 from ..scenes.world import PortableRng
 from .language import ask_questions, write_caption
 from .looks import draw_looks
@@ -18,8 +18,6 @@ from .world import CAPTION, QUESTIONS, SPLITS, SceneArrays, rng_for, sample_scen
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
-
-_ROWS_AT_A_TIME = 2000
 
 
 def make_emoji(
@@ -47,21 +45,8 @@ def make_emoji(
     """
     datasets = import_datasets()
     _check(split, seed, image_size, num_scenes)
-    features = _features(datasets)
-    # In chunks, because rows as Python objects take many times the memory of those in a dataset.
-    chunks = [
-        datasets.Dataset.from_list(
-            [
-                emoji_row(split, seed, index, image_size)
-                for index in range(start, min(start + _ROWS_AT_A_TIME, num_scenes))
-            ],
-            features=features,
-        )
-        for start in range(0, num_scenes, _ROWS_AT_A_TIME)
-    ]
-    if not chunks:
-        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
-    return datasets.concatenate_datasets(chunks)
+    rows = (emoji_row(split, seed, index, image_size) for index in range(num_scenes))
+    return collect_rows(rows, _features(datasets))
 
 
 def emoji_row(split: str, seed: int, index: int, image_size: int = IMAGE_SIZE) -> dict[str, Any]:

@@ -6,15 +6,13 @@ import io
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from .. import import_datasets
+from .. import collect_rows, import_datasets
 from .language import ask_questions, write_caption
 from .pictures import MIN_IMAGE_SIZE, render
 from .world import CAPTION, QUESTIONS, rng_for, sample_scene
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
-
-_ROWS_AT_A_TIME = 2000
 
 
 def make_scenes(split: str = "train", num_scenes: int = 1000, seed: int = 0, image_size: int = 64) -> datasets.Dataset:
@@ -41,21 +39,8 @@ def make_scenes(split: str = "train", num_scenes: int = 1000, seed: int = 0, ima
     """
     datasets = import_datasets()
     _check(split, seed, image_size, num_scenes)
-    features = _features(datasets)
-    # In chunks, because rows as Python objects take many times the memory of those in a dataset.
-    chunks = [
-        datasets.Dataset.from_list(
-            [
-                scene_row(split, seed, index, image_size)
-                for index in range(start, min(start + _ROWS_AT_A_TIME, num_scenes))
-            ],
-            features=features,
-        )
-        for start in range(0, num_scenes, _ROWS_AT_A_TIME)
-    ]
-    if not chunks:
-        return datasets.Dataset.from_dict({name: [] for name in features}, features=features)
-    return datasets.concatenate_datasets(chunks)
+    rows = (scene_row(split, seed, index, image_size) for index in range(num_scenes))
+    return collect_rows(rows, _features(datasets))
 
 
 def stream_scenes(
