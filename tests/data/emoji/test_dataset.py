@@ -39,10 +39,9 @@ def test_columns() -> None:
 
 
 def test_more_scenes_begin_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lavit_hf.data.emoji import dataset
 
     few = make_emoji(num_scenes=3)
-    monkeypatch.setattr(dataset, "_ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("lavit_hf.data._ROWS_AT_A_TIME", 2)
     many = make_emoji(num_scenes=5)
     assert len(many) == 5 and many[:3]["text"] == few[:]["text"] and many.features == few.features
     assert make_emoji(num_scenes=0).features == few.features

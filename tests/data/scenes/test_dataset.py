@@ -46,9 +46,8 @@ def test_columns() -> None:
 
 def test_more_scenes_begin_with_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
     few = make_scenes(num_scenes=3)
-    from lavit_hf.data.scenes import dataset
 
-    monkeypatch.setattr(dataset, "_ROWS_AT_A_TIME", 2)
+    monkeypatch.setattr("lavit_hf.data._ROWS_AT_A_TIME", 2)
     many = make_scenes(num_scenes=5)
     assert len(many) == 5 and many[:3] == few[:]
     assert many.features == few.features
