@@ -338,8 +338,8 @@ class VqaTask(Task):
 
     def order(self) -> list[int]:
         """Longest questions first: batches pad little, and what does not fit into memory fails at once."""
-        lengths = [len(sample.question or "") for sample in map(self.data.samples.__getitem__, super().order())]
-        return sorted(super().order(), key=lengths.__getitem__, reverse=True)
+        samples = self.data.samples
+        return sorted(super().order(), key=lambda index: len(samples[index].question or ""), reverse=True)
 
     def ask(
         self, checkpoint: EvaluatedCheckpoint, images: Sequence[Image.Image], questions: Sequence[str]
