@@ -198,9 +198,13 @@ _REPAINT = 2000  # of random choices; those of scenes are far below
 
 
 class EmojiWorld(_Common):
-    """Pictures that artists drew, `lavit_hf.data.emoji`."""
+    """Pictures that artists drew, `lavit_hf.data.emoji`.
 
-    name = "emoji"
+    Args:
+        name: Its name.
+        shared_only: Whether it is the smaller world, of the concepts that all artists drew.
+    """
+
     image_size = emoji.IMAGE_SIZE
     splits = emoji.SPLITS
     fact_units = {
@@ -212,15 +216,15 @@ class EmojiWorld(_Common):
         "all_concepts": "scenes",
         "all_places": "scenes",
     }
-    sample_scene = staticmethod(emoji.sample_scene)
     scene_from_dict = staticmethod(emoji.Scene.from_dict)
     render = staticmethod(emoji.render)
-    row = staticmethod(emoji.emoji_row)
     write_caption = staticmethod(emoji.write_caption)
     write_layout = staticmethod(emoji.write_layout)
-    ask_questions = staticmethod(emoji.ask_questions)
     facts_of = staticmethod(emoji.facts_of)
     judge = staticmethod(emoji.judge)
+
+    def __init__(self, name: str = "emoji", shared_only: bool = False) -> None:
+        self.name, self._shared_only = name, shared_only
 
     @property
     def label_classes(self) -> Mapping[str, int]:
@@ -231,7 +235,16 @@ class EmojiWorld(_Common):
         }
 
     def make_dataset(self, split: str, num_scenes: int, seed: int = 0) -> datasets.Dataset:
-        return emoji.make_emoji(split, num_scenes, seed)
+        return emoji.make_emoji(split, num_scenes, seed, shared_only=self._shared_only)
+
+    def sample_scene(self, split: str, seed: int, index: int) -> emoji.Scene:
+        return emoji.sample_scene(split, seed, index, self._shared_only)
+
+    def row(self, split: str, seed: int, index: int) -> dict[str, Any]:
+        return emoji.emoji_row(split, seed, index, shared_only=self._shared_only)
+
+    def ask_questions(self, scene: emoji.Scene, rng: scenes.PortableRng) -> Sequence[tuple[str, str, str]]:
+        return emoji.ask_questions(scene, rng, self._shared_only)
 
     def num_objects(self, scene: emoji.Scene) -> int:
         return len(scene.objects)
@@ -242,7 +255,7 @@ class EmojiWorld(_Common):
     def labeled_picture(
         self, split: str, seed: int, index: int, patches_per_side: int, is_varied: bool = False
     ) -> tuple[Image.Image, PatchTargets]:
-        arrays = emoji.sample_scenes(split, seed, [index])
+        arrays = emoji.sample_scenes(split, seed, [index], self._shared_only)
         looks = emoji.draw_looks(split, seed, [index]) if is_varied else None
         (pixels,) = emoji.render_scenes(arrays, looks=looks)
         labels = emoji.label_patches(arrays, patches_per_side, looks=looks)
@@ -251,7 +264,7 @@ class EmojiWorld(_Common):
         return picture, PatchTargets(classes, labels.offset[0].numpy(), labels.is_object[0].numpy())
 
     def change_scene(self, scene: emoji.Scene, rng: scenes.PortableRng) -> tuple[str, emoji.Scene]:
-        text, after, _ = emoji.change_scene(scene, rng)
+        text, after, _ = emoji.change_scene(scene, rng, shared_only=self._shared_only)
         return text, after
 
     def parse_caption(self, text: str) -> emoji.Facts | None:
@@ -274,7 +287,9 @@ class EmojiWorld(_Common):
         }
 
 
-WORLDS: dict[str, World] = {world.name: world for world in (SceneWorld(), EmojiWorld())}
+WORLDS: dict[str, World] = {
+    world.name: world for world in (SceneWorld(), EmojiWorld(), EmojiWorld("emoji-small", shared_only=True))
+}
 
 
 def find_world(name: str) -> World:

@@ -21,7 +21,11 @@ if TYPE_CHECKING:
 
 
 def make_emoji(
-    split: str = "train", num_scenes: int = 1000, seed: int = 0, image_size: int = IMAGE_SIZE
+    split: str = "train",
+    num_scenes: int = 1000,
+    seed: int = 0,
+    image_size: int = IMAGE_SIZE,
+    shared_only: bool = False,
 ) -> datasets.Dataset:
     """Makes pictures of scenes, with captions, questions and the truth.
 
@@ -30,6 +34,7 @@ def make_emoji(
         num_scenes: How many; more of them begin with the same.
         seed: Another one gives other scenes.
         image_size: Width and height in pixels; scenes, captions and questions do not depend on it.
+        shared_only: Whether to leave out concepts that an artist did not draw: a smaller world.
 
     Returns:
         A dataset in memory (about 9 KB per scene of 96 x 96 pixels) with the columns
@@ -45,16 +50,18 @@ def make_emoji(
     """
     datasets = import_datasets()
     _check(split, seed, image_size, num_scenes)
-    rows = (emoji_row(split, seed, index, image_size) for index in range(num_scenes))
+    rows = (emoji_row(split, seed, index, image_size, shared_only) for index in range(num_scenes))
     return collect_rows(rows, _features(datasets))
 
 
-def emoji_row(split: str, seed: int, index: int, image_size: int = IMAGE_SIZE) -> dict[str, Any]:
+def emoji_row(
+    split: str, seed: int, index: int, image_size: int = IMAGE_SIZE, shared_only: bool = False
+) -> dict[str, Any]:
     """Makes row `index` of the dataset, the picture as the content of a PNG file; needs no `datasets`."""
-    scene = sample_scene(split, seed, index)
+    scene = sample_scene(split, seed, index, shared_only)
     file = io.BytesIO()
     render(scene, image_size).save(file, format="PNG")
-    questions = ask_questions(scene, _text_rng(split, seed, index, QUESTIONS))
+    questions = ask_questions(scene, _text_rng(split, seed, index, QUESTIONS), shared_only)
     return {
         "image": {"bytes": file.getvalue(), "path": None},
         "text": write_caption(scene, _text_rng(split, seed, index, CAPTION)),
@@ -86,6 +93,7 @@ def stream_batches(
     patches_per_side: int = 12,
     device: str | torch.device = "cpu",
     varied: bool = False,
+    shared_only: bool = False,
 ) -> Iterator[EmojiBatch]:
     """Makes batches of the same scenes as [`make_emoji`], without end, fast enough to feed a GPU.
 
@@ -99,6 +107,7 @@ def stream_batches(
         device: Where pictures are drawn.
         varied: Whether objects and backgrounds get other colors, proportions and outlines, and so look as if by more
             artists. Where a background was repainted, its label is -100.
+        shared_only: As for [`make_emoji`].
 
     Returns:
         Batches.
@@ -109,7 +118,7 @@ def stream_batches(
     _check(split, seed, image_size, start)
     if batch_size < 1 or patches_per_side < 1:
         raise ValueError(f"batch_size and patches_per_side must be at least 1, got {batch_size}, {patches_per_side}.")
-    return _generate(split, seed, batch_size, start, image_size, patches_per_side, device, varied)
+    return _generate(split, seed, batch_size, start, image_size, patches_per_side, device, varied, shared_only)
 
 
 def _generate(
@@ -121,10 +130,11 @@ def _generate(
     patches_per_side: int,
     device: str | torch.device,
     varied: bool,
+    shared_only: bool,
 ) -> Iterator[EmojiBatch]:
     while True:
         indices = np.arange(start, start + batch_size)
-        scenes = sample_scenes(split, seed, indices)
+        scenes = sample_scenes(split, seed, indices, shared_only)
         looks = draw_looks(split, seed, indices) if varied else None
         yield EmojiBatch(
             render_scenes(scenes, image_size, device, looks),

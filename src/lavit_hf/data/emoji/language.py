@@ -216,7 +216,7 @@ class Question(NamedTuple):
     kind: str
 
 
-def ask_questions(scene: Scene, rng: PortableRng) -> list[Question]:
+def ask_questions(scene: Scene, rng: PortableRng, shared_only: bool = False) -> list[Question]:
     """Asks one question of every kind that the scene allows.
 
     Half of all questions of the kind yes_no are to be answered with yes. No question of a scene without a held-out
@@ -225,6 +225,7 @@ def ask_questions(scene: Scene, rng: PortableRng) -> list[Question]:
     Args:
         scene: One to three objects of different concepts.
         rng: Chooses among the questions.
+        shared_only: Whether to name no concept that an artist did not draw, as in the smaller world.
 
     Returns:
         Between five and six questions, in the order of `KINDS`.
@@ -235,7 +236,7 @@ def ask_questions(scene: Scene, rng: PortableRng) -> list[Question]:
         _ask_what(scene, rng),
         _ask_where(scene, rng),
         _ask_relation(scene, rng),
-        _ask_yes_no(scene, rng),
+        _ask_yes_no(scene, rng, shared_only),
     ]
     return [question for question in found if question is not None]
 
@@ -271,15 +272,16 @@ def _ask_relation(scene: Scene, rng: PortableRng) -> Question | None:
     return Question(f"What is {relation} the {second.concept}?", _phrase(first), "relation")
 
 
-def _ask_yes_no(scene: Scene, rng: PortableRng) -> Question:
+def _ask_yes_no(scene: Scene, rng: PortableRng, shared_only: bool) -> Question:
     is_true = rng.below(2) == 1
-    ask = rng.choice((_claim_existence, _claim_existence, _claim_background, _claim_relation))
-    claim = ask(scene, rng, is_true) or _claim_existence(scene, rng, is_true)
+    claim_existence = functools.partial(_claim_existence, shared_only=shared_only)
+    ask = rng.choice((claim_existence, claim_existence, _claim_background, _claim_relation))
+    claim = ask(scene, rng, is_true) or claim_existence(scene, rng, is_true)
     return Question(claim, "yes" if is_true else "no", "yes_no")
 
 
-def _claim_existence(scene: Scene, rng: PortableRng, is_true: bool) -> str:
-    concept = rng.choice(scene.objects).concept if is_true else rng.choice(absent_concepts(scene))
+def _claim_existence(scene: Scene, rng: PortableRng, is_true: bool, shared_only: bool) -> str:
+    concept = rng.choice(scene.objects).concept if is_true else rng.choice(absent_concepts(scene, shared_only))
     return f"{_is(concept, True)} there {with_article(concept)}?"
 
 
@@ -298,11 +300,11 @@ def _claim_relation(scene: Scene, rng: PortableRng, is_true: bool) -> str | None
     return f"{_is(first.concept, True)} the {first.concept} {relation} the {second.concept}?"
 
 
-def absent_concepts(scene: Scene) -> list[str]:
+def absent_concepts(scene: Scene, shared_only: bool = False) -> list[str]:
     """Returns concepts that a scene lacks, and that may be named beside those that it has."""
     names = load_pack().concepts
     present = [names.index(item.concept) for item in scene.objects]
-    is_absent = np.ones(len(names), dtype=bool)
+    is_absent = load_pack().is_shared.copy() if shared_only else np.ones(len(names), dtype=bool)
     is_absent[present] = False
     if not scene.has_held_out_pair:
         is_absent &= ~held_out_pairs()[present].any(axis=0)
@@ -320,13 +322,14 @@ class Change(NamedTuple):
     kind: str
 
 
-def change_scene(scene: Scene, rng: PortableRng, kind: str | None = None) -> Change:
+def change_scene(scene: Scene, rng: PortableRng, kind: str | None = None, shared_only: bool = False) -> Change:
     """Changes one thing about a scene, everything else being the same.
 
     Args:
         scene: What the picture shows.
         rng: Chooses what is changed.
         kind: One of `CHANGES`; by default one of those that the scene allows.
+        shared_only: Whether to add no concept that an artist did not draw, as in the smaller world.
 
     Returns:
         Words for the change ("the same with a dog instead of the cat"), and what is there after it. Neither shows or
@@ -339,19 +342,20 @@ def change_scene(scene: Scene, rng: PortableRng, kind: str | None = None) -> Cha
         raise ValueError(f"{kind!r} is no kind of change; there are {', '.join(CHANGES)}.")
     kinds = (kind,) if kind else rng.shuffled(("replace", "replace", "background", "remove"))
     for chosen in kinds:
-        change = {"replace": _replace, "background": _repaint, "remove": _remove}[chosen](scene, rng)
+        replace_one = functools.partial(_replace, shared_only=shared_only)
+        change = {"replace": replace_one, "background": _repaint, "remove": _remove}[chosen](scene, rng)
         if change is not None:
             return change
     raise ValueError(f"The scene allows no change of the kind {kind}.")
 
 
-def _replace(scene: Scene, rng: PortableRng) -> Change | None:
+def _replace(scene: Scene, rng: PortableRng, shared_only: bool) -> Change | None:
     pack = load_pack()
     item = rng.choice(scene.objects)
     artist, background = pack.artists.index(item.artist), list(BACKGROUNDS).index(scene.background)
     is_shown = pack.is_drawn[:, artist] & visible_on()[:, artist, background]
     # Also not named beside the one that leaves: the text has both.
-    names = [name for name in absent_concepts(scene) if is_shown[pack.concepts.index(name)]]
+    names = [name for name in absent_concepts(scene, shared_only) if is_shown[pack.concepts.index(name)]]
     if not names:
         return None
     other = rng.choice(names)

@@ -39,6 +39,11 @@ class Pack:
         """Which concepts each artist drew, `[concepts, artists]`."""
         return np.asarray(self.sprites[..., 3].any(axis=(2, 3)))
 
+    @functools.cached_property
+    def is_shared(self) -> np.ndarray:
+        """Which concepts all artists drew, `[concepts]`: those of the smaller world."""
+        return np.asarray(self.is_drawn.all(axis=1))
+
 
 @functools.cache
 def load_pack() -> Pack:

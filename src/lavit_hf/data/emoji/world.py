@@ -317,12 +317,14 @@ def rng_for(split: str, seed: int, index: Any, *purpose: Any) -> ArrayRng:
     return ArrayRng(seed, SPLITS.index(split), indices, *purpose)
 
 
-def sample_scene(split: str, seed: int, index: int) -> Scene:
+def sample_scene(split: str, seed: int, index: int, shared_only: bool = False) -> Scene:
     """Draws a scene; see [`sample_scenes`]."""
-    return sample_scenes(split, seed, [operator.index(index)]).to_scenes()[0]
+    return sample_scenes(split, seed, [operator.index(index)], shared_only).to_scenes()[0]
 
 
-def sample_scenes(split: str, seed: int, indices: Sequence[int] | np.ndarray) -> SceneArrays:
+def sample_scenes(
+    split: str, seed: int, indices: Sequence[int] | np.ndarray, shared_only: bool = False
+) -> SceneArrays:
     """Draws many scenes at once.
 
     Args:
@@ -332,6 +334,7 @@ def sample_scenes(split: str, seed: int, indices: Sequence[int] | np.ndarray) ->
             picture, or the crop of a screenshot.
         seed: Selects one of the sequences of scenes, not negative.
         indices: Which of that sequence; each scene depends on its own index alone.
+        shared_only: Whether to leave out concepts that an artist did not draw: a smaller world.
 
     Returns:
         Scenes with one to three objects: of different concepts, none hardly visible on its background, each in a
@@ -344,17 +347,18 @@ def sample_scenes(split: str, seed: int, indices: Sequence[int] | np.ndarray) ->
     pending, attempt = np.arange(len(indices)), 0
     result = SceneArrays(*(np.zeros(len(indices), dtype=np.int64) for _ in range(3)), *_empty_objects(len(indices)))
     while len(pending):
-        found, is_good = _draw(rng_for(split, seed, indices[pending], SCENE, attempt), split)
+        found, is_good = _draw(rng_for(split, seed, indices[pending], SCENE, attempt), split, shared_only)
         for field in fields(result):
             getattr(result, field.name)[pending[is_good]] = getattr(found, field.name)[is_good]
         pending, attempt = pending[~is_good], attempt + 1
     return result
 
 
-def _draw(rng: ArrayRng, split: str) -> tuple[SceneArrays, np.ndarray]:
+def _draw(rng: ArrayRng, split: str, shared_only: bool) -> tuple[SceneArrays, np.ndarray]:
     """Draws scenes, some of which the split does not have; the second tells which it has."""
     pack = load_pack()
-    held_out, num_concepts = held_out_pairs(), len(pack.concepts)
+    held_out = held_out_pairs()
+    known = np.flatnonzero(pack.is_shared) if shared_only else np.arange(len(pack.concepts))
     percent = rng.below(100)
     if split == "single":
         count = np.ones_like(percent)
@@ -362,12 +366,13 @@ def _draw(rng: ArrayRng, split: str) -> tuple[SceneArrays, np.ndarray]:
         count = np.where(percent < 53, 2, 3)
     else:
         count = np.select([percent < 25, percent < 65], [1, 2], 3)
-    concept = np.stack([rng.below(num_concepts) for _ in range(MAX_OBJECTS)], axis=-1)
-    partner = rng.below(np.maximum(held_out.sum(axis=1)[concept[:, 0]], 1))
+    concept = known[np.stack([rng.below(len(known)) for _ in range(MAX_OBJECTS)], axis=-1)]
+    partners = held_out[:, known][concept[:, 0]]
+    partner = rng.below(np.maximum(partners.sum(axis=1), 1))
     if split == "held_out":
         # The n-th partner of the first one.
-        order = np.argsort(~held_out[concept[:, 0]], axis=1, kind="stable")
-        concept[:, 1] = np.take_along_axis(order, partner[:, None], axis=1)[:, 0]
+        order = np.argsort(~partners, axis=1, kind="stable")
+        concept[:, 1] = known[np.take_along_axis(order, partner[:, None], axis=1)[:, 0]]
     is_there = np.arange(MAX_OBJECTS) < count[:, None]
     pairs = [(a, b) for a in range(MAX_OBJECTS) for b in range(a)]
     both = np.stack([is_there[:, a] & is_there[:, b] for a, b in pairs])
@@ -376,8 +381,8 @@ def _draw(rng: ArrayRng, split: str) -> tuple[SceneArrays, np.ndarray]:
     is_good = ~is_twice.any(axis=0) & (is_pair.any(axis=0) == (split == "held_out"))
 
     # One artist for all, or for each object another; who did not draw a concept leaves the scene to another try.
-    known = np.array(artists_of(split))
-    own = known[np.stack([rng.below(len(known)) for _ in range(MAX_OBJECTS)], axis=-1)]
+    artists = np.array(artists_of(split))
+    own = artists[np.stack([rng.below(len(artists)) for _ in range(MAX_OBJECTS)], axis=-1)]
     is_mixed = rng.below(100) < _MIXED_PERCENT
     artist = np.where(is_mixed[:, None], own, own[:, :1])
     is_good &= (pack.is_drawn[concept, artist] | ~is_there).all(axis=1)
