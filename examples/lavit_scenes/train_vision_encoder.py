@@ -22,6 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -77,7 +78,7 @@ class EncoderTrainingArguments(TrainingArguments):
 
 
 class LabeledScenes(Dataset):
-    """Pictures with labels of their patches and a caption, made when they are read.
+    """Pictures with labels of their patches and a caption, made when they are read, a batch at once.
 
     Args:
         world: What they are of.
@@ -97,16 +98,23 @@ class LabeledScenes(Dataset):
         return self.num_scenes
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        is_varied = sample_uniform(0, 0, index, "repaint") < self.repaint_probability
-        image, targets = self.world.labeled_picture(self.split, 0, index, self.patches_per_side, is_varied)
-        scene = self.world.sample_scene(self.split, 0, index)
-        return {
-            "image": image,
-            "caption": self.world.write_caption(scene, PortableRng(0, index, _CAPTION)),
-            "offset": torch.tensor(targets.offset).float(),
-            "is_object": torch.tensor(targets.is_object),
-            **{name: torch.tensor(labels) for name, labels in targets.classes.items()},
-        }
+        return self.__getitems__([index])[0]
+
+    def __getitems__(self, indices: list[int]) -> list[dict[str, Any]]:
+        is_varied = [sample_uniform(0, 0, index, "repaint") < self.repaint_probability for index in indices]
+        made = self.world.labeled_pictures(
+            self.split, 0, np.array(indices), self.patches_per_side, np.array(is_varied)
+        )
+        return [
+            {
+                "image": made.pixels[row],
+                "caption": self.world.write_caption(made.scenes[row], PortableRng(0, index, _CAPTION)),
+                "offset": torch.tensor(made.offset[row]).float(),
+                "is_object": torch.tensor(made.is_object[row]),
+                **{name: torch.tensor(labels[row]) for name, labels in made.classes.items()},
+            }
+            for row, index in enumerate(indices)
+        ]
 
 
 class LabeledSceneCollator:

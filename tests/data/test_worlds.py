@@ -35,20 +35,33 @@ def test_parts_of_facts_have_units(world: World) -> None:
 
 @worlds
 def test_labeled_pictures(world: World) -> None:
-    side = world.image_size // 8
-    for index in range(10):
-        picture, targets = world.labeled_picture("train", 0, index, side)
-        assert np.array_equal(np.asarray(picture), np.asarray(world.render(world.sample_scene("train", 0, index))))
-        assert set(targets.classes) == set(world.label_classes)
-        for name, labels in targets.classes.items():
-            assert labels.shape == (side**2,) and labels.min() >= 0 and labels.max() < world.label_classes[name]
-        assert targets.is_object.any() and not targets.offset[~targets.is_object].any()
-        varied, its = world.labeled_picture("train", 0, index, side, is_varied=True)
-        assert varied.size == picture.size and set(its.classes) == set(targets.classes)
-        again, _ = world.labeled_picture("train", 0, index, side, is_varied=True)
-        assert np.array_equal(np.asarray(varied), np.asarray(again))
-    differ = [world.labeled_picture("train", 0, index, side, is_varied=True)[1].classes for index in range(10)]
-    assert any((labels == IGNORED).any() for classes in differ for labels in classes.values())
+    side, indices = world.image_size // 8, np.arange(10)
+    made = world.labeled_pictures("train", 0, indices, side, np.zeros(10, dtype=bool))
+    for index, scene in enumerate(made.scenes):
+        assert scene == world.sample_scene("train", 0, index)
+        assert np.array_equal(made.pixels[index], np.asarray(world.render(scene)))
+    assert set(made.classes) == set(world.label_classes)
+    for name, labels in made.classes.items():
+        assert labels.shape == (10, side**2) and labels.min() >= 0 and labels.max() < world.label_classes[name]
+    assert made.is_object.any(axis=1).all() and not made.offset[~made.is_object].any()
+
+
+@worlds
+def test_a_labeled_picture_depends_on_its_own_index_and_looks_alone(world: World) -> None:
+    side, is_varied = world.image_size // 8, np.arange(10) % 3 == 0
+    made = world.labeled_pictures("train", 0, np.arange(10), side, is_varied)
+    for index in (7, 3, 6):
+        alone = world.labeled_pictures("train", 0, np.array([index]), side, is_varied[[index]])
+        assert alone.scenes == [made.scenes[index]]
+        assert np.array_equal(alone.pixels[0], made.pixels[index])
+        for labels, its in (
+            (made.offset, alone.offset),
+            *zip(made.classes.values(), alone.classes.values(), strict=True),
+        ):
+            assert np.array_equal(its[0], labels[index])
+    varied = world.labeled_pictures("train", 0, np.arange(10), side, np.ones(10, dtype=bool))
+    assert not np.array_equal(varied.pixels[1], made.pixels[1]) and np.array_equal(varied.pixels[3], made.pixels[3])
+    assert any((labels == IGNORED).any() for labels in varied.classes.values())
 
 
 @worlds

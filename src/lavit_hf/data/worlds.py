@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from PIL import Image
 
 from . import emoji, scenes
@@ -19,17 +20,21 @@ if TYPE_CHECKING:
 IGNORED = -100  # a label that losses leave out
 
 
-class PatchTargets(NamedTuple):
-    """What the patches of a picture show, in raster order.
+class LabeledPictures(NamedTuple):
+    """Pictures, and what their patches show, in raster order.
 
     Attributes:
-        classes: For each kind of label (`World.label_classes`) the label of every patch, `[num_patches]`; `IGNORED`
-            where it cannot be seen.
+        scenes: What is on them.
+        pixels: Bytes, `[batch, height, width, 3]`.
+        classes: For each kind of label (`World.label_classes`) the label of every patch, `[batch, num_patches]`;
+            `IGNORED` where it cannot be seen.
         offset: From the middle of the patch to that of its object, across and down, in sides of the picture,
-            `[num_patches, 2]`; 0 where there is none.
-        is_object: Where there is an object, `[num_patches]`.
+            `[batch, num_patches, 2]`; 0 where there is none.
+        is_object: Where there is an object, `[batch, num_patches]`.
     """
 
+    scenes: Sequence[Any]
+    pixels: np.ndarray
     classes: Mapping[str, np.ndarray]
     offset: np.ndarray
     is_object: np.ndarray
@@ -76,10 +81,10 @@ class World(Protocol):
     def render(self, scene: Any, /) -> Image.Image:
         """Draws a scene."""
 
-    def labeled_picture(
-        self, split: str, seed: int, index: int, patches_per_side: int, is_varied: bool = False
-    ) -> tuple[Image.Image, PatchTargets]:
-        """Draws a scene and labels its patches, optionally in looks that no scene has, to learn more than those."""
+    def labeled_pictures(
+        self, split: str, seed: int, indices: np.ndarray, patches_per_side: int, is_varied: np.ndarray
+    ) -> LabeledPictures:
+        """Draws scenes and labels their patches; some in looks that no scene has, to learn more than those."""
 
     def row(self, split: str, seed: int, index: int, /) -> dict[str, Any]:
         """Makes a row: `image`, `text`, `questions` and `scene`."""
@@ -168,17 +173,28 @@ class SceneWorld(_Common):
     def object_area(self, scene: scenes.Scene) -> float:
         return float(scenes.object_coverage(scene).sum()) / self.image_size**2
 
-    def labeled_picture(
-        self, split: str, seed: int, index: int, patches_per_side: int, is_varied: bool = False
-    ) -> tuple[Image.Image, PatchTargets]:
-        scene = scenes.sample_scene(split, seed, index)
-        labels = scenes.label_patches(scene, patches_per_side)
-        picture, color = scenes.render(scene), labels.color
-        if is_varied:
-            picture = scenes.repaint(scene, scenes.PortableRng(seed, index, _REPAINT))
-            color = np.full_like(color, IGNORED)
-        classes = {"shape": labels.shape, "color": color, "size": labels.size}
-        return picture, PatchTargets(classes, labels.offset, labels.is_object)
+    def labeled_pictures(
+        self, split: str, seed: int, indices: np.ndarray, patches_per_side: int, is_varied: np.ndarray
+    ) -> LabeledPictures:
+        found = [scenes.sample_scene(split, seed, int(index)) for index in indices]
+        labels = [scenes.label_patches(scene, patches_per_side) for scene in found]
+        pictures = [
+            scenes.repaint(scene, scenes.PortableRng(seed, int(index), _REPAINT)) if varied else scenes.render(scene)
+            for scene, index, varied in zip(found, indices, is_varied, strict=True)
+        ]
+        color = np.stack([its.color for its in labels])
+        color[is_varied] = IGNORED
+        return LabeledPictures(
+            found,
+            np.stack([np.asarray(picture) for picture in pictures]),
+            {
+                "shape": np.stack([its.shape for its in labels]),
+                "color": color,
+                "size": np.stack([its.size for its in labels]),
+            },
+            np.stack([its.offset for its in labels]),
+            np.stack([its.is_object for its in labels]),
+        )
 
     def parse_caption(self, text: str) -> scenes.Facts | None:
         try:
@@ -252,16 +268,32 @@ class EmojiWorld(_Common):
     def object_area(self, scene: emoji.Scene) -> float:
         return float(emoji.object_area(emoji.SceneArrays.from_scenes([scene]))[0])
 
-    def labeled_picture(
-        self, split: str, seed: int, index: int, patches_per_side: int, is_varied: bool = False
-    ) -> tuple[Image.Image, PatchTargets]:
-        arrays = emoji.sample_scenes(split, seed, [index], self._shared_only)
-        looks = emoji.draw_looks(split, seed, [index]) if is_varied else None
-        (pixels,) = emoji.render_scenes(arrays, looks=looks)
-        labels = emoji.label_patches(arrays, patches_per_side, looks=looks)
-        classes = {name: getattr(labels, name)[0].numpy() for name in ("concept", "background", "size")}
-        picture = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
-        return picture, PatchTargets(classes, labels.offset[0].numpy(), labels.is_object[0].numpy())
+    def labeled_pictures(
+        self, split: str, seed: int, indices: np.ndarray, patches_per_side: int, is_varied: np.ndarray
+    ) -> LabeledPictures:
+        found: dict[int, Any] = {}
+        rows, tensors = [], []
+        for varied in (False, True):
+            (chosen,) = np.nonzero(is_varied == varied)
+            if not len(chosen):
+                continue
+            arrays = emoji.sample_scenes(split, seed, indices[chosen], self._shared_only)
+            looks = emoji.draw_looks(split, seed, indices[chosen]) if varied else None
+            labels = emoji.label_patches(arrays, patches_per_side, looks=looks)
+            found |= zip(chosen.tolist(), arrays.to_scenes(), strict=True)
+            rows.append(chosen)
+            tensors.append((emoji.render_scenes(arrays, looks=looks), *labels, labels.is_object))
+        order = np.argsort(np.concatenate(rows))
+        pixels, concept, background, size, offset, is_object = (
+            torch.cat(of_both).numpy()[order] for of_both in zip(*tensors, strict=True)
+        )
+        return LabeledPictures(
+            [found[row] for row in range(len(indices))],
+            pixels.transpose(0, 2, 3, 1),
+            {"concept": concept, "background": background, "size": size},
+            offset,
+            is_object,
+        )
 
     def change_scene(self, scene: emoji.Scene, rng: scenes.PortableRng) -> tuple[str, emoji.Scene]:
         text, after, _ = emoji.change_scene(scene, rng, shared_only=self._shared_only)
@@ -303,4 +335,4 @@ def find_world(name: str) -> World:
     return WORLDS[name]
 
 
-__all__ = ["IGNORED", "WORLDS", "PatchTargets", "World", "find_world"]
+__all__ = ["IGNORED", "WORLDS", "LabeledPictures", "World", "find_world"]
