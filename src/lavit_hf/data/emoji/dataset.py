@@ -8,13 +8,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
+from PIL import Image
 
 from .. import collect_rows, import_datasets
 from ..scenes.world import PortableRng
 from .language import ask_questions, write_caption
 from .looks import draw_looks
-from .pictures import IMAGE_SIZE, PatchLabels, check_image_size, label_patches, render, render_scenes
-from .world import CAPTION, QUESTIONS, SPLITS, SceneArrays, rng_for, sample_scene, sample_scenes
+from .pictures import IMAGE_SIZE, PatchLabels, check_image_size, label_patches, render_scenes
+from .world import CAPTION, QUESTIONS, SPLITS, SceneArrays, rng_for, sample_scenes
 
 if TYPE_CHECKING:
     import datasets  # type: ignore[import-untyped]
@@ -50,7 +51,9 @@ def make_emoji(
     """
     datasets = import_datasets()
     _check(split, seed, image_size, num_scenes)
-    rows = (emoji_row(split, seed, index, image_size, shared_only) for index in range(num_scenes))
+    starts = range(0, num_scenes, _SCENES_AT_ONCE)
+    parts = (np.arange(start, min(start + _SCENES_AT_ONCE, num_scenes)) for start in starts)
+    rows = (row for indices in parts for row in _make_rows(split, seed, indices, image_size, shared_only))
     return collect_rows(rows, _features(datasets))
 
 
@@ -58,16 +61,28 @@ def emoji_row(
     split: str, seed: int, index: int, image_size: int = IMAGE_SIZE, shared_only: bool = False
 ) -> dict[str, Any]:
     """Makes row `index` of the dataset, the picture as the content of a PNG file; needs no `datasets`."""
-    scene = sample_scene(split, seed, index, shared_only)
-    file = io.BytesIO()
-    render(scene, image_size).save(file, format="PNG")
-    questions = ask_questions(scene, _text_rng(split, seed, index, QUESTIONS), shared_only)
-    return {
-        "image": {"bytes": file.getvalue(), "path": None},
-        "text": write_caption(scene, _text_rng(split, seed, index, CAPTION)),
-        "questions": [question._asdict() for question in questions],
-        "scene": scene.to_dict(),
-    }
+    return next(_make_rows(split, seed, np.array([index]), image_size, shared_only))
+
+
+def _make_rows(
+    split: str, seed: int, indices: np.ndarray, image_size: int, shared_only: bool
+) -> Iterator[dict[str, Any]]:
+    """Makes rows whose scenes are drawn at once, which is many times as fast as one by one."""
+    arrays = sample_scenes(split, seed, indices, shared_only)
+    pictures = render_scenes(arrays, image_size).permute(0, 2, 3, 1).numpy()
+    for index, scene, picture in zip(indices.tolist(), arrays.to_scenes(), pictures, strict=True):
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, format="PNG")
+        questions = ask_questions(scene, _text_rng(split, seed, index, QUESTIONS), shared_only)
+        yield {
+            "image": {"bytes": file.getvalue(), "path": None},
+            "text": write_caption(scene, _text_rng(split, seed, index, CAPTION)),
+            "questions": [question._asdict() for question in questions],
+            "scene": scene.to_dict(),
+        }
+
+
+_SCENES_AT_ONCE = 256
 
 
 class EmojiBatch(NamedTuple):
