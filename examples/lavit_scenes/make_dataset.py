@@ -57,7 +57,7 @@ def make_row(args: Arguments, index: int) -> dict[str, Any]:
     elif kind < args.question_share + args.layout_share:
         row |= {"prompt": world.write_layout(scene), "text": "<image>"}
     elif kind < args.question_share + args.layout_share + args.change_share:
-        change, changed = world.change_scene(scene, rng)
+        change, changed, _ = world.change_scene(scene, rng)
         row["images"].append(changed)
         row |= {"prompt": f"<image>{change}", "text": "<image>"}
     else:

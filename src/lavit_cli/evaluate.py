@@ -41,6 +41,7 @@ class EvaluationTask(StrEnum):
     vqa = "vqa"
     text_to_image = "text-to-image"
     reconstruction = "reconstruction"
+    editing = "editing"
     all = "all"
 
 
@@ -246,7 +247,7 @@ def evaluate(
     if benchmark is None:
         settings = evaluation.EvaluationSettings(
             given_data,
-            tasks=tuple(evaluation.TASKS) if EvaluationTask.all in given_tasks else [one.value for one in given_tasks],
+            tasks=() if EvaluationTask.all in given_tasks else [one.value for one in given_tasks],
             splits=split or (),
             num_samples=num_samples,
             num_drawings=num_drawings,

@@ -22,10 +22,10 @@ def test_all_tasks_of_scenes_in_one_command(lavit, random_checkpoint: Path, tmp_
     found = [(part["task"], part["split"], part["num_samples"]) for part in metrics["results"]]
     assert [(task, split) for task, split, _ in found] == [
         (task, split)
-        for task in ("caption", "vqa", "text-to-image", "reconstruction")
+        for task in ("caption", "vqa", "text-to-image", "reconstruction", "editing")
         for split in ("validation", "held_out")
     ]
-    assert [count for task, _, count in found if task != "vqa"] == [3, 3, 2, 2, 2, 2]
+    assert [count for task, _, count in found if task != "vqa"] == [3, 3, 2, 2, 2, 2, 2, 2]
     assert metrics["checkpoint"] == random_checkpoint.name
     assert metrics["results"][0]["options"]["max_new_tokens"] == 4
     assert metrics["results"][-1]["options"]["num_inference_steps"] == 2

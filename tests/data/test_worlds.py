@@ -77,7 +77,7 @@ def test_texts_have_every_word(world: World) -> None:
 def test_a_change_is_another_scene(world: World) -> None:
     for index in range(10):
         scene = world.sample_scene("train", 0, index)
-        text, changed = world.change_scene(scene, PortableRng(index))
+        text, changed, _ = world.change_scene(scene, PortableRng(index))
         assert text and world.facts_of(changed) != world.facts_of(scene)
         assert isinstance(world.render(changed), Image.Image)
 

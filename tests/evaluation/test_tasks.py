@@ -76,7 +76,7 @@ def other_data(samples, **values) -> EvaluationData:
 
 @pytest.mark.parametrize(
     ("name", "options"),
-    [("caption", SHORT), ("vqa", {}), ("text-to-image", FAST), ("reconstruction", FAST)],
+    [("caption", SHORT), ("vqa", {}), ("text-to-image", FAST), ("reconstruction", FAST), ("editing", FAST)],
 )
 def test_a_sample_does_not_depend_on_the_others(evaluated, name, options):
     data = read_scenes(name, None, 5 if name != "vqa" else 1)
@@ -215,6 +215,42 @@ def test_reconstructions_are_those_of_the_pipeline(evaluated):
         assert predicted.picture.tobytes() == picture.tobytes()
         assert predicted.values["codes"] == codes.tolist()
         assert predicted.values["num_tokens"]["discrete"] == len(codes)
+
+
+@pytest.mark.parametrize("name", ["scenes", "emoji-small"])
+def test_a_changed_picture_is_right_if_the_change_alone_is_there(evaluated, tmp_path, name):
+    world = WORLDS[name]
+    data = read_scenes("editing", None, 8, world)
+    records, kinds = [], []
+    for index, sample in enumerate(data.samples):
+        after, before = (world.scene_from_dict(sample.meta[name]) for name in ("scene", "before"))
+        assert sample.open_image().tobytes() == world.render(before).tobytes() != world.render(after).tobytes()
+        world.render(after if index < 5 else before).save(tmp_path / f"{index}.png")
+        records.append(record(sample, picture=f"{index}.png", codes=[1]))
+        kinds.append(sample.meta["kind"])
+    task = TASKS["editing"](data)
+    found = task.score(evaluated, records, tmp_path)
+    assert (found["fully_right"].value, found["unchanged"].value) == (5 / 8, 3 / 8)
+    assert found["judge_on_truth/fully_right"].value == 1.0
+    for kind in set(kinds):
+        right = sum(its == kind for its in kinds[:5])
+        assert (found[f"fully_right/{kind}"].value, found[f"fully_right/{kind}"].n) == (
+            right / kinds.count(kind),
+            kinds.count(kind),
+        )
+    shown = [task.show(sample, row, tmp_path) for sample, row in zip(data.samples, records, strict=True)]
+    assert [one.is_right for one in shown] == [True] * 5 + [False] * 3
+
+
+def test_changes_are_drawn_after_the_picture(evaluated):
+    data = read_scenes("editing", None, 2)
+    task = TASKS["editing"](data, FAST)
+    predictions = task.predict(evaluated, data.samples)
+    prompts = [[sample.open_image(), sample.references[0]] for sample in data.samples]
+    generators = [task.generator(sample, "drawing") for sample in data.samples]
+    output = evaluated.pipeline(None)(prompts, num_inference_steps=2, top_k=50, temperature=1.0, generator=generators)
+    for predicted, picture in zip(predictions, output.images, strict=True):
+        assert predicted.picture.tobytes() == picture.tobytes()
 
 
 def test_the_best_of_several_drawings_is_kept(evaluated, tmp_path):

@@ -101,8 +101,8 @@ class World(Protocol):
     def ask_questions(self, scene: Any, rng: scenes.PortableRng, /) -> Sequence[tuple[str, str, str]]:
         """Asks questions: with answer and kind; the last is for yes or no."""
 
-    def change_scene(self, scene: Any, rng: scenes.PortableRng, /) -> tuple[str, Any]:
-        """Returns words for a change, and the scene after it."""
+    def change_scene(self, scene: Any, rng: scenes.PortableRng, /) -> tuple[str, Any, str]:
+        """Returns words for a change, the scene after it, and which kind of change it is."""
 
     def parse_caption(self, text: str, /) -> Any | None:
         """Reads facts from a caption; `None` if it is not worded as captions are."""
@@ -162,10 +162,12 @@ class SceneWorld(_Common):
     ask_questions = staticmethod(scenes.ask_questions)
     facts_of = staticmethod(scenes.facts_of)
     judge = staticmethod(scenes.judge)
-    change_scene = staticmethod(scenes.change_scene)
 
     def make_dataset(self, split: str, num_scenes: int, seed: int = 0) -> datasets.Dataset:
         return scenes.make_scenes(split, num_scenes, seed)
+
+    def change_scene(self, scene: scenes.Scene, rng: scenes.PortableRng) -> tuple[str, scenes.Scene, str]:
+        return *scenes.change_scene(scene, rng), "background"
 
     def num_objects(self, scene: scenes.Scene) -> int:
         return len(scene.objects)
@@ -295,9 +297,8 @@ class EmojiWorld(_Common):
             is_object,
         )
 
-    def change_scene(self, scene: emoji.Scene, rng: scenes.PortableRng) -> tuple[str, emoji.Scene]:
-        text, after, _ = emoji.change_scene(scene, rng, shared_only=self._shared_only)
-        return text, after
+    def change_scene(self, scene: emoji.Scene, rng: scenes.PortableRng) -> tuple[str, emoji.Scene, str]:
+        return emoji.change_scene(scene, rng, shared_only=self._shared_only)
 
     def parse_caption(self, text: str) -> emoji.Facts | None:
         try:

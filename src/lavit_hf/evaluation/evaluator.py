@@ -26,7 +26,7 @@ from .data.samples import Columns, EvaluationSample
 from .duration import estimate_hours, format_hours
 from .original_tasks import LAVIT, ORIGINAL_TASKS, PLAIN, PROTOCOLS, describe_protocol
 from .predictions import PredictionDirectory, write_samples_page
-from .tasks import TASKS, Task
+from .tasks import TASKS, Task, tasks_for
 
 METRICS = "metrics.json"
 _PACKAGES = (
@@ -49,7 +49,7 @@ class EvaluationSettings:
 
     Attributes:
         data: What the samples are read from; this and what is not described here is as for [`read_data`].
-        tasks: Names of tasks, all by default.
+        tasks: Names of tasks; none for all that the data are for.
         splits: Every task is evaluated on each of them; by default on the one that `read_data` chooses.
         num_samples: How many images or questions at most, the first ones.
         num_drawings: The same for tasks that draw; `num_samples` by default.
@@ -65,7 +65,7 @@ class EvaluationSettings:
     """
 
     data: str
-    tasks: Sequence[str] = tuple(TASKS)
+    tasks: Sequence[str] = ()
     splits: Sequence[str] = ()
     num_samples: int | None = None
     num_drawings: int | None = None
@@ -78,6 +78,9 @@ class EvaluationSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     benchmark: str | None = None
     protocol: str = PLAIN
+
+    def __post_init__(self) -> None:
+        self.tasks = self.tasks or tasks_for(self.data)
 
 
 def benchmark_settings(

@@ -32,8 +32,8 @@ from ..utils.progress import Progress, progress_bar
 from ..utils.seeds import sample_seed
 from .checkpoint import EvaluatedCheckpoint
 from .data.samples import EvaluationData, EvaluationSample
-from .facts import Comparison, compare_facts, measure_facts, read_facts, wrong_parts
-from .measurement import Measurement, measure_correlation, measure_mean
+from .facts import WHOLE, Comparison, compare_facts, measure_facts, read_facts, wrong_parts
+from .measurement import Measurement, measure_correlation, measure_mean, measure_share
 from .metrics import load_metric
 from .metrics.images import ClipSimilarity
 
@@ -84,6 +84,7 @@ class Task(ABC):
     name: ClassVar[str]
     draws: ClassVar[bool] = False
     sees_images: ClassVar[bool] = True
+    needs_world: ClassVar[bool] = False
     scoring_options: ClassVar[tuple[str, ...]] = ()
     """Options that predictions do not depend on."""
     protocol: ClassVar[str] = PLAIN
@@ -591,9 +592,71 @@ class ReconstructionTask(Task):
         return show_scene(self.data, sample, record, open_picture(record, folder), lines)
 
 
+class EditingTask(Task):
+    """Draws pictures of a world again, with one thing changed ("the same with a dog instead of the cat").
+
+    Right is a drawing on which that is changed, and everything else is what and where it was.
+    """
+
+    name = "editing"
+    draws = True
+    needs_world = True
+
+    @classmethod
+    def default_options(cls, data: EvaluationData) -> dict[str, Any]:
+        return {name: _DRAWING[name] for name in ("decoder", *_PIPELINE_OPTIONS)} | {BUDGET: None}
+
+    def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
+        output = checkpoint.pipeline(self.options["decoder"])(
+            [[sample.open_image(), sample.references[0]] for sample in samples],
+            num_image_tokens=self.options[BUDGET],
+            generator=[self.generator(sample, "drawing") for sample in samples],
+            **{name: self.options[name] for name in _PIPELINE_OPTIONS},
+        )
+        return [
+            Prediction({"codes": codes.tolist()}, picture)
+            for picture, codes in zip(output.images, output.codes, strict=True)
+        ]
+
+    def score(
+        self, checkpoint: EvaluatedCheckpoint, records: Sequence[Record], folder: Path
+    ) -> dict[str, Measurement]:
+        world = _world_of(self.data)
+        seen = [world.facts_of(world.judge(open_picture(record, folder))) for record in records]
+        after, before = (
+            [world.scene_from_dict(record["meta"][name]) for record in records] for name in ("scene", "before")
+        )
+        drawn = [compare_facts(facts, scene, world) for facts, scene in zip(seen, after, strict=True)]
+        on_truth = (world.facts_of(world.judge(world.render(scene))) for scene in after)
+        true = [compare_facts(facts, scene, world) for facts, scene in zip(on_truth, after, strict=True)]
+        is_copy = [facts == world.facts_of(scene) for facts, scene in zip(seen, before, strict=True)]
+        found = measure_facts(drawn, world=world)
+        kinds = [record["meta"]["kind"] for record in records]
+        for kind in sorted(set(kinds)):
+            right = [one[WHOLE][0] for one, its in zip(drawn, kinds, strict=True) if its == kind]
+            found[f"{WHOLE}/{kind}"] = measure_share(sum(right), len(right), "scenes")
+        found["unchanged"] = measure_share(sum(is_copy), len(is_copy), "scenes")
+        return {**found, **measure_facts(true, "judge_on_truth/", world)}
+
+    def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
+        lines = [("change", record["references"][0])]
+        return show_scene(self.data, sample, record, open_picture(record, folder), lines)
+
+
+def _world_of(data: EvaluationData) -> World:
+    if data.world is None:
+        raise ValueError(f"The task editing is for made scenes, which {data.name} is not.")
+    return data.world
+
+
 TASKS: dict[str, type[Task]] = {
-    task.name: task for task in (CaptionTask, VqaTask, TextToImageTask, ReconstructionTask)
+    task.name: task for task in (CaptionTask, VqaTask, TextToImageTask, ReconstructionTask, EditingTask)
 }
+
+
+def tasks_for(data: str) -> tuple[str, ...]:
+    """Names the tasks that the data of a name may be for: all of a world, the others without editing."""
+    return tuple(name for name, task in TASKS.items() if data in WORLDS or not task.needs_world)
 
 
 __all__ = [
@@ -601,6 +664,7 @@ __all__ = [
     "PLAIN",
     "TASKS",
     "CaptionTask",
+    "EditingTask",
     "Prediction",
     "ReconstructionTask",
     "Record",
@@ -614,5 +678,6 @@ __all__ = [
     "score_scenes",
     "score_texts",
     "show_scene",
+    "tasks_for",
     "tokenize_images",
 ]

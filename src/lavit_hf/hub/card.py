@@ -50,6 +50,7 @@ _TASKS = {
     "vqa": "visual-question-answering",
     "text-to-image": "text-to-image",
     "reconstruction": "image-to-image",
+    "editing": "image-to-image",
 }
 _INTRODUCTION = """# {name}
 

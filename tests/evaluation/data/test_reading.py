@@ -76,6 +76,7 @@ def test_all_else_is_a_table(write, tmp_path, folder, add_image, monkeypatch):
         ("caption", {}, "holds no captions"),
         ("vqa", {"split": "val"}, "leave --split out"),
         ("vqa", {"num_samples": 0}, "at least 1"),
+        ("editing", {}, "for made scenes"),
     ],
 )
 def test_what_does_not_fit_is_refused(write, folder, add_image, task, options, message):

@@ -274,9 +274,8 @@ def _ask_relation(scene: Scene, rng: PortableRng) -> Question | None:
 
 def _ask_yes_no(scene: Scene, rng: PortableRng, shared_only: bool) -> Question:
     is_true = rng.below(2) == 1
-    claim_existence = functools.partial(_claim_existence, shared_only=shared_only)
-    ask = rng.choice((claim_existence, claim_existence, _claim_background, _claim_relation))
-    claim = ask(scene, rng, is_true) or claim_existence(scene, rng, is_true)
+    ask = rng.choice((_claim_existence, _claim_existence, _claim_background, _claim_relation))
+    claim = ask(scene, rng, is_true, shared_only) or _claim_existence(scene, rng, is_true, shared_only)
     return Question(claim, "yes" if is_true else "no", "yes_no")
 
 
@@ -285,12 +284,12 @@ def _claim_existence(scene: Scene, rng: PortableRng, is_true: bool, shared_only:
     return f"{_is(concept, True)} there {with_article(concept)}?"
 
 
-def _claim_background(scene: Scene, rng: PortableRng, is_true: bool) -> str:
+def _claim_background(scene: Scene, rng: PortableRng, is_true: bool, shared_only: bool) -> str:
     others = [color for color in BACKGROUNDS if color != scene.background]
     return f"Is the background {scene.background if is_true else rng.choice(others)}?"
 
 
-def _claim_relation(scene: Scene, rng: PortableRng, is_true: bool) -> str | None:
+def _claim_relation(scene: Scene, rng: PortableRng, is_true: bool, shared_only: bool) -> str | None:
     facing = _facing(scene)
     if not facing:
         return None
@@ -342,8 +341,7 @@ def change_scene(scene: Scene, rng: PortableRng, kind: str | None = None, shared
         raise ValueError(f"{kind!r} is no kind of change; there are {', '.join(CHANGES)}.")
     kinds = (kind,) if kind else rng.shuffled(("replace", "replace", "background", "remove"))
     for chosen in kinds:
-        replace_one = functools.partial(_replace, shared_only=shared_only)
-        change = {"replace": replace_one, "background": _repaint, "remove": _remove}[chosen](scene, rng)
+        change = {"replace": _replace, "background": _repaint, "remove": _remove}[chosen](scene, rng, shared_only)
         if change is not None:
             return change
     raise ValueError(f"The scene allows no change of the kind {kind}.")
@@ -365,7 +363,7 @@ def _replace(scene: Scene, rng: PortableRng, shared_only: bool) -> Change | None
     return Change(text, replace(scene, objects=objects), "replace")
 
 
-def _repaint(scene: Scene, rng: PortableRng) -> Change | None:
+def _repaint(scene: Scene, rng: PortableRng, shared_only: bool) -> Change | None:
     pack = load_pack()
     visible = visible_on()
     allowed = [
@@ -380,7 +378,7 @@ def _repaint(scene: Scene, rng: PortableRng) -> Change | None:
     return Change(f"the same on {with_article('background', other)}", replace(scene, background=other), "background")
 
 
-def _remove(scene: Scene, rng: PortableRng) -> Change | None:
+def _remove(scene: Scene, rng: PortableRng, shared_only: bool) -> Change | None:
     if len(scene.objects) < 2:
         return None
     item = rng.choice(scene.objects)

@@ -61,6 +61,8 @@ def read_data(
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"The number of samples must be at least 1, got {num_samples}.")
+    if task == "editing" and name not in WORLDS:
+        raise ValueError(f"The task editing is for made scenes ({', '.join(WORLDS)}), which {name} is not.")
     if name in WORLDS:
         return read_scenes(task, split, num_samples, WORLDS[name])
     path = Path(name)

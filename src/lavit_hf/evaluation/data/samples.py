@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 from PIL import Image
 
 from ...data.loading import load_data
+from ...data.scenes import PortableRng
 from ...data.worlds import WORLDS, World
 from ...processing.tokenization_lavit import check_text
 from ...training.dataset import read_images
@@ -97,6 +98,7 @@ class EvaluationData:
 
 
 _DEFAULT_COUNT = 1000
+_CHANGE = 4000  # of random choices; those of worlds are below
 _SEED = 0  # the validation and held-out scenes are none of the training's, whatever the seeds
 
 
@@ -106,7 +108,8 @@ def read_scenes(
     """Makes samples of scenes.
 
     Args:
-        task: For `"vqa"`, a sample is a question, of which a scene has four to seven; otherwise a scene.
+        task: For `"vqa"`, a sample is a question, of which a scene has four to seven; for `"editing"` a scene with
+            words that change it; otherwise a scene.
         split: One of the world's, by default the second, `"validation"`.
         num_samples: How many scenes, by default 1000; more of them begin with the same.
         world: What they are of.
@@ -126,6 +129,11 @@ def read_scenes(
 def _read(world: World, task: str, split: str, index: int) -> list[EvaluationSample]:
     row = world.row(split, _SEED, index)
     scene_id = f"{index:06d}"
+    if task == "editing":
+        before = world.scene_from_dict(row["scene"])
+        text, after, kind = world.change_scene(before, PortableRng(_SEED, index, _CHANGE))
+        meta = {"scene": after.to_dict(), "before": before.to_dict(), "kind": kind}
+        return [EvaluationSample(scene_id, row["image"], (text,), meta=meta)]
     if task != "vqa":
         return [EvaluationSample(scene_id, row["image"], (row["text"],), meta={"scene": row["scene"]})]
     return [
