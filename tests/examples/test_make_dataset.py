@@ -7,7 +7,7 @@ import pytest
 
 from lavit_hf.data.scenes import place_of, write_layout
 
-FOLDER = Path(__file__).resolve().parents[2] / "examples" / "lavit_scenes"
+FOLDER = Path(__file__).resolve().parents[2] / "examples" / "worlds"
 
 
 @pytest.fixture

@@ -17,7 +17,8 @@ def test_the_committed_card_is_written_by_the_script(tmp_path: Path, monkeypatch
     checkpoint = shutil.copytree(committed, tmp_path / "lavit-scenes")
     for name in ("README.md", "metrics.json"):
         (checkpoint / name).unlink()
-    arguments = ["--checkpoint", str(checkpoint), "--metrics", str(committed / "metrics.json")]
-    importlib.import_module("lavit_scenes.write_card").main(arguments)
+    arguments = ["--checkpoint", str(checkpoint), "--name", "lavit-scenes"]
+    arguments += ["--metrics", str(committed / "metrics.json"), "--text", str(EXAMPLES / "lavit_scenes/model_card.md")]
+    importlib.import_module("worlds.write_card").main(arguments)
     for name in ("README.md", "metrics.json"):
         assert (checkpoint / name).read_text(encoding="utf-8") == (committed / name).read_text(encoding="utf-8")

@@ -35,7 +35,7 @@ STAGE_3 = [*TRAINER, "--pixel_decoder", CHECKPOINT, "--visual_tokenizer", CHECKP
         ("train_pixel_decoder", STAGE_3, "full disk"),
         ("train_pixel_decoder", STAGE_3, "no directory"),
         ("train_lm", STAGE_2, "full disk"),
-        ("lavit_scenes/make_dataset", ["--num_rows", 200], "full disk"),
+        ("worlds/make_dataset", ["--num_rows", 200], "full disk"),
     ],
 )
 def test_one_line_instead_of_a_traceback(python, tmp_path, script, options, obstacle):
@@ -74,7 +74,7 @@ def test_every_script_does_so(script):
 )
 def test_recipes_stay_in_their_directories(monkeypatch, tmp_path, capsys, stages, message):
     monkeypatch.syspath_prepend(EXAMPLES)
-    main = importlib.import_module("lavit_scenes.train").main
+    main = importlib.import_module("worlds.train").main
     (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(stages))
     with pytest.raises(SystemExit):
         main(["--recipe", str(tmp_path / "recipe.yaml"), "--output_dir", str(tmp_path / "out")])

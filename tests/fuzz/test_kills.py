@@ -104,7 +104,7 @@ WRITERS = {
         *("--pooled_size", 0, "--kmeans_tokens_per_code", 1),
     ),
     "train_vision_encoder": trainer_script(
-        *("lavit_scenes/train_vision_encoder.py", "--config", "{inputs}/vision.json"),
+        *("worlds/train_vision_encoder.py", "--config", "{inputs}/vision.json"),
         *("--num_scenes", 12, "--num_eval_scenes", 4),
     ),
     "train_autoencoder": trainer_script(
@@ -120,18 +120,16 @@ WRITERS = {
         *("train_pixel_decoder.py", *_SCENES, "--pixel_decoder", TINY, "--visual_tokenizer", TINY),
     ),
     "carry_selector": script(
-        *("lavit_scenes/carry_selector.py", "--visual_tokenizer", TINY, "--vision_model", TINY, "--output_dir", OUT),
+        *("worlds/carry_selector.py", "--visual_tokenizer", TINY, "--vision_model", TINY, "--output_dir", OUT),
         *("--max_steps", 6, "--batch_size", 4),
         results=("*.safetensors",),
     ),
-    "make_dataset": script(
-        "lavit_scenes/make_dataset.py", "--output_dir", OUT, "--num_rows", 60, results=("*.arrow",)
-    ),
+    "make_dataset": script("worlds/make_dataset.py", "--output_dir", OUT, "--num_rows", 60, results=("*.arrow",)),
     "assemble lavit-scenes": script(
-        *("lavit_scenes/assemble.py", "--trained", "{inputs}/trained", "--output_dir", OUT), results=("*.safetensors",)
+        *("worlds/assemble.py", "--trained", "{inputs}/trained", "--output_dir", OUT), results=("*.safetensors",)
     ),
     "recipe": script(
-        *("lavit_scenes/train.py", "--output_dir", OUT, "--recipe", "{inputs}/recipe.yaml"), results=("*.safetensors",)
+        *("worlds/train.py", "--output_dir", OUT, "--recipe", "{inputs}/recipe.yaml"), results=("*.safetensors",)
     ),
 }
 

@@ -1,9 +1,9 @@
-"""Writes the model card of lavit-scenes: its text, the facts that its files tell, and what was measured.
+"""Writes the model card of a trained checkpoint: its text, the facts that its files tell, and what was measured.
 
 Run it after `lavit evaluate`:
 
-    python examples/lavit_scenes/write_card.py --checkpoint out/lavit-scenes/checkpoint \
-        --metrics out/lavit-scenes/evaluation/metrics.json
+    python examples/worlds/write_card.py --checkpoint out/lavit-scenes/checkpoint --name lavit-scenes \
+        --text examples/lavit_scenes/model_card.md --metrics out/lavit-scenes/evaluation/metrics.json
 """
 
 from __future__ import annotations
@@ -18,25 +18,24 @@ from huggingface_hub import ModelCardData
 from lavit_hf.hub import Origin, prepare
 from lavit_hf.training import exit_on_write_errors
 
-HERE = Path(__file__).resolve().parent
-NAME = "lavit-scenes"
-
 
 def main(arguments: list[str] | None = None) -> None:
     """Writes `README.md` and `metrics.json` into the checkpoint."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", type=Path, required=True, help="directory of assemble.py")
+    parser.add_argument("--name", required=True, help="name of the checkpoint")
+    parser.add_argument("--text", type=Path, required=True, help="what the card says, in Markdown")
     parser.add_argument("--metrics", type=Path, required=True, help="what lavit evaluate measured")
     args = parser.parse_args(arguments)
     metrics = json.loads(args.metrics.read_text(encoding="utf-8"))
     # Where it was evaluated is nobody's business, and differs from machine to machine.
     for part in (metrics, *metrics["results"]):
-        part["checkpoint"] = NAME
+        part["checkpoint"] = args.name
     (args.checkpoint / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n", encoding="utf-8")
-    text = (HERE / "model_card.md").read_text(encoding="utf-8")
+    text = args.text.read_text(encoding="utf-8")
     data = ModelCardData(license="apache-2.0")
     (args.checkpoint / "README.md").write_text(f"---\n{data.to_yaml()}\n---\n\n{text}", encoding="utf-8")
-    with prepare(args.checkpoint, NAME, Origin()) as publication:
+    with prepare(args.checkpoint, args.name, Origin()) as publication:
         shutil.copyfile(publication.files["README.md"], args.checkpoint / "README.md")
 
 

@@ -1,6 +1,6 @@
-"""Trains a checkpoint from nothing, stage by stage, as a recipe says: lavit-scenes, by default.
+"""Trains a checkpoint from nothing on a made world, stage by stage, as a recipe says.
 
-    python examples/lavit_scenes/train.py --output_dir out/lavit-scenes
+    python examples/worlds/train.py --recipe examples/lavit_scenes/recipe.yaml --output_dir out/lavit-scenes
 
 Finished stages are skipped, and an interrupted one goes on from its last checkpoint: after an interruption, run the
 same command again. Where a stage was changed or run anew, those made from it have to be removed. `--only` runs some
@@ -21,7 +21,7 @@ import yaml
 
 from lavit_hf.training import exit_on_write_errors
 
-HERE = Path(__file__).resolve().parent
+EXAMPLES = Path(__file__).resolve().parents[1]
 _DONE = (
     "finished.yaml"  # in the directory of a stage that is finished: what it was, what of, when, and how long it took
 )
@@ -30,8 +30,8 @@ _DONE = (
 def main(arguments: list[str] | None = None) -> None:
     """Runs all stages that are not finished."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--output_dir", type=Path, default=Path("out/lavit-scenes"), help="where everything goes")
-    parser.add_argument("--recipe", type=Path, default=HERE / "recipe.yaml", help="the stages and their options")
+    parser.add_argument("--output_dir", type=Path, required=True, help="where everything goes")
+    parser.add_argument("--recipe", type=Path, required=True, help="the stages and their options")
     parser.add_argument("--only", nargs="+", metavar="STAGE", help="stages to run, by default all")
     args = parser.parse_args(arguments)
     stages = yaml.safe_load(args.recipe.read_text(encoding="utf-8"))
@@ -44,7 +44,7 @@ def main(arguments: list[str] | None = None) -> None:
     except ValueError as error:
         parser.error(str(error))
     for name in args.only or stages:
-        run_stage(name, stages[name], args.output_dir)
+        run_stage(name, stages[name], args.output_dir, args.recipe.resolve().parent)
 
 
 def check_paths(stages: dict[str, Any], recipe: Path) -> None:
@@ -57,12 +57,18 @@ def check_paths(stages: dict[str, Any], recipe: Path) -> None:
         if not re.fullmatch(r"\w+", str(name)):
             raise ValueError(f"{recipe}: {name!r} cannot be the name of a stage, which is also that of its directory.")
         script = stage.get("script") if isinstance(stage, dict) else None
-        if not isinstance(script, str) or not (HERE.parent / script).resolve().is_relative_to(HERE.parent):
+        if not isinstance(script, str) or not (EXAMPLES / script).resolve().is_relative_to(EXAMPLES):
             raise ValueError(f"{recipe}: the stage {name} has no script of these examples, but {script!r}.")
 
 
-def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
+def run_stage(name: str, stage: dict[str, Any], out: Path, here: Path) -> None:
     """Runs a stage as a process of its own, with a log beside its directory.
+
+    Args:
+        name: Its name, and that of its directory.
+        stage: Its script and options.
+        out: Where the directories of all stages are.
+        here: Where the recipe is.
 
     Raises:
         SystemExit: If it fails, or was finished with other options or from other stages.
@@ -78,8 +84,8 @@ def run_stage(name: str, stage: dict[str, Any], out: Path) -> None:
         print(f"{name}: finished before")
         return
     folder.mkdir(parents=True, exist_ok=True)
-    command = [sys.executable, str(HERE.parent / stage["script"]), *options(stage, out), "--output_dir", str(folder)]
-    command += resume(stage, folder)
+    words = [*options(stage, out, here), "--output_dir", str(folder), *resume(folder)]
+    command = [sys.executable, str(EXAMPLES / stage["script"]), *words]
     log, start = out / f"{name}.log", time.monotonic()
     print(f"{name}: {' '.join(command)} >> {log}", flush=True)
     with log.open("a", encoding="utf-8") as file:
@@ -106,19 +112,16 @@ def sources(stage: dict[str, Any]) -> list[str]:
     return sorted(set(re.findall(r"\{out\}/(\w+)", yaml.safe_dump(stage))))
 
 
-def options(stage: dict[str, Any], out: Path) -> list[str]:
+def options(stage: dict[str, Any], out: Path, here: Path) -> list[str]:
     """Options of a stage as words of a command line."""
     words = []
     for option, value in (stage.get("options") or {}).items():
-        values = [
-            str(one).format(out=out, here=HERE, examples=HERE.parent)
-            for one in (value if isinstance(value, list) else [value])
-        ]
+        values = [str(one).format(out=out, here=here) for one in (value if isinstance(value, list) else [value])]
         words += [f"--{option}", *values]
     return words
 
 
-def resume(stage: dict[str, Any], folder: Path) -> list[str]:
+def resume(folder: Path) -> list[str]:
     """What tells a script to go on from its last complete checkpoint; it knows best which that is."""
     return ["--resume_from_checkpoint", "latest"] if any(folder.glob("checkpoint-*")) else []
 

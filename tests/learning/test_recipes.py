@@ -1,4 +1,4 @@
-"""The recipes of both worlds, with a few steps per stage: every script runs, and together they make a checkpoint."""
+"""The recipes of all worlds, with a few steps per stage: every script runs, and together they make a checkpoint."""
 
 import importlib
 import json
@@ -13,7 +13,7 @@ from PIL import Image
 
 from lavit_hf import LavitTextToImagePipeline
 
-HERE = Path(__file__).resolve().parents[2] / "examples" / "lavit_scenes"
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 VISION = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4}
 TEXT = {
     "hidden_size": 32,
@@ -22,7 +22,7 @@ TEXT = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
 }
-UNET = {"block_out_channels": [16, 16, 16], "attention_head_dim": 8, "norm_num_groups": 4, "cross_attention_dim": 16}
+UNET = {"attention_head_dim": 8, "norm_num_groups": 4, "cross_attention_dim": 16}
 # What makes a stage small, beside the sizes of its networks.
 _ENCODER = {"max_steps": 2, "num_scenes": 8, "num_eval_scenes": 4, "per_device_train_batch_size": 4}
 _TOKENIZER = {
@@ -56,36 +56,42 @@ FEW: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(params=["lavit_scenes", "lavit_emoji"])
+@pytest.fixture(params=["lavit_scenes/recipe", "lavit_emoji/recipe", "lavit_emoji/small"])
 def small_recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The real recipe with other sizes."""
-    folder = HERE.parent / request.param
-    sizes = {"vision_encoder": VISION, "language_model": TEXT, "unet": UNET}
-    for name, changes in sizes.items():
-        config = json.loads((folder / f"{name}.json").read_text())
-        (tmp_path / f"{name}.json").write_text(json.dumps({**config, **changes}))
-    recipe = yaml.safe_load((folder / "recipe.yaml").read_text())
+    original = EXAMPLES / f"{request.param}.yaml"
+    recipe = yaml.safe_load(original.read_text())
+    sizes = {
+        ("shape_encoder", "config"): VISION,
+        ("vision_encoder", "config"): VISION,
+        ("language_model", "config"): TEXT,
+        ("pixel_decoder", "unet_config"): UNET,
+    }
+    for (stage, option), changes in sizes.items():
+        config = json.loads(Path(recipe[stage]["options"][option].format(here=original.parent)).read_text())
+        if "block_out_channels" in config:
+            changes = {**changes, "block_out_channels": [16] * len(config["block_out_channels"])}
+        recipe[stage]["options"][option] = str(tmp_path / f"{stage}.json")
+        (tmp_path / f"{stage}.json").write_text(json.dumps({**config, **changes}))
+    vae_config = recipe["autoencoder"]["options"]["vae_config"]
+    recipe["autoencoder"]["options"]["vae_config"] = vae_config.format(here=original.parent)
     for stage, few in FEW.items():
         recipe[stage]["options"].update(few)
-    if request.param == "lavit_emoji":  # a selector that has hardly learned drops everything
+    if "emoji" in request.param:  # a selector that has hardly learned drops everything
         recipe["selector"]["options"].update(keep_rate=0.9, learning_rate=0.02, selector_steps=5)
-    for stage in ("shape_encoder", "vision_encoder"):
-        recipe[stage]["options"]["config"] = str(tmp_path / "vision_encoder.json")
-    recipe["language_model"]["options"]["config"] = str(tmp_path / "language_model.json")
-    recipe["pixel_decoder"]["options"]["unet_config"] = str(tmp_path / "unet.json")
     path = tmp_path / "recipe.yaml"
     path.write_text(yaml.safe_dump(recipe, sort_keys=False))
     return path
 
 
 def run(name: str, *arguments: Any) -> None:
-    importlib.import_module(f"lavit_scenes.{name}").main([str(argument) for argument in arguments])
+    importlib.import_module(f"worlds.{name}").main([str(argument) for argument in arguments])
 
 
 def test_the_recipe_makes_a_checkpoint(
     small_recipe: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
-    monkeypatch.syspath_prepend(HERE.parent)
+    monkeypatch.syspath_prepend(EXAMPLES)
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
     trained, checkpoint = tmp_path / "trained", tmp_path / "checkpoint"
     run("train", "--output_dir", trained, "--recipe", small_recipe)
@@ -114,11 +120,11 @@ def test_the_recipe_makes_a_checkpoint(
 
 
 def test_what_was_made_from_an_earlier_stage_is_stale(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(HERE.parent)
+    monkeypatch.syspath_prepend(EXAMPLES)
     out, recipe = tmp_path / "out", tmp_path / "recipe.yaml"
     copy = {"script": "copy.py", "options": {"source": "{out}/first"}}
     recipe.write_text(yaml.safe_dump({"first": {"script": "copy.py"}, "second": copy}, sort_keys=False))
-    train = importlib.import_module("lavit_scenes.train")
+    train = importlib.import_module("worlds.train")
     monkeypatch.setattr(train.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0))
     run("train", "--output_dir", out, "--recipe", recipe)
     run("train", "--output_dir", out, "--recipe", recipe)
@@ -130,9 +136,9 @@ def test_what_was_made_from_an_earlier_stage_is_stale(tmp_path: Path, monkeypatc
 
 
 def test_a_stage_that_fails_says_where_to_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(HERE.parent)
+    monkeypatch.syspath_prepend(EXAMPLES)
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(yaml.safe_dump({"dataset": {"script": "lavit_scenes/make_dataset.py", "options": {"what": 1}}}))
+    recipe.write_text(yaml.safe_dump({"dataset": {"script": "worlds/make_dataset.py", "options": {"what": 1}}}))
     with pytest.raises(SystemExit, match=r"dataset failed with exit status .*dataset\.log"):
         run("train", "--output_dir", tmp_path / "out", "--recipe", recipe)
     assert "--what" in (tmp_path / "out" / "dataset.log").read_text()

@@ -1,6 +1,6 @@
 """Carries a selector over to an encoder that was trained further.
 
-    python examples/lavit_scenes/carry_selector.py --visual_tokenizer out/lavit-scenes/selector/visual_tokenizer \
+    python examples/worlds/carry_selector.py --visual_tokenizer out/lavit-scenes/selector/visual_tokenizer \
         --vision_model out/lavit-scenes/vision_encoder --output_dir out/lavit-scenes/carried
 
 Once features tell where patches are, those of the background help to rebuild a picture about as much as those of

@@ -1,6 +1,6 @@
 """Trains a small vision encoder on scenes: what LaVIT takes from EVA-CLIP, this one learns from labels of patches.
 
-    python examples/lavit_scenes/train_vision_encoder.py --config examples/lavit_scenes/vision_encoder.json \
+    python examples/worlds/train_vision_encoder.py --config examples/lavit_scenes/vision_encoder.json \
         --output_dir out/lavit-scenes/vision_encoder --max_steps 2000
 
 From the features of every patch, linear layers (thrown away afterwards) have to tell what the object there is, its
@@ -207,10 +207,18 @@ class VisionEncoderForScenes(nn.Module):
         found = {}
         for values, name in zip(logits, self.classes, strict=True):
             target = labels[name]
-            errors = F.cross_entropy(values.transpose(1, 2), target, ignore_index=IGNORED, reduction="sum")
-            loss = loss + errors / (target != IGNORED).sum().clamp_min(1)
+            loss = loss + self.label_loss(values, target, is_object)
             found[name] = values.argmax(dim=-1)
         return {"loss": loss, **found}
+
+    def label_loss(self, scores: torch.Tensor, target: torch.Tensor, is_object: torch.Tensor) -> torch.Tensor:
+        """How well scores, `[batch, num_patches, classes]`, tell labels; objects count as much as all else."""
+        errors = F.cross_entropy(scores.transpose(1, 2), target, ignore_index=IGNORED, reduction="none")
+        loss = errors.new_zeros(())
+        for patches in (is_object, ~is_object):
+            is_told = patches & (target != IGNORED)
+            loss = loss + errors[is_told].sum() / is_told.sum().clamp_min(1)
+        return loss
 
     def contrastive_loss(self, features: torch.Tensor, words: torch.Tensor) -> torch.Tensor:
         """How well pictures and captions, as bags of words, find each other in the batch, as CLIP learns it.

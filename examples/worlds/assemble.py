@@ -1,6 +1,6 @@
 """Puts the trained parts together as one Hub-style directory, in half precision.
 
-    python examples/lavit_scenes/assemble.py --trained out/lavit-scenes --output_dir out/lavit-scenes/checkpoint
+    python examples/worlds/assemble.py --trained out/lavit-scenes --output_dir out/lavit-scenes/checkpoint
 
 Weights are stored as float16 and loaded as float32, which the configuration says: on a CPU half precision is slow.
 """
@@ -18,8 +18,6 @@ from transformers import GenerationConfig, HfArgumentParser
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitPixelDecoderPipeline
 from lavit_hf.training import exit_on_write_errors
 
-_GUIDANCE = 1.5  # of 1, 1.5 and 4 the one that draws most scenes right
-
 
 @dataclass
 class Arguments:
@@ -27,6 +25,7 @@ class Arguments:
 
     trained: Path = field(metadata={"help": "Directory of train.py."})
     output_dir: Path = field(metadata={"help": "Directory to write."})
+    guidance: float = field(default=1.5, metadata={"help": "How much drawings follow their prompts by default."})
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -41,7 +40,7 @@ def main(arguments: list[str] | None = None) -> None:
     end = processor.tokenizer.eos_token_id
     # Captions and answers are short and certain: no beams, and answers of one word.
     model.generation_config = GenerationConfig(
-        eos_token_id=end, pad_token_id=end, num_beams=1, min_new_tokens=1, drawing_guidance_scale=_GUIDANCE
+        eos_token_id=end, pad_token_id=end, num_beams=1, min_new_tokens=1, drawing_guidance_scale=args.guidance
     )
     model.half().save_pretrained(args.output_dir)
     processor.save_pretrained(args.output_dir)

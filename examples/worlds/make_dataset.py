@@ -1,6 +1,6 @@
 """Makes the dataset of stage 2: pictures of scenes with captions, questions, layouts, and changes to draw.
 
-    python examples/lavit_scenes/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
+    python examples/worlds/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
 
 Rows are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
 `messages`), and drawings from a prompt (`images`, `prompt`, `text`): from a layout, which lists all objects and their

@@ -1,6 +1,6 @@
 """Makes the language model that becomes a LaVIT: a small Llama with random weights, and its tokenizer.
 
-    python examples/lavit_scenes/make_language_model.py --config examples/lavit_scenes/language_model.json \
+    python examples/worlds/make_language_model.py --config examples/lavit_scenes/language_model.json \
         --output_dir out/lavit-scenes/language_model
 
 The tokenizer is a byte-level BPE learned from captions, questions and layouts of a world of scenes, so that every word
