@@ -14,7 +14,7 @@ import os
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -109,17 +109,19 @@ def read_sample(
         image_root: As in `read_images`.
 
     Returns:
-        `images`, or `codes` if the row has them; `text`; and `prompt` and `messages` if the row has them.
+        `images`, and `codes` if the row has them (then there may be no `images`); `text`; and `prompt` and `messages`
+        if the row has them.
 
     Raises:
         ValueError: If it is bad.
     """
     sample: dict[str, Any] = {}
+    pictures = row.get("images", row.get("image"))
     if row.get("codes") is not None:
         sample["codes"] = _read_codes(row["codes"])
-    else:
-        sample["images"] = read_images(row.get("images", row.get("image")), image_root)
-    num_images = len(sample["codes"] if "codes" in sample else sample["images"])
+    if pictures is not None or "codes" not in sample:
+        sample["images"] = read_images(pictures, image_root)
+    num_images = len(image_contents(sample))
     sample["text"] = row.get("text")
     if row.get("prompt") is not None:
         sample["prompt"] = row["prompt"]
@@ -158,18 +160,44 @@ def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
     return parts
 
 
-def place_images(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The messages of a sample of `read_sample`, with every image (or list of codes) at its place.
+class ImageContent(NamedTuple):
+    """What is known of an image of a row: itself, its codes, or both."""
 
-    Parts of type `image` have theirs under `image`: their own, or the sample's in order of appearance.
+    image: Any = None
+    codes: list[int] | None = None
+
+
+def image_contents(sample: Mapping[str, Any]) -> list[ImageContent]:
+    """What is known of the images of a sample of `read_sample`.
+
+    Raises:
+        ValueError: If it has images and codes, but not as many.
     """
-    given = iter(sample["codes"] if "codes" in sample else sample["images"])
+    images, codes = sample.get("images"), sample.get("codes")
+    if codes is None:
+        return [ImageContent(image) for image in images or []]
+    if images is None:
+        return [ImageContent(codes=of_image) for of_image in codes]
+    if len(images) != len(codes):
+        raise ValueError(f"it has {len(images)} image(s), but codes of {len(codes)}")
+    return [ImageContent(*pair) for pair in zip(images, codes, strict=True)]
+
+
+def place_images(sample: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """The messages of a sample of `read_sample`, with every image at its place.
+
+    Parts of type `image` have theirs under `image`, an `ImageContent`: their own, or the sample's in order of
+    appearance.
+    """
+    given = iter(image_contents(sample))
     messages = []
     for message in sample["messages"]:
         content = message["content"]
         if not isinstance(content, str):
             content = [
-                part if part["type"] != "image" or "image" in part else {**part, "image": next(given)}
+                {**part, "image": ImageContent(part["image"]) if "image" in part else next(given)}
+                if part["type"] == "image"
+                else part
                 for part in content
             ]
         messages.append({"role": message["role"], "content": content})
@@ -347,8 +375,9 @@ class TrainingDataset(FollowsEpoch, Dataset):
     """Samples of a `datasets.Dataset` (or of a list of dictionaries), ready for the collators of this package.
 
     A sample is `{"images": [RGB images], "text": str or None, "sample_id": int, "epoch": int}`. Rows that were
-    tokenized before have `"codes"` (a list of codes per image) instead of `"images"`; `"prompt"` and `"messages"` are
-    handed on if the dataset has such columns. `sample_id` is the row's index, or its column of this name.
+    tokenized before have `"codes"` (a list of codes per image) instead of `"images"`, or beside them; `"prompt"` and
+    `"messages"` are handed on if the dataset has such columns. `sample_id` is the row's index, or its column of this
+    name.
 
     A sample is bad if an image cannot be decoded (of the column or of a message), if its text, or all that the
     assistant says, is missing or blank, or if the `<image>` placeholders in its text are not as many as its images.
@@ -374,8 +403,6 @@ class TrainingDataset(FollowsEpoch, Dataset):
         ValueError: If it is empty or lacks a column.
     """
 
-    _codes_replace_images = True
-
     def __init__(
         self,
         dataset: Any,
@@ -396,7 +423,7 @@ class TrainingDataset(FollowsEpoch, Dataset):
         if on_bad_sample not in ("skip", "raise"):
             raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
         names = list(getattr(dataset, "column_names", None) or dataset[0])
-        self.image_column = "codes" if "codes" in names and self._codes_replace_images else image_column
+        self.image_column = "codes" if "codes" in names and image_column not in names else image_column
         self.text_column = text_column
         self.on_bad_sample = on_bad_sample
         self.image_root = image_root
@@ -450,11 +477,9 @@ class TrainingDataset(FollowsEpoch, Dataset):
         return (_LazySample(self, index) for index in range(len(self)))
 
     def _read(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        pictures = row.get(self.image_column)
-        if self.image_column == "codes" and pictures is None:
-            pictures = []
         named = {
-            "codes" if self.image_column == "codes" else "images": pictures,
+            "images": None if self.image_column == "codes" else row.get(self.image_column),
+            "codes": row.get("codes"),
             "text": None if self.text_column is None else row.get(self.text_column),
             "prompt": row.get("prompt"),
             "messages": row.get("messages"),

@@ -215,6 +215,29 @@ def test_which_words_are_wrong_does_not_depend_on_the_batch(processor):
     assert is_changed.any() and (together != clean)[-len(alone) :][is_changed].all()
 
 
+def test_an_image_with_codes_is_read_as_features_and_drawn_from_them(processor, monkeypatch):
+    row = {"images": [picture()], "codes": [[5, 6, 7]], "text": "a", "sample_id": 0}
+    monkeypatch.setattr(processor, "tokenize_images", None)  # nothing is encoded
+    read = LavitDataCollator(processor, image_first_probability=1.0, keep_rate_range=(0.5, 0.5))([row])
+    assert len(read["pixel_values"]) == 1 and read["num_image_tokens"].tolist() == [processor.image_seq_length // 2]
+    drawn = LavitDataCollator(processor, image_first_probability=0.0, condition_dropout=0.0)([row])
+    assert "pixel_values" not in drawn
+    codes = processor.tokenizer.convert_codes_to_ids([5, 6, 7])
+    assert drawn["input_ids"][0, -5:-2].tolist() == drawn["labels"][0, -5:-2].tolist() == codes
+    chat = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "again"}]},
+        {"role": "assistant", "content": [{"type": "image"}]},
+    ]
+    both = {"images": [picture(), picture(1)], "codes": [[1], [5, 6, 7]], "messages": chat, "sample_id": 0}
+    batch = LavitDataCollator(processor)([both])
+    assert len(batch["pixel_values"]) == 1
+    ids, labels = batch["input_ids"][0].tolist(), batch["labels"][0].tolist()
+    first = ids.index(codes[0])
+    assert ids[first : first + 3] == labels[first : first + 3] == codes
+    with pytest.raises(ValueError, match=r"it has 2 image\(s\), but codes of 1"):
+        LavitDataCollator(processor)([{**both, "codes": [[1]]}])
+
+
 def test_codes_need_no_images(processor):
     processor.visual_tokenizer = None
     tokenized = {"codes": [[5, 6, 7]], "text": "a", "sample_id": 0}

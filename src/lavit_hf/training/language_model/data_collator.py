@@ -17,7 +17,7 @@ from torch.utils.data import get_worker_info
 
 from ...processing.processing_lavit import ImageTextProcessor
 from ...utils.seeds import sample_seed, sample_uniform
-from ..dataset import FollowsEpoch, complete_row, place_images
+from ..dataset import FollowsEpoch, ImageContent, complete_row, image_contents, place_images
 
 IGNORED = -100  # what a loss of transformers skips
 
@@ -29,11 +29,11 @@ class Segment:
     Attributes:
         text: The text; that of a chat comes as ids.
         learned_from: Where in the text (a character) begins what is learned; before that it is a prompt.
-        image: The image in RGB; `None` if its codes are known instead.
+        image: The image in RGB; `None` if its codes alone are known.
         codes: Its codes, if they are known already.
-        use: What an image is there for; `None` of text. `"read"` is read, as features or as the codes that it has,
-            `"bare"` is read as codes alone, without start and end, as generation reads pictures in the prompt of a
-            drawing; `"drawn"` is learned, as codes.
+        use: What an image is there for; `None` of text. `"read"` is read, as features, or as codes where those are all
+            there is, `"bare"` is read as codes alone, without start and end, as generation reads pictures in the
+            prompt of a drawing; `"drawn"` is learned, as codes.
         ids: The ids.
         is_learned: A mark at every id that is learned.
         pixel_values: Of an image that is read as features, what the model encodes, `[channels, height, width]`.
@@ -51,9 +51,14 @@ class Segment:
     num_tokens: int | None = None
 
     @classmethod
-    def of_image(cls, content: Any, use: str) -> Segment:
-        """A segment of an image, or of a list of codes."""
-        return cls(codes=content, use=use) if isinstance(content, list) else cls(image=content, use=use)
+    def of_image(cls, content: ImageContent, use: str) -> Segment:
+        """A segment of an image of a row."""
+        return cls(image=content.image, codes=content.codes, use=use)
+
+    @property
+    def has_known_ids(self) -> bool:
+        """Whether codes that are known already are what this image becomes."""
+        return self.codes is not None and (self.image is None or self.use != "read")
 
     def set_ids(self, ids: Sequence[int]) -> None:
         """Gives an image its ids: all of them are learned, or none."""
@@ -160,7 +165,7 @@ def arrange_sample(
     """
     prompt, text = sample.get("prompt") or "", sample["text"]
     has_prompt = sample.get("prompt") is not None
-    contents = sample["codes"] if "codes" in sample else sample["images"]
+    contents = image_contents(sample)
     if image_token not in prompt + text and contents:
         if has_prompt or is_image_first:
             prompt = image_token * len(contents) + prompt
@@ -267,7 +272,8 @@ class LavitDataCollator(FollowsEpoch):
       the answer, which alone is learned. `<image>` in an answer is an image to draw; the prompt's images then enter as
       bare codes, as they do when such a prompt is drawn;
     - `messages`: what the assistant says or draws is learned;
-    - `codes` instead of images: as above, with codes in either order, and without any image processing.
+    - `codes` instead of images: as above, with codes in either order, and without any image processing;
+    - `codes` beside images: images are read as features, and drawn from these codes.
 
     After what is learned comes the end of text, learned as well. Decisions depend on seed, epoch and `sample_id` (and
     the wrong words of `text_noise` on the rest of the batch).
@@ -387,7 +393,7 @@ class LavitDataCollator(FollowsEpoch):
         segments = self._order(sample, key)
         if self.keep_rate_range is not None:
             low, high = self.keep_rate_range
-            images = [segment for segment in segments if segment.image is not None]
+            images = [segment for segment in segments if segment.use is not None and not segment.has_known_ids]
             for index, segment in enumerate(images):
                 rate = low + (high - low) * sample_uniform(*key, f"keep rate/{index}")
                 segment.num_tokens = max(round(rate * self.processor.image_seq_length), 1)
@@ -408,10 +414,10 @@ class LavitDataCollator(FollowsEpoch):
         self._tokenize([segment for segment in segments if segment.use is None and not segment.ids])
         images = [segment for segment in segments if segment.use is not None]
         for segment in images:
-            if segment.codes is not None:
+            if segment.has_known_ids:
                 ids = self.processor.tokenizer.convert_codes_to_ids(segment.codes)
                 segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
-        images = [segment for segment in images if segment.codes is None]
+        images = [segment for segment in images if not segment.has_known_ids]
         self._encode([segment for segment in images if segment.use != "read"])
         self._preprocess([segment for segment in images if segment.use == "read"])
 

@@ -141,7 +141,7 @@ class GenerationMetrics:
         ]
 
     def _ask(self, sample: Mapping[str, Any]) -> _Question | None:
-        if sample.get("codes"):
+        if sample.get("codes") and not sample.get("images"):
             raise ValueError(f"Sample {sample['sample_id']} has codes; generation is evaluated on images.")
         question = _question_of_chat(sample) if "messages" in sample else self._question_of_text(sample)
         return question if question.prompt and question.answer else None
@@ -161,6 +161,12 @@ class GenerationMetrics:
 def _question_of_chat(sample: Mapping[str, Any]) -> _Question:
     """What comes before the assistant's last text; a turn of the user's after it is of no account."""
     messages = place_images(sample)
+    for message in messages:
+        if not isinstance(message["content"], str):
+            message["content"] = [
+                {**part, "image": part["image"].image} if part["type"] == "image" else part
+                for part in message["content"]
+            ]
     answers = [_leading_text(message) if message["role"] == "assistant" else "" for message in messages]
     last = max((index for index, answer in enumerate(answers) if answer), default=0)
     return _Question(messages[:last], answers[last])

@@ -16,7 +16,7 @@ from ..dataset import TrainingDataset, complete_row
 
 
 class PixelDecoderDataset(TrainingDataset):
-    """A [`TrainingDataset`] of images without text, which keeps the images of rows that have codes as well.
+    """A [`TrainingDataset`] of images without text.
 
     Args:
         dataset: A `datasets.Dataset`, or a sequence of dictionaries. A column `codes` holds a list of codes per image.
@@ -24,8 +24,6 @@ class PixelDecoderDataset(TrainingDataset):
         on_bad_sample: As in [`TrainingDataset`].
         image_root: As in [`TrainingDataset`].
     """
-
-    _codes_replace_images = False
 
     def __init__(
         self,
@@ -35,12 +33,8 @@ class PixelDecoderDataset(TrainingDataset):
         image_root: str | os.PathLike[str] | None = None,
     ) -> None:
         super().__init__(dataset, image_column, text_column=None, on_bad_sample=on_bad_sample, image_root=image_root)
-
-    def _read(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        sample = super()._read(row, index)
-        if row.get("codes") is not None:
-            sample["codes"] = [list(codes) for codes in row["codes"]]
-        return sample
+        if self.image_column != image_column:
+            raise ValueError(f"The dataset has no column {image_column!r} for `image_column`: codes alone do not do.")
 
 
 Box = tuple[int, int, int, int]
