@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         trainer.eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)
     VisualTokenizerCallback(on_failure=method_args.on_failure).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save(trainer, image_processor)
+    save(trainer, image_processor, warns=method_args.on_failure != "ignore")
     if train_dataset.bad_samples:
         print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
     if data_args.eval_split is not None:
@@ -231,14 +231,14 @@ def load_split(data_args: DataArguments, split: str, num_rows: int) -> TrainingD
     return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample, image_root=root)
 
 
-def save(trainer: Trainer, image_processor: LavitImageProcessorPil) -> None:
+def save(trainer: Trainer, image_processor: LavitImageProcessorPil, warns: bool) -> None:
     """Saves the whole, to go on from, and its two parts, for the other stages."""
     trainer.save_model()
     trainer.save_state()
     if not trainer.is_world_process_zero():
         return
     model: Any = trainer.model
-    if model.phase != "quantized":
+    if warns and model.phase != "quantized":
         print(
             f"Training ended in phase {model.phase!r}: the codes mean nothing yet. Train longer, or quantize earlier."
         )
