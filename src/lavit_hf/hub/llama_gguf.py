@@ -24,6 +24,9 @@ from .files import PublishError
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _RESERVED = re.compile(r"<reserved_\d+>")
+# A noncharacter of Unicode, which no text holds: the export names special tokens with it, so that text spells none. Text
+# becomes all special tokens that it spells, or none: and servers add some of their own, which it has to become.
+NEVER_TYPED = "\ufdd0"
 _SPACE = "\u2581"  # sentencepiece's mark of a space
 # Of sentencepiece's tokenizers, as `processing/tokenization_lavit.py` writes them.
 _PREFIX_SPACE = {
@@ -44,7 +47,7 @@ def require_gguf() -> Any:
     try:
         import gguf
     except ImportError as error:
-        raise ImportError("Writing a GGUF file needs llama.cpp's package for it: pip install gguf") from error
+        raise ImportError("A GGUF file needs llama.cpp's writer: pip install 'lavit-hf[gguf]'") from error
     return gguf
 
 
@@ -65,7 +68,7 @@ def tokenizer_kind(spec: dict[str, Any]) -> str | None:
     return None
 
 
-def write_gguf(source: Path, target: Path, visual_names: set[str], progress: Progress) -> None:
+def write_gguf(source: Path, target: Path, progress: Progress) -> None:
     """Writes the directory of a plain Llama as one file, in the precision that it is stored in.
 
     Vectors become float32, as llama.cpp wants them.
@@ -73,7 +76,6 @@ def write_gguf(source: Path, target: Path, visual_names: set[str], progress: Pro
     Args:
         source: The directory, with `config.json`, `tokenizer.json`, `tokenizer_config.json` and weights.
         target: The file.
-        visual_names: Tokens that no text becomes, not even one that spells them.
         progress: Told the number of bytes of every tensor.
 
     Raises:
@@ -85,7 +87,7 @@ def write_gguf(source: Path, target: Path, visual_names: set[str], progress: Pro
     weights = Weights(find_weights(source, "model"))
     writer = gguf.GGUFWriter(target, "llama")
     _add_sizes(writer, config, gguf)
-    _add_tokenizer(writer, source, visual_names, config.vocab_size, gguf)
+    _add_tokenizer(writer, source, config.vocab_size, gguf)
     plan = list(_plan(config, weights, gguf))
     for stored, name, kind in plan:
         header = weights.headers[stored]
@@ -167,7 +169,7 @@ def _reorder(tensor: torch.Tensor, name: str, config: LlamaConfig) -> torch.Tens
     return tensor.unflatten(0, (heads, 2, -1)).transpose(1, 2).reshape(tensor.shape)
 
 
-def _add_tokenizer(writer: Any, source: Path, visual_names: set[str], vocab_size: int, gguf: Any) -> None:
+def _add_tokenizer(writer: Any, source: Path, vocab_size: int, gguf: Any) -> None:
     spec = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     settings = read_json_object(source / "tokenizer_config.json")
     kind = tokenizer_kind(spec)
@@ -195,17 +197,17 @@ def _add_tokenizer(writer: Any, source: Path, visual_names: set[str], vocab_size
         return types.UNUSED if _RESERVED.fullmatch(name) else types.NORMAL
 
     tokens = [names.get(index, f"<reserved_{index}>") for index in range(vocab_size)]
+    ids = {name: index for index, name in enumerate(tokens)}
     merges = [tuple(merge) if not isinstance(merge, str) else merge.split(" ") for merge in spec["model"]["merges"]]
     writer.add_tokenizer_model("gpt2" if kind == "gpt-2" else kind)
     writer.add_tokenizer_pre(kind if kind == "gpt-2" else "default")
-    writer.add_token_list(tokens)
+    writer.add_token_list([name.removesuffix(NEVER_TYPED) for name in tokens])
     writer.add_token_types([token_type(name) for name in tokens])
     if kind == "gpt-2":
         writer.add_token_merges([" ".join(merge) for merge in merges])
     else:
         writer.add_token_scores(_scores(tokens, merges))
         writer.add_add_space_prefix(True)
-    ids = {name: index for index, name in enumerate(tokens)}
     for name, token in special.items():
         getattr(writer, f"add_{name}_token_id")(ids[token])
     writer.add_add_bos_token(False)
