@@ -51,8 +51,8 @@ def export_llama(
 
     Its vocabulary is that of the whole model: text, image start, image end, visual codes. So it computes the same
     logits for text and for images as codes, and is served by what serves Llama. Images as continuous features need the
-    whole model, or a server that takes embeddings; the row of their placeholder stays, if it has one, and is suppressed
-    in generation. A `README.md` there tells how to serve it.
+    whole model, or a server that takes embeddings; the row of their placeholder stays, if it has one, and is not
+    generated. A `README.md` there tells how to serve it.
 
     Args:
         checkpoint: Directory of a LaVIT around a Llama.
@@ -207,14 +207,14 @@ def _rename(content: dict[str, Any], names: Mapping[str, str]) -> None:
 def _readme(config: LavitConfig, folder: Path, gguf: bool) -> str:
     generation = read_object(folder / "generation_config.json")
     start, end = config.boi_token_id, config.eoi_token_id
-    codes = range(config.visual_token_offset, config.visual_token_offset + config.visual_tokenizer_config.codebook_size)
+    first = config.visual_token_offset
     shortest = generation.get("min_new_tokens")
     text = _README.format(
         text=start - 1,
         start=start,
         end=end,
-        first=codes[0],
-        last=codes[-1],
+        first=first,
+        last=first + config.visual_tokenizer_config.codebook_size - 1,
         placeholder=config.image_token_id,
         shortest=f', "min_tokens": {shortest}' if shortest else "",
     )

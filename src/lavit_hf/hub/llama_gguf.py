@@ -24,8 +24,8 @@ from .files import PublishError
 
 _BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _RESERVED = re.compile(r"<reserved_\d+>")
-# A noncharacter of Unicode, which no text holds: the export names special tokens with it, so that text spells none. Text
-# becomes all special tokens that it spells, or none: and servers add some of their own, which it has to become.
+# A noncharacter of Unicode, which no text holds: the export names special tokens with it, so that text spells none of
+# them. Text becomes all special tokens that it spells, or none, and servers add their own, which it must become.
 NEVER_TYPED = "\ufdd0"
 _SPACE = "\u2581"  # sentencepiece's mark of a space
 # Of sentencepiece's tokenizers, as `processing/tokenization_lavit.py` writes them.
