@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-newest test-lmms test-learning fuzz conformance conformance-peers lint types format docs dist clean
+.PHONY: help install demo test test-lowest test-newest test-lmms test-serving test-learning fuzz conformance conformance-peers lint types format docs dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which 
 	$(BIN)/lavit demo --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance --ignore tests/lmms
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance --ignore tests/lmms --ignore tests/engines
 
 test-lowest: ## Run all tests with the lowest versions that setup.cfg allows
 	$(MAKE) test VENV=.venv-lowest CONSTRAINTS=constraints-lowest.txt
@@ -46,6 +46,15 @@ test-lmms: ## Run a task of lmms-eval on LaVIT; installs lmms-eval
 	.venv-lmms/bin/python -c 'import torchvision' 2> /dev/null || .venv-lmms/bin/python -m pip uninstall --yes torchvision
 	.venv-lmms/bin/pytest -q tests/lmms
 
+# So have vLLM, for a CPU here, and llama.cpp, of which there are wheels. vLLM brings torchvision and torchcodec for CUDA, which
+# do not run here, and asks for a transformers older than this package does, which it runs with all the same.
+test-serving: ## Run vLLM and llama.cpp on the default checkpoint, for half an hour; installs them
+	test -x .venv-serving/bin/python || $(PYTHON) -m venv .venv-serving
+	.venv-serving/bin/python -m pip install --disable-pip-version-check --requirement tests/engines/requirements.txt
+	.venv-serving/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
+	.venv-serving/bin/python -m pip install --disable-pip-version-check --no-deps transformers==5.20.2 --editable .
+	.venv-serving/bin/pytest -q tests/engines
+
 lint: $(INSTALLED) ## Check style and spelling
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -74,7 +83,7 @@ dist: ## Build the wheel and the source distribution, check them, and try the wh
 install: $(INSTALLED) ## Install into .venv (the other commands do it by themselves)
 
 clean: ## Remove .venv and everything made by tools
-	rm -rf $(VENV) .venv-lowest .venv-newest .venv-lmms .venv-dist build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
+	rm -rf $(VENV) .venv-lowest .venv-newest .venv-lmms .venv-serving .venv-dist build dist src/*.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .cache out
 
 # The stamp makes a second run start at once; a change of the requirements installs again.
 $(INSTALLED): setup.cfg pyproject.toml $(CONSTRAINTS) | $(BIN)/python

@@ -4,7 +4,8 @@
         --output_dir out/lavit-scenes/language_model
 
 The tokenizer is a byte-level BPE learned from captions, questions and layouts of a world of scenes, so that every word
-of theirs becomes one token, while any other text can be written, too.
+of theirs becomes one token, while any other text can be written, too. It splits text as GPT-2's does, a kind that
+llama.cpp knows: `lavit export-llama --gguf` writes it.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ class Arguments:
 def make_tokenizer(world: str, vocab_size: int) -> PreTrainedTokenizerFast:
     """Learns a tokenizer from captions, questions and answers, worded as the model will see them."""
     backend = Tokenizer(models.BPE())
+    # As GPT-2's: with another kind, llama.cpp would read text as other ids (tests/hub/test_llama_gguf.py).
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.train_from_iterator(

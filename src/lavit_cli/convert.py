@@ -2,22 +2,13 @@
 
 from __future__ import annotations
 
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from .checks import check_new_directory, check_source
-from .options import MaxShardSize
-
-
-class StoredDtype(StrEnum):
-    """Precision of converted weights."""
-
-    float32 = "float32"
-    bfloat16 = "bfloat16"
-    float16 = "float16"
+from .options import MaxShardSize, StoredDtype
 
 
 def convert(

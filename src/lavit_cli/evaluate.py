@@ -34,6 +34,13 @@ class Protocol(StrEnum):
     plain = "plain"
 
 
+class VisualMode(StrEnum):
+    """How the language model reads a picture."""
+
+    continuous = "continuous"
+    discrete = "discrete"
+
+
 class EvaluationTask(StrEnum):
     """What a checkpoint is asked to do."""
 
@@ -191,6 +198,13 @@ def evaluate(
             show_default="as it needs",
         ),
     ] = None,
+    visual_mode: Annotated[
+        VisualMode | None,
+        typer.Option(
+            help="Read images as features (continuous) or as codes (discrete).",
+            show_default="the checkpoint's, or continuous",
+        ),
+    ] = None,
     shown: Annotated[int, typer.Option(min=1, help="Samples on the page: the first ones.")] = 36,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
@@ -208,6 +222,7 @@ def evaluate(
       lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
       lavit evaluate lavit-scenes --data scenes --task caption --num-tokens 4 --num-tokens 16 -o out/curve
+      lavit evaluate lavit-scenes --data scenes --task caption --visual-mode discrete -o out/codes
     """
     given_tasks: list[EvaluationTask] = []
     given_data, given_root = "", Path()
@@ -243,6 +258,7 @@ def evaluate(
         "clip": clip and str(clip),
         "fid_weights": inception and str(inception),
         "num_image_tokens": num_tokens[0] if num_tokens and len(num_tokens) == 1 else None,
+        "visual_mode": visual_mode and visual_mode.value,
     }
     if benchmark is None:
         settings = evaluation.EvaluationSettings(

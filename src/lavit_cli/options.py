@@ -20,6 +20,14 @@ class Dtype(StrEnum):
     float16 = "float16"
 
 
+class StoredDtype(StrEnum):
+    """Precision of weights that are written."""
+
+    float32 = "float32"
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+
+
 class Decoder(StrEnum):
     """Which of a checkpoint's pixel decoders draws."""
 

@@ -54,7 +54,7 @@ def test_help_shows_examples_and_options(lavit, command: str) -> None:
     assert result.exit_code == 0
     assert f"lavit {command} " in result.stdout
     assert "Example" in result.stdout
-    assert "--dtype" in result.stdout or command in ("assemble", "merge", "plot", "publish", "export-llama")
+    assert "--dtype" in result.stdout or command in ("assemble", "merge", "plot", "publish")
 
 
 def test_version(lavit) -> None:

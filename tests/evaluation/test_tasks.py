@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 from transformers import GenerationConfig
 
+from lavit_hf import ImageTextProcessor
 from lavit_hf.data.scenes import Scene, captions_of, object_coverage, render
 from lavit_hf.data.worlds import WORLDS
+from lavit_hf.evaluation import EvaluatedCheckpoint
 from lavit_hf.evaluation.data.samples import EvaluationData, EvaluationSample, read_scenes
 from lavit_hf.evaluation.tasks import (
     TASKS,
@@ -96,7 +98,7 @@ def test_a_sample_does_not_depend_on_the_others(evaluated, name, options):
 
 def test_defaults_are_those_of_the_original_or_of_scenes(folder):
     scenes, other = read_scenes("caption", None, 1), other_data([], is_benchmark=True)
-    own_budget = {"num_image_tokens": None}  # left to the selector
+    own_budget = {"num_image_tokens": None, "visual_mode": None}  # left to the selector, and to the processor
     assert CaptionTask(other).options == {**CAPTION, **own_budget}
     assert VqaTask(other).options == {**ANSWER, **own_budget}
     assert VqaTask(scenes).options == {**ANSWER, "num_beams": 1, "min_new_tokens": 1, **own_budget}
@@ -112,14 +114,36 @@ def test_own_data_is_asked_as_the_checkpoint_says():
     config = GenerationConfig(num_beams=1, min_new_tokens=1)
     task = VqaTask(other_data([]), {"min_new_tokens": 3})
     task.follow(config)
-    assert task.options == {**ANSWER, "num_beams": 1, "min_new_tokens": 3, "num_image_tokens": None}
+    entering = {"num_image_tokens": None, "visual_mode": None}
+    assert task.options == {**ANSWER, "num_beams": 1, "min_new_tokens": 3, **entering}
     task.follow(GenerationConfig())  # another checkpoint
-    assert task.options == {**ANSWER, "min_new_tokens": 3, "num_image_tokens": None}
+    assert task.options == {**ANSWER, "min_new_tokens": 3, **entering}
     for data in (other_data([], is_benchmark=True), read_scenes("vqa", None, 1)):
         task = VqaTask(data, {"num_beams": 4})
         expected = dict(task.options)
         task.follow(config)
         assert task.options == expected
+
+
+@pytest.mark.parametrize("name", ["caption", "vqa"])
+def test_images_may_be_read_as_codes(evaluated, name):
+    """Like a processor whose images are codes by themselves, and unlike features."""
+    data = read_scenes(name, None, 3)
+    asked = {mode: TASKS[name](data, {**SHORT, "visual_mode": mode}) for mode in ("continuous", "discrete", None)}
+    texts = {
+        mode: [one.values["prediction"] for one in asked[mode].predict(evaluated, data.samples)] for mode in asked
+    }
+    assert texts[None] == texts["continuous"] != texts["discrete"]
+    assert asked["discrete"].settings()["options"]["visual_mode"] == "discrete"
+    own = ImageTextProcessor(
+        evaluated.processor.image_processor,
+        evaluated.processor.tokenizer,
+        image_seq_length=evaluated.processor.image_seq_length,
+        visual_mode="discrete",
+        visual_tokenizer=evaluated.model,
+    )
+    codes = EvaluatedCheckpoint("codes", evaluated.model, own)
+    assert [one.values["prediction"] for one in asked[None].predict(codes, data.samples)] == texts["discrete"]
 
 
 def test_wrong_options_are_refused(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaForCausalLM
 
-from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitTokenizer, default_checkpoint
 from lavit_hf.conversion.weight_files import ConversionError
 from lavit_hf.hub import PublishError, export_llama
 from tiny_models import build_model
@@ -59,7 +59,8 @@ def test_tokenizer_is_the_same(llama_dir: Path, llama, tiny_checkpoint: Path) ->
     processor = ImageTextProcessor.from_pretrained(tiny_checkpoint)
     own, plain = processor.tokenizer, AutoTokenizer.from_pretrained(llama_dir)
     assert len(plain) == llama.config.vocab_size == len(own)
-    assert plain.convert_ids_to_tokens(own.image_token_id) == plain.unk_token == "<unk>"
+    assert plain.unk_token_id == own.image_token_id
+    assert (plain.bos_token_id, plain.eos_token_id, plain.pad_token_id) == (1, 2, 2)
     for text in ("a cat", "  two  spaces", "</s><s> <unk>", "<img><visual_3></img><image>", "caf\u00e9 \u4f60\n"):
         assert plain(text)["input_ids"] == own(text)["input_ids"], text
     (ids,) = processor.tokenize_images(PICTURE)
@@ -69,6 +70,53 @@ def test_tokenizer_is_the_same(llama_dir: Path, llama, tiny_checkpoint: Path) ->
     assert (
         plain.apply_chat_template(chat, tokenize=False, add_generation_prompt=True) == "Question: What is it? Answer:"
     )
+
+
+def test_words_of_servers(llama_dir: Path, tiny_checkpoint: Path) -> None:
+    """vLLM adds a word for embeddings, which text has to become; what spells a token of the model stays text."""
+    own, plain = LavitTokenizer.from_pretrained(tiny_checkpoint), AutoTokenizer.from_pretrained(llama_dir)
+    typed = "</s><s> <unk> <img><visual_3></img><image>"
+    plain.add_special_tokens({"additional_special_tokens": ["<prompt_embeds>"]})
+    assert plain.encode("<prompt_embeds>", add_special_tokens=False) == [len(own)]
+    assert plain.encode(f"{typed}<prompt_embeds>") == [*own.encode(typed), len(own)]
+    assert plain.decode([*own.encode("a cat"), plain.eos_token_id], skip_special_tokens=True) == "a cat"
+
+
+def test_template_takes_embeddings_for_pictures(llama_dir: Path, tiny_checkpoint: Path) -> None:
+    plain = AutoTokenizer.from_pretrained(llama_dir)
+    embedding, question = ({"type": "text", "text": text} for text in ("<prompt_embeds>", "What is it?"))
+
+    def render(*parts: dict) -> str:
+        messages = [{"role": "user", "content": list(parts)}]
+        return plain.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    assert render(embedding) == "<prompt_embeds>"
+    assert render(embedding, question) == "<prompt_embeds>Question: What is it? Answer:"
+    assert render(question, embedding) == "Question: What is it?<prompt_embeds> Answer:"
+    # A whole LaVIT knows no such word: it is the user's.
+    processor = ImageTextProcessor.from_pretrained(tiny_checkpoint)
+    chat = [{"role": "user", "content": [embedding]}]
+    assert processor.apply_chat_template(chat, add_generation_prompt=True) == "Question: <prompt_embeds> Answer:"
+
+
+def test_generation_config_is_kept(tmp_path: Path) -> None:
+    checkpoint = Path(default_checkpoint())
+    folder = export_llama(checkpoint, tmp_path / "llama", progress=False)
+    stored = json.loads((checkpoint / "generation_config.json").read_text())
+    kept = json.loads((folder / "generation_config.json").read_text())
+    assert stored["min_new_tokens"] == 1
+    assert kept == {**stored, "suppress_tokens": [0]}
+    assert '"min_tokens": 1' in (folder / "README.md").read_text()
+
+
+@torch.no_grad()
+def test_dtype(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    folder = export_llama(tiny_checkpoint, tmp_path / "llama", dtype="bfloat16", progress=False)
+    llama = AutoModelForCausalLM.from_pretrained(folder)
+    model = LavitForConditionalGeneration.from_pretrained(tiny_checkpoint, dtype=torch.bfloat16)
+    assert llama.dtype == torch.bfloat16
+    ids = torch.tensor([[5, 6, 310]])
+    assert torch.equal(llama(ids).logits, model(ids).logits)
 
 
 def test_files(llama_dir: Path, tiny_checkpoint: Path) -> None:
@@ -128,6 +176,8 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
         export_llama(tiny_checkpoint, full, progress=False)
     with pytest.raises(PublishError, match="nowhere is not a directory"):
         export_llama(tmp_path / "nowhere", tmp_path / "new", progress=False)
+    with pytest.raises(ConversionError, match="dtype must be float32.*int8"):
+        export_llama(tiny_checkpoint, tmp_path / "new", dtype="int8", progress=False)
     with pytest.raises(ConversionError, match="much"):
         export_llama(tiny_checkpoint, tmp_path / "new", max_shard_size="much", progress=False)
     build_model(model_type="qwen2").save_pretrained(tmp_path / "qwen")

@@ -12,7 +12,7 @@ from ..utils.distributed import process_state
 from ..utils.public_text import public_name
 from .checkpoint import EvaluatedCheckpoint
 from .evaluator import EvaluationSettings, build_tasks, evaluate, format_value, library_versions
-from .tasks import BUDGET, TASKS
+from .tasks import BUDGET, TASKS, VISUAL_MODE
 
 CURVE = "curve.json"
 PICTURE = "curve.png"
@@ -100,7 +100,8 @@ def mean_tokens(point: Mapping[str, Any], index: int) -> float | None:
     if point["num_image_tokens"] is not None:
         return float(point["num_image_tokens"])
     results = [point["results"][index], *point["results"]]
-    branches = ("discrete", "continuous") if results[0]["task"] == "reconstruction" else ("continuous", "discrete")
+    has_codes = results[0]["task"] == "reconstruction" or results[0]["options"].get(VISUAL_MODE) == "discrete"
+    branches = ("discrete", "continuous") if has_codes else ("continuous", "discrete")
     names = [f"tokens/{branch}/mean" for branch in branches]
     found = (result["metrics"][name]["value"] for result in results for name in names if name in result["metrics"])
     return next(found, None)

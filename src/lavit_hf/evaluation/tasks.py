@@ -178,6 +178,11 @@ BRANCHES = ("discrete", "continuous")
 BUDGET = "num_image_tokens"
 """The option that says how many tokens an image becomes; `None` leaves it to the selector."""
 
+VISUAL_MODE = "visual_mode"
+"""The option that says how an image is read, as features or as codes; `None` leaves it to the processor."""
+
+_ENTERING: dict[str, Any] = {BUDGET: None, VISUAL_MODE: None}
+
 
 @torch.no_grad()
 def tokenize_images(
@@ -258,9 +263,10 @@ def score_texts(name: str, metric: Any, records: Sequence[Record]) -> dict[str, 
 _SCENE_CAPTIONS = {"min_new_tokens": 1, "max_new_tokens": 64}
 
 
-def _split_budget(options: Mapping[str, Any]) -> tuple[dict[str, Any], int | None]:
-    """Options for `generate`, and the budget."""
-    return {name: value for name, value in options.items() if name != BUDGET}, options[BUDGET]
+def _split_options(options: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options for `generate`, and those that say how images enter."""
+    writing = {name: value for name, value in options.items() if name not in _ENTERING}
+    return writing, {name: options[name] for name in _ENTERING}
 
 
 class CaptionTask(Task):
@@ -271,7 +277,7 @@ class CaptionTask(Task):
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
-        return {**CAPTION, **(_SCENE_CAPTIONS if data.is_scenes else {}), BUDGET: None}
+        return {**CAPTION, **(_SCENE_CAPTIONS if data.is_scenes else {}), **_ENTERING}
 
     def metric_options(self) -> dict[str, dict[str, Any]]:
         return {} if self.data.is_scenes else {name: {} for name in self.data.caption_metrics}
@@ -279,11 +285,12 @@ class CaptionTask(Task):
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         model, processor = checkpoint.model, checkpoint.processor
         images = [sample.open_image() for sample in samples]
-        options, budget = _split_budget(self.options)
-        texts = generate_text(model, processor, images, [""] * len(images), options, num_image_tokens=budget)
+        options, entering = _split_options(self.options)
+        texts = generate_text(model, processor, images, [""] * len(images), options, **entering)
+        tokens = tokenize_images(model, processor, images, self.options[BUDGET])
         return [
-            Prediction({"prediction": first_sentence(text), **tokens})
-            for text, tokens in zip(texts, tokenize_images(model, processor, images, budget), strict=True)
+            Prediction({"prediction": first_sentence(text), **of_image})
+            for text, of_image in zip(texts, tokens, strict=True)
         ]
 
     def score(
@@ -327,7 +334,7 @@ class VqaTask(Task):
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
-        return {**ANSWER, **(_SCENE_ANSWERS if data.is_scenes else {}), BUDGET: None}
+        return {**ANSWER, **(_SCENE_ANSWERS if data.is_scenes else {}), **_ENTERING}
 
     def metric_options(self) -> dict[str, dict[str, Any]]:
         return {self.data.answer_metric: {}}
@@ -346,14 +353,14 @@ class VqaTask(Task):
         self, checkpoint: EvaluatedCheckpoint, images: Sequence[Image.Image], questions: Sequence[str]
     ) -> list[str]:
         """Asks a question about each image, and returns what the model writes."""
-        options, budget = _split_budget(self.options)
+        options, entering = _split_options(self.options)
         return generate_text(
             checkpoint.model,
             checkpoint.processor,
             images,
             [question_prompt(question) for question in questions],
             answer_options(options),
-            num_image_tokens=budget,
+            **entering,
         )
 
     def score(

@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig, LlamaConfig, PreTrainedTokenizerFast
+import torch
+from transformers import LlamaConfig, PreTrainedTokenizerFast
 
+from ..conversion.convert import resolve_dtype
 from ..conversion.weight_files import (
     Weights,
     check_destination,
@@ -24,10 +27,14 @@ from ..utils.atomic_files import write_json
 from ..utils.progress import progress_bar
 from .facts import read_config
 from .files import WEIGHTS, PublishError, check_weights, find_notices, list_files, read_object
+from .llama_gguf import NEVER_TYPED, require_gguf, write_gguf
 
 # Where a converted checkpoint keeps the text tokenizer that it was converted from; llama.cpp reads it.
 _SENTENCEPIECE = "original/language_model/tokenizer.model"
 _UNKNOWN = "<unk>"
+# What vLLM writes into a chat where an embedding comes; one embedding stands for a picture with its start and end.
+_EMBEDDING_WORDS = '{%- set embedding_words = ["<prompt_embeds>"] -%}\n'
+GGUF_FILE = "model.gguf"
 _BASE, _HEAD = "model.language_model.", "lm_head."
 
 
@@ -35,6 +42,8 @@ def export_llama(
     checkpoint: str | os.PathLike[str],
     destination: str | os.PathLike[str],
     *,
+    dtype: str | torch.dtype | None = None,
+    gguf: bool = False,
     max_shard_size: int | str = "5GB",
     progress: bool = True,
 ) -> Path:
@@ -42,11 +51,14 @@ def export_llama(
 
     Its vocabulary is that of the whole model: text, image start, image end, visual codes. So it computes the same
     logits for text and for images as codes, and is served by what serves Llama. Images as continuous features need the
-    whole model; the row of their placeholder stays, if it has one, and is suppressed in generation.
+    whole model, or a server that takes embeddings; the row of their placeholder stays, if it has one, and is not
+    generated. A `README.md` there tells how to serve it.
 
     Args:
         checkpoint: Directory of a LaVIT around a Llama.
         destination: Directory to create. It appears only when it is complete.
+        dtype: Casts the weights; by default they stay as stored.
+        gguf: Also write `model.gguf`, for llama.cpp. Needs the package `gguf`.
         max_shard_size: Largest size of a file of weights. About this much memory is needed.
         progress: Whether to show a progress bar.
 
@@ -54,9 +66,13 @@ def export_llama(
         The created directory.
 
     Raises:
-        PublishError: If the checkpoint is no LaVIT around a Llama, or is incomplete.
-        ConversionError: If the destination cannot be written.
+        PublishError: If the checkpoint is no LaVIT around a Llama, or is incomplete, or llama.cpp cannot compute it.
+        ConversionError: If the destination cannot be written, or the dtype is none.
+        ImportError: If `gguf` is asked for and missing.
     """
+    cast = resolve_dtype(dtype)
+    if gguf:
+        require_gguf()
     source, target = Path(checkpoint), Path(destination)
     if not source.is_dir():
         raise PublishError(f"{source} is not a directory; export-llama takes the directory of a checkpoint.")
@@ -74,16 +90,28 @@ def export_llama(
         kind = config.model_type if config.model_type != "lavit" else config.text_config.model_type
         raise PublishError(f"{source} is no LaVIT around a Llama: its language model is of the type {kind!r}.")
     weights, names = _read_weights(source, config)
-    sizes = {name: weights.nbytes(stored) for name, stored in names.items()}
-    check_space(target, sum(sizes.values()))
+    dtypes = {name: cast or weights.dtype(stored) for name, stored in names.items()}
+    sizes = {name: weights.headers[stored].numel * dtypes[name].itemsize for name, stored in names.items()}
+    total = sum(sizes.values()) * (2 if gguf else 1)
+    check_space(target, total)
     with complete_directory(target) as folder:
-        with progress_bar("Writing", sum(sizes.values()), progress) as bar:
-            write_sharded(folder, "model", sizes, lambda name: weights.read(names[name]), max_shard_size, bar.update)
-        _llama_config(config, weights, names).save_pretrained(folder)
+        _llama_config(config, dtypes["model.embed_tokens.weight"]).save_pretrained(folder)
         _save_generation_config(source, config, folder)
         _save_tokenizer(source, config, folder)
         for notice in find_notices(files):
             shutil.copyfile(source / notice, folder / notice)
+        with progress_bar("Writing", total, progress) as bar:
+            write_sharded(
+                folder,
+                "model",
+                sizes,
+                lambda name: weights.read(names[name]).to(dtypes[name]),
+                max_shard_size,
+                bar.update,
+            )
+            if gguf:
+                write_gguf(folder, folder / GGUF_FILE, bar.update)
+        (folder / "README.md").write_text(_readme(config, folder, gguf), encoding="utf-8")
     return target
 
 
@@ -110,28 +138,28 @@ def _read_weights(source: Path, config: LavitConfig) -> tuple[Weights, dict[str,
     return weights, names
 
 
-def _llama_config(config: LavitConfig, weights: Weights, names: dict[str, str]) -> LlamaConfig:
+def _llama_config(config: LavitConfig, dtype: torch.dtype) -> LlamaConfig:
     values = config.text_config.to_dict()
     for name in ("transformers_version", "_name_or_path"):
         values.pop(name, None)
     values |= {
         "architectures": ["LlamaForCausalLM"],
         "tie_word_embeddings": config.tie_word_embeddings,
-        "dtype": weights.dtype(names["model.embed_tokens.weight"]),
+        "dtype": dtype,
     }
     return LlamaConfig(**values)
 
 
 def _save_generation_config(source: Path, config: LavitConfig, folder: Path) -> None:
+    """All that the checkpoint says of generation, and that the placeholder is never written."""
     text: Any = config.text_config
     path = source / "generation_config.json"
-    stored = read_object(path) if path.is_file() else {}
-    ids = {name: stored.get(name, getattr(text, name, None)) for name in ("bos_token_id", "eos_token_id")}
-    placeholder = config.image_token_id
-    suppressed = [placeholder] if placeholder < text.vocab_size else None
-    GenerationConfig(**ids, pad_token_id=stored.get("pad_token_id"), suppress_tokens=suppressed).save_pretrained(
-        folder
-    )
+    ids = {name: getattr(text, name, None) for name in ("bos_token_id", "eos_token_id")}
+    settings = {**ids, **(read_object(path) if path.is_file() else {})}
+    if config.image_token_id < text.vocab_size:
+        settings["suppress_tokens"] = sorted({*(settings.get("suppress_tokens") or ()), config.image_token_id})
+    known = {name: value for name, value in settings.items() if value is not None}
+    write_json(folder / "generation_config.json", known, sort_keys=True)
 
 
 def _save_tokenizer(source: Path, config: LavitConfig, folder: Path) -> None:
@@ -145,14 +173,17 @@ def _save_tokenizer(source: Path, config: LavitConfig, folder: Path) -> None:
     if placeholder < tokenizer.boi_token_id:
         vocab[_UNKNOWN] = placeholder
         special["unk_token"] = _UNKNOWN
+    special = {name: token for name, token in special.items() if token is not None}
+    _rename(content, {token: token + NEVER_TYPED for token in special.values()})
     (folder / "tokenizer.json").write_text(json.dumps(content, ensure_ascii=False), encoding="utf-8")
+    template = tokenizer.chat_template
     plain = PreTrainedTokenizerFast(
         tokenizer_file=str(folder / "tokenizer.json"),
         model_max_length=config.text_config.max_position_embeddings,
         padding_side=tokenizer.padding_side,
-        split_special_tokens=tokenizer.split_special_tokens,
-        chat_template=tokenizer.chat_template,
-        **{name: token for name, token in special.items() if token is not None},
+        split_special_tokens=False,
+        chat_template=_EMBEDDING_WORDS + template if isinstance(template, str) else template,
+        **{name: token + NEVER_TYPED for name, token in special.items()},
     )
     plain.save_pretrained(folder)
     path = folder / "tokenizer_config.json"
@@ -162,3 +193,82 @@ def _save_tokenizer(source: Path, config: LavitConfig, folder: Path) -> None:
     write_json(path, settings, sort_keys=True)
     if (source / _SENTENCEPIECE).is_file():
         shutil.copyfile(source / _SENTENCEPIECE, folder / "tokenizer.model")
+
+
+def _rename(content: dict[str, Any], names: Mapping[str, str]) -> None:
+    """Renames rows of the vocabulary of a tokenizer's JSON form, which are no added tokens then."""
+    model = content["model"]
+    model["vocab"] = {names.get(token, token): index for token, index in model["vocab"].items()}
+    content["added_tokens"] = [token for token in content["added_tokens"] if token["content"] not in names]
+    if model.get("unk_token") in names:
+        model["unk_token"] = names[model["unk_token"]]
+
+
+def _readme(config: LavitConfig, folder: Path, gguf: bool) -> str:
+    generation = read_object(folder / "generation_config.json")
+    start, end = config.boi_token_id, config.eoi_token_id
+    first = config.visual_token_offset
+    shortest = generation.get("min_new_tokens")
+    text = _README.format(
+        text=start - 1,
+        start=start,
+        end=end,
+        first=first,
+        last=first + config.visual_tokenizer_config.codebook_size - 1,
+        placeholder=config.image_token_id,
+        shortest=f', "min_tokens": {shortest}' if shortest else "",
+    )
+    return text + (_README_GGUF.format(end=end, file=GGUF_FILE) if gguf else "")
+
+
+_README = """\
+# A LaVIT's language model as a plain Llama
+
+Written by `lavit export-llama`. It reads and writes text and pictures in one vocabulary:
+
+| Ids | What |
+|---|---|
+| 0 to {text} | text |
+| {start}, {end} | start and end of a picture |
+| {first} to {last} | its codes, in between |
+| {placeholder} | placeholder of features; never write it |
+
+transformers loads it without other packages, and so do servers of language models. Pictures become codes, and codes
+pictures, at the client, with the whole checkpoint. Text that spells a token of pictures or a control token stays text.
+
+## vLLM
+
+```text
+python -m vllm.entrypoints.openai.api_server --model . --served-model-name lavit --enable-prompt-embeds
+```
+
+Text, after pictures as ids or without; leave ids of pictures out:
+
+```text
+curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{{"model": "lavit", "temperature": 0,
+  "prompt": [IDS], "allowed_token_ids": [IDS OF TEXT]{shortest}}}'
+```
+
+A picture: a prompt that ends in {start}.
+
+```text
+curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{{"model": "lavit", "temperature": 0,
+  "prompt": [IDS, {start}], "allowed_token_ids": [{end}, {first}, ..., {last}], "stop_token_ids": [{end}],
+  "ignore_eos": true, "return_token_ids": true}}'
+```
+
+A picture as features, with its start and end, as a part of a chat:
+`{{"type": "prompt_embeds", "data": ...}}`. lavit-hf's documentation says how to make them, and which versions this was
+run with.
+"""
+
+_README_GGUF = """
+## llama.cpp
+
+```text
+llama-server -m {file}
+```
+
+`/completion` takes ids (`"prompt": [IDS]`), bans them (`"logit_bias": [[ID, false], ...]`) and returns them
+(`"return_tokens": true`); it does not stop at an id, so cut a picture at {end}.
+"""

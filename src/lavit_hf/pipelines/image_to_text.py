@@ -22,6 +22,7 @@ def generate_text(
     stopping_criteria: StoppingCriteriaList | None = None,
     num_image_tokens: int | None = None,
     regions: Any = None,
+    visual_mode: str | None = None,
 ) -> list[str]:
     """Generates one text per image, by beam search or greedily.
 
@@ -34,6 +35,7 @@ def generate_text(
         stopping_criteria: For `generate`.
         num_image_tokens: How many tokens an image becomes; by default the visual tokenizer decides.
         regions: Where in them tokens are worth more, one entry for each.
+        visual_mode: `"discrete"` for images as codes; by default the processor's own.
 
     Returns:
         The new texts, stripped.
@@ -47,8 +49,8 @@ def generate_text(
                 f"{processor.image_token} cannot be part of a question or prompt here: the image stands before it."
             )
     texts = [f"{processor.image_token}{prompt}" for prompt in prompts]
-    budget = {"num_image_tokens": num_image_tokens, "regions": regions}
-    inputs = processor(images=list(images), text=texts, **budget, padding=True, return_tensors="pt").to(model.device)
+    entering = {"num_image_tokens": num_image_tokens, "regions": regions, "visual_mode": visual_mode}
+    inputs = processor(images=list(images), text=texts, **entering, padding=True, return_tensors="pt").to(model.device)
     output = model.generate(**inputs, do_sample=False, stopping_criteria=stopping_criteria, **options)
     new = output[:, inputs["input_ids"].shape[1] :]
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
