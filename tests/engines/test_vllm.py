@@ -1,6 +1,6 @@
-"""vLLM reads and draws as `generate` does: the plug-in with pictures, and the exported language model (`make test-serving`).
+"""vLLM reads and draws as `generate` does: the plug-in with pictures, and the exported language model.
 
-Each of the two servers takes minutes to start on two cores.
+`make test-serving` runs it. Each of the two servers takes minutes to start on two cores.
 """
 
 from __future__ import annotations
