@@ -6,10 +6,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-lowest test-newest test-lmms test-serving test-learning fuzz conformance conformance-peers lint types format docs dist clean
+.PHONY: help install demo test test-lowest test-newest test-lmms test-serving test-learning default-checkpoint fuzz conformance conformance-peers lint types format docs dist clean
 
 help: ## Show this list
-	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-18s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-20s %s\n", $$1, $$2 }'
 
 demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which patches became tokens
 	$(BIN)/lavit demo --output out/demo.png
@@ -66,6 +66,19 @@ types: $(INSTALLED) ## Check types
 format: $(INSTALLED) ## Reformat the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Hours on two cores. On a GPU: WORLD=emoji RECIPE=examples/lavit_emoji/recipe.yaml.
+WORLD ?= emoji-small
+RECIPE ?= examples/lavit_emoji/small.yaml
+TRAINED := out/lavit-$(WORLD)
+
+default-checkpoint: $(INSTALLED) ## Train a LaVIT of emoji from nothing, and measure it; run it again after an interruption
+	$(BIN)/python examples/worlds/train.py --recipe $(RECIPE) --output_dir $(TRAINED)
+	$(BIN)/python examples/worlds/assemble.py --trained $(TRAINED) --output_dir $(TRAINED)/checkpoint
+	$(BIN)/lavit evaluate $(TRAINED)/checkpoint --data $(WORLD) --task all --split validation --split held_out \
+		--split unseen_artist --num-drawings 200 --steps 20 --batch-size 64 --output $(TRAINED)/evaluation
+	$(BIN)/python examples/worlds/write_card.py --checkpoint $(TRAINED)/checkpoint --name lavit-$(WORLD) \
+		--text examples/lavit_emoji/model_card.md --metrics $(TRAINED)/evaluation/metrics.json
 
 docs: $(INSTALLED) ## Build the documentation as a site, into out/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'
