@@ -1,4 +1,4 @@
-"""vLLM reads and draws as `generate` does: the plug-in with pictures, and the exported language model (`make test-serving`).
+"""vLLM reads and draws as `generate` does: the plug-in with pictures, and the exported Llama (`make test-serving`).
 
 Each of the two servers takes minutes to start on two cores.
 """
