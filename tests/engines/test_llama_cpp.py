@@ -39,6 +39,9 @@ def start() -> Callable[[Path], Post]:
     def start(model: Path) -> Post:
         options = xllamacpp.CommonParams()
         options.model.path, options.n_ctx, options.n_parallel = str(model), 512, 1
+        # In float32, which by default it is not everywhere.
+        options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+        options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1
         servers.append(xllamacpp.Server(options))
         address = servers[-1].listening_address
