@@ -27,7 +27,7 @@ from ..utils.atomic_files import write_json
 from ..utils.progress import progress_bar
 from .facts import read_config
 from .files import WEIGHTS, PublishError, check_weights, find_notices, list_files, read_object
-from .llama_gguf import NEVER_TYPED, require_gguf, write_gguf
+from .llama_gguf import NEVER_TYPED, check_llama_cpp, require_gguf, write_gguf
 
 # Where a converted checkpoint keeps the text tokenizer that it was converted from; llama.cpp reads it.
 _SENTENCEPIECE = "original/language_model/tokenizer.model"
@@ -90,7 +90,9 @@ def export_llama(
         kind = config.model_type if config.model_type != "lavit" else config.text_config.model_type
         raise PublishError(f"{source} is no LaVIT around a Llama: its language model is of the type {kind!r}.")
     weights, names = _read_weights(source, config)
-    dtypes = {name: cast or weights.dtype(stored) for name, stored in names.items()}
+    dtypes = {name: weights.dtype(stored) for name, stored in names.items()}
+    if cast is not None:
+        dtypes = {name: cast if stored.is_floating_point else stored for name, stored in dtypes.items()}
     sizes = {name: weights.headers[stored].numel * dtypes[name].itemsize for name, stored in names.items()}
     total = sum(sizes.values()) * (2 if gguf else 1)
     check_space(target, total)
@@ -100,6 +102,8 @@ def export_llama(
         _save_tokenizer(source, config, folder)
         for notice in find_notices(files):
             shutil.copyfile(source / notice, folder / notice)
+        if gguf:
+            check_llama_cpp(folder)  # before all the weights
         with progress_bar("Writing", total, progress) as bar:
             write_sharded(
                 folder,

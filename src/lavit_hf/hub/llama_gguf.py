@@ -68,6 +68,31 @@ def tokenizer_kind(spec: dict[str, Any]) -> str | None:
     return None
 
 
+def check_llama_cpp(source: Path) -> None:
+    """Refuses the directory of a plain Llama, with or without weights, that llama.cpp would compute in another way.
+
+    Raises:
+        PublishError: It computes no such model, or tokenizes in another way.
+    """
+    config = LlamaConfig.from_pretrained(source)
+    rope = config.rope_parameters["rope_type"]
+    if config.hidden_act != "silu":
+        raise PublishError(f"llama.cpp computes a Llama with silu; this one has {config.hidden_act!r}.")
+    if rope not in ("default", "linear", "llama3"):
+        raise PublishError(
+            f"Rotary positions of the type {rope!r} are not written for llama.cpp; use its own convert_hf_to_gguf.py."
+        )
+    if tokenizer_kind(_read_tokenizer(source)) is None:
+        raise PublishError(
+            "The tokenizer is neither of GPT-2's kind nor sentencepiece's, which are those that are written for "
+            "llama.cpp here; try its own convert_hf_to_gguf.py on the exported directory."
+        )
+
+
+def _read_tokenizer(source: Path) -> dict[str, Any]:
+    return json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
+
+
 def write_gguf(source: Path, target: Path, progress: Progress) -> None:
     """Writes the directory of a plain Llama as one file, in the precision that it is stored in.
 
@@ -80,9 +105,10 @@ def write_gguf(source: Path, target: Path, progress: Progress) -> None:
 
     Raises:
         ImportError: The package `gguf` is missing.
-        PublishError: llama.cpp cannot compute this model, or tokenizes in another way.
+        PublishError: See [`check_llama_cpp`].
     """
     gguf = require_gguf()
+    check_llama_cpp(source)
     config = LlamaConfig.from_pretrained(source)
     weights = Weights(find_weights(source, "model"))
     writer = gguf.GGUFWriter(target, "llama")
@@ -114,8 +140,6 @@ def write_gguf(source: Path, target: Path, progress: Progress) -> None:
 
 
 def _add_sizes(writer: Any, config: LlamaConfig, gguf: Any) -> None:
-    if config.hidden_act != "silu":
-        raise PublishError(f"llama.cpp computes a Llama with silu; this one has {config.hidden_act!r}.")
     rope = config.rope_parameters
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -132,11 +156,6 @@ def _add_sizes(writer: Any, config: LlamaConfig, gguf: Any) -> None:
     if rope["rope_type"] == "linear":
         writer.add_rope_scaling_type(gguf.RopeScalingType.LINEAR)
         writer.add_rope_scaling_factor(rope["factor"])
-    elif rope["rope_type"] not in ("default", "llama3"):
-        raise PublishError(
-            f"Rotary positions of the type {rope['rope_type']!r} are not written for llama.cpp; use its own "
-            "convert_hf_to_gguf.py."
-        )
 
 
 def _rope_factors(config: LlamaConfig) -> np.ndarray | None:
@@ -170,14 +189,8 @@ def _reorder(tensor: torch.Tensor, name: str, config: LlamaConfig) -> torch.Tens
 
 
 def _add_tokenizer(writer: Any, source: Path, vocab_size: int, gguf: Any) -> None:
-    spec = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
-    settings = read_json_object(source / "tokenizer_config.json")
+    spec, settings = _read_tokenizer(source), read_json_object(source / "tokenizer_config.json")
     kind = tokenizer_kind(spec)
-    if kind is None:
-        raise PublishError(
-            "The tokenizer is neither of GPT-2's kind nor sentencepiece's, which are those that are written for "
-            "llama.cpp here; try its own convert_hf_to_gguf.py on the exported directory."
-        )
     added = {token["content"]: token for token in spec["added_tokens"]}
     names = dict(sorted((index, name) for name, index in spec["model"]["vocab"].items()))
     names |= {token["id"]: name for name, token in added.items()}

@@ -7,16 +7,19 @@ decide, the front end runs the visual tokenizer. `requests.py` reads what reques
 
 from __future__ import annotations
 
+from ...modeling.modeling_lavit import LavitForConditionalGeneration
+
 _MODEL = "lavit_hf.serving.vllm.model:LavitForVllm"
 
 
 def register() -> None:
-    """Makes vLLM know LaVIT's configuration, tokenizer, processor and model; harmless if called again."""
+    """Makes vLLM know the model; harmless if called again.
+
+    vLLM calls it in every process. It has imported the package then, so that the Auto classes know the rest.
+    """
     from vllm import ModelRegistry
 
-    import lavit_hf  # for the Auto classes, in every process of vLLM
-
-    name = lavit_hf.LavitForConditionalGeneration.__name__
+    name = LavitForConditionalGeneration.__name__
     if name not in ModelRegistry.get_supported_archs():
         ModelRegistry.register_model(name, _MODEL)  # by its name: nothing of it is imported in the front end
 

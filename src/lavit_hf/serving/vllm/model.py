@@ -10,7 +10,7 @@ from torch import nn
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 from vllm.config import VllmConfig
 from vllm.logger import init_logger
-from vllm.model_executor.models.interfaces import SupportsMultiModal, SupportsPP
+from vllm.model_executor.models.interfaces import SupportsMultiModal
 from vllm.model_executor.models.utils import (
     AutoWeightsLoader,
     WeightsMapper,
@@ -29,7 +29,7 @@ logger = init_logger(__name__)
 @MULTIMODAL_REGISTRY.register_processor(
     LavitMultiModalProcessor, info=LavitProcessingInfo, dummy_inputs=LavitDummyInputs
 )
-class LavitForVllm(nn.Module, SupportsMultiModal, SupportsPP):
+class LavitForVllm(nn.Module, SupportsMultiModal):
     """Reads pictures and text, and writes text: ids of pictures are never written.
 
     Raises:
@@ -71,7 +71,6 @@ class LavitForVllm(nn.Module, SupportsMultiModal, SupportsPP):
                 prefix=maybe_prefix(prefix, "language_model"),
                 architectures=text.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[text.model_type]],
             )
-        self.make_empty_intermediate_tensors = self.language_model.make_empty_intermediate_tensors
         never_written = torch.tensor(sorted({*config.visual_token_ids, config.image_token_id}))
         self._never_written = never_written[never_written < text.vocab_size]
         logger.info_once(
