@@ -5,7 +5,15 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, CLIPConfig, LlamaForCausalLM
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    CLIPConfig,
+    LlamaForCausalLM,
+)
 
 from lavit_hf import ImageTextProcessor, LavitConfig, LavitForConditionalGeneration, LavitImageProcessorPil
 from lavit_hf.modeling.cache_lavit import CACHE_NAME
