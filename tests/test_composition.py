@@ -5,9 +5,18 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, BertConfig, CLIPConfig
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    BertConfig,
+    CLIPConfig,
+    LlamaForCausalLM,
+)
 
 from lavit_hf import ImageTextProcessor, LavitConfig, LavitForConditionalGeneration, LavitImageProcessorPil
+from lavit_hf.modeling.cache_lavit import CACHE_NAME
 from lavit_hf.modeling.configuration_lavit import LavitPreTrainingConfig
 from lavit_hf.modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from tiny_models import build_visual_tokenizer, lavit_config, random_pixels, spread_selector
@@ -114,7 +123,9 @@ def test_vision_models_without_a_feature_per_patch_are_refused(model_type, overr
         (BertConfig(num_hidden_layers=1), "BertLMHeadModel is an encoder"),
         (BertConfig(num_hidden_layers=1, is_decoder=True), "more than a decoder and a linear head"),
         (AutoConfig.for_model("t5"), "encoder-decoder"),
-        (AutoConfig.for_model("mamba", num_hidden_layers=1), "no past_key_values"),
+        (AutoConfig.for_model("mamba", num_hidden_layers=1), "MambaForCausalLM has no attention"),
+        (AutoConfig.for_model("xlstm", num_hidden_layers=1, embedding_dim=64), "no attention_mask"),
+        (AutoConfig.for_model("openai-gpt", n_layer=1), f"OpenAIGPTModel takes no {CACHE_NAME}, which"),
         (AutoConfig.for_model("vit"), "no language model"),
         (AutoConfig.for_model("llava"), "multimodal"),
         (AutoConfig.for_model("modernbert-decoder", num_hidden_layers=1), "more than a decoder"),
@@ -124,6 +135,14 @@ def test_vision_models_without_a_feature_per_patch_are_refused(model_type, overr
 def test_language_models_other_than_plain_decoders_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         LavitConfig.from_vision_text_configs(vision_config(), config)
+
+
+def test_language_models_without_a_base_model_are_refused():
+    class Whole(LlamaForCausalLM):
+        base_model_prefix = "transformer"
+
+    with pytest.raises(ValueError, match="Whole has no decoder apart from its head"):
+        combine(Whole(build_text_model("llama").config))
 
 
 def example(model, pixels):

@@ -22,6 +22,7 @@ from transformers import (
     AutoModel,
     AutoModelForCausalLM,
     AutoTokenizer,
+    DynamicCache,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
@@ -30,6 +31,7 @@ from transformers import (
 from transformers import initialization as init
 from transformers.utils import logging
 
+from .modeling.cache_lavit import CACHE_NAME
 from .modeling.checkpoint_files import hub_options
 from .modeling.configuration_lavit import LavitConfig, LavitPreTrainingConfig, LavitVisualTokenizerConfig, as_pair
 from .modeling.modeling_lavit_token_decoder import LavitTokenDecoder
@@ -181,9 +183,13 @@ def check_language_model(model: PreTrainedModel) -> None:
     name, decoder = type(model).__name__, model.base_model
     if any(getattr(module, "is_causal", None) is False for module in model.modules()):
         raise ValueError(f"{name} is an encoder, its tokens see those after them: LaVIT needs a decoder (Llama, ...).")
+    if decoder is model:
+        raise ValueError(f"{name} has no decoder apart from its head (`base_model`), which LaVIT needs.")
+    if all(DynamicCache(config=model.config).is_linear):
+        raise ValueError(f"{name} has no attention, so that empty positions cannot be hidden: LaVIT needs a decoder.")
     accepted = inspect.signature(decoder.forward).parameters
-    if decoder is model or not {"inputs_embeds", "past_key_values"} <= accepted.keys():
-        raise ValueError(f"{type(decoder).__name__} takes no inputs_embeds or no past_key_values, which LaVIT needs.")
+    if missing := sorted({"inputs_embeds", "attention_mask", CACHE_NAME} - accepted.keys()):
+        raise ValueError(f"{type(decoder).__name__} takes no {' and no '.join(missing)}, which LaVIT needs.")
     head = model.get_output_embeddings()
     if not isinstance(head, nn.Linear):
         raise ValueError(f"The head of {name} is no linear layer but {type(head).__name__}.")

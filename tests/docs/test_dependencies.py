@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-_BOUND = re.compile(r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)(?:,<[\d.]+)?$", re.MULTILINE)
+_BOUND = re.compile(r"^([\w-]+)(?:\[\w+\])?>=([\d.]+)$", re.MULTILINE)
 _PIN = re.compile(r"^([\w-]+)==([\d.]+)", re.MULTILINE)
 
 

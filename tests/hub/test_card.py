@@ -11,6 +11,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from lavit_hf.hub import PublishError, publish
+from lavit_hf.hub.card import read_card
 
 EVIL = "a | b\n## c\n---\n<script>alert(1)<script> `x` [y](z) <!-- end of facts --> \ud800\u202e"
 
@@ -218,3 +219,11 @@ def test_malformed_files_are_named(folder: Path, name: str, damage: Any) -> None
     with pytest.raises(PublishError) as error:
         publish(folder, "owner/name", dry_run=True)
     assert name in str(error.value) and len(str(error.value)) < 1000
+
+
+@pytest.mark.parametrize("name", ["license", "tags", "datasets", "base_model"])
+def test_metadata_that_are_no_text_are_refused(folder: Path, name: str) -> None:
+    (folder / "README.md").write_text(f"---\n{name}: [lavit, 7]\n---\n# Mine\n")
+    message = rf"README\.md: {name} in the metadata at its top is \['lavit', 7\], which is no text"
+    with pytest.raises(PublishError, match=message):
+        read_card(folder)

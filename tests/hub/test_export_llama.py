@@ -194,3 +194,11 @@ def test_refusals(tiny_checkpoint: Path, tmp_path: Path) -> None:
     with pytest.raises((OSError, ValueError)):
         export_llama(full, tmp_path / "new", progress=False)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full", "qwen"]
+
+
+def test_adapters_alone_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
+    with pytest.raises(PublishError, match="adapter holds adapters of LoRA, not a whole LaVIT: merge them"):
+        export_llama(tmp_path / "adapter", tmp_path / "llama", progress=False)
+    assert not (tmp_path / "llama").exists()

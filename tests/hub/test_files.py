@@ -3,6 +3,7 @@
 import json
 import pickle
 import shutil
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -154,6 +155,17 @@ def test_a_pickle_of_torch_is_one_under_any_name(folder: Path) -> None:
     torch.save({}, folder / "weights.data")
     with pytest.raises(PublishError, match="a pickle"):
         dry_run(folder, include=["weights.data"])
+
+
+def test_an_archive_that_cannot_be_searched_is_refused(folder: Path) -> None:
+    with zipfile.ZipFile(folder / "broken.data", "w") as archive:
+        archive.writestr("a", "1")
+        archive.writestr("b.pkl", "2")
+    content = (folder / "broken.data").read_bytes()
+    last = content.rindex(b"PK\1\2")  # where the directory of the archive tells of the pickle
+    (folder / "broken.data").write_bytes(content[:last] + b"PK\0\0" + content[last + 4 :])
+    with pytest.raises(PublishError, match=r"broken\.data cannot be read: Bad magic number"):
+        dry_run(folder, include=["broken.data"])
 
 
 def test_included_files_may_hold_anything(folder: Path) -> None:

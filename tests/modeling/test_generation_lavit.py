@@ -10,6 +10,7 @@ from packaging.version import Version
 from torch import nn
 from transformers import DynamicCache, GenerationConfig, LlamaConfig, LlamaForCausalLM, StaticCache
 
+from lavit_hf.modeling.cache_lavit import CACHE_NAME
 from tiny_models import (
     NUM_IMAGES,
     ROWS,
@@ -131,11 +132,11 @@ def test_a_new_image_in_a_later_turn(tiny, pixels, make_inputs, cache):
     options = {"max_cache_len": 128} if cache is StaticCache else {}
     cache = cache(config=tiny.config, **options)
     first = torch.arange(5, 35)[None]
-    first = tiny.generate(first, attention_mask=torch.ones_like(first), past_key_values=cache, **NEW)
+    first = tiny.generate(first, attention_mask=torch.ones_like(first), cache=cache, **NEW)
     turn = make_inputs(tiny, pixels[:1], [["image", [9, 10]]])
     turn["input_ids"] = torch.cat([first, turn["input_ids"]], dim=1)
     turn["attention_mask"] = torch.ones_like(turn["input_ids"])
-    assert torch.equal(tiny.generate(**turn, past_key_values=cache, **NEW), tiny.generate(**turn, **NEW))
+    assert torch.equal(tiny.generate(**turn, cache=cache, **NEW), tiny.generate(**turn, **NEW))
 
 
 def test_unknown_mode_is_refused(tiny):
@@ -155,7 +156,7 @@ def test_model_output_and_going_on_from_its_cache(tiny, pixels, make_inputs):
     going_on = tiny.generate(
         first.sequences,
         attention_mask=mask,
-        past_key_values=first.past_key_values,
+        cache=first[CACHE_NAME],
         max_new_tokens=4,
         min_new_tokens=4,
     )

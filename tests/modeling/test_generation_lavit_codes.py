@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from transformers import CompileConfig, DynamicCache
 
+from lavit_hf.modeling.cache_lavit import CACHE_NAME
 from tiny_models import TEXT_VOCAB, attached_inputs, build_model, make_prompts, random_pixels
 
 NEW = {"max_new_tokens": 6, "min_new_tokens": 6}
@@ -88,24 +89,24 @@ def test_assisted_generation(tiny, kind):
     assert torch.equal(tiny.generate(**one, **NEW, prompt_lookup_num_tokens=2), expected)
 
 
-def test_going_on_from_past_key_values(tiny, inputs):
+def test_going_on_from_a_cache(tiny, inputs):
     whole = tiny.generate(**inputs, max_new_tokens=8, min_new_tokens=8)
     first = tiny.generate(**inputs, max_new_tokens=4, min_new_tokens=4, return_dict_in_generate=True)
     mask = nn.functional.pad(inputs["attention_mask"], (0, 4), value=1)
-    options = {"past_key_values": first.past_key_values, "max_new_tokens": 4, "min_new_tokens": 4}
+    options = {"cache": first[CACHE_NAME], "max_new_tokens": 4, "min_new_tokens": 4}
     assert torch.equal(tiny.generate(first.sequences, attention_mask=mask, **options), whole)
 
 
 def test_a_discrete_image_in_a_later_turn(tiny, inputs):
     """The turn's ids are put behind a cache that may hold features of pictures."""
     cache = DynamicCache(config=tiny.config)
-    first = tiny.generate(**inputs, **NEW, past_key_values=cache)
+    first = tiny.generate(**inputs, **NEW, cache=cache)
     turn = torch.tensor([[*SHORT, 20]] * len(first))
     ids = torch.cat([first, turn], dim=1)
     mask = nn.functional.pad(inputs["attention_mask"], (0, ids.shape[1] - inputs["input_ids"].shape[1]), value=1)
     images = {name: value for name, value in inputs.items() if name == "image_features"}
     expected = tiny.generate(ids, attention_mask=mask, **images, **NEW)
-    assert torch.equal(tiny.generate(ids, attention_mask=mask, past_key_values=cache, **NEW), expected)
+    assert torch.equal(tiny.generate(ids, attention_mask=mask, cache=cache, **NEW), expected)
 
 
 def test_the_prompt_costs_one_row_of_logits(tiny, inputs, monkeypatch):

@@ -20,6 +20,7 @@ from transformers import (
 )
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
+from lavit_hf.modeling.cache_lavit import CACHE_NAME
 from tiny_models import CODEBOOK_SIZE, NUM_PATCHES, build_model, light_inputs, make_prompts, random_pixels
 
 CACHES = pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}, {"use_cache": False}])
@@ -167,7 +168,7 @@ def test_scores_span_the_vocabulary(tiny, prompts):
         assert scores.shape == (4, len(vocabulary))
         assert (scores[:, ~is_allowed] == -torch.inf).all() and scores[:, is_allowed].isfinite().all()
     assert torch.equal(output.scores[0].argmax(dim=-1), output.sequences[:, width])
-    assert len(output.past_key_values.layers[0].keys) == 4
+    assert len(output[CACHE_NAME].layers[0].keys) == 4
 
 
 @pytest.mark.parametrize("cache", [{}, {"cache_implementation": "static"}])
@@ -264,7 +265,7 @@ def test_static_caches_are_returned_without_unconditional_rows(tiny, prompts, sc
     for _ in range(2):
         output = tiny.generate(**prompts, **DRAW, **options)
         assert torch.equal(output.sequences[:, prompts["input_ids"].shape[1] :], expected)
-        assert len(output.past_key_values.layers[0].keys) == 4
+        assert len(output[CACHE_NAME].layers[0].keys) == 4
 
 
 def test_compiled_steps_draw_the_same(tiny, prompts):
@@ -279,11 +280,11 @@ def test_compiled_steps_draw_the_same(tiny, prompts):
 @pytest.mark.parametrize("kind", [DynamicCache, StaticCache])
 def test_guidance_fills_an_empty_cache_and_leaves_the_prompts_in_it(tiny, prompts, kind):
     cache = kind(config=tiny.config, **({"max_cache_len": 64} if kind is StaticCache else {}))
-    drawn = new_ids(tiny, prompts, guidance_scale=3.0, past_key_values=cache)
+    drawn = new_ids(tiny, prompts, guidance_scale=3.0, cache=cache)
     assert torch.equal(drawn, new_ids(tiny, prompts, guidance_scale=3.0))
     assert len(cache.layers[0].keys) == 4
-    with pytest.raises(ValueError, match="filled past_key_values"):
-        new_ids(tiny, prompts, guidance_scale=3.0, past_key_values=cache)
+    with pytest.raises(ValueError, match="filled cache"):
+        new_ids(tiny, prompts, guidance_scale=3.0, cache=cache)
 
 
 @pytest.mark.parametrize(

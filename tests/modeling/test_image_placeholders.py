@@ -8,6 +8,7 @@ from transformers import DynamicCache, GenerationConfig, StoppingCriteriaList
 from transformers.generation import BaseStreamer
 
 from lavit_hf import LavitForConditionalGeneration
+from lavit_hf.modeling.cache_lavit import CACHE_NAME
 from lavit_hf.utils.progress import TokenProgress, progress_bar
 from tiny_models import NUM_IMAGES, build_model, light_inputs, random_pixels
 
@@ -37,7 +38,7 @@ def test_outputs_are_the_same_as_with_a_cache(tiny, inputs):
     with torch.no_grad():
         expected = tiny(**inputs, use_cache=True, output_hidden_states=True)
         output = tiny(**inputs, use_cache=False, output_hidden_states=True)
-    assert output.past_key_values is None
+    assert output.get(CACHE_NAME) is None
     is_text = inputs["attention_mask"].bool() & (inputs["input_ids"] != tiny.config.image_token_id)
     assert output.logits.shape == expected.logits.shape
     torch.testing.assert_close(output.logits[is_text], expected.logits[is_text], atol=1e-5, rtol=0)
@@ -89,9 +90,9 @@ def test_images_without_any_token(inputs):
 def test_the_configuration_decides_by_default(inputs):
     """Trainer sets it to False; `generate` has a cache all the same."""
     model = build_model()
-    assert model(**inputs).past_key_values is not None
+    assert model(**inputs).get(CACHE_NAME) is not None
     model.config.use_cache = False
-    assert model(**inputs).past_key_values is None
+    assert model(**inputs).get(CACHE_NAME) is None
     found = widths(model)
     prompt = {name: value for name, value in inputs.items() if name != "labels"}
     model.generate(**prompt, max_new_tokens=3, do_sample=False, eos_token_id=-1)
@@ -154,7 +155,7 @@ def test_generate_runs_on_short_rows(tiny, prompt, options):
     [
         {"return_dict_in_generate": True},
         {"cache_implementation": "static"},
-        {"past_key_values": DynamicCache},
+        {"cache": DynamicCache},
         {"stopping_criteria": [lambda ids, scores, **_: ids[:, 0] < 0]},
         {"logits_processor": [lambda ids, scores: scores]},
         {"prefix_allowed_tokens_fn": lambda row, ids: [5, 6]},
@@ -162,8 +163,8 @@ def test_generate_runs_on_short_rows(tiny, prompt, options):
     ids=lambda options: next(iter(options)),
 )
 def test_who_counts_positions_sees_all_of_them(tiny, prompt, options):
-    if "past_key_values" in options:
-        options = {"past_key_values": options["past_key_values"](config=tiny.config)}
+    if "cache" in options:
+        options = {"cache": options["cache"](config=tiny.config)}
     assert prompt_width(tiny, **prompt, **options) == prompt["input_ids"].shape[1]
 
 

@@ -12,6 +12,7 @@ from transformers import AutoModelForCausalLM, StaticCache
 
 import tiny_models
 from lavit_hf import LavitForConditionalGeneration
+from lavit_hf.modeling.cache_lavit import CACHE_NAME
 from tiny_models import (
     NUM_IMAGES,
     NUM_PATCHES,
@@ -196,8 +197,8 @@ def test_going_on_from_the_cache_by_hand(tiny, pixels, make_inputs):
     mask = nn.functional.pad(inputs["attention_mask"], (0, 2), value=1)
     with torch.no_grad():
         expected = tiny(**{**longer, "attention_mask": mask}).logits[:, -2:]
-        cache = tiny(**inputs, use_cache=True).past_key_values
-        actual = tiny(input_ids=new_ids, attention_mask=mask, past_key_values=cache).logits
+        cache = tiny(**inputs, use_cache=True)[CACHE_NAME]
+        actual = tiny(input_ids=new_ids, attention_mask=mask, cache=cache).logits
     torch.testing.assert_close(actual, expected, atol=1e-5, rtol=0)
 
 
@@ -333,8 +334,8 @@ def test_the_decoding_step_compiles_in_one_graph(tiny, pixels):
     with torch.no_grad():
         for forward in (tiny.forward, torch.compile(tiny.forward, fullgraph=True)):
             cache = StaticCache(config=tiny.config, max_cache_len=64)
-            tiny(**inputs, past_key_values=cache)
-            logits.append(forward(**step, past_key_values=cache).logits)
+            tiny(**inputs, cache=cache)
+            logits.append(forward(**step, cache=cache).logits)
     torch.testing.assert_close(*logits, atol=1e-5, rtol=0)
 
 

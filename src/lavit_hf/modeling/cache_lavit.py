@@ -7,9 +7,32 @@ know the real one: this cache, or the caller, who finds it in the outputs.
 
 from __future__ import annotations
 
+from dataclasses import fields
+from typing import Any
+
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast
+
+# What transformers calls the cache, as an argument and in outputs. Callers may pass it by either name in any version.
+CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+
+
+def find_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:
+    """The cache of a call, by its name since transformers 5.24 or by that before.
+
+    Raises:
+        ValueError: If both are given.
+    """
+    if cache is not None and past_key_values is not None:
+        raise ValueError("Pass the cache once: as cache, or by its old name past_key_values.")
+    return past_key_values if cache is None else cache
+
+
+def name_cache(cache: Cache | None) -> dict[str, Any]:
+    """The cache as a keyword argument of a model or an output of transformers."""
+    return {CACHE_NAME: cache}
 
 
 class LavitDynamicCache(DynamicCache):
@@ -26,9 +49,9 @@ class LavitDynamicCache(DynamicCache):
 
     ```python
     >>> cache = LavitDynamicCache(config=model.config)
-    >>> ids = model.generate(**inputs, past_key_values=cache, max_new_tokens=10)
+    >>> ids = model.generate(**inputs, cache=cache, max_new_tokens=10)
     >>> ids = torch.cat([ids, next_question_ids], dim=1)
-    >>> ids = model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=cache, max_new_tokens=10)
+    >>> ids = model.generate(ids, attention_mask=torch.ones_like(ids), cache=cache, max_new_tokens=10)
     ```
     """
 
@@ -65,7 +88,7 @@ class LavitDynamicCache(DynamicCache):
             return attention_mask
         if len(known) != batch_size * repeats:
             raise ValueError(
-                f"past_key_values was filled with {len(known)} rows, some of whose image placeholders are empty, but "
+                f"The cache was filled with {len(known)} rows, some of whose image placeholders are empty, but "
                 f"{batch_size * repeats} rows go on from it. Rearrange its rows first, by `batch_select_indices` or "
                 "`batch_repeat_interleave`."
             )
@@ -75,7 +98,7 @@ class LavitDynamicCache(DynamicCache):
             attention_mask = torch.ones(batch_size, total, dtype=torch.long, device=known.device)
         if attention_mask.shape[1] < known.shape[1]:
             raise ValueError(
-                f"attention_mask has {attention_mask.shape[1]} positions, but past_key_values holds {known.shape[1]} "
+                f"attention_mask has {attention_mask.shape[1]} positions, but the cache holds {known.shape[1]} "
                 "already. The mask covers both cached and new positions."
             )
         past = attention_mask[:, : known.shape[1]] * known.to(attention_mask)

@@ -165,7 +165,7 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
     auto_map: ClassVar[dict[str, str]] = {
         "AutoModelForImageTextToText": "modeling_lavit.LavitForConditionalGeneration"
     }
-    keys_to_ignore_at_inference = ["past_key_values", "image_hidden_states", "attention_mask"]
+    keys_to_ignore_at_inference = ["cache", "past_key_values", "image_hidden_states", "attention_mask"]
     sub_configs_defaults = {
         "text_config": SubConfigSpec(
             config_class=AutoConfig, model_type="llama", init_kwargs={"vocab_size": 48386, "rms_norm_eps": 1e-5}

@@ -28,7 +28,7 @@ from transformers import (
 )
 from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
-from .cache_lavit import LavitDynamicCache, remember_mask
+from .cache_lavit import CACHE_NAME, LavitDynamicCache, find_cache, remember_mask
 from .configuration_lavit import LavitConfig
 from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, placeholder_lengths, trim_rows
 
@@ -43,7 +43,7 @@ class LavitGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
     """Output of `generate`.
 
     Args:
-        attention_mask: Mask to go on from `past_key_values` with `sequences`, of the same size. Rows are packed to
+        attention_mask: Mask to go on from the cache with `sequences`, of the same size. Rows are packed to
             the right in the cache, without empty placeholders. `None` if no mask was given, and none is needed.
     """
 
@@ -480,7 +480,7 @@ class LavitGenerationMixin(_Generative):
 
         Returns:
             Prompt and new ids, `[batch * num_return_sequences, sequence + new]`, or a `ModelOutput` as in
-            [`GenerationMixin.generate`], with an `attention_mask` to go on from `past_key_values`, see
+            [`GenerationMixin.generate`], with an `attention_mask` to go on from the cache, see
             [`LavitGenerateDecoderOnlyOutput`]. The prompt comes back as it was given. With guidance, `logits`,
             `attentions`, `hidden_states` and the cache are those of the prompts' own rows; `scores` are the guided
             ones.
@@ -495,6 +495,9 @@ class LavitGenerationMixin(_Generative):
             if kwargs.get("input_ids") is not None:
                 raise ValueError("Pass the prompt either as inputs or as input_ids.")
             kwargs["input_ids"] = inputs
+        cache = find_cache(kwargs.pop("cache", None), kwargs.pop("past_key_values", None))
+        if cache is not None:
+            kwargs[CACHE_NAME] = cache
         prompt = kwargs.get("input_ids")
         if prompt is not None and prompt.shape[-1] == 0:
             raise ValueError("The prompt is empty: input_ids hold no id. For a caption, put an image into it.")
@@ -559,7 +562,7 @@ class LavitGenerationMixin(_Generative):
             input_ids, LogitsProcessorList(processors), stopping_criteria, generation_config, **kwargs
         )
         if guidance is not None:
-            guidance.keep_prompts(output, kwargs.get("past_key_values"), len(input_ids))
+            guidance.keep_prompts(output, kwargs.get(CACHE_NAME), len(input_ids))
         return output
 
     def _forbidden_ids(self, mode: str, options: _Options) -> list[int]:
@@ -619,12 +622,11 @@ class LavitGenerationMixin(_Generative):
             are padded to one width.
         """
         kwargs = options.kwargs
-        input_ids, cache = kwargs.get("input_ids"), kwargs.get("past_key_values")
+        input_ids, cache = kwargs.get("input_ids"), kwargs.get(CACHE_NAME)
         is_filled = cache is not None and int(cache.get_seq_length()) > 0
         if input_ids is None or is_filled or kwargs.get("position_ids") is not None:
             raise ValueError(
-                "Guidance needs input_ids, and can go on neither from filled past_key_values nor with given "
-                "position_ids."
+                "Guidance needs input_ids, and can go on neither from a filled cache nor with given position_ids."
             )
         if options.get("prefill_chunk_size") is not None:
             raise ValueError(
@@ -725,7 +727,7 @@ class LavitGenerationMixin(_Generative):
             ValueError: If it cannot be, which would show empty placeholders to the language model.
         """
         kwargs = options.kwargs
-        cache, input_ids, mask = (kwargs.get(name) for name in ("past_key_values", "input_ids", "attention_mask"))
+        cache, input_ids, mask = (kwargs.get(name) for name in (CACHE_NAME, "input_ids", "attention_mask"))
         if cache is None or input_ids is None:
             return
         past = self._cached_length(kwargs)
@@ -745,7 +747,7 @@ class LavitGenerationMixin(_Generative):
             mask = full_mask(attention_mask, cached_ids, 0)[row, : len(ids)].bool()
             if (mask | is_padding[row]).all():
                 raise ValueError(
-                    f"past_key_values holds an image in row {row}, but attention_mask hides nothing but padding, and "
+                    f"The cache holds an image in row {row}, but attention_mask hides nothing but padding, and "
                     "not the placeholders of dropped patches, which this cache does not know. Pass the "
                     "`attention_mask` of the output that the cache comes with (of `generate`: with "
                     "`return_dict_in_generate=True`), with a one for each id since, or fill a `LavitDynamicCache`, "
@@ -764,7 +766,7 @@ class LavitGenerationMixin(_Generative):
         functions += [given.get("prefix_allowed_tokens_fn"), given.get("custom_generate")]
         max_length = options.get("max_length") if options.get("max_new_tokens") is None else None
         return (
-            given.get("past_key_values") is None
+            given.get(CACHE_NAME) is None
             and not options.get("return_dict_in_generate")
             and options.get("cache_implementation") in (None, "dynamic", "offloaded", "quantized")
             and all(one is None or getattr(one, "ignores_ids", False) for one in functions)
@@ -810,8 +812,8 @@ class LavitGenerationMixin(_Generative):
 
     @staticmethod
     def _cached_length(kwargs: dict[str, Any]) -> int:
-        """Leading positions of the ids that `past_key_values` holds already; none if only new ids were passed."""
-        cache, input_ids, mask = (kwargs.get(name) for name in ("past_key_values", "input_ids", "attention_mask"))
+        """Leading positions of the ids that the cache holds already; none if only new ids were passed."""
+        cache, input_ids, mask = (kwargs.get(name) for name in (CACHE_NAME, "input_ids", "attention_mask"))
         if cache is None or input_ids is None or kwargs.get("use_cache") is False:
             return 0
         past, width = int(cache.get_seq_length()), input_ids.shape[1]
@@ -855,9 +857,9 @@ class LavitGenerationMixin(_Generative):
         output.sequences = sequences
         if type(output) not in _OUTPUTS:  # of another's `custom_generate`
             return output
-        if kwargs.get("mm_encoder_outputs") is not None and kwargs.get("past_key_values") is None:
+        if kwargs.get("mm_encoder_outputs") is not None and kwargs.get(CACHE_NAME) is None:
             known = full_mask(mask, used, 0).repeat_interleave(options.num_rows, dim=0)
-            output.past_key_values = remember_mask(output.past_key_values, known, is_new=True)
+            output[CACHE_NAME] = remember_mask(getattr(output, CACHE_NAME), known, is_new=True)
         if mask is not None:
             mask = torch.nn.functional.pad(mask.repeat_interleave(repeats, dim=0), (0, num_new), value=1)
         return _OUTPUTS[type(output)](**output, attention_mask=mask)

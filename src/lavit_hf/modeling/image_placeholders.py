@@ -63,7 +63,7 @@ def find_empty_placeholders(
             f"The prompts hold {len(lengths)} images with {lengths} placeholders, but features of {len(num_tokens)} "
             f"images with {num_tokens} tokens were given. Each image needs as many placeholders as it has tokens, or "
             f"{num_patches} (one per patch). Did truncation cut an image, does a prompt lack one, or are images "
-            "passed again that past_key_values holds already?"
+            "passed again that the cache holds already?"
         )
     counts = torch.tensor(num_tokens, device=is_placeholder.device)
     is_empty = torch.zeros_like(is_placeholder)

@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
-from .cache_lavit import LavitDynamicCache, remember_mask
+from .cache_lavit import CACHE_NAME, LavitDynamicCache, find_cache, name_cache, remember_mask
 from .checkpoint_files import CheckedLoadingMixin, import_composition
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
@@ -55,7 +55,7 @@ class LavitModelOutputWithPast(BaseModelOutputWithPast):
             there is given, and no loss learns it.
         image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
         attention_mask: With one placeholder per patch: the mask of the cached positions, `[batch, past + sequence]`,
-            to go on from `past_key_values`. Rows are packed to the right there, without empty placeholders, and
+            to go on from the cache. Rows are packed to the right there, without empty placeholders, and
             `attentions` are those of the packed rows. Otherwise `None`.
     """
 
@@ -70,7 +70,7 @@ class LavitCausalLMOutputWithPast(CausalLMOutputWithPast):
     Args:
         image_hidden_states: Projected features of all images, `[total tokens, text hidden]`.
         attention_mask: With one placeholder per patch: the mask of the cached positions, `[batch, past + sequence]`,
-            to go on from `past_key_values`. Rows are packed to the right there, without empty placeholders, and
+            to go on from the cache. Rows are packed to the right there, without empty placeholders, and
             `attentions` are those of the packed rows. Otherwise `None`.
     """
 
@@ -87,7 +87,7 @@ class LavitPreTrainedModel(CheckedLoadingMixin, PreTrainedModel):
     input_modalities = ["image", "text"]
     supports_gradient_checkpointing = True
     _no_split_modules = [*LavitVisualTokenizer._no_split_modules, "LlamaDecoderLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
+    _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -171,11 +171,12 @@ class LavitModel(LavitPreTrainedModel):
         image_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
         image_log_prior: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitModelOutputWithPast:
         """
@@ -187,7 +188,7 @@ class LavitModel(LavitPreTrainedModel):
             attention_mask: Mask of real tokens, `[batch, past + sequence]`, or a 4D mask if no image has empty
                 placeholders.
             position_ids: Positions, `[batch, sequence]`; by default they count real tokens.
-            past_key_values: Cache of an earlier call. After images with one placeholder per patch, a
+            cache: Cache of an earlier call. After images with one placeholder per patch, a
                 [`LavitDynamicCache`], which is what calls without a cache return, knows which of its positions are
                 empty; with any other, the mask of what it holds has to be the `attention_mask` of the output.
             inputs_embeds: Embeddings instead of ids, `[batch, sequence, text hidden]`; images must be in them already.
@@ -195,6 +196,7 @@ class LavitModel(LavitPreTrainedModel):
             num_image_tokens: Tokens that every image of `pixel_values` becomes, `[images]`, which has as many
                 placeholders then. By default the selector decides, and there is one placeholder per patch.
             image_log_prior: Added to the selector's log-odds of keeping, `[images, num_patches]`.
+            past_key_values: What `cache` was called before transformers 5.24; both names are taken in every version.
             kwargs: Passed on to the language model.
 
         Raises:
@@ -202,28 +204,29 @@ class LavitModel(LavitPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("You must specify exactly one of input_ids or inputs_embeds.")
+        cache = find_cache(cache, past_key_values)
         images = self.encode_images(
             input_ids, pixel_values, image_features, mm_encoder_outputs, num_image_tokens, image_log_prior
         )
         is_empty = image_hidden_states = None
         if input_ids is not None:
-            is_step = past_key_values is not None and input_ids.shape[1] == 1
+            is_step = cache is not None and input_ids.shape[1] == 1
             inputs_embeds, image_hidden_states, is_empty = self._embed(input_ids, images, is_step)
         assert inputs_embeds is not None
         batch_size, new_positions = inputs_embeds.shape[:2]
         source = None
-        past = 0 if past_key_values is None or images is None else int(past_key_values.get_seq_length())
+        past = 0 if cache is None or images is None else int(cache.get_seq_length())
         if is_empty is not None:
             self._check_free_positions(position_ids)
             attention_mask = full_mask(attention_mask, is_empty, past)
             order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:])
-            if past_key_values is None and kwargs.get("use_cache") is False:
+            if cache is None and kwargs.get("use_cache") is False:
                 # Without a cache nobody counts positions: what is padding in all rows, most placeholders, can go.
                 order, packed_mask, source = trim_rows(order, packed_mask, source)
             inputs_embeds = gather_positions(inputs_embeds, order)
             attention_mask = torch.cat([attention_mask[:, :-new_positions], packed_mask], dim=1)
-        if isinstance(past_key_values, LavitDynamicCache):
-            attention_mask = past_key_values.apply_mask(attention_mask, batch_size, new_positions)
+        if isinstance(cache, LavitDynamicCache):
+            attention_mask = cache.apply_mask(attention_mask, batch_size, new_positions)
         is_2d = isinstance(attention_mask, torch.Tensor) and attention_mask.ndim == 2
         if position_ids is None and attention_mask is not None and is_2d:
             position_ids = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)[:, -inputs_embeds.shape[1] :]
@@ -231,17 +234,17 @@ class LavitModel(LavitPreTrainedModel):
         outputs = self.language_model(
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
+            **name_cache(cache),
             **kwargs,
         )
-        cache = outputs.past_key_values
+        filled = getattr(outputs, CACHE_NAME)
         if input_ids is not None and images is not None and (is_2d or attention_mask is None):
             mask = full_mask(attention_mask, input_ids, past)
-            cache = remember_mask(cache, mask, is_new=past_key_values is None)
-        if is_empty is not None and cache is not None and not isinstance(cache, LavitDynamicCache):
+            filled = remember_mask(filled, mask, is_new=cache is None)
+        if is_empty is not None and filled is not None and not isinstance(filled, LavitDynamicCache):
             logger.warning_once(
-                f"A {type(cache).__name__} does not know which image placeholders are empty. Go on from it with the "
+                f"A {type(filled).__name__} does not know which image placeholders are empty. Go on from it with the "
                 "`attention_mask` of this output, or fill a `LavitDynamicCache`, which knows it."
             )
         last_hidden_state = _unpack(outputs.last_hidden_state, source)
@@ -251,11 +254,11 @@ class LavitModel(LavitPreTrainedModel):
             last_hidden_state = last_hidden_state.masked_fill(self._inside_images(input_ids)[..., None], 0)
         return LavitModelOutputWithPast(
             last_hidden_state=last_hidden_state,
-            past_key_values=cache,
             hidden_states=outputs.hidden_states and tuple(_unpack(state, source) for state in outputs.hidden_states),
             attentions=outputs.attentions,
             image_hidden_states=image_hidden_states,
             attention_mask=attention_mask if is_empty is not None else None,
+            **name_cache(filled),
         )
 
     def _embed(
@@ -492,7 +495,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         image_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
         position_ids: torch.Tensor | None = None,
-        past_key_values: Cache | None = None,
+        cache: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None,
         labels: torch.Tensor | None = None,
         use_cache: bool | None = None,
@@ -501,6 +504,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         mm_encoder_outputs: dict[str, LavitImageFeatures] | None = None,
         num_image_tokens: torch.Tensor | None = None,
         image_log_prior: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
         **kwargs: Unpack[TransformersKwargs],
     ) -> LavitCausalLMOutputWithPast:
         """Predicts the next ids. Arguments not listed here are those of [`LavitModel`].
@@ -524,7 +528,7 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             image_features=image_features,
             attention_mask=attention_mask,
             position_ids=position_ids,
-            past_key_values=past_key_values,
+            cache=find_cache(cache, past_key_values),
             inputs_embeds=inputs_embeds,
             use_cache=use_cache,
             mm_encoder_outputs=mm_encoder_outputs,
@@ -547,11 +551,11 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         return LavitCausalLMOutputWithPast(
             loss=loss,
             logits=logits,
-            past_key_values=outputs.past_key_values,
             hidden_states=outputs.hidden_states,
             attentions=outputs.attentions,
             image_hidden_states=outputs.image_hidden_states,
             attention_mask=outputs.attention_mask,
+            **name_cache(getattr(outputs, CACHE_NAME)),
         )
 
     def _compute_logits(self, hidden: torch.Tensor, vocab_slice: tuple[int, int] | None) -> torch.Tensor:

@@ -196,3 +196,9 @@ def test_vizwiz_questions(folder, add_image):
 def test_other_files_are_not_vizwiz():
     rows = [{"image": "a.png", "question": "?", "answers": ["yes"]}]  # a table of `datasets`
     assert not any(map(is_vizwiz, ([], {}, None, rows, [{"image": "a.png", "text": "b"}])))
+
+
+def test_rows_without_texts_are_refused(folder, add_image):
+    add_image("0.jpg")
+    with pytest.raises(ValueError, match=r"images\[0\]: sentences is empty"):
+        read_karpathy({"images": [karpathy_image(0, "test", sentences=[])]}, folder, "test")

@@ -198,6 +198,28 @@ def test_the_subtype_of_questions_is_no_way_out(write, tmp_path, folder, add_ima
         read_data(questions, "vqa", images=folder, annotations=answers)
 
 
+@pytest.mark.parametrize(
+    "content",
+    [
+        {"images": {"first": {}}},
+        {"images": [1]},
+        {"questions": [None]},
+        {"q": {**next(iter(GQA_CONTENT.values())), "types": "verify"}},
+    ],
+)
+def test_files_of_another_shape_than_their_keys_promise(write, folder, add_image, content):
+    if "q" in content:
+        add_image(f"{content['q']['imageId']}.jpg")
+    with pytest.raises(ValueError, match="looks like the file of a benchmark, but is incomplete"):
+        read_data(write(content), "vqa", images=folder)
+
+
+def test_captions_of_other_images_are_no_samples(write, folder):
+    content = {"images": [{"id": 1, "file_name": "1.jpg"}], "annotations": [{"image_id": 2, "caption": "A dog."}]}
+    with pytest.raises(ValueError, match="holds no samples"):
+        read_data(write(content), "caption", images=folder)
+
+
 # Datasets that cannot be read
 
 
