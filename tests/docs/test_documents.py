@@ -32,6 +32,7 @@ DOCUMENTS = (
     "docs/emoji.md",
     "docs/publishing.md",
     "docs/serving.md",
+    "docs/web.md",
     "docs/conformance.md",
 )
 NOT_RUN = ("make ", "pip ", "git ")
