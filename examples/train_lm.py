@@ -31,9 +31,12 @@ from lavit_hf.training import (
     LanguageModelingLoss,
     LavitDataCollator,
     TrainingDataset,
+    ValidationPictures,
     copy_pixel_decoders,
+    draw_captions,
     exit_on_write_errors,
     find_trainer_checkpoint,
+    first_pictures,
     freeze_for_language_modeling,
     init_code_embeddings,
     init_merger,
@@ -41,6 +44,8 @@ from lavit_hf.training import (
     load_data,
     load_tokenized_dataset,
 )
+
+NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
 
@@ -240,6 +245,8 @@ def add_evaluation(trainer: Trainer, data_args: DataArguments, processor: ImageT
         metrics = GenerationMetrics(trainer.model, processor, samples, score_words)
         trainer.compute_metrics = metrics
         trainer.preprocess_logits_for_metrics = metrics.drop_logits
+        if pictures := first_pictures(samples, NUM_SHOWN):
+            ValidationPictures(lambda shown: draw_captions(shown, processor, pictures)).attach(trainer)
 
 
 def score_words(written: list[str], references: list[str]) -> dict[str, float]:

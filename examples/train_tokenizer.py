@@ -26,15 +26,20 @@ from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
     TrainingDataset,
+    ValidationPictures,
     VisualTokenizerCallback,
     VisualTokenizerDataCollator,
     build_image_processor,
     build_vision_model,
+    draw_kept_patches,
     exit_on_write_errors,
     find_trainer_checkpoint,
+    first_pictures,
     load_data,
     load_visual_part,
 )
+
+NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
 
 
 @dataclass
@@ -140,6 +145,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     )
     if data_args.eval_split is not None:
         trainer.eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)
+        pictures = first_pictures(trainer.eval_dataset, NUM_SHOWN)
+        ValidationPictures(lambda shown: draw_kept_patches(shown, image_processor, pictures)).attach(trainer)
     VisualTokenizerCallback(on_failure=method_args.on_failure).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, image_processor)
