@@ -90,7 +90,7 @@ def test_looking_changes_nothing() -> None:
     """Regression guard: whoever looks at a model draws no random numbers, and leaves it as it was."""
     model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT).train()
     processor = ImageTextProcessor.from_pretrained(CHECKPOINT)
-    pictures = [row["image"] for row in picture_rows(5)]
+    pictures = [row["image"] for row in picture_rows(6) if row["image"] is not None]
     state = torch.get_rng_state()
     with torch.no_grad():
         sheet = draw_captions(model, processor, pictures)

@@ -95,6 +95,10 @@ class Page:
         """What the page complains about."""
         return " ".join(toast.text for toast in self.find(".toast-body"))
 
+    def corner(self) -> tuple[int, ...]:
+        """The color of the page where nothing stands."""
+        return Image.open(io.BytesIO(self.browser.get_screenshot_as_png())).convert("RGB").getpixel((4, 4))
+
     def screenshot(self, path: Path) -> None:
         """The whole page, as long as it is."""
         size = self.browser.execute_script("return [innerWidth, document.documentElement.scrollHeight]")

@@ -111,9 +111,10 @@ def test_wrong_files_are_refused_in_words(open_page, picture_file: Path, tmp_pat
     page = open_page()
     (tmp_path / "half.png").write_bytes(picture_file.read_bytes()[:80])
     (tmp_path / "words.png").write_text("These are words.")
-    for name in ("half.png", "words.png"):
+    messages = {"half.png": "half.png: Cannot decode an image", "words.png": "Cannot read words.png as an image"}
+    for name, message in messages.items():
         page.upload(tmp_path / name)
-        page.wait(lambda name=name: f"Cannot read {name} as an image" in page.errors())
+        page.wait(lambda message=message: message in page.errors())
         assert str(tmp_path) not in page.errors() and "/tmp" not in page.errors()
         page.browser.refresh()
         page.wait(lambda: page.find("#picture input[type=file]"))
@@ -150,8 +151,6 @@ def test_small_and_dark_screens(open_page, picture_file: Path, width: int, theme
     page.find("#strip summary")[1].click()
     wide = page.browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width  # nothing has to be scrolled sideways
-    color = page.browser.execute_script("return getComputedStyle(document.body).backgroundColor")
-    levels = [int(level) for level in re.findall(r"\d+", color)[:3]]
-    assert (max(levels) < 80) == (theme == "dark")
+    assert (max(page.corner()) < 80) == (theme == "dark")
     if SCREENSHOTS:
         page.screenshot(Path(SCREENSHOTS) / f"{theme}-{width}.png")

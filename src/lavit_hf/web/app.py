@@ -41,7 +41,8 @@ def open_picture(path: str, name: str | None = None) -> Image.Image:
     try:
         return to_rgb(load_image(Path(path)))
     except ValueError as error:
-        raise gr.Error(str(error).replace(path, name), print_exception=False) from error
+        message = str(error).replace(path, name)
+        raise gr.Error(message if name in message else f"{name}: {message}", print_exception=False) from error
 
 
 def open_upload(payload: Any) -> Image.Image | None:
