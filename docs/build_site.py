@@ -16,7 +16,15 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("usage.md", "conversion.md", "training.md", "evaluation.md", "metrics.md", "publishing.md")  # these first
+_PAGES = (
+    "tutorial.md",
+    "usage.md",
+    "conversion.md",
+    "training.md",
+    "evaluation.md",
+    "metrics.md",
+    "publishing.md",
+)  # these first
 _REFERENCE = {
     "Models, processors, pipelines": "lavit_hf",
     "Training": "lavit_hf.training",

@@ -26,14 +26,19 @@ from lavit_hf.training import (
     LanguageModelingLoss,
     LavitDataCollator,
     TrainingDataset,
+    ValidationPictures,
+    draw_captions,
     exit_on_write_errors,
     find_trainer_checkpoint,
+    first_pictures,
     get_lora_config,
     load_data,
     merge_adapter,
     save_adapter_card,
     upcast_trained_weights,
 )
+
+NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
 
 
 @dataclass
@@ -128,6 +133,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         # Trainer itself would smooth labels that are not shifted.
         compute_loss_func=LanguageModelingLoss(adapted, smoothing) if smoothing else None,
     )
+    if trainer.eval_dataset is not None and (pictures := first_pictures(trainer.eval_dataset, NUM_SHOWN)):
+        ValidationPictures(lambda shown: draw_captions(shown, processor, pictures)).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     if trainer.is_world_process_zero():

@@ -31,9 +31,12 @@ from lavit_hf.training import (
     LanguageModelingLoss,
     LavitDataCollator,
     TrainingDataset,
+    ValidationPictures,
     copy_pixel_decoders,
+    draw_captions,
     exit_on_write_errors,
     find_trainer_checkpoint,
+    first_pictures,
     freeze_for_language_modeling,
     init_code_embeddings,
     init_merger,
@@ -41,6 +44,8 @@ from lavit_hf.training import (
     load_data,
     load_tokenized_dataset,
 )
+
+NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
 
@@ -148,11 +153,16 @@ def main(arguments: list[str] | None = None) -> Trainer:
         args.ddp_find_unused_parameters = False
     if args.train_sampling_strategy == "group_by_length":
         train_dataset.measure_lengths(processor)
+    eval_dataset = None
+    if data_args.eval_split is not None:
+        eval_dataset = load_split(data_args, data_args.eval_split, model, data_args.num_eval_rows)
+        eval_dataset.measure_lengths(processor)
     smoothing = args.label_smoothing_factor
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         data_collator=LavitDataCollator(
             processor,
             seed=args.seed,
@@ -169,14 +179,14 @@ def main(arguments: list[str] | None = None) -> Trainer:
         # Trainer itself would smooth labels that are not shifted.
         compute_loss_func=LanguageModelingLoss(model, smoothing) if smoothing else None,
     )
-    if data_args.eval_split is not None:
-        add_evaluation(trainer, data_args, processor)
+    if eval_dataset is not None and eval_dataset.image_column != "codes":
+        add_evaluation(trainer, eval_dataset, processor)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
     if train_dataset.bad_samples:
         print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
-    if data_args.eval_split is not None:
+    if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     if model_args.model is not None and trainer.is_world_process_zero():
         copy_pixel_decoders(model_args.model, args.output_dir)
@@ -232,14 +242,13 @@ def load_split(data_args: DataArguments, split: str, model: Any, num_rows: int |
     return TrainingDataset(rows, *columns, data_args.on_bad_sample, image_root=root)
 
 
-def add_evaluation(trainer: Trainer, data_args: DataArguments, processor: ImageTextProcessor) -> None:
-    """Evaluates the loss, and unless there are codes only, what the model writes."""
-    samples = load_split(data_args, data_args.eval_split or "", trainer.model, data_args.num_eval_rows)
-    trainer.eval_dataset = samples.measure_lengths(processor)
-    if samples.image_column != "codes":
-        metrics = GenerationMetrics(trainer.model, processor, samples, score_words)
-        trainer.compute_metrics = metrics
-        trainer.preprocess_logits_for_metrics = metrics.drop_logits
+def add_evaluation(trainer: Trainer, samples: TrainingDataset, processor: ImageTextProcessor) -> None:
+    """Evaluates what the model writes, beside the loss, and shows it."""
+    metrics = GenerationMetrics(trainer.model, processor, samples, score_words)
+    trainer.compute_metrics = metrics
+    trainer.preprocess_logits_for_metrics = metrics.drop_logits
+    if pictures := first_pictures(samples, NUM_SHOWN):
+        ValidationPictures(lambda shown: draw_captions(shown, processor, pictures)).attach(trainer)
 
 
 def score_words(written: list[str], references: list[str]) -> dict[str, float]:

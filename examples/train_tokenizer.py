@@ -26,15 +26,20 @@ from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
     TrainingDataset,
+    ValidationPictures,
     VisualTokenizerCallback,
     VisualTokenizerDataCollator,
     build_image_processor,
     build_vision_model,
+    draw_kept_patches,
     exit_on_write_errors,
     find_trainer_checkpoint,
+    first_pictures,
     load_data,
     load_visual_part,
 )
+
+NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
 
 
 @dataclass
@@ -130,22 +135,27 @@ def main(arguments: list[str] | None = None) -> Trainer:
     train_dataset = load_split(data_args, data_args.train_split, data_args.num_scenes)
     model = load_model(model_args, method_args, num_updates(args, len(train_dataset)), args)
     image_processor = load_image_processor(model_args, model)
+    eval_dataset = None
+    if data_args.eval_split is not None:
+        eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)
     trainer = Trainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
+        eval_dataset=eval_dataset,
         data_collator=VisualTokenizerDataCollator(image_processor, seed=args.seed),
         processing_class=image_processor,
         callbacks=[EpochCallback(), CheckpointCallback()],
     )
-    if data_args.eval_split is not None:
-        trainer.eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)
+    if eval_dataset is not None:
+        pictures = first_pictures(eval_dataset, NUM_SHOWN)
+        ValidationPictures(lambda shown: draw_kept_patches(shown, image_processor, pictures)).attach(trainer)
     VisualTokenizerCallback(on_failure=method_args.on_failure).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, image_processor, warns=method_args.on_failure != "ignore")
     if train_dataset.bad_samples:
         print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
-    if data_args.eval_split is not None:
+    if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     if args.push_to_hub:
         trainer.push_to_hub()

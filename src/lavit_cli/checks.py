@@ -6,8 +6,10 @@ Whether files hold what they should is for the bodies of the commands to say.
 from __future__ import annotations
 
 import errno
+import ipaddress
 import json
 import os
+import socket
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -145,6 +147,23 @@ def check_source(path: str | Path | None, option: str, is_file: bool = False, or
         kind = "file" if is_file else "directory"
         state = f"is not a {kind}" if os.path.exists(path) else "does not exist"
         raise ValueError(f"{path} {state}; {option} takes a {kind}.")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """Takes a port, before anything is loaded."""
+    try:
+        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        raise ValueError(f"Cannot listen at {host}, port {port}: {error.strerror or error}.") from error
+    return listener
+
+
+def is_loopback(listener: socket.socket) -> bool:
+    """Whether nobody but this machine reaches it."""
+    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback
 
 
 def _is_repository(name: str) -> bool:

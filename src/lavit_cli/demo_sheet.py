@@ -14,10 +14,10 @@ from lavit_hf.data.scenes.language import Question, ask_questions, captions_of
 from lavit_hf.data.scenes.world import QUESTIONS, rng_for
 from lavit_hf.evaluation.facts import read_facts
 from lavit_hf.utils.contact_sheet import Panel, contact_sheet
+from lavit_hf.utils.patch_pictures import fit_panel, grey_out_dropped, patch_grid
 
 from .generation import answer_question, caption_images
 from .loading import Lavit
-from .pictures import fit_panel, grey_out_dropped
 
 if TYPE_CHECKING:
     from lavit_hf.pipelines import LavitTextToImagePipeline
@@ -217,6 +217,4 @@ def _keep_masks(lavit: Lavit, image: Image.Image, num_tokens: int | None = None)
 def _grid(lavit: Lavit) -> tuple[int, int]:
     """Rows and columns of patches."""
     config = lavit.model.config.visual_tokenizer_config
-    height, width = config.image_size
-    rows = round((config.num_patches * height / width) ** 0.5)
-    return rows, config.num_patches // rows
+    return patch_grid(config.num_patches, config.image_size)

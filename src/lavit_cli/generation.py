@@ -14,6 +14,7 @@ from lavit_hf.pipelines.image_to_text import (
     answer_of,
     answer_options,
     first_sentence,
+    merge_options,
     question_prompt,
 )
 from lavit_hf.utils.progress import TokenProgress, progress_bar
@@ -32,9 +33,7 @@ def generation_options(lavit: Lavit, original: dict[str, Any], given: dict[str, 
     Raises:
         ValueError: They contradict each other.
     """
-    own = {name: getattr(lavit.model.generation_config, name, None) for name in original}
-    layers = (original, own, given)
-    options = {name: value for layer in layers for name, value in layer.items() if value is not None}
+    options = merge_options(lavit.model, original, given)
     if options["min_new_tokens"] > options["max_new_tokens"]:
         raise ValueError(
             f"--min-new-tokens ({options['min_new_tokens']}) is more than --max-new-tokens "

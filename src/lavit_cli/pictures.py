@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from lavit_hf.processing.image_processing_pil_lavit import load_image, to_rgb
 from lavit_hf.utils.atomic_files import complete_file
@@ -18,10 +18,6 @@ _SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "JPEG": {"quality": 95},
     "WEBP": {"quality": 95},
 }
-_GREY = (150, 150, 150)
-_PATCH_BORDER = (120, 120, 120)
-_GREYED = 0.8  # how much of a dropped patch is plain grey
-_SMALLEST_SIDE = 200  # of a panel: smaller pictures are shown larger
 
 
 def open_image(source: str) -> Image.Image:
@@ -53,39 +49,6 @@ def open_images(sources: Sequence[str]) -> tuple[list[tuple[str, Image.Image]], 
         except ValueError as error:
             failures.append(str(error))
     return images, failures
-
-
-def grey_out_dropped(image: Image.Image, keep_mask: torch.Tensor, grid: tuple[int, int]) -> Image.Image:
-    """Greys the patches that became no token.
-
-    Args:
-        image: The picture, of any size: the model sees it squeezed into its grid of patches.
-        keep_mask: True where a patch is kept, `[num_patches]`.
-        grid: Rows and columns of the patches.
-
-    Returns:
-        A picture of the same size.
-    """
-    rows, columns = grid
-    result = image.copy()
-    greyed = Image.blend(image.convert("L").convert("RGB"), Image.new("RGB", image.size, _GREY), _GREYED)
-    draw = ImageDraw.Draw(result)
-    for patch, kept in enumerate(keep_mask.tolist()):
-        row, column = divmod(patch, columns)
-        left, right = (round(edge * image.width / columns) for edge in (column, column + 1))
-        top, bottom = (round(edge * image.height / rows) for edge in (row, row + 1))
-        if not kept and left < right and top < bottom:
-            result.paste(greyed.crop((left, top, right, bottom)), (left, top))
-            draw.rectangle((left, top, right - 1, bottom - 1), outline=_PATCH_BORDER)
-    return result
-
-
-def fit_panel(image: Image.Image, size: tuple[int, int] | None = None) -> Image.Image:
-    """Enlarges small pictures so that their patches can be seen; or brings a picture to a given size."""
-    if size is not None:
-        return image.resize(size, Image.Resampling.LANCZOS)
-    factor = max(1, -(-_SMALLEST_SIDE // min(image.size)))
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.LANCZOS)
 
 
 def save_picture(image: Image.Image, path: Path) -> None:

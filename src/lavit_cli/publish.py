@@ -49,6 +49,10 @@ def publish(
     revision: Annotated[
         str | None, typer.Option(metavar="BRANCH", help="Branch to publish to.", show_default="main")
     ] = None,
+    space: Annotated[
+        str | None,
+        typer.Option(metavar="USER/NAME", help="Also publish the page of lavit demo --web for it, as this Space."),
+    ] = None,
 ) -> None:
     """Publish a checkpoint on the Hugging Face Hub.
 
@@ -60,6 +64,7 @@ def publish(
     Examples:
       lavit publish lavit-7b-v2 me/lavit-7b --dry-run
       lavit publish lavit-7b-v2 me/lavit-7b --private --base-model rain1011/LaVIT-7B-v2
+      lavit publish out/my-lavit me/my-lavit --space me/try-my-lavit
       lavit publish out/my-lavit me/my-lavit --license apache-2.0 --dataset me/pictures
     """
     if card and not dry_run:
@@ -70,10 +75,12 @@ def publish(
     from lavit_hf import hub
     from lavit_hf.utils.atomic_files import readable_size
 
+    visibility = True if private else None  # by default as is usual for the owner
+    page = hub.publish_space(space, repository, source, private=visibility, dry_run=True) if space else None
     report = hub.publish(
         source,
         repository,
-        private=True if private else None,  # by default as is usual for the owner
+        private=visibility,
         dry_run=dry_run,
         include=include or [],
         include_evaluation=include_evaluation,
@@ -95,7 +102,14 @@ def publish(
         print(f"Published {report.url} ({total}, commit {report.commit})")
     for name in report.removed:
         print(f"Removed {name}, which this version does not have")
-    for hint in report.hints:
+    hints = report.hints
+    if space and page:
+        if not dry_run:
+            page = hub.publish_space(space, repository, source, private=visibility)
+        amount = f"{len(page.sizes)} files, {readable_size(sum(page.sizes.values()))}"
+        print(f"Would publish the Space {space}: {amount}" if dry_run else f"Published {page.url} ({amount})")
+        hints = [*hints, *page.hints]
+    for hint in hints:
         print(hint, file=sys.stderr)
 
 

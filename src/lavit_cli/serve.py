@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
-import socket
 import sys
 from typing import Annotated
 
 import typer
 
-from .checks import find_model
+from .checks import find_model, is_loopback, listen
 from .options import Device, Dtype, PixelDecoder, RunDtype
 
 _BACKLOG = 2048  # clients that may wait for the server to take them, as uvicorn has it
@@ -66,7 +64,7 @@ def serve(
     if api_key is not None and (not api_key.strip() or not api_key.isascii()):
         raise ValueError("The API key must be some letters of ASCII.")
     checkpoint = find_model(model)
-    listener = _listen(host, port)
+    listener = listen(host, port)
 
     from lavit_hf.serving import Engine, ServingLimits, TransformersBackend, create_app
     from lavit_hf.serving.pictures import parse_prefix
@@ -109,22 +107,6 @@ def serve(
     address = f"[{host}]" if ":" in host else host
     listener.listen(_BACKLOG)  # from now on clients are kept waiting, not refused
     print(f"Serving {served} at http://{address}:{listener.getsockname()[1]}/v1 (Ctrl+C ends)", flush=True)
-    if api_key is None and not _is_loopback(listener):
+    if api_key is None and not is_loopback(listener):
         print("lavit: anybody who reaches this address may use it: set LAVIT_API_KEY", file=sys.stderr)
     uvicorn.Server(config).run(sockets=[listener])
-
-
-def _listen(host: str, port: int) -> socket.socket:
-    """Takes the port before anything is loaded."""
-    try:
-        family, kind, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        listener = socket.socket(family, kind)
-        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        listener.bind(address)
-    except OSError as error:
-        raise ValueError(f"Cannot listen at {host}, port {port}: {error.strerror or error}.") from error
-    return listener
-
-
-def _is_loopback(listener: socket.socket) -> bool:
-    return ipaddress.ip_address(listener.getsockname()[0]).is_loopback

@@ -1,7 +1,10 @@
 """`lavit demo`: what it prints, and the picture it writes."""
 
+import socket
+import sys
 from pathlib import Path
 
+import pytest
 from PIL import Image
 
 from lavit_cli.demo_sheet import is_caption_right, is_drawing_right
@@ -76,3 +79,18 @@ def test_unwritable_output(lavit, photo: Path, random_checkpoint: Path, tmp_path
     result = lavit("demo", "-i", photo, "-m", random_checkpoint, "-o", tmp_path / "file" / "demo.png")
     assert result.exit_code == 1
     assert result.stderr.count("\n") == 1
+
+
+def test_a_page_says_what_it_needs(lavit, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "gradio", None)
+    monkeypatch.delitem(sys.modules, "lavit_hf.web", raising=False)
+    result = lavit("demo", "--web", "--port", "0")
+    assert result.exit_code == 1 and "pip install 'lavit-hf[demo]'" in result.stderr
+
+
+def test_a_page_does_not_take_the_port_of_others(lavit) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        result = lavit("demo", "--web", "--port", taken.getsockname()[1])
+    assert result.exit_code == 1 and "Cannot listen at 127.0.0.1, port " in result.stderr

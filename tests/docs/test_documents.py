@@ -32,8 +32,11 @@ DOCUMENTS = (
     "docs/emoji.md",
     "docs/publishing.md",
     "docs/serving.md",
+    "docs/web.md",
+    "examples/README.md",
     "docs/conformance.md",
 )
+TUTORIAL = "docs/tutorial.md"  # whose blocks go on from one another; test_tutorial.py runs it
 NOT_RUN = ("make ", "pip ", "git ")
 # Python blocks by document, bash blocks by document and number.
 NEW_INTERPRETERS = {"ARCHITECTURE.md", "README.md-1", "docs/training.md-2"}
@@ -66,13 +69,13 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: list[str], folder: Path, programs: Path) -> str:
+def run(command: list[str], folder: Path, programs: Path, seconds: float = 300) -> str:
     """What a command prints that finds `python` and `lavit` there."""
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
     # Nested runs of pytest must not take themselves for workers of this one.
     environment = {k: v for k, v in os.environ.items() if not k.startswith("PYTEST_")}
     result = subprocess.run(
-        command, cwd=folder, env={**environment, "PATH": path}, capture_output=True, text=True, timeout=300
+        command, cwd=folder, env={**environment, "PATH": path}, capture_output=True, text=True, timeout=seconds
     )
     assert result.returncode == 0, result.stdout + result.stderr
     return result.stdout
@@ -90,7 +93,7 @@ def test_bash_blocks_run(code: str, is_new: bool, checkout: Path, zygote: Zygote
     run(["bash", "-euo", "pipefail", "-c", code], checkout, programs)
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, TUTORIAL])
 def test_no_block_is_forgotten(document: str) -> None:
     text = (ROOT / document).read_text(encoding="utf-8")
     kinds = [kind for kind, _ in _FENCE.findall(text)]
@@ -98,7 +101,7 @@ def test_no_block_is_forgotten(document: str) -> None:
     assert set(kinds) <= {"python", "bash"} | NOT_CODE
 
 
-@pytest.mark.parametrize("document", DOCUMENTS)
+@pytest.mark.parametrize("document", [*DOCUMENTS, TUTORIAL])
 def test_links_lead_somewhere(document: str) -> None:
     text = re.sub(r"^```.*?^```", "", (ROOT / document).read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
     targets = re.findall(r"\]\((?!https?:)([^)#]+)", text)

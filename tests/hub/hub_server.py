@@ -24,7 +24,7 @@ _LARGE = (".safetensors", ".png", ".jpg")  # what a new repository's .gitattribu
 
 @dataclass
 class Repository:
-    """A model: its commits, each with the whole content, and the names of some of them."""
+    """A model, or a Space: its commits, each with the whole content, and the names of some of them."""
 
     private: bool = False
     commits: dict[str, dict[str, StoredFile]] = field(default_factory=dict)
@@ -89,6 +89,10 @@ class HubServer(ThreadingHTTPServer):
         """Its address."""
         return f"http://127.0.0.1:{self.server_port}"
 
+    def page(self, name: str) -> str:
+        """Where people look at a repository."""
+        return f"{self.url}/{name.replace(':', '/')}"
+
     def environment(self, home: Path, token: str | None = TOKEN) -> dict[str, str]:
         """Variables that make a client use this Hub, with a cache of its own."""
         variables = {
@@ -137,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _answer(self, routes: dict[str, Any]) -> None:
         self.body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
-        path = unquote(urlsplit(self.path).path)
+        path = _plain_path(unquote(urlsplit(self.path).path))
         with self.server.lock:
             self.server.requests.append((self.command, path))
             for pattern, function in routes.items():
@@ -197,14 +201,17 @@ def _create(request: _Handler) -> None:
         return request.send(401, {"error": "Invalid username or password."})
     content = request.json()
     name = f"{content.get('organization') or 'owner'}/{content['name']}"
+    if content.get("type") == "space":
+        if not content.get("sdk"):
+            return request.send(400, {"error": "a Space needs an sdk"})
+        name = f"spaces:{name}"
+    url = request.server.page(name)
     if name in request.server.repositories:
-        return request.send(
-            409, {"error": "You already created this model repo", "url": f"{request.server.url}/{name}"}
-        )
+        return request.send(409, {"error": "You already created this repo", "url": url})
     repository = Repository(private=bool(content.get("private")) or content.get("visibility") == "private")
     repository.commit("main", {".gitattributes": StoredFile(b"*.safetensors filter=lfs\n", False)})
     request.server.repositories[name] = repository
-    return request.send(200, {"url": f"{request.server.url}/{name}", "name": name, "id": name})
+    return request.send(200, {"url": url, "name": name, "id": name})
 
 
 def _validate_card(request: _Handler) -> None:
@@ -277,7 +284,7 @@ def _commit(request: _Handler, name: str, revision: str) -> None:
         elif operation["key"] == "deletedFile":
             files.pop(value["path"])
     oid = repository.commit(revision, files)
-    request.send(200, {"commitOid": oid, "commitUrl": f"{request.server.url}/{name}/commit/{oid}"})
+    request.send(200, {"commitOid": oid, "commitUrl": f"{request.server.page(name)}/commit/{oid}"})
 
 
 def _info(request: _Handler, name: str, revision: str | None = None) -> None:
@@ -329,6 +336,12 @@ def _whoami(request: _Handler) -> None:
     if not request.is_owner:
         return request.send(401, {"error": "Invalid username or password."})
     request.send(200, {"type": "user", "name": "owner", "orgs": [], "auth": {"type": "access_token"}})
+
+
+def _plain_path(path: str) -> str:
+    """The path of a Space as that of a model whose owner has `spaces:` before the name."""
+    path = re.sub(r"^/api/spaces/", "/api/models/spaces:", path)
+    return re.sub(r"^/spaces/", "/spaces:", path)
 
 
 _NAME, _REVISION = r"(?P<name>[^/]+/[^/]+)", r"(?P<revision>[^/]+)"

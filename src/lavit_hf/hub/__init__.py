@@ -4,5 +4,16 @@ from .card import Origin
 from .export_llama import export_llama
 from .files import PublishError
 from .publish import Publication, PublishReport, prepare, publish
+from .space import SpaceReport, publish_space
 
-__all__ = ["Origin", "Publication", "PublishError", "PublishReport", "export_llama", "prepare", "publish"]
+__all__ = [
+    "Origin",
+    "Publication",
+    "PublishError",
+    "PublishReport",
+    "SpaceReport",
+    "export_llama",
+    "prepare",
+    "publish",
+    "publish_space",
+]

@@ -56,6 +56,19 @@ def generate_text(
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
+def merge_options(model: Any, original: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+    """Options for `generate`: those given, or what the checkpoint's generation config says, or the original's.
+
+    Args:
+        model: A `LavitForConditionalGeneration`.
+        original: The options of the original for a task, such as `CAPTION`.
+        given: Those of the user; `None` is not given.
+    """
+    own = {name: getattr(model.generation_config, name, None) for name in original}
+    layers = (original, own, given)
+    return {name: value for layer in layers for name, value in layer.items() if value is not None}
+
+
 def first_sentence(text: str) -> str:
     """What stands before the first period, in one line: a generated text as a caption."""
     return " ".join(text.partition(".")[0].split())

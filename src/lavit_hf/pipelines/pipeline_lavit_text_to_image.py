@@ -436,6 +436,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         latents: torch.Tensor | None = None,
         output_type: str = "pil",
         return_dict: bool = True,
+        callback_on_step_end: Callable[[Any, int, int, dict], dict] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> LavitTextToImagePipelineOutput | tuple:
         """Turns pictures into tokens and draws these: what the visual vocabulary keeps of them.
 
@@ -455,6 +457,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             latents: Initial noise.
             output_type: `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict: Whether to return an output object instead of a tuple.
+            callback_on_step_end: As in `__call__`.
+            callback_on_step_end_tensor_inputs: As in `__call__`.
 
         Returns:
             [`LavitTextToImagePipelineOutput`], or a tuple of its fields.
@@ -468,6 +472,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             "guidance_scale": guidance_scale,
             "latents": latents,
             "output_type": output_type,
+            "callback_on_step_end": callback_on_step_end,
+            "callback_on_step_end_tensor_inputs": callback_on_step_end_tensor_inputs,
         }
         pixel_decoder = self.pixel_decoder
         pixel_decoder.check_call(len(pixel_values), generator, **drawing)

@@ -13,16 +13,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-import numpy as np
 import PIL.Image
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.integrations import TensorBoardCallback, WandbCallback
 
-from ...utils.atomic_files import complete_file, write_json
+from ...utils.atomic_files import write_json
 from ...utils.json_files import read_json_object
 from ...utils.seeds import sample_seed
 from ..dataset import EpochCallback
@@ -33,8 +31,8 @@ from ..trainer_checkpoints import (
     list_checkpoints,
     remove_incomplete_checkpoints,
 )
+from ..validation_pictures import show_picture
 
-VALIDATION_FOLDER = "validation"
 _RUN_FILE = "run.json"
 # What a resumed run cannot do without, and `Trainer` would go on without in silence.
 _STATES = ("optimizer.pt", "scheduler.pt")
@@ -441,19 +439,7 @@ class DiffusersTrainer(Trainer):
 
     def show(self, image: PIL.Image.Image) -> None:
         """Saves a validation image, and shows it to the trackers that take images."""
-        step = self.state.global_step
-        path = Path(self._output_dir, VALIDATION_FOLDER, f"step-{step:07d}.png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with complete_file(path) as file:
-            image.save(file, format="PNG")
-        for callback in self.callback_handler.callbacks:
-            if isinstance(callback, TensorBoardCallback) and callback.tb_writer is not None:
-                callback.tb_writer.add_image(VALIDATION_FOLDER, np.asarray(image), step, dataformats="HWC")
-            elif isinstance(callback, WandbCallback):
-                import wandb  # type: ignore[import-not-found]
-
-                if wandb.run is not None:
-                    wandb.run.log({VALIDATION_FOLDER: wandb.Image(image), "train/global_step": step})
+        show_picture(image, self._output_dir, self.state.global_step, self.callback_handler.callbacks)
 
 
 class AveragedNetworks(nn.Module):
