@@ -74,7 +74,7 @@ def check_llama_cpp(source: Path) -> None:
     Raises:
         PublishError: It computes no such model, or tokenizes in another way.
     """
-    config = LlamaConfig.from_pretrained(source)
+    config: Any = LlamaConfig.from_pretrained(source)
     rope = config.rope_parameters["rope_type"]
     if config.hidden_act != "silu":
         raise PublishError(f"llama.cpp computes a Llama with silu; this one has {config.hidden_act!r}.")
@@ -109,7 +109,7 @@ def write_gguf(source: Path, target: Path, progress: Progress) -> None:
     """
     gguf = require_gguf()
     check_llama_cpp(source)
-    config = LlamaConfig.from_pretrained(source)
+    config: Any = LlamaConfig.from_pretrained(source)
     weights = Weights(find_weights(source, "model"))
     writer = gguf.GGUFWriter(target, "llama")
     _add_sizes(writer, config, gguf)
@@ -139,7 +139,7 @@ def write_gguf(source: Path, target: Path, progress: Progress) -> None:
         writer.close()
 
 
-def _add_sizes(writer: Any, config: LlamaConfig, gguf: Any) -> None:
+def _add_sizes(writer: Any, config: Any, gguf: Any) -> None:
     rope = config.rope_parameters
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
@@ -158,7 +158,7 @@ def _add_sizes(writer: Any, config: LlamaConfig, gguf: Any) -> None:
         writer.add_rope_scaling_factor(rope["factor"])
 
 
-def _rope_factors(config: LlamaConfig) -> np.ndarray | None:
+def _rope_factors(config: Any) -> np.ndarray | None:
     """By how much Llama 3.1 and later slow their rotary frequencies down, `[head_dim / 2]`."""
     if config.rope_parameters["rope_type"] != "llama3":
         return None
@@ -167,7 +167,7 @@ def _rope_factors(config: LlamaConfig) -> np.ndarray | None:
     return (1 / config.rope_parameters["rope_theta"] ** steps / slowed).numpy()
 
 
-def _plan(config: LlamaConfig, weights: Weights, gguf: Any) -> Iterator[tuple[str, str, Any]]:
+def _plan(config: Any, weights: Weights, gguf: Any) -> Iterator[tuple[str, str, Any]]:
     """Of every tensor its name, its name in GGUF and its type there."""
     names = gguf.get_tensor_name_map(gguf.MODEL_ARCH.LLAMA, config.num_hidden_layers)
     kinds = gguf.GGMLQuantizationType
@@ -180,7 +180,7 @@ def _plan(config: LlamaConfig, weights: Weights, gguf: Any) -> Iterator[tuple[st
         yield stored, name, kind
 
 
-def _reorder(tensor: torch.Tensor, name: str, config: LlamaConfig) -> torch.Tensor:
+def _reorder(tensor: torch.Tensor, name: str, config: Any) -> torch.Tensor:
     """Puts rows of queries and keys into the order of the original Llama: rotated pairs are neighbors."""
     heads = {"q_proj": config.num_attention_heads, "k_proj": config.num_key_value_heads}.get(name.split(".")[-2])
     if heads is None:

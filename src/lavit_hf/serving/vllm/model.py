@@ -57,14 +57,15 @@ class LavitForVllm(nn.Module, SupportsMultiModal):
         if config.lm_head_bias:
             raise ValueError("The head of this LaVIT's language model has a bias, which vLLM's models have not.")
         text.tie_word_embeddings = config.tie_word_embeddings
-        self.configure_mm_token_handling(vocab_size=text.vocab_size, mm_token_ids=[config.image_token_id])
-        with self._mark_tower_model(vllm_config, "image"):
+        methods: Any = self  # without vLLM, those of its protocol look like parts of a module to mypy
+        methods.configure_mm_token_handling(vocab_size=text.vocab_size, mm_token_ids=[config.image_token_id])
+        with methods._mark_tower_model(vllm_config, "image"):
             self.visual_tokenizer = LavitVisualTokenizer(visual)
             for name, module in self.visual_tokenizer.named_modules():
                 if name.split(".")[-1] in LavitVisualTokenizer._keep_in_fp32_modules_strict:
                     module.float()
             self.multi_modal_projector = nn.Linear(visual.hidden_size, text.hidden_size)
-        with self._mark_language_model(vllm_config):
+        with methods._mark_language_model(vllm_config):
             self.language_model = init_vllm_registered_model(
                 vllm_config=vllm_config,
                 hf_config=text,
@@ -118,16 +119,18 @@ class LavitForVllm(nn.Module, SupportsMultiModal):
             chosen = (is_discrete == discrete).nonzero().flatten()
             if not len(chosen):
                 continue
-            budget = {"num_tokens": counts[chosen].to(pixels.device)}
+            chosen_pixels, budget = pixels[chosen.to(pixels.device)], counts[chosen].to(pixels.device)
             if discrete:
-                codes = self.visual_tokenizer.encode(pixels[chosen.to(pixels.device)], **budget).codes
+                codes = self.visual_tokenizer.encode(chosen_pixels, num_tokens=budget).codes
+                assert codes is not None
                 rows = self.language_model.embed_input_ids(codes + self.config.visual_token_offset)
             else:
-                rows = self._project(self.visual_tokenizer.embed(pixels[chosen.to(pixels.device)], **budget).features)
+                rows = self._project(self.visual_tokenizer.embed(chosen_pixels, num_tokens=budget).features)
             embedded.update(zip(chosen.tolist(), rows.split(counts[chosen].tolist()), strict=True))
         return [embedded[index] for index in range(len(counts))]
 
-    def _project(self, features: torch.Tensor) -> torch.Tensor:
+    def _project(self, features: torch.Tensor | None) -> torch.Tensor:
+        assert features is not None
         return self.multi_modal_projector(features.to(self.multi_modal_projector.weight.dtype))
 
     def forward(
