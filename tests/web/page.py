@@ -83,6 +83,10 @@ class Page:
     def click(self, name: str) -> None:
         self.wait(lambda: self.find(f"button#{name}"))[0].click()
 
+    def open_token(self, number: int) -> None:
+        """Opens a token of the strip, which may be drawn anew at any time."""
+        self.browser.execute_script("document.querySelectorAll('#strip summary')[arguments[0]].click()", number)
+
     def picture(self, name: str) -> Image.Image | None:
         """The picture that a component shows; `None` if it shows none."""
         images = [image for image in self.find(f"#{name} img") if image.get_property("naturalWidth")]
