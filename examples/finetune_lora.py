@@ -6,7 +6,8 @@
 A row of the dataset has an image (or a list of images) and a text; columns `prompt` (such as "Question: What is this?
 Answer:", which is how `lavit ask` asks) and `messages` are used if there are any. On several devices: `accelerate
 launch examples/finetune_lora.py ...`, to shard the model `accelerate launch --config_file
-examples/accelerate/fsdp2.yaml ...`. `--help` lists all options.
+examples/accelerate/fsdp2.yaml ...`. `--config FILE.yaml` takes options
+from a file, `--help` lists them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
@@ -31,6 +32,7 @@ from lavit_hf.training import (
     get_lora_config,
     load_data,
     merge_adapter,
+    parse_script_arguments,
     save_adapter_card,
     upcast_trained_weights,
 )
@@ -93,8 +95,9 @@ class LoraTrainingArguments(TrainingArguments):
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, LoraTrainingArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    model_args, data_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, LoraTrainingArguments), arguments, __doc__
+    )
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")

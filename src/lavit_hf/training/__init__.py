@@ -42,6 +42,7 @@ _MODULES = {
     "load_visual_part": ".composition",
     "make_scenes": ".data.scenes",
     "merge_adapter": "language_model.adapters",
+    "parse_script_arguments": "script_arguments",
     "sample_seed": ".utils.seeds",
     "sample_uniform": ".utils.seeds",
     "save_adapter_card": "language_model.adapters",
