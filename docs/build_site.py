@@ -16,7 +16,8 @@ from typing import Any
 from mkdocs.structure.files import File
 
 ROOT = Path(__file__).resolve().parents[1]
-_PAGES = ("usage.md", "conversion.md", "training.md", "evaluation.md", "metrics.md", "publishing.md")  # these first
+# These first.
+_PAGES = ("usage.md", "conversion.md", "training.md", "scale.md", "evaluation.md", "metrics.md", "publishing.md")
 _REFERENCE = {
     "Models, processors, pipelines": "lavit_hf",
     "Training": "lavit_hf.training",

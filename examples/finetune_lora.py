@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import Trainer, TrainingArguments
+from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
@@ -45,6 +45,9 @@ class ModelArguments:
     model: str = field(metadata={"help": "A LaVIT: a directory or a repository of the Hub."})
     dtype: str | None = field(
         default=None, metadata={"help": "dtype of the frozen weights; by default as stored, on a CPU float32."}
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "QLoRA: the frozen language model in 4 bits, by bitsandbytes."}
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, times their rank."})
@@ -103,7 +106,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
     if model_args.merge_to is not None and os.path.exists(model_args.merge_to):  # before hours of training
         raise ValueError(f"{model_args.merge_to} exists; --merge_to takes a new directory.")
-    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    is_sharded = any(
+        os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true" for way in ("FSDP", "DEEPSPEED")
+    )
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
     attached = {} if is_sharded else {"visual_tokenizer": model.visual_tokenizer}
@@ -148,7 +153,19 @@ def load_model(model_args: ModelArguments, args: TrainingArguments) -> LavitForC
     """The frozen base model."""
     dtype = model_args.dtype or ("float32" if args.device.type == "cpu" else "auto")
     torch.manual_seed(args.seed)  # for the adapters
-    return LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=dtype)
+    options = {"quantization_config": four_bits(args)} if model_args.load_in_4bit else {}
+    return LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=dtype, **options)
+
+
+def four_bits(args: TrainingArguments) -> BitsAndBytesConfig:
+    """As QLoRA has it; what makes codes and features of images stays as it is, and so does the head."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        llm_int8_skip_modules=["visual_tokenizer", "multi_modal_projector", "lm_head"],
+    )
 
 
 def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments) -> Any:

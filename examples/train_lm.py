@@ -215,7 +215,8 @@ def attach_visual_tokenizer(
     processor: ImageTextProcessor, model: LavitForConditionalGeneration, model_args: ModelArguments
 ) -> None:
     """Lets the processor encode images that are drawn: by the model's own tokenizer, unless that will be sharded."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    ways = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    if not any(os.environ.get(way, "false").lower() == "true" for way in ways):
         processor.visual_tokenizer = model
     elif model_args.model is None:
         raise ValueError(

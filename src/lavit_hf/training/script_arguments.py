@@ -43,7 +43,7 @@ def parse_script_arguments(
     )
     if path is not None:
         try:
-            parser.set_file_defaults(check_recipe(read_yaml_mapping(path), known, path))
+            parser.set_file_defaults(check_recipe(read_recipe(path), known, path))
         except (OSError, ValueError) as error:
             parser.exit(2, f"{parser.prog}: error: {error}\n")
     *parsed, rest = parser.parse_args_into_dataclasses(None if arguments is None else list(arguments))
@@ -52,8 +52,8 @@ def parse_script_arguments(
     return tuple(parsed)
 
 
-def read_yaml_mapping(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Reads a YAML file of names and values.
+def read_recipe(path: str | os.PathLike[str]) -> dict[str, Any]:
+    """Reads a YAML file of names and values, which are not checked against any options.
 
     Raises:
         OSError: It cannot be read.
