@@ -40,13 +40,13 @@ SIGLIP2 = SiglipVisionConfig(  # google/siglip2-so400m-patch14-224
 MODERN = {"vision_config": SIGLIP2, "text_config": AutoConfig.for_model("smollm3")}  # its defaults are of SmolLM3-3B
 # GPUs that a recipe is for; billions of weights, and of those that learn.
 PLANS = {
-    "stage1": (8, "h100", 1.82, 0.82),
-    "stage2": (8, "h100", 8.70, 7.1),
-    "stage3": (8, "h100", 4.5, 2.57),
+    "stage1": (8, "h100", 1.83, 0.81),
+    "stage2": (8, "h100", 8.70, 7.28),
+    "stage3": (8, "h100", 4.48, 2.58),
     "lora": (1, "a100-40gb", 8.74, 0.04),
     "qlora": (1, "rtx4090", 8.86, 0.16),
-    "modern_stage1": (8, "h100", 1.0, 0.55),
-    "modern_stage2": (8, "h100", 4.1, 3.5),
+    "modern_stage1": (8, "h100", 0.92, 0.50),
+    "modern_stage2": (8, "h100", 4.32, 3.65),
 }
 
 
@@ -78,7 +78,7 @@ def test_it_starts_at_full_size_without_weights_and_fits(monkeypatch, name):
     num_samples = 100_000 if STAGES[name] == "lora" else None
     recipe = read_recipe(FOLDER / f"{name}.yaml")
     plan = plan_training(STAGES[name], num_samples, recipe=recipe, num_gpus=num_gpus, gpu=gpu, **sizes)
-    assert [count / 1e9 for count in plan.num_parameters] == pytest.approx([total, learned], rel=0.1)
+    assert [count / 1e9 for count in plan.num_parameters] == pytest.approx([total, learned], rel=0.02)
     assert plan.fits and not [line for line in plan.warnings if "not fit" in line], plan.memory
     assert plan.memory["gradients"] > 0 and plan.memory["optimizer"] > 0 and plan.hours > 0
     if name in ("stage1", "stage2"):

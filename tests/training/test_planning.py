@@ -207,6 +207,7 @@ def test_four_bits_and_smaller_moments_take_less():
         ({"num_samples": None}, "Neither num_samples nor max_steps"),
         ({"peak_share": 1.5}, "peak_share is a share"),
         ({"recipe": {"per_device_train_batch_size": 0}}, "per_device_train_batch_size has to be a positive"),
+        ({"recipe": {"keep_rate": "third"}}, "keep_rate has to be a number, got 'third'"),
         ({"recipe": {"per_device_train_batch_size": "4"}}, "per_device_train_batch_size has to be a positive"),
     ],
 )

@@ -60,6 +60,9 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "lora": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
 }
 
+# What of a recipe is a number, beside sizes.
+_NUMBERS = ("keep_rate", "bypass_merger_steps", "selector_steps", "image_first_probability", "max_steps")
+
 # The published high-resolution pixel decoder: that of SDXL.
 _UNET = {
     "block_out_channels": [320, 640, 1280],
@@ -258,6 +261,9 @@ def plan_training(
     """
     values = {**DEFAULTS.get(stage, {}), **(recipe or {})}
     _check(stage, num_gpus, gpu, shard, text_tokens, peak_share, price_per_hour)
+    for name in _NUMBERS:
+        if isinstance(values.get(name, 0), bool) or not isinstance(values.get(name, 0), (int, float)):
+            raise ValueError(f"{name} has to be a number, got {values[name]!r}.")
     is_sharded = (stage == "stage2" and num_gpus > 1) if shard is None else shard and num_gpus > 1
     networks = _BUILDERS[stage](values, vision_config, text_config, text_tokens)
     per_gpu = _positive(values, "per_device_train_batch_size")
