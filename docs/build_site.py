@@ -21,6 +21,7 @@ _PAGES = (
     "usage.md",
     "conversion.md",
     "training.md",
+    "scale.md",
     "evaluation.md",
     "metrics.md",
     "publishing.md",

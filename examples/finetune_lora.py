@@ -6,7 +6,8 @@
 A row of the dataset has an image (or a list of images) and a text; columns `prompt` (such as "Question: What is this?
 Answer:", which is how `lavit ask` asks) and `messages` are used if there are any. On several devices: `accelerate
 launch examples/finetune_lora.py ...`, to shard the model `accelerate launch --config_file
-examples/accelerate/fsdp2.yaml ...`. `--help` lists all options.
+examples/accelerate/fsdp2.yaml ...`. `--config FILE.yaml` takes options
+from a file, `--help` lists them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from peft import get_peft_model
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
@@ -34,6 +35,7 @@ from lavit_hf.training import (
     get_lora_config,
     load_data,
     merge_adapter,
+    parse_script_arguments,
     save_adapter_card,
     upcast_trained_weights,
 )
@@ -48,6 +50,9 @@ class ModelArguments:
     model: str = field(metadata={"help": "A LaVIT: a directory or a repository of the Hub."})
     dtype: str | None = field(
         default=None, metadata={"help": "dtype of the frozen weights; by default as stored, on a CPU float32."}
+    )
+    load_in_4bit: bool = field(
+        default=False, metadata={"help": "QLoRA: the frozen language model in 4 bits, by bitsandbytes."}
     )
     lora_r: int = field(default=16, metadata={"help": "Rank of the adapters."})
     lora_alpha: int = field(default=32, metadata={"help": "Scale of the adapters, times their rank."})
@@ -98,14 +103,17 @@ class LoraTrainingArguments(TrainingArguments):
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, LoraTrainingArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    model_args, data_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, LoraTrainingArguments), arguments, __doc__
+    )
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
     if model_args.merge_to is not None and os.path.exists(model_args.merge_to):  # before hours of training
         raise ValueError(f"{model_args.merge_to} exists; --merge_to takes a new directory.")
-    is_sharded = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+    is_sharded = any(
+        os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true" for way in ("FSDP", "DEEPSPEED")
+    )
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
     attached = {} if is_sharded else {"visual_tokenizer": model.visual_tokenizer}
@@ -152,7 +160,19 @@ def load_model(model_args: ModelArguments, args: TrainingArguments) -> LavitForC
     """The frozen base model."""
     dtype = model_args.dtype or ("float32" if args.device.type == "cpu" else "auto")
     torch.manual_seed(args.seed)  # for the adapters
-    return LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=dtype)
+    options = {"quantization_config": four_bits(args)} if model_args.load_in_4bit else {}
+    return LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=dtype, **options)
+
+
+def four_bits(args: TrainingArguments) -> BitsAndBytesConfig:
+    """As QLoRA has it; what makes codes and features of images stays as it is, and so does the head."""
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type="nf4",
+        bnb_4bit_use_double_quant=True,
+        bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
+        llm_int8_skip_modules=["visual_tokenizer", "multi_modal_projector", "lm_head"],
+    )
 
 
 def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments) -> Any:

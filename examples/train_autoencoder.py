@@ -3,7 +3,8 @@
     python examples/train_autoencoder.py --dataset scenes --validation_split validation --output_dir out/vae \
         --height 64 --width 64 --per_device_train_batch_size 32 --learning_rate 2e-3 --max_steps 2000
 
-On several devices: `accelerate launch examples/train_autoencoder.py ...`. `--help` lists all options.
+On several devices: `accelerate launch examples/train_autoencoder.py ...`. `--config FILE.yaml` takes options
+from a file, `--help` lists them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import HfArgumentParser
 
 from lavit_hf.training import (
     AutoencoderArguments,
@@ -24,6 +24,7 @@ from lavit_hf.training import (
     TrainingDataset,
     exit_on_write_errors,
     load_data,
+    parse_script_arguments,
 )
 
 # 64 pixels become 8 x 8 latents; about 0.9 M parameters.
@@ -65,8 +66,9 @@ class DataArguments:
 
 def main(arguments: list[str] | None = None) -> AutoencoderTrainer:
     """Trains; returns the trainer."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, AutoencoderArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    model_args, data_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, AutoencoderArguments), arguments, __doc__
+    )
     if data_args.validation_split is None:
         raise SystemExit("Give --validation_split: the scale of the latents is measured on it.")
     torch.manual_seed(args.seed)  # for weights that start at random

@@ -10,7 +10,8 @@ Or a new LaVIT, from a trained visual tokenizer and any language model:
 A row of the dataset has an image (or a list of images, or none) and a text; columns `prompt` (a question, say) and
 `messages` are used if there are any. A directory that `lavit tokenize` made is trained on as it is, from ids alone,
 with `--packing` if you like. On several devices: `accelerate launch examples/train_lm.py ...`, to shard the model
-`accelerate launch --config_file examples/accelerate/fsdp2.yaml ...`. `--help` lists all options.
+`accelerate launch --config_file examples/accelerate/fsdp2.yaml ...`. `--config FILE.yaml` takes options
+from a file, `--help` lists them.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import HfArgumentParser, Trainer, TrainingArguments
+from transformers import Trainer, TrainingArguments
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
@@ -43,6 +44,7 @@ from lavit_hf.training import (
     init_projector,
     load_data,
     load_tokenized_dataset,
+    parse_script_arguments,
 )
 
 NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
@@ -126,8 +128,9 @@ class LmTrainingArguments(TrainingArguments):
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, LmTrainingArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    model_args, data_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, LmTrainingArguments), arguments, __doc__
+    )
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)  # for what is new
     model, processor = load_model(model_args)
@@ -222,7 +225,8 @@ def attach_visual_tokenizer(
     processor: ImageTextProcessor, model: LavitForConditionalGeneration, model_args: ModelArguments
 ) -> None:
     """Lets the processor encode images that are drawn: by the model's own tokenizer, unless that will be sharded."""
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
+    ways = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    if not any(os.environ.get(way, "false").lower() == "true" for way in ways):
         processor.visual_tokenizer = model
     elif model_args.model is None:
         raise ValueError(

@@ -3,7 +3,8 @@
     python examples/train_pixel_decoder.py --dataset photos/ --pixel_decoder path/to/lavit --visual_tokenizer \
         path/to/lavit --output_dir out/pixel-decoder --max_steps 1000 --learning_rate 1e-5
 
-On several devices: `accelerate launch examples/train_pixel_decoder.py ...`. `--help` lists all options.
+On several devices: `accelerate launch examples/train_pixel_decoder.py ...`. `--config FILE.yaml` takes options
+from a file, `--help` lists them.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
-from transformers import HfArgumentParser
 
 from lavit_hf import LavitImageProcessorPil, LavitPixelDecoderPipeline, LavitTokenDecoder, LavitVisualTokenizer
 from lavit_hf.training import (
@@ -26,6 +26,7 @@ from lavit_hf.training import (
     build_pixel_decoder,
     exit_on_write_errors,
     load_data,
+    parse_script_arguments,
 )
 
 
@@ -64,8 +65,9 @@ class DataArguments:
 
 def main(arguments: list[str] | None = None) -> PixelDecoderTrainer:
     """Trains; returns the trainer."""
-    parser = HfArgumentParser((ModelArguments, DataArguments, PixelDecoderArguments), description=__doc__)
-    model_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
+    model_args, data_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, PixelDecoderArguments), arguments, __doc__
+    )
     torch.manual_seed(args.seed)  # for weights that start at random
     pipeline = load_pixel_decoder(model_args)
     visual_tokenizer, image_processor = load_visual_tokenizer(model_args.visual_tokenizer)

@@ -6,8 +6,8 @@
 A row of the dataset has an image (or a list of images). With a whole LaVIT, or a visual tokenizer that was trained
 before, as `--vision_model`, its training goes on; `--from_scratch` takes only its vision encoder. `--output_dir` gets
 `visual_tokenizer` (for `train_lm.py`) and `token_decoder` (for `train_pixel_decoder.py`), and checkpoints to
-`--resume_from_checkpoint`. On several devices: `accelerate launch examples/train_tokenizer.py ...`. `--help` lists all
-options.
+`--resume_from_checkpoint`. On several devices: `accelerate launch examples/train_tokenizer.py ...`. `--config
+FILE.yaml` takes options from a file, `--help` lists them.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoConfig, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualTokenizerForPreTraining
 from lavit_hf.training import (
@@ -37,6 +37,7 @@ from lavit_hf.training import (
     first_pictures,
     load_data,
     load_visual_part,
+    parse_script_arguments,
 )
 
 NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
@@ -120,10 +121,9 @@ class TokenizerTrainingArguments(TrainingArguments):
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    parser = HfArgumentParser(
-        (ModelArguments, MethodArguments, DataArguments, TokenizerTrainingArguments), description=__doc__
+    model_args, method_args, data_args, args = parse_script_arguments(
+        (ModelArguments, MethodArguments, DataArguments, TokenizerTrainingArguments), arguments, __doc__
     )
-    model_args, method_args, data_args, args = parser.parse_args_into_dataclasses(arguments)
     if args.label_smoothing_factor:
         raise SystemExit("--label_smoothing_factor does nothing here: stage 1 has no labels.")
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)

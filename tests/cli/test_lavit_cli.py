@@ -29,9 +29,13 @@ COMMANDS = [
     "assemble",
     "merge",
     "plot",
+    "plan-training",
     "publish",
     "export-llama",
 ]
+
+
+_WITHOUT_DTYPE = ("assemble", "merge", "plot", "plan-training", "publish", "export-llama")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], *([name, "--help"] for name in COMMANDS)])
@@ -54,7 +58,7 @@ def test_help_shows_examples_and_options(lavit, command: str) -> None:
     assert result.exit_code == 0
     assert f"lavit {command} " in result.stdout
     assert "Example" in result.stdout
-    assert "--dtype" in result.stdout or command in ("assemble", "merge", "plot", "publish")
+    assert "--dtype" in result.stdout or command in _WITHOUT_DTYPE
 
 
 def test_version(lavit) -> None:

@@ -27,6 +27,7 @@ DOCUMENTS = (
     "docs/usage.md",
     "docs/conversion.md",
     "docs/training.md",
+    "docs/scale.md",
     "docs/metrics.md",
     "docs/evaluation.md",
     "docs/emoji.md",

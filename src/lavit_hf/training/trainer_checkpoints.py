@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 from transformers.trainer_pt_utils import safe_globals
 from transformers.utils import logging
 
+from ..utils.distributed import sum_over_processes
 from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
 from ..utils.safetensors_files import read_headers, read_index
@@ -152,7 +155,15 @@ class CheckpointCallback(TrainerCallback):
     When training starts, what a killed run left half-written is removed. `Trainer` would write a checkpoint over one
     of the same name, file by file; killed in the middle of it, it would leave a mixture of both that looks complete.
     The old one is therefore removed before.
+
+    SIGTERM, by which clusters take a machine back, saves a checkpoint after the update that is being computed,
+    whichever process gets it, and ends all of them with exit status 0, without evaluation and a finished model.
     """
+
+    def __init__(self) -> None:
+        self._is_asked_to_stop = self._has_stopped = False
+        self._process = 0
+        self._previous: Any = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -160,10 +171,34 @@ class CheckpointCallback(TrainerCallback):
         if state.is_world_process_zero:
             remove_incomplete_checkpoints(str(args.output_dir))
         PartialState().wait_for_everyone()
+        if threading.current_thread() is threading.main_thread():  # no other may handle signals
+            self._process = os.getpid()
+            self._previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
+
+    def _ask_to_stop(self, number: int, frame: Any) -> None:
+        if os.getpid() == self._process:
+            self._is_asked_to_stop = True
+        else:  # a worker that loads data, and was forked with this handler
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+        if self._has_stopped:
+            raise SystemExit(0)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
+        asked = torch.tensor(float(self._is_asked_to_stop), device=args.device)
+        if not self._has_stopped and sum_over_processes(asked) > 0:
+            self._has_stopped = True
+            logger.warning(f"SIGTERM: update {state.global_step} is saved, and training ends.")
+            control.should_save = control.should_training_stop = True
+            control.should_evaluate = False
         if not control.should_save:
             return
         if state.is_world_process_zero:
