@@ -35,7 +35,7 @@ COMMANDS = [
 ]
 
 
-_WITHOUT_DTYPE = ("assemble", "merge", "plot", "plan-training", "publish", "export-llama")
+_WITHOUT_DTYPE = ("assemble", "merge", "plot", "plan-training", "publish")
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["--version"], [], *([name, "--help"] for name in COMMANDS)])

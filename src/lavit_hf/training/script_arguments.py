@@ -114,7 +114,7 @@ class _PlainLoader(yaml.SafeLoader):
 class _ScriptParser(HfArgumentParser):
     """Gives options other defaults after they have been declared."""
 
-    def __init__(self, dataclass_types: list[type], **kwargs: Any) -> None:
+    def __init__(self, dataclass_types: list[Any], **kwargs: Any) -> None:
         self._declared: list[Action] = []
         super().__init__(dataclass_types, **kwargs)
 
