@@ -171,7 +171,7 @@ def four_bits(args: TrainingArguments) -> BitsAndBytesConfig:
         bnb_4bit_quant_type="nf4",
         bnb_4bit_use_double_quant=True,
         bnb_4bit_compute_dtype=torch.bfloat16 if args.bf16 else torch.float32,
-        llm_int8_skip_modules=["visual_tokenizer", "multi_modal_projector", "lm_head"],
+        llm_int8_skip_modules=["model.visual_tokenizer", "model.multi_modal_projector", "lm_head"],
     )
 
 

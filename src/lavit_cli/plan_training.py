@@ -85,7 +85,7 @@ def plan_training(
     if num_samples is None and config is None:
         raise ValueError("--pairs says how many pairs to train on, or max_steps of a --config.")
     if config is not None:
-        check_source(config, "--config")
+        check_source(config, "--config", is_file=True)
     for model, option in ((vision_model, "--vision-model"), (text_model, "--text-model")):
         if model is not None:
             check_source(model, option, or_repository=True)

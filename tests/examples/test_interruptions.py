@@ -1,8 +1,6 @@
-"""SIGTERM saves a checkpoint and ends every script well; torchrun goes on by itself after a process has died."""
+"""SIGTERM saves a checkpoint and ends every script well."""
 
 import importlib
-import json
-import os
 import signal
 import subprocess
 import sys
@@ -74,49 +72,3 @@ def test_worker_processes_are_ended_by_it():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == [str(-signal.SIGTERM), "False"]
     assert CheckpointCallback()._is_asked_to_stop is False
-
-
-# Kills one of two processes in its third update, once, or asks it to stop.
-PROGRAM = """
-import os, signal, sys
-sys.path.insert(0, sys.argv.pop(1))
-marker, number = sys.argv.pop(1), int(sys.argv.pop(1))
-import train_lm
-from transformers import Trainer
-
-compute = Trainer.training_step
-
-def training_step(self, *args, **kwargs):
-    if self.state.global_step == 2 and os.environ["RANK"] == "1" and not os.path.exists(marker):
-        open(marker, "w").close()
-        os.kill(os.getpid(), number)
-    return compute(self, *args, **kwargs)
-
-Trainer.training_step = training_step
-train_lm.main()
-"""
-
-
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_two_processes_with_torchrun(python, tmp_path, number):
-    """The first is a machine that dies, after which torchrun starts again; the second one that is taken back."""
-    (tmp_path / "program.py").write_text(PROGRAM)
-    folder = tmp_path / "out"
-    command = [python, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "--max-restarts=1"]
-    command += [str(tmp_path / "program.py"), str(EXAMPLES), str(tmp_path / "marker"), str(int(number))]
-    options = {"save_strategy": "steps", "save_steps": 2, "resume_from_checkpoint": "latest", "max_steps": 4}
-    command += arguments("train_lm", folder, **options)
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-
-    def run() -> None:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=600)
-        assert done.returncode == 0, done.stderr[-4000:]
-
-    run()
-    assert (tmp_path / "marker").exists()
-    if number == signal.SIGTERM:
-        assert (folder / "checkpoint-3").is_dir() and not (folder / "model.safetensors").exists()
-        run()
-    state = json.loads((folder / "trainer_state.json").read_text())
-    assert state["global_step"] == 4 and (folder / "model.safetensors").exists()
-    assert [row["step"] for row in state["log_history"] if "loss" in row] == [1, 2, 3, 4]

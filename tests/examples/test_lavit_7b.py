@@ -9,6 +9,7 @@ import pytest
 import torch
 import yaml
 from transformers import AutoConfig, SiglipVisionConfig
+from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lavit_hf import LavitForConditionalGeneration, LavitVisualTokenizer
 from lavit_hf.training import plan_training, read_recipe
@@ -166,6 +167,7 @@ def test_qlora_quantizes_the_language_model_alone(monkeypatch, tmp_path):
     """What bitsandbytes is asked for; a run of it needs that package."""
     monkeypatch.syspath_prepend(EXAMPLES)
     script = importlib.import_module("finetune_lora")
+    model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
     asked = {}
 
     def load(path, **options):
@@ -178,4 +180,6 @@ def test_qlora_quantizes_the_language_model_alone(monkeypatch, tmp_path):
         script.main(["--config", str(FOLDER / "qlora.yaml"), *options])
     quantization = asked["quantization_config"]
     assert quantization.load_in_4bit and quantization.bnb_4bit_quant_type == "nf4"
-    assert "visual_tokenizer" in quantization.llm_int8_skip_modules and "lm_head" in quantization.llm_int8_skip_modules
+    linears = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    quantized = {name for name in linears if should_convert_module(name, quantization.llm_int8_skip_modules)}
+    assert quantized == {name for name in linears if name.startswith("model.language_model.")} and len(quantized) == 14
