@@ -193,8 +193,10 @@ class CheckpointCallback(TrainerCallback):
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        asked = torch.tensor(float(self._is_asked_to_stop), device=args.device)
-        if not self._has_stopped and sum_over_processes(asked) > 0:
+        is_asked = self._is_asked_to_stop
+        if args.world_size > 1:  # a single process does not wait for its device
+            is_asked = bool(sum_over_processes(torch.tensor(float(is_asked), device=args.device)) > 0)
+        if is_asked and not self._has_stopped:
             self._has_stopped = True
             logger.warning(f"SIGTERM: update {state.global_step} is saved, and training ends.")
             control.should_save = control.should_training_stop = True
