@@ -64,7 +64,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 _NUMBERS = ("keep_rate", "bypass_merger_steps", "selector_steps", "image_first_probability", "max_steps")
 
 # The published high-resolution pixel decoder: that of SDXL.
-_UNET = {
+SDXL_UNET = {
     "block_out_channels": [320, 640, 1280],
     "down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"],
     "up_block_types": ["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"],
@@ -77,7 +77,7 @@ _UNET = {
     "projection_class_embeddings_input_dim": 2816,
     "sample_size": 128,
 }
-_VAE = {
+SDXL_VAE = {
     "block_out_channels": [128, 256, 512, 512],
     "down_block_types": ["DownEncoderBlock2D"] * 4,
     "up_block_types": ["UpDecoderBlock2D"] * 4,
@@ -457,7 +457,7 @@ def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, tex
         vision = build_visual_config(vision)
     vision.share_branches = True  # one branch: codes
     path = values.get("unet_config")
-    unet_config = _UNET if path is None else read_json_object(path, ValueError)
+    unet_config = SDXL_UNET if path is None else read_json_object(path, ValueError)
     width, patches = vision.hidden_size, vision.num_patches
     decoder_config = LavitTokenDecoderConfig(
         hidden_size=width,
@@ -470,7 +470,7 @@ def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, tex
     )
     with _on_meta():
         unet = UNet2DConditionModel.from_config(unet_config)
-        vae = AutoencoderKL.from_config(_VAE).requires_grad_(False)
+        vae = AutoencoderKL.from_config(SDXL_VAE).requires_grad_(False)
         tokenizer = LavitVisualTokenizer(vision).requires_grad_(False)
         decoder = LavitTokenDecoder(decoder_config)
         is_sdxl = unet.config.addition_embed_type is not None
