@@ -27,7 +27,7 @@ def read_spec(checkpoint: Path) -> dict:
 @pytest.fixture(scope="module")
 def recipe() -> Iterator[ModuleType]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.syspath_prepend(ROOT / "examples" / "lavit_scenes")
+        patch.syspath_prepend(ROOT / "examples" / "worlds")
         yield importlib.import_module("make_language_model")
 
 
