@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL
 import pytest
 import torch
 from PIL import Image
@@ -118,6 +119,8 @@ FORMATS: dict[str, tuple[list[Callable], dict[str, Any]]] = {
     "PCX": ([mode_rgb, mode_grey, mode_palette], {}),
     "JPEG2000": ([mode_rgb, mode_grey], {"irreversible": False}),
 }
+if int(PIL.__version__.partition(".")[0]) < 13:
+    del FORMATS["PCX"]  # Pillow itself wrote pictures of one or three columns so that they could not be read
 # What undoes each orientation of EXIF.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
