@@ -11,10 +11,11 @@ The trained checkpoint then draws with several scales of guidance. `--output_dir
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
-import make_language_model
 from ablation.captions import measure_captions, train_captioner
 from ablation.drawings import measure_drawings
 from ablation.results import CAPTIONS, GUIDANCE, TOKENIZERS, Results
@@ -25,6 +26,7 @@ from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, default_check
 from lavit_hf.training import exit_on_write_errors
 
 HERE = Path(__file__).resolve().parent
+_MAKE_LANGUAGE_MODEL = HERE.parent / "worlds" / "make_language_model.py"
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -85,7 +87,8 @@ def compare_captions(args: argparse.Namespace, results: Results) -> None:
     """Which patches are kept, and how many, and whether a language model reads features or codes."""
     text_model = args.output_dir / "language_model"
     if not text_model.exists():
-        make_language_model.main(["--config", str(HERE / "language_model.json"), "--output_dir", str(text_model)])
+        words = ["--config", str(HERE / "language_model.json"), "--output_dir", str(text_model)]
+        subprocess.run([sys.executable, str(_MAKE_LANGUAGE_MODEL), *words], check=True)
     for selection in (DYNAMIC, ALL, RANDOM):
         for mode in ("continuous", "discrete"):
             results.add(CAPTIONS, f"{selection}, {mode}", run_captions, args, selection, mode, False)
