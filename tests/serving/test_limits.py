@@ -310,17 +310,22 @@ def test_a_worker_that_dies_is_an_error_for_its_requests_alone(serve, slow, back
 
 
 def test_metrics(server) -> None:
+    def read() -> str:
+        connection = http.client.HTTPConnection("127.0.0.1", server.port)
+        connection.request("GET", "/metrics")
+        response = connection.getresponse()
+        text = response.read().decode()
+        connection.close()
+        assert response.getheader("content-type").startswith("text/plain")
+        return text
+
     send(server, chat())
-    connection = http.client.HTTPConnection("127.0.0.1", server.port)
-    connection.request("GET", "/metrics")
-    response = connection.getresponse()
-    text = response.read().decode()
-    connection.close()
-    assert response.getheader("content-type").startswith("text/plain")
+    wait_until(lambda: "lavit_batch_seconds_bucket" in read(), 10)  # measured when the batch ends, after the answer
+    text = read()
     assert 'lavit_requests_total{path="/v1/chat/completions",status="200"}' in text
-    assert "lavit_batch_seconds_bucket" in text and 'lavit_tokens_total{kind="text"}' in text
+    assert 'lavit_tokens_total{kind="text"}' in text
     send(server, "", "/v1/" + "x" * 50, "GET")
-    assert "xxxx" not in text
+    assert "xxxx" not in read()
 
 
 def test_nothing_of_a_request_stays(server, images) -> None:
