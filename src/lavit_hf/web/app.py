@@ -118,7 +118,7 @@ def _add_reading(studio: Studio, examples: Examples, folder: Path, on_gpu: Calla
                 label="Picture", sources=["upload", "webcam", "clipboard"], height=320, elem_id="picture", format="png"
             )
             # Upright, RGB, and refused in words if it is none. (Of a subclass, gradio would write a .pyi beside this.)
-            picture.preprocess = open_upload
+            picture.preprocess = open_upload  # type: ignore[method-assign]
         with gr.Column():
             overlay = gr.Image(label="Patches that became tokens", height=320, elem_id="overlay", **_SHOWN)
     files = [folder / f"{index}.png" for index in range(len(examples.pictures))]
