@@ -33,6 +33,7 @@ from lavit_hf.training import (
     find_trainer_checkpoint,
     first_pictures,
     get_lora_config,
+    is_sharded_run,
     load_data,
     merge_adapter,
     parse_script_arguments,
@@ -111,12 +112,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
     if model_args.merge_to is not None and os.path.exists(model_args.merge_to):  # before hours of training
         raise ValueError(f"{model_args.merge_to} exists; --merge_to takes a new directory.")
-    is_sharded = any(
-        os.environ.get(f"ACCELERATE_USE_{way}", "false").lower() == "true" for way in ("FSDP", "DEEPSPEED")
-    )
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
-    attached = {} if is_sharded else {"visual_tokenizer": model.visual_tokenizer}
+    attached = {} if is_sharded_run() else {"visual_tokenizer": model.visual_tokenizer}
     processor = ImageTextProcessor.from_pretrained(model_args.model, **attached)
     adapted = get_peft_model(model, lora_config(model, model_args))
     upcast_trained_weights(adapted)

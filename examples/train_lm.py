@@ -16,7 +16,6 @@ from a file, `--help` lists them.
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +41,7 @@ from lavit_hf.training import (
     init_code_embeddings,
     init_merger,
     init_projector,
+    is_sharded_run,
     load_data,
     load_tokenized_dataset,
     parse_script_arguments,
@@ -225,8 +225,7 @@ def attach_visual_tokenizer(
     processor: ImageTextProcessor, model: LavitForConditionalGeneration, model_args: ModelArguments
 ) -> None:
     """Lets the processor encode images that are drawn: by the model's own tokenizer, unless that will be sharded."""
-    ways = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    if not any(os.environ.get(way, "false").lower() == "true" for way in ways):
+    if not is_sharded_run():
         processor.visual_tokenizer = model
     elif model_args.model is None:
         raise ValueError(

@@ -43,6 +43,7 @@ _MODULES = {
     "init_code_embeddings": "language_model.preparation",
     "init_merger": "language_model.preparation",
     "init_projector": "language_model.preparation",
+    "is_sharded_run": ".utils.distributed",
     "load_data": ".data.loading",
     "load_tokenized_dataset": "precompute_codes.tokenize_dataset",
     "load_visual_part": ".composition",

@@ -116,7 +116,7 @@ class _ScriptParser(HfArgumentParser):
 
     def __init__(self, dataclass_types: list[Any], **kwargs: Any) -> None:
         self._declared: list[Action] = []
-        super().__init__(dataclass_types, **kwargs)  # type: ignore[arg-type]  # a type of classes that it does not export
+        super().__init__(dataclass_types, **kwargs)
 
     def add_argument(self, *args: Any, **kwargs: Any) -> Action:
         """Also remembers the option."""

@@ -17,6 +17,12 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
+def is_sharded_run() -> bool:
+    """Whether `accelerate launch` started this process to shard weights, by FSDP or DeepSpeed."""
+    ways = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
+    return any(os.environ.get(way, "false").lower() == "true" for way in ways)
+
+
 @torch.compiler.disable
 @torch.no_grad()
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:
