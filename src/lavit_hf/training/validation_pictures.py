@@ -73,7 +73,10 @@ class ValidationPictures(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         # A sharded model writes only if all processes do.
-        if self._trainer is None or not state.is_world_process_zero or self._trainer.is_fsdp_enabled:
+        trainer = self._trainer
+        if trainer is None or not state.is_world_process_zero:
+            return
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             return
         model = kwargs["model"]
         is_training = model.training
@@ -82,7 +85,7 @@ class ValidationPictures(TrainerCallback):
             image = self.draw(model)
         model.train(is_training)
         assert args.output_dir is not None  # it has a default
-        show_picture(image, args.output_dir, state.global_step, self._trainer.callback_handler.callbacks)
+        show_picture(image, args.output_dir, state.global_step, trainer.callback_handler.callbacks)
 
 
 def draw_captions(model: Any, processor: Any, images: Sequence[Image.Image]) -> Image.Image:
