@@ -233,6 +233,24 @@ def test_too_many_are_refused_all_or_none(fake, engine) -> None:
     assert refusal.value.retry_after >= 1 and engine.size == 16
 
 
+def test_an_answer_frees_its_place_at_once(fake) -> None:
+    """Whoever has an answer may ask again, even while the worker still tidies up after the batch."""
+    is_tidy = threading.Event()
+    write = fake.write
+
+    def write_and_tidy(jobs) -> None:
+        write(jobs)
+        is_tidy.wait(10)
+
+    fake.write = write_and_tidy
+    engine = Engine(fake, max_queue=1)
+    for job in (text_job(), text_job()):
+        engine.submit([job])
+        assert job.future.result(10).text == "xxx" and engine.size == 0
+        is_tidy.set()
+    engine.close(5)
+
+
 def test_the_end_waits_for_what_was_taken(fake, engine) -> None:
     jobs = [occupy(fake, engine), text_job(), image_job()]
     engine.submit(jobs[1:])

@@ -123,8 +123,8 @@ class Worker:
 
     @property
     def size(self) -> int:
-        """Jobs that wait or run."""
-        return len(self._waiting) + len(self._running)
+        """Jobs that wait or run; one whose answer is there is neither, though its batch may not be over yet."""
+        return len(self._waiting) + sum(not job.future.done() for job in self._running)
 
     @property
     def is_healthy(self) -> bool:
