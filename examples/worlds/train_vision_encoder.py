@@ -1,7 +1,9 @@
 """Trains a small vision encoder on scenes: what LaVIT takes from EVA-CLIP, this one learns from labels of patches.
 
-    python examples/worlds/train_vision_encoder.py --config examples/lavit_scenes/vision_encoder.json \
+    python examples/worlds/train_vision_encoder.py --vision_config examples/lavit_scenes/vision_encoder.json \
         --output_dir out/lavit-scenes/vision_encoder --max_steps 2000
+
+`--config FILE.yaml` takes options from a file, `--help` lists them.
 
 From the features of every patch, linear layers (thrown away afterwards) have to tell what the object there is, its
 size and place, the place of the patch, and to paint it again. Of the patches that become tokens nothing but their
@@ -28,7 +30,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import Dataset
-from transformers import AutoConfig, HfArgumentParser, Trainer, TrainingArguments
+from transformers import AutoConfig, Trainer, TrainingArguments
 
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.data.scenes import PortableRng
@@ -38,6 +40,7 @@ from lavit_hf.training import (
     build_vision_model,
     exit_on_write_errors,
     find_trainer_checkpoint,
+    parse_script_arguments,
     sample_uniform,
 )
 
@@ -51,7 +54,7 @@ _TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its 
 class EncoderArguments:
     """What to train."""
 
-    config: str = field(metadata={"help": "A JSON file with `model_type` and sizes of the encoder."})
+    vision_config: str = field(metadata={"help": "A JSON file with `model_type` and sizes of the encoder."})
     world: str = field(default="scenes", metadata={"help": "What the pictures are of: scenes or emoji."})
     num_scenes: int = field(default=40_000, metadata={"help": "How many scenes to train on."})
     num_eval_scenes: int = field(default=500, metadata={"help": "How many scenes to evaluate on, of either split."})
@@ -267,15 +270,14 @@ def complete_model(vision_model: Any) -> Any:
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    parser = HfArgumentParser((EncoderArguments, EncoderTrainingArguments), description=__doc__)
-    encoder_args, args = parser.parse_args_into_dataclasses(arguments)
+    encoder_args, args = parse_script_arguments((EncoderArguments, EncoderTrainingArguments), arguments, __doc__)
     if args.label_smoothing_factor:
         raise SystemExit("--label_smoothing_factor does nothing here: Trainer smooths labels of one kind only.")
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)
     world = find_world(encoder_args.world)
     args.label_names = ["is_object", *world.label_classes]
-    config = AutoConfig.for_model(**json.loads(Path(encoder_args.config).read_text(encoding="utf-8")))
+    config = AutoConfig.for_model(**json.loads(Path(encoder_args.vision_config).read_text(encoding="utf-8")))
     side = config.image_size // config.patch_size
     image_processor = LavitImageProcessorPil(size={"height": config.image_size, "width": config.image_size})
     words = sorted({word for text in world.make_texts(_NUM_TEXTS) for word in split_words(text)})

@@ -15,8 +15,9 @@ def test_label_smoothing_is_refused(monkeypatch, tmp_path):
     """`Trainer` would apply it to nothing, and fails in other ways."""
     monkeypatch.syspath_prepend(FOLDER)
     main = importlib.import_module("train_vision_encoder").main
+    sizes = ["--vision_config", "vision_encoder.json"]
     with pytest.raises(SystemExit, match="--label_smoothing_factor does nothing here"):
-        main(["--output_dir", str(tmp_path), "--config", "vision_encoder.json", "--label_smoothing_factor", "0.1"])
+        main(["--output_dir", str(tmp_path), *sizes, "--label_smoothing_factor", "0.1"])
 
 
 def test_patches_of_objects_count_as_much_as_all_others(monkeypatch):

@@ -104,7 +104,7 @@ WRITERS = {
         *("--pooled_size", 0, "--kmeans_tokens_per_code", 1),
     ),
     "train_vision_encoder": trainer_script(
-        *("worlds/train_vision_encoder.py", "--config", "{inputs}/vision.json"),
+        *("worlds/train_vision_encoder.py", "--vision_config", "{inputs}/vision.json"),
         *("--num_scenes", 12, "--num_eval_scenes", 4),
     ),
     "train_autoencoder": trainer_script(

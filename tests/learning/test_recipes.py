@@ -62,8 +62,8 @@ def small_recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     original = EXAMPLES / f"{request.param}.yaml"
     recipe = yaml.safe_load(original.read_text())
     sizes = {
-        ("shape_encoder", "config"): VISION,
-        ("vision_encoder", "config"): VISION,
+        ("shape_encoder", "vision_config"): VISION,
+        ("vision_encoder", "vision_config"): VISION,
         ("language_model", "config"): TEXT,
         ("pixel_decoder", "unet_config"): UNET,
     }

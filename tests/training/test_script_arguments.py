@@ -6,13 +6,16 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+import torch
 import yaml
+from torch.nn import functional as F
 from transformers import TrainingArguments
 
 from lavit_hf.training import parse_script_arguments
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = ["train_tokenizer", "train_lm", "train_pixel_decoder", "train_autoencoder", "finetune_lora"]
+SCRIPTS += ["worlds/train_vision_encoder"]
 
 
 @dataclass
@@ -125,6 +128,29 @@ def test_help_shows_what_the_file_says(tmp_path, capsys):
     assert stop.value.code == 0
     text = capsys.readouterr().out
     assert "of-the-file" in text and "--config FILE.yaml" in text
+
+
+@pytest.fixture
+def sdpa_backends():
+    names = ["flash_sdp", "mem_efficient_sdp", "cudnn_sdp", "math_sdp"]
+    before = {name: getattr(torch.backends.cuda, f"{name}_enabled")() for name in names}
+    yield lambda: {name: getattr(torch.backends.cuda, f"{name}_enabled")() for name in names}
+    for name, enabled in before.items():
+        getattr(torch.backends.cuda, f"enable_{name}")(enabled)
+
+
+def test_the_attention_of_the_process_is_chosen(tmp_path, sdpa_backends):
+    before = sdpa_backends()
+    parse(tmp_path, {"dataset": "a"})
+    assert sdpa_backends() == before
+    parse(tmp_path, {"dataset": "a", "sdpa_backend": "math"})
+    assert [name for name, enabled in sdpa_backends().items() if enabled] == ["math_sdp"]
+    query = torch.zeros(1, 1, 4, 8)
+    with torch.profiler.profile() as profile:
+        F.scaled_dot_product_attention(query, query, query)
+    assert "aten::_scaled_dot_product_attention_math" in {event.key for event in profile.key_averages()}
+    with pytest.raises(SystemExit):
+        parse(tmp_path, {"dataset": "a"}, "--sdpa_backend", "fast")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

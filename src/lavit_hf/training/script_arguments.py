@@ -7,13 +7,35 @@ import os
 import types
 from argparse import Action, ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, dataclass, field, fields
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+import torch
 import yaml  # type: ignore[import-untyped]
 from transformers import HfArgumentParser
+
+
+@dataclass
+class ProcessArguments:
+    """What every script can be told about its process."""
+
+    sdpa_backend: Literal["flash", "efficient", "cudnn", "math"] | None = field(
+        default=None,
+        metadata={
+            "help": "The only implementation of attention that PyTorch may use; by default it chooses. On a CPU, "
+            "'math' is faster for short sequences, such as 64 patches, and slower for long ones."
+        },
+    )
+
+    def apply(self) -> None:
+        """Sets it for the process."""
+        if self.sdpa_backend is not None:
+            torch.backends.cuda.enable_flash_sdp(self.sdpa_backend == "flash")  # on CPUs, too, whatever its name
+            torch.backends.cuda.enable_mem_efficient_sdp(self.sdpa_backend == "efficient")
+            torch.backends.cuda.enable_cudnn_sdp(self.sdpa_backend == "cudnn")
+            torch.backends.cuda.enable_math_sdp(self.sdpa_backend == "math")
 
 
 def parse_script_arguments(
@@ -22,7 +44,8 @@ def parse_script_arguments(
     """Parses the options of a script, with `--config FILE.yaml` for defaults of a recipe.
 
     Keys of the file are options without their dashes. Its values replace the defaults, and the command line replaces
-    them, as `TrlParser` of TRL has it. `--help` shows the defaults, with a file those of the file.
+    them, as `TrlParser` of TRL has it. `--help` shows the defaults, with a file those of the file. Every script also
+    has the options of `ProcessArguments`, which are applied at once.
 
     Args:
         dataclass_types: What the options are of, such as `TrainingArguments`.
@@ -35,7 +58,7 @@ def parse_script_arguments(
     Raises:
         SystemExit: After `--help`; or with a line on stderr that says what is wrong with the options or the file.
     """
-    known = list(dataclass_types)
+    known = [*dataclass_types, ProcessArguments]
     path = _find_config(arguments)
     parser = _ScriptParser(known, description=description)
     parser.add_argument(
@@ -46,9 +69,10 @@ def parse_script_arguments(
             parser.set_file_defaults(check_recipe(read_recipe(path), known, path))
         except (OSError, ValueError) as error:
             parser.exit(2, f"{parser.prog}: error: {error}\n")
-    *parsed, rest = parser.parse_args_into_dataclasses(None if arguments is None else list(arguments))
+    *parsed, process, rest = parser.parse_args_into_dataclasses(None if arguments is None else list(arguments))
     if rest.config != path:  # argparse takes what is short for it
         parser.error("write --config in full, and once")
+    process.apply()
     return tuple(parsed)
 
 
