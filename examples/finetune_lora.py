@@ -24,6 +24,7 @@ from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
+    FiniteGradientsCallback,
     LanguageModelingLoss,
     LavitDataCollator,
     TrainingDataset,
@@ -135,7 +136,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             blank_image=args.world_size > 1,
         ),
         processing_class=processor,
-        callbacks=[EpochCallback(), CheckpointCallback()],
+        callbacks=[EpochCallback(), CheckpointCallback(), FiniteGradientsCallback()],
         # Trainer itself would smooth labels that are not shifted.
         compute_loss_func=LanguageModelingLoss(adapted, smoothing) if smoothing else None,
     )

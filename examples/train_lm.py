@@ -27,6 +27,7 @@ from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
+    FiniteGradientsCallback,
     GenerationMetrics,
     LanguageModelingLoss,
     LavitDataCollator,
@@ -178,7 +179,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             keep_rate_range=data_args.keep_rate_range and tuple(data_args.keep_rate_range),
         ),
         processing_class=processor,
-        callbacks=[EpochCallback(), CheckpointCallback()],
+        callbacks=[EpochCallback(), CheckpointCallback(), FiniteGradientsCallback()],
         # Trainer itself would smooth labels that are not shifted.
         compute_loss_func=LanguageModelingLoss(model, smoothing) if smoothing else None,
     )

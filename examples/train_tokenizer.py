@@ -25,6 +25,7 @@ from lavit_hf import LavitImageProcessorPil, LavitTokenDecoder, LavitVisualToken
 from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
+    FiniteGradientsCallback,
     TrainingDataset,
     ValidationPictures,
     VisualTokenizerCallback,
@@ -145,7 +146,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         eval_dataset=eval_dataset,
         data_collator=VisualTokenizerDataCollator(image_processor, seed=args.seed),
         processing_class=image_processor,
-        callbacks=[EpochCallback(), CheckpointCallback()],
+        callbacks=[EpochCallback(), CheckpointCallback(), FiniteGradientsCallback()],
     )
     if eval_dataset is not None:
         pictures = first_pictures(eval_dataset, NUM_SHOWN)

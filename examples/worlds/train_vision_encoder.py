@@ -37,6 +37,7 @@ from lavit_hf.data.scenes import PortableRng
 from lavit_hf.data.worlds import IGNORED, World, find_world
 from lavit_hf.training import (
     CheckpointCallback,
+    FiniteGradientsCallback,
     build_vision_model,
     exit_on_write_errors,
     find_trainer_checkpoint,
@@ -300,7 +301,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         eval_dataset=evaluated,
         data_collator=LabeledSceneCollator(image_processor, words),
         compute_metrics=functools.partial(accuracies, classes=world.label_classes),
-        callbacks=[CheckpointCallback()],
+        callbacks=[CheckpointCallback(), FiniteGradientsCallback()],
     )
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.log_metrics("eval", trainer.evaluate())

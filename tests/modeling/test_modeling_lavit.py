@@ -378,6 +378,29 @@ def test_loss_does_not_depend_on_the_side_of_the_padding(tiny, pixels):
     torch.testing.assert_close(*losses)
 
 
+def test_in_training_every_position_sees_something(pixels, monkeypatch):
+    """Regression: rows packed to the right began with positions that saw nothing, and cuDNN's gradient was NaN."""
+    model = build_model()
+    inputs = light_inputs(model, pixels)
+    labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
+    labels = labels.masked_fill(labels == model.config.image_token_id, -100)
+    masks = []
+    forward = model.model.language_model.forward
+
+    def watch(*args, attention_mask, **kwargs):
+        masks.append(attention_mask.clone())
+        return forward(*args, attention_mask=attention_mask, **kwargs)
+
+    monkeypatch.setattr(model.model.language_model, "forward", watch)
+    expected = model.eval()(**inputs, labels=labels, use_cache=False).loss
+    loss = model.train()(**inputs, labels=labels, use_cache=False).loss
+    torch.testing.assert_close(loss, expected)
+    evaluated, trained = masks
+    assert evaluated.shape == trained.shape and torch.equal(evaluated.sum(dim=1), trained.sum(dim=1))
+    assert evaluated[:, -1].all() and not evaluated[:, 0].all()
+    assert trained[:, 0].all() and (trained.diff(dim=1) <= 0).all()
+
+
 def test_placeholders_counted_as_labels_are_reported(tiny, pixels, caplog):
     inputs = light_inputs(tiny, pixels)
     tiny(**inputs, labels=inputs["input_ids"], num_items_in_batch=torch.tensor(50))

@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import TrainerCallback
 
+from lavit_hf.training import FiniteGradientsCallback
 from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint, why_incomplete
 from tiny_parts import CHECKPOINT
 from training.tiny_training import build_trainer
@@ -171,3 +173,24 @@ def test_a_script_that_was_killed_while_it_saved_goes_on(python, tmp_path, metho
     assert done.returncode == 0, done.stderr
     assert json.loads((tmp_path / "out" / "trainer_state.json").read_text())["global_step"] == 5
     assert find_trainer_checkpoint("latest", tmp_path / "out") == str(tmp_path / "out" / "checkpoint-5")
+
+
+class SpoilTheLoss(TrainerCallback):
+    """Makes the loss NaN from an update on."""
+
+    def on_step_begin(self, args, state, control, model=None, **kwargs):
+        if state.global_step == 2:
+            model.lm_head.weight.data[0] = float("nan")
+
+
+@pytest.mark.parametrize("logging_steps", [1, 100])
+def test_training_stops_before_spoiled_weights_are_saved(tmp_path, logging_steps):
+    """Regression: `Trainer` logged a loss of 0 for a thousand updates of NaN."""
+    callbacks = [SpoilTheLoss(), FiniteGradientsCallback()]
+    options = {"save_strategy": "steps", "save_steps": 2, "max_steps": 6, "logging_steps": logging_steps}
+    trainer = build_trainer(tmp_path, callbacks, **options)
+    update = 3 if logging_steps == 1 else 4
+    with pytest.raises(FloatingPointError, match=rf"grad_norm is nan in update {update}: training stops before"):
+        trainer.train()
+    assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
+    assert all(value.isfinite().all() for value in load_file(tmp_path / "checkpoint-2" / "model.safetensors").values())

@@ -86,39 +86,46 @@ def full_mask(attention_mask: torch.Tensor | None, input_ids: torch.Tensor, past
     return attention_mask
 
 
-def pack_rows(is_empty: torch.Tensor, attention_mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Rewrites rows so that everything empty or padded comes first, in the same width.
+def pack_rows(
+    is_empty: torch.Tensor, attention_mask: torch.Tensor, padding_side: str = "left"
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rewrites rows so that everything empty or padded is on one side, in the same width.
 
-    Packed rows are ordinary left-padded ones: sliding windows and caches hold nothing but real tokens.
+    Packed rows are ordinary padded ones: sliding windows and caches hold nothing but real tokens.
 
     Args:
         is_empty: Mask of empty placeholders, `[batch, sequence]`.
         attention_mask: Mask of real tokens, `[batch, sequence]`.
+        padding_side: `"left"` to go on writing after the rows; `"right"` to learn from them, as then no position is
+            left that sees nothing, for which not every implementation of attention has a gradient.
 
     Returns:
         Order in which to take the positions, the attention mask of the packed rows, and where each given position
         went, all `[batch, sequence]`. What was left out points to the last real position before it.
     """
     is_real = attention_mask.bool() & ~is_empty
-    order = is_real.int().argsort(dim=-1, stable=True)
+    order = is_real.int().argsort(dim=-1, stable=True, descending=padding_side == "right")
     ranks = is_real.long().cumsum(dim=-1)
-    num_padding = is_real.shape[1] - ranks[:, -1:]
+    num_padding = is_real.shape[1] - ranks[:, -1:] if padding_side == "left" else 0
     return order, is_real.gather(-1, order).to(attention_mask.dtype), (num_padding + ranks - 1).clamp_min(0)
 
 
 def trim_rows(
-    order: torch.Tensor, packed_mask: torch.Tensor, source: torch.Tensor
+    order: torch.Tensor, packed_mask: torch.Tensor, source: torch.Tensor, padding_side: str = "left"
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Leaves out the leading positions that are padding in all packed rows.
+    """Leaves out the positions that are padding in all packed rows.
 
     Args:
         order: See `pack_rows`, as are the others.
         packed_mask: Mask of the packed rows.
         source: Where each given position went.
+        padding_side: Of the packed rows.
 
     Returns:
         The first two narrowed to `[batch, longest row]`, and `source` `[batch, sequence]` shifted by as much.
     """
     longest = max(int(packed_mask.sum(dim=-1).max()), 1)
+    if padding_side == "right":
+        return order[:, :longest], packed_mask[:, :longest], source
     num_padding = order.shape[1] - longest
     return order[:, num_padding:], packed_mask[:, num_padding:], (source - num_padding).clamp_min(0)

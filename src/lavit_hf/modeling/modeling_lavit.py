@@ -219,10 +219,11 @@ class LavitModel(LavitPreTrainedModel):
         if is_empty is not None:
             self._check_free_positions(position_ids)
             attention_mask = full_mask(attention_mask, is_empty, past)
-            order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:])
+            side = "right" if self.training and past == 0 else "left"
+            order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:], side)
             if cache is None and kwargs.get("use_cache") is False:
                 # Without a cache nobody counts positions: what is padding in all rows, most placeholders, can go.
-                order, packed_mask, source = trim_rows(order, packed_mask, source)
+                order, packed_mask, source = trim_rows(order, packed_mask, source, side)
             inputs_embeds = gather_positions(inputs_embeds, order)
             attention_mask = torch.cat([attention_mask[:, :-new_positions], packed_mask], dim=1)
         if isinstance(cache, LavitDynamicCache):

@@ -13,6 +13,7 @@ _MODULES = {
     "AutoencoderArguments": "pixel_decoder.autoencoder",
     "AutoencoderTrainer": "pixel_decoder.autoencoder",
     "CheckpointCallback": "trainer_checkpoints",
+    "FiniteGradientsCallback": "trainer_checkpoints",
     "EpochCallback": "dataset",
     "GenerationMetrics": "language_model.generation_metrics",
     "ImageDataCollator": "pixel_decoder.data",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
@@ -208,6 +209,48 @@ class CheckpointCallback(TrainerCallback):
         PartialState().wait_for_everyone()
 
     on_epoch_end = on_step_end
+
+
+class FiniteGradientsCallback(TrainerCallback):
+    """Stops `Trainer` when gradients are no numbers, before a checkpoint of spoiled weights is written.
+
+    `Trainer` goes on: by default (`logging_nan_inf_filter`) it logs a loss of 0 for as long as it is NaN. Looked at is
+    what it logs, every `logging_steps` updates and before every checkpoint. In float16 a scaler skips updates whose
+    gradients are not finite, by design; there the loss alone decides, if it is not filtered.
+    """
+
+    def on_step_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if control.should_save:
+            control.should_log = True
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        found = logs or {}
+        for name in ("loss",) if args.fp16 else ("loss", "grad_norm"):
+            require_finite(found.get(name) or 0.0, name, state.global_step, str(args.output_dir))
+
+
+def require_finite(value: float, name: str, update: int, output_dir: str) -> None:
+    """Checks a number of an update.
+
+    Raises:
+        FloatingPointError: It is infinite or NaN.
+    """
+    if not math.isfinite(value):
+        raise FloatingPointError(
+            f"{name} is {value} in update {update}: training stops before a checkpoint of spoiled weights is written. "
+            f"Resume from the last checkpoint in {output_dir} with a lower learning rate, more warmup or bf16 instead "
+            "of fp16, and check the data. On a GPU, try --sdpa_backend efficient, too: cuDNN's attention has "
+            "returned NaN for rows that see nothing, such as padding on the left."
+        )
 
 
 def remove_incomplete_checkpoints(output_dir: str | os.PathLike[str]) -> None:

@@ -199,7 +199,7 @@ def test_the_token_decoder_can_have_its_own_learning_rate(tmp_path):
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     pipeline = build_pipeline()
     torch.nn.init.constant_(pipeline.unet.conv_out.weight, math.nan)
-    with pytest.raises(FloatingPointError, match="The loss is nan in update 1: training stops before it spoils"):
+    with pytest.raises(FloatingPointError, match="loss is nan in update 1: training stops before"):
         train(tmp_path, pipeline)
     assert not (tmp_path / "model_index.json").exists()
 
@@ -208,7 +208,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path):
     pipeline = build_pipeline()
     before = weights(pipeline)
     pipeline.unet.conv_out.weight.register_hook(lambda gradient: gradient * math.inf)
-    with pytest.raises(FloatingPointError, match="The gradient's norm is (nan|inf) in update 1"):
+    with pytest.raises(FloatingPointError, match="grad_norm is (nan|inf) in update 1"):
         train(tmp_path, pipeline)
     assert not changed(before, weights(pipeline))
 

@@ -377,8 +377,7 @@ class LavitDataCollator(FollowsEpoch):
             if self.keep_rate_range is None:
                 self._check_packable(training_rows)
             return pack_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
-        side = self.processor.tokenizer.padding_side
-        batch = pad_rows(training_rows, self._pad_token_id, side, self.pad_to_multiple_of)
+        batch = pad_rows(training_rows, self._pad_token_id, self.pad_to_multiple_of)
         if self.text_noise:
             batch["input_ids"] = self._add_noise(batch, samples)
         return batch
@@ -508,15 +507,12 @@ def _evaluation_mode(module: Any) -> Iterator[None]:
         module.train()
 
 
-def pad_rows(
-    rows: Sequence[TrainingRow], pad_token_id: int, padding_side: str = "left", multiple: int | None = None
-) -> dict[str, torch.Tensor]:
+def pad_rows(rows: Sequence[TrainingRow], pad_token_id: int, multiple: int | None = None) -> dict[str, torch.Tensor]:
     """One sequence per row, filled up to the longest, and the images that enter as features.
 
     Args:
         rows: The rows.
         pad_token_id: What to fill with, under a mask.
-        padding_side: `"left"` or `"right"`.
         multiple: Round the length up to a multiple of this.
 
     Returns:
@@ -526,7 +522,7 @@ def pad_rows(
 
     def pad(values: list[int], filler: int) -> list[int]:
         padding = [filler] * (width - len(values))
-        return padding + values if padding_side == "left" else values + padding
+        return values + padding
 
     return {
         "input_ids": torch.tensor([pad(row.ids, pad_token_id) for row in rows]),

@@ -6,7 +6,6 @@ outside: they make the inputs of that module from a batch.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from ..trainer_checkpoints import (
     find_trainer_checkpoint,
     list_checkpoints,
     remove_incomplete_checkpoints,
+    require_finite,
 )
 from ..validation_pictures import show_picture
 
@@ -287,16 +287,11 @@ class DiffusersTrainer(Trainer):
             self._require_finite(loss.item(), "loss")
             if self.accelerator.scaler is None:  # which skips updates whose gradient is not finite, by design
                 gradients = [value.grad for value in self.model.trained if value.grad is not None]
-                self._require_finite(torch.nn.utils.get_total_norm(gradients).item(), "gradient's norm")
+                self._require_finite(torch.nn.utils.get_total_norm(gradients).item(), "grad_norm")
         return loss
 
     def _require_finite(self, value: float, name: str) -> None:
-        if not math.isfinite(value):
-            raise FloatingPointError(
-                f"The {name} is {value} in update {self.state.global_step + 1}: training stops before it spoils the "
-                f"weights. Resume from the last checkpoint in {self.args.output_dir} with a lower learning rate, more "
-                "warmup or bf16 instead of fp16, and check the data."
-            )
+        require_finite(value, name, self.state.global_step + 1, str(self.args.output_dir))
 
     def log(self, logs: dict[str, float], *args: Any, **kwargs: Any) -> None:
         """Logs numbers; beside the loss all other scalars, as means of the same updates."""
