@@ -66,7 +66,7 @@ def demo(
 
     if web:
         import lavit_hf.web  # noqa: F401 - says what is missing before anything is loaded
-    from .demo_sheet import SEED, given_subjects, make_sheet, scene_subjects
+    from .demo_sheet import SEED, given_subjects, make_sheet, world_subjects
     from .loading import load, load_pipeline
     from .pictures import open_images, save_picture
 
@@ -83,7 +83,7 @@ def demo(
     print(f"Checkpoint  {checkpoint}")
     if lavit.random_weights:
         print(_RANDOM)
-    subjects = given_subjects(images, question, change, prompt) if images else scene_subjects()
+    subjects = given_subjects(images, question, change, prompt) if images else world_subjects(checkpoint)
     save_picture(make_sheet(lavit, pipeline, subjects), output)
     print(f"Wrote       {output} (dropped patches are grey; seed {SEED})")
     if bad:
@@ -99,8 +99,9 @@ def _show_page(
     listener: socket.socket,
 ) -> None:
     """Serves the page until Ctrl+C."""
+    from lavit_hf.hub.facts import world_of
     from lavit_hf.utils.public_text import public_name
-    from lavit_hf.web import Studio, create_demo, given_examples, launch, make_examples, world_of
+    from lavit_hf.web import Studio, create_demo, given_examples, launch, make_examples
 
     from .loading import load_pipeline
 

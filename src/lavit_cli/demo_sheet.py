@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from PIL import Image
 
-from lavit_hf.data.scenes import BACKGROUNDS, Facts, Scene, facts_of, judge, parse_caption, render, sample_scene
-from lavit_hf.data.scenes.language import Question, ask_questions, captions_of
-from lavit_hf.data.scenes.world import QUESTIONS, rng_for
-from lavit_hf.evaluation.facts import read_facts
+from lavit_hf.data.scenes import PortableRng
+from lavit_hf.data.worlds import World, find_world
+from lavit_hf.hub.facts import world_of
 from lavit_hf.utils.contact_sheet import Panel, contact_sheet
 from lavit_hf.utils.patch_pictures import fit_panel, grey_out_dropped, patch_grid
 
@@ -24,10 +23,10 @@ if TYPE_CHECKING:
 
 SEED = 0  # of drawings
 _STEPS = 25
-_BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1)  # shares of the patches: 4, 8, 16 and all 64 of lavit-scenes
+_BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1)  # shares of the patches
+_WORLD = "emoji-small"  # whose scenes are shown to checkpoints that were measured on none
 _SCENES_SEED = 1  # of scenes that no training has seen
-_SHOWN = (("validation", 0), ("validation", 1), ("held_out", 0))
-_DRAWN = (("validation", 2), ("validation", 3), ("validation", 4), ("held_out", 1))
+_NUM_DRAWN = 4
 
 
 @dataclass
@@ -42,6 +41,7 @@ class Subject:
         answer: The right answer, if it is known.
         facts: All that is on it, if it is known.
         changed_facts: All that should be on the changed one.
+        world: What these are of.
     """
 
     name: str
@@ -49,8 +49,9 @@ class Subject:
     question: str
     change: str
     answer: str | None = None
-    facts: Facts | None = None
-    changed_facts: Facts | None = None
+    facts: Any = None
+    changed_facts: Any = None
+    world: World | None = None
 
 
 @dataclass
@@ -58,7 +59,8 @@ class Subjects:
     """All of the demo: pictures to look at, and prompts to draw, with what should be on a drawing if it is known."""
 
     pictures: list[Subject] = field(default_factory=list)
-    prompts: list[tuple[str, Facts | None]] = field(default_factory=list)
+    prompts: list[tuple[str, Any]] = field(default_factory=list)
+    world: World | None = None
 
 
 def given_subjects(images: Iterable[tuple[str, Image.Image]], question: str, change: str, prompt: str) -> Subjects:
@@ -67,28 +69,36 @@ def given_subjects(images: Iterable[tuple[str, Image.Image]], question: str, cha
     return Subjects(pictures, [(prompt, None)])
 
 
-def scene_subjects() -> Subjects:
-    """Scenes that no training has seen, always the same ones, whatever becomes of them."""
-    prompts = [captions_of(sample_scene(split, _SCENES_SEED, index))[0] for split, index in _DRAWN]
+def world_subjects(checkpoint: str) -> Subjects:
+    """Scenes that no training has seen, of the world that a checkpoint was measured on, always the same ones.
+
+    Args:
+        checkpoint: Directory, or name on the Hub.
+    """
+    world = world_of(checkpoint) or find_world(_WORLD)
+    unseen = world.splits[1:]
+    scenes = [world.sample_scene(unseen[0], _SCENES_SEED, 1 + index) for index in range(_NUM_DRAWN)]
+    prompts = [world.write_caption(scene, PortableRng(SEED, index)) for index, scene in enumerate(scenes)]
     return Subjects(
-        [_scene_subject(split, index) for split, index in _SHOWN],
-        [(prompt, parse_caption(prompt)) for prompt in prompts],
+        [_world_subject(world, split) for split in unseen],
+        [(prompt, world.facts_of(scene)) for prompt, scene in zip(prompts, scenes, strict=True)],
+        world,
     )
 
 
-def _scene_subject(split: str, index: int) -> Subject:
-    scene = sample_scene(split, _SCENES_SEED, index)
-    question: Question = ask_questions(scene, rng_for(split, _SCENES_SEED, index, QUESTIONS))[-2]  # what stands where
-    used = {scene.background, *(item.color for item in scene.objects)}
-    background = next(name for name in BACKGROUNDS if name not in used)
+def _world_subject(world: World, split: str) -> Subject:
+    scene = world.sample_scene(split, _SCENES_SEED, 0)
+    *_, (question, answer, _), _ = world.ask_questions(scene, PortableRng(SEED, 0))  # the last is for yes or no
+    change, changed, _ = world.change_scene(scene, PortableRng(SEED, 1))
     return Subject(
-        name=f"scene {index} of {split}",
-        image=render(scene),
-        question=question.question,
-        change=f"on a {background} background",
-        answer=question.answer,
-        facts=facts_of(scene),
-        changed_facts=facts_of(Scene(background, scene.objects)),
+        name=f"a scene of {split}",
+        image=world.render(scene),
+        question=question,
+        change=change,
+        answer=answer,
+        facts=world.facts_of(scene),
+        changed_facts=world.facts_of(changed),
+        world=world,
     )
 
 
@@ -97,14 +107,14 @@ def verdict(is_right: bool | None) -> str:
     return "" if is_right is None else " (right)" if is_right else " (wrong)"
 
 
-def is_caption_right(caption: str, facts: Facts | None) -> bool | None:
+def is_caption_right(caption: str, facts: Any, world: World | None) -> bool | None:
     """Whether a caption says all of what is there and nothing else."""
-    return None if facts is None else read_facts(caption) == facts
+    return None if world is None else world.parse_caption(caption) == facts
 
 
-def is_drawing_right(drawing: Image.Image, facts: Facts | None) -> bool | None:
+def is_drawing_right(drawing: Image.Image, facts: Any, world: World | None) -> bool | None:
     """Whether all of that is on a drawing and nothing else."""
-    return None if facts is None else facts_of(judge(drawing)) == facts
+    return None if world is None else world.facts_of(world.judge(drawing)) == facts
 
 
 def make_sheet(lavit: Lavit, pipeline: LavitTextToImagePipeline, subjects: Subjects) -> Image.Image:
@@ -138,7 +148,7 @@ def _describe(lavit: Lavit, subject: Subject, caption: str) -> list[Panel]:
     """Prints what the model says of a picture; returns it with the patches that either branch keeps."""
     image, masks, grid = fit_panel(subject.image), _keep_masks(lavit, subject.image), _grid(lavit)
     answer = answer_question(lavit, subject.image, subject.question)
-    caption_verdict = verdict(is_caption_right(caption, subject.facts))
+    caption_verdict = verdict(is_caption_right(caption, subject.facts, subject.world))
     answer_verdict = verdict(None if subject.answer is None else answer == subject.answer)
     print(f"\nPicture     {subject.name} ({subject.image.width} x {subject.image.height} pixels)")
     for branch, mask in masks.items():
@@ -157,8 +167,8 @@ def _describe(lavit: Lavit, subject: Subject, caption: str) -> list[Panel]:
 
 def _drawings(subject: Subject, again: Image.Image, changed: Image.Image) -> list[Panel]:
     verdicts = [
-        verdict(is_drawing_right(again, subject.facts)),
-        verdict(is_drawing_right(changed, subject.changed_facts)),
+        verdict(is_drawing_right(again, subject.facts, subject.world)),
+        verdict(is_drawing_right(changed, subject.changed_facts, subject.world)),
     ]
     print(f"Again       drawn from its own tokens{verdicts[0]}")
     print(f"Changed     {subject.change!r}{verdicts[1]}")
@@ -177,7 +187,7 @@ def _show_budgets(lavit: Lavit, subject: Subject) -> list[Panel]:
     for budget in (*budgets[:-1], None, budgets[-1]):
         mask = _keep_masks(lavit, subject.image, budget)["continuous"]
         (caption,) = caption_images(lavit, [subject.image], num_image_tokens=budget)
-        said = f"{caption}{verdict(is_caption_right(caption, subject.facts))}"
+        said = f"{caption}{verdict(is_caption_right(caption, subject.facts, subject.world))}"
         count = f"{int(mask.sum())} of {num_patches} tokens" + (", its own choice" if budget is None else "")
         print(f"Budget      {count}: {said}")
         panels.append(Panel(f"{count}: {said}", grey_out_dropped(image, mask, grid)))
@@ -191,7 +201,7 @@ def _show_prompts(pipeline: LavitTextToImagePipeline, subjects: Subjects) -> lis
     for drawing, (prompt, facts) in zip(
         _draw(pipeline, [prompt for prompt, _ in subjects.prompts]), subjects.prompts, strict=True
     ):
-        title = f"{prompt}{verdict(is_drawing_right(drawing, facts))}"
+        title = f"{prompt}{verdict(is_drawing_right(drawing, facts, subjects.world))}"
         print(f"Drawing     {title}")
         panels.append(Panel(title, fit_panel(drawing, size)))
     return panels

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from lavit_cli.demo_sheet import is_caption_right, is_drawing_right
-from lavit_hf.data.scenes import facts_of, render, sample_scene
-from lavit_hf.data.scenes.language import captions_of
+from lavit_hf import default_checkpoint
+from lavit_hf.data.scenes import PortableRng
+from lavit_hf.data.worlds import WORLDS
+from lavit_hf.hub.facts import world_of
 
 
 def test_demo_of_a_picture(lavit, photo: Path, random_checkpoint: Path, tmp_path: Path) -> None:
@@ -35,10 +37,11 @@ def test_demo_without_pictures_shows_scenes(lavit, tmp_path: Path) -> None:
     result = lavit("demo", "--output", output)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
-    assert sum(line.startswith("Picture ") for line in lines) == 3
+    world = world_of(default_checkpoint())
+    assert sum(line.startswith("Picture ") for line in lines) == len(world.splits) - 1  # all but that of training
     assert sum(line.startswith("Drawing ") for line in lines) == 4
     budgets = [line.split()[1] for line in lines if line.startswith("Budget ")]
-    assert [int(count) for count in budgets] == [4, 8, 16, 25, 64]
+    assert budgets[:3] == ["4", "8", "16"] and budgets[-1] == "64" and len(budgets) == 5
     for label in ("Caption", "Answer", "Again", "Changed", "Budget", "Drawing"):
         assert all(line.endswith(("(right)", "(wrong)")) for line in lines if line.startswith(label))
     assert output.is_file()
@@ -57,15 +60,18 @@ def test_demo_leaves_out_what_is_no_picture(lavit, photo: Path, random_checkpoin
     assert alone.exit_code == 1 and alone.stderr.count("\n") == 1 and not (tmp_path / "none.png").exists()
 
 
-def test_verdicts() -> None:
-    scene = sample_scene("validation", 0, 0)
-    caption, facts = captions_of(scene)[0], facts_of(scene)
-    assert is_caption_right(caption, facts) is True
-    assert is_caption_right(captions_of(sample_scene("validation", 0, 1))[0], facts) is False
-    assert is_caption_right("a cat", facts) is False
-    assert is_drawing_right(render(scene), facts) is True
-    assert is_drawing_right(render(sample_scene("validation", 0, 1)), facts) is False
-    assert is_caption_right(caption, None) is None and is_drawing_right(render(scene), None) is None
+@pytest.mark.parametrize("name", ["scenes", "emoji-small"])
+def test_verdicts(name: str) -> None:
+    world = WORLDS[name]
+    scene, other = (world.sample_scene("validation", 0, index) for index in range(2))
+    caption, wrong = (world.write_caption(shown, PortableRng(0, 0)) for shown in (scene, other))
+    picture, facts = world.render(scene), world.facts_of(scene)
+    assert is_caption_right(caption, facts, world) is True
+    assert is_caption_right(wrong, facts, world) is False
+    assert is_caption_right("a cat", facts, world) is False
+    assert is_drawing_right(picture, facts, world) is True
+    assert is_drawing_right(world.render(other), facts, world) is False
+    assert is_caption_right(caption, None, None) is None and is_drawing_right(picture, None, None) is None
 
 
 def test_only_a_card_that_says_so_makes_weights_random(lavit, photo: Path, checkpoint: Path, tmp_path: Path) -> None:

@@ -13,8 +13,11 @@ from typing import Any
 from transformers import AutoConfig
 from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
+from ..data.worlds import WORLDS, World, find_world
+from ..modeling.checkpoint_files import find_file
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
 from ..training.language_model.adapters import read_adapter_config
+from ..utils.json_files import read_json_object
 from ..utils.safetensors_files import read_headers
 from .files import METRICS, WEIGHTS, PublishError, read_object
 
@@ -154,6 +157,23 @@ def _read_guidance(root: Path) -> float:
     if not _is_number(value):
         raise PublishError(f"{path}: {_GUIDANCE_NAME} is {value!r:.100}, which is no number.")
     return float(value)
+
+
+def world_of(checkpoint: str) -> World | None:
+    """The world that a checkpoint was measured on first, by its `metrics.json`; `None` if it was none.
+
+    Args:
+        checkpoint: Directory, or name on the Hub.
+
+    Raises:
+        OSError: If that file is damaged.
+    """
+    for name in METRICS:
+        if path := find_file(checkpoint, name, {}):
+            results = read_json_object(path).get("results")
+            found = [result.get("data") for result in results or () if isinstance(result, dict)]
+            return next((find_world(data) for data in found if data in WORLDS), None)
+    return None
 
 
 def _part(file: str, name: str, whole: str) -> str:

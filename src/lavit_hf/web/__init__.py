@@ -17,7 +17,8 @@ except ModuleNotFoundError as error:
     package = str(error.name).partition(".")[0]
     raise ImportError(f"The page needs the package `{package}`: pip install 'lavit-hf[demo]'") from error
 
-from .examples import Examples, given_examples, make_examples, world_of
+from ..hub.facts import world_of
+from .examples import Examples, given_examples, make_examples
 from .studio import Drawing, Look, Studio, Token
 
 __all__ = [

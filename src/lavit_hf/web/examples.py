@@ -9,10 +9,7 @@ from typing import Any
 from PIL import Image
 
 from ..data.scenes import PortableRng
-from ..data.worlds import WORLDS, World, find_world
-from ..hub.files import METRICS
-from ..modeling.checkpoint_files import find_file
-from ..utils.json_files import read_json_object
+from ..data.worlds import World, find_world
 
 _SEED = 1  # of scenes that no training has seen
 _SHOWN, _KNOWN = 6, 24
@@ -34,23 +31,6 @@ class Examples:
     questions: list[str]
     prompts: list[str]
     known: list[Image.Image] = field(default_factory=list)
-
-
-def world_of(checkpoint: str) -> World | None:
-    """The world that a checkpoint was measured on first, by its `metrics.json`; `None` if it was none.
-
-    Args:
-        checkpoint: Directory, or name on the Hub.
-
-    Raises:
-        OSError: If that file is damaged.
-    """
-    for name in METRICS:
-        if path := find_file(checkpoint, name, {}):
-            results = read_json_object(path).get("results")
-            found = [result.get("data") for result in results or () if isinstance(result, dict)]
-            return next((find_world(data) for data in found if data in WORLDS), None)
-    return None
 
 
 def make_examples(world: World | None) -> Examples:
@@ -79,4 +59,4 @@ def _ask(world: World, scene: Any, index: int) -> str:
     return asked[index % len(asked)][0]
 
 
-__all__ = ["Examples", "given_examples", "make_examples", "world_of"]
+__all__ = ["Examples", "given_examples", "make_examples"]

@@ -8,27 +8,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch.nn import functional as F
 from transformers import Trainer
 
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer, LavitVisualTokenizerForPreTraining
-from lavit_hf.data.scenes import (
-    BACKGROUNDS,
-    COLORS,
-    SHAPES,
-    SIZES,
-    label_patches,
-    make_scenes,
-    render,
-    sample_scene,
-)
+from lavit_hf.data.worlds import IGNORED, World
 from lavit_hf.training import TrainingDataset, VisualTokenizerDataCollator
 
 from .selection import KEEP_RATE, KEEP_RATE_RANGE, LEARNED, blind
 from .training import training_arguments
 
-CODEBOOK_SIZE = 1024
-_CLASSES = {"shape": len(SHAPES) + 1, "color": len(COLORS) + len(BACKGROUNDS), "size": len(SIZES) + 1}
 _PROBE_STEPS = 300
 
 
@@ -40,15 +30,16 @@ def build_tokenizer(
     A selector that learns anew does so while the merger is bypassed, as stage 1 always does, and takes longer for it.
     """
     torch.manual_seed(0)
+    config = trained.config
     learns = selection == LEARNED
     bypassed, quantized = (0.3, 0.45) if learns else (0.15, 0.4)
     model = LavitVisualTokenizerForPreTraining.from_vision_pretrained(
         vision_model=trained.vision_model,
         visual_tokenizer_config={
-            "codebook_size": CODEBOOK_SIZE,
-            "codebook_dim": 32,
-            "initializer_range": 0.1,
-            "merger_num_layers": 3,
+            "codebook_size": config.codebook_size,
+            "codebook_dim": config.codebook_dim,
+            "initializer_range": config.initializer_range,
+            "merger_num_layers": config.merger_num_layers,
         },
         token_decoder_config={"initializer_range": 0.1, "cross_attention_dims": [128], "pooled_size": None},
         keep_rate=KEEP_RATE,
@@ -65,13 +56,15 @@ def build_tokenizer(
     return model
 
 
-def train_tokenizer(model: Any, image_processor: Any, num_steps: int, output_dir: Path) -> None:
+def train_tokenizer(
+    model: Any, world: World, image_processor: Any, num_steps: int, output_dir: Path, bf16: bool
+) -> None:
     """Trains it on scenes."""
     batch_size = 64
     trainer = Trainer(
         model=model,
-        args=training_arguments(output_dir, num_steps, batch_size, learning_rate=3e-3, weight_decay=0.01),
-        train_dataset=TrainingDataset(make_scenes("train", num_scenes=num_steps * batch_size), "image", None),
+        args=training_arguments(output_dir, num_steps, batch_size, 3e-3, 0.01, bf16),
+        train_dataset=TrainingDataset(world.make_dataset(world.splits[0], num_steps * batch_size), "image", None),
         data_collator=VisualTokenizerDataCollator(image_processor),
     )
     trainer.train()
@@ -100,60 +93,59 @@ def decode_features(
 
 
 def measure_tokenizer(
-    model: Any, image_processor: LavitImageProcessorPil, num_scenes: int, budgets: Sequence[int] = ()
+    model: Any, world: World, image_processor: LavitImageProcessorPil, num_scenes: int, budgets: Sequence[int] = ()
 ) -> dict[str, Any]:
     """What a linear layer that learned to read the encoder's features reads from decoded ones, on new scenes.
 
     Returns:
         `tokens` per picture, `cosine` of decoded features with the encoder's, and `patches_right`: the share of
-        patches with an object whose shape, color and size are all read right. The same of every budget in `budgets`.
+        patches with an object of which every label of the world is read right. The same of every budget in `budgets`.
     """
     torch.manual_seed(0)  # for patches that are kept by chance
-    labels, pixel_values = _load(model, image_processor, "train", num_scenes)
+    classes = list(world.label_classes.values())
+    labels, _, pixel_values = _load(model, world, image_processor, world.splits[0], num_scenes)
     features, _, _ = decode_features(model, pixel_values)
     torch.manual_seed(0)
-    probe = torch.nn.Linear(features.shape[-1], sum(_CLASSES.values()))
+    probe = torch.nn.Linear(features.shape[-1], sum(classes))
     optimizer = torch.optim.Adam(probe.parameters(), lr=1e-2)
     for _ in range(_PROBE_STEPS):
         rows = torch.randint(len(features), (100,))
-        scores = probe(_normalize(features[rows])).split(list(_CLASSES.values()), dim=-1)
-        loss = sum(F.cross_entropy(one.flatten(0, 1), labels[rows, :, i].flatten()) for i, one in enumerate(scores))
+        scores = probe(_normalize(features[rows])).split(classes, dim=-1)
+        loss = sum(
+            F.cross_entropy(one.flatten(0, 1), labels[rows, :, i].flatten(), ignore_index=IGNORED)
+            for i, one in enumerate(scores)
+        )
         optimizer.zero_grad()
         loss.backward()  # type: ignore[union-attr]
         optimizer.step()
-    labels, pixel_values = _load(model, image_processor, "validation", num_scenes)
-    found = {
-        budget: _compare(probe, labels, *decode_features(model, pixel_values, budget)) for budget in (None, *budgets)
-    }
+    labels, is_object, pixel_values = _load(model, world, image_processor, world.splits[1], num_scenes)
+
+    def compare(budget: int | None) -> dict[str, float]:
+        features, decoded, num_tokens = decode_features(model, pixel_values, budget)
+        scores = probe(_normalize(decoded)).split(classes, dim=-1)
+        found = torch.stack([one.argmax(dim=-1) for one in scores], dim=-1)
+        is_right = ((found == labels) | (labels == IGNORED)).all(dim=-1)
+        return {
+            "tokens": num_tokens.float().mean().item(),
+            "cosine": F.cosine_similarity(features, decoded, dim=-1).mean().item(),
+            "patches_right": is_right[is_object].float().mean().item(),
+        }
+
+    found = {budget: compare(budget) for budget in (None, *budgets)}
     own = found.pop(None)
     return own | {"budgets": {str(budget): values for budget, values in found.items()}}
 
 
-def _compare(
-    probe: torch.nn.Linear,
-    labels: torch.Tensor,
-    features: torch.Tensor,
-    decoded: torch.Tensor,
-    num_tokens: torch.Tensor,
-) -> dict[str, float]:
-    scores = probe(_normalize(decoded)).split(list(_CLASSES.values()), dim=-1)
-    is_right = torch.stack([one.argmax(dim=-1) for one in scores], dim=-1).eq(labels).all(dim=-1)
-    is_object = labels[..., 0] != len(SHAPES)
-    return {
-        "tokens": num_tokens.float().mean().item(),
-        "cosine": F.cosine_similarity(features, decoded, dim=-1).mean().item(),
-        "patches_right": is_right[is_object].float().mean().item(),
-    }
-
-
-def _load(model: Any, image_processor: Any, split: str, num_scenes: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Labels `[scenes, num_patches, 3]` and pixels of scenes of a split."""
-    scenes = [sample_scene(split, 0, index) for index in range(num_scenes)]
+def _load(
+    model: Any, world: World, image_processor: Any, split: str, num_scenes: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Labels of scenes of a split, `[scenes, num_patches, labels]`, where there are objects, and pixels."""
     side = round(model.config.visual_tokenizer_config.num_patches**0.5)
-    found = [label_patches(scene, side) for scene in scenes]
-    labels = np.stack([np.stack([getattr(one, name) for name in _CLASSES], axis=-1) for one in found])
-    pixel_values = image_processor([render(scene) for scene in scenes], return_tensors="pt")["pixel_values"]
-    return torch.tensor(labels), pixel_values
+    pictures = world.labeled_pictures(split, 0, np.arange(num_scenes), side, np.zeros(num_scenes, bool))
+    labels = np.stack([pictures.classes[name] for name in world.label_classes], axis=-1)
+    images = [Image.fromarray(pixels) for pixels in pictures.pixels]
+    pixel_values = image_processor(images, return_tensors="pt")["pixel_values"]
+    return torch.from_numpy(labels), torch.from_numpy(pictures.is_object), pixel_values
 
 
 def _normalize(features: torch.Tensor) -> torch.Tensor:

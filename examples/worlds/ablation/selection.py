@@ -8,11 +8,16 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# By the selector of lavit-scenes, by one that learns anew, all of them, or by chance.
+# By the selector of the checkpoint, by one that learns anew, all of them, or by chance.
 DYNAMIC, LEARNED, ALL, RANDOM = "dynamic", "learned", "all patches", "random"
 KEEP_RATE = 0.33  # of `random`; about that of `dynamic`
 KEEP_RATE_RANGE = (0.05, 1.0)  # of variants that are trained with random budgets
-BUDGETS = (4, 8, 16, 32, 64)  # tokens per picture at which they are measured
+BUDGETS = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)  # shares of the patches at which they are measured
+
+
+def budgets_of(num_patches: int) -> list[int]:
+    """Numbers of tokens at which variants are measured."""
+    return [round(share * num_patches) for share in BUDGETS]
 
 
 def decide_blindly(keep_rate: float, patch_features: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The ablation of lavit-scenes, with few steps per variant: all are trained and measured, and none of them twice."""
+"""The ablation of a world, with few steps per variant: all are trained and measured, and none of them twice."""
 
 import importlib
 import json
@@ -8,8 +8,19 @@ import pytest
 
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 
-HERE = Path(__file__).resolve().parents[2] / "examples" / "lavit_scenes"
-FEW = ["--tokenizer_steps", "24", "--caption_steps", "2", "--num_scenes", "8", "--num_drawings", "2"]
+HERE = Path(__file__).resolve().parents[2] / "examples" / "worlds"
+FEW = [
+    "--world",
+    "scenes",
+    "--tokenizer_steps",
+    "24",
+    "--caption_steps",
+    "2",
+    "--num_scenes",
+    "8",
+    "--num_drawings",
+    "2",
+]
 
 
 def test_all_variants_are_measured_once(
@@ -32,6 +43,7 @@ def test_all_variants_are_measured_once(
     assert 8 < tokenizers["random"]["tokens"] < 40  # a third of 64
     assert all(0 <= row["patches_right"] <= 1 and row["cosine"] < 1 for row in tokenizers.values())
     assert len(measured["captions"]) == 8 and list(measured["guidance"]) == ["1", "2", "4"]
+    assert len(measured["patches"]) == 6
     assert all(row["fully_right"]["n"] == 8 for row in measured["captions"].values())
     assert "| all patches | 64.0 |" in (tmp_path / "ablation.md").read_text()
     LavitVisualTokenizer.from_pretrained(tmp_path / "tokenizers" / "random")

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-TOKENIZERS, CAPTIONS, GUIDANCE = "tokenizers", "captions", "guidance"
+TABLES = TOKENIZERS, CAPTIONS, PATCHES, GUIDANCE = "tokenizers", "captions", "patches", "guidance"
 
 
 class Results:
@@ -20,7 +20,7 @@ class Results:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.tables: dict[str, dict[str, dict[str, Any]]] = {TOKENIZERS: {}, CAPTIONS: {}, GUIDANCE: {}}
+        self.tables: dict[str, dict[str, dict[str, Any]]] = {table: {} for table in TABLES}
         if path.exists():
             self.tables.update(json.loads(path.read_text(encoding="utf-8")))
 
@@ -40,14 +40,8 @@ class Results:
         for name, row in self.tables[TOKENIZERS].items():
             share = f"{100 * row['patches_right']:.1f} %"
             lines.append(f"| {name} | {row['tokens']:.1f} | {row['cosine']:.3f} | {share} |")
-        lines += ["", "| Captions from | All facts right | Colors | Shapes |", "|---|--:|--:|--:|"]
-        for name, row in self.tables[CAPTIONS].items():
-            shares = [_share(row[part]) for part in ("fully_right", "color", "shape")]
-            lines.append(f"| {name} | {' | '.join(shares)} |")
-        lines += ["", "| Guidance | Background | Colors | Shapes | Whole scene |", "|---|--:|--:|--:|--:|"]
-        for name, row in self.tables[GUIDANCE].items():
-            shares = [_share(row[part]) for part in ("background", "color", "shape", "fully_right")]
-            lines.append(f"| {name} | {' | '.join(shares)} |")
+        for table, title in ((CAPTIONS, "Captions from"), (PATCHES, "Patches"), (GUIDANCE, "Guidance")):
+            lines += _shares_to_markdown(title, self.tables[table])
         return "\n".join(lines) + "\n" + self._budgets_to_markdown()
 
     def _budgets_to_markdown(self) -> str:
@@ -66,6 +60,20 @@ class Results:
                     cells = [_share(row[budget]["fully_right"]) for budget in budgets]
                 text += f"| {name} | {' | '.join(cells)} |\n"
         return text
+
+
+def _shares_to_markdown(title: str, rows: dict[str, dict[str, Any]]) -> list[str]:
+    """A table of everything of which a share was measured, the whole first."""
+    measured = [name for name, value in next(iter(rows.values()), {}).items() if "interval" in _as_dict(value)]
+    if not measured:
+        return []
+    heads = [name.replace("_", " ") for name in measured]
+    lines = ["", f"| {title} | {' | '.join(heads)} |", f"|---|{'--:|' * len(heads)}"]
+    return lines + [f"| {name} | {' | '.join(_share(row[one]) for one in measured)} |" for name, row in rows.items()]
+
+
+def _as_dict(value: Any) -> dict[str, Any]:
+    return value if isinstance(value, dict) else {}
 
 
 def _share(measured: dict[str, Any]) -> str:

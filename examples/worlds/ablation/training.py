@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from transformers import TrainingArguments
 
 
 def training_arguments(
-    output_dir: Path, num_steps: int, batch_size: int, learning_rate: float, weight_decay: float
+    output_dir: Path, num_steps: int, batch_size: int, learning_rate: float, weight_decay: float, bf16: bool
 ) -> TrainingArguments:
     """Arguments for a short run that is not resumed."""
     return TrainingArguments(
@@ -20,6 +21,8 @@ def training_arguments(
         warmup_steps=0.05,
         weight_decay=weight_decay,
         logging_steps=50,
+        bf16=bf16,
+        use_cpu=not torch.cuda.is_available(),  # which bf16 has to be told
         save_strategy="no",
         report_to="none",
         remove_unused_columns=False,
