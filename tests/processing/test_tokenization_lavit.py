@@ -80,7 +80,7 @@ texts = st.one_of(
 
 
 @given(text=texts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ids_are_sentencepieces(tokenizer, sentencepiece, text):
     expected = sentencepiece.encode(text)
     assert tokenizer.encode(text) == expected
