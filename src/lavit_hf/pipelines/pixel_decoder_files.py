@@ -12,11 +12,11 @@ from huggingface_hub import snapshot_download
 
 from ..modeling.configuration_lavit import LavitConfig
 from ..remote_code import (
-    PIPELINE_CLASS,
-    PIPELINE_MODULE,
+    TEXT_TO_IMAGE_MODULE,
     TOKEN_DECODER_CLASS,
     TOKEN_DECODER_MODULE,
     names_our_pipeline,
+    pipeline_of,
     write_code,
 )
 from ..utils.atomic_files import write_json
@@ -66,11 +66,14 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
         resolve_inside(root, name, source)
     written: dict[str, None] = {}  # in this order
     for path, name in zip(files, names, strict=True):
+        folder = (target / name).parent
+        folder.mkdir(parents=True, exist_ok=True)
         if path.name == MODEL_INDEX and names_our_pipeline(path.parent):
-            code = write_code((target / name).parent)  # that of this version, and where the source has none
+            code = write_code(folder)  # that of this version, and where the source has none
             written |= dict.fromkeys(file.relative_to(target).as_posix() for file in code)
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / name)
+            write_json(folder / MODEL_INDEX, {**read_json_object(path), "_class_name": pipeline_of(folder)}, True)
+        else:
+            shutil.copyfile(path, target / name)
         written[name] = None
     return list(written)
 
@@ -120,7 +123,7 @@ def save_pipelines(config: LavitConfig, folder: Path) -> None:
         if (components := _components(root)) is None:
             continue
         write_code(root)
-        _write_index(root, {"_class_name": [PIPELINE_MODULE, PIPELINE_CLASS], **components}, config)
+        _write_index(root, {"_class_name": pipeline_of(root), **components}, config)
 
 
 def link_pixel_decoders(folder: Path) -> None:
@@ -136,20 +139,27 @@ def link_pixel_decoders(folder: Path) -> None:
     for root in (folder / decoder for decoder in DECODER_FOLDERS):
         if not (root / MODEL_INDEX).is_file():
             continue
-        _write_index(root, read_json_object(root / MODEL_INDEX), config)
+        index = read_json_object(root / MODEL_INDEX)
+        if names_our_pipeline(root):
+            index["_class_name"] = pipeline_of(root)
+            write_code(root)
+        _write_index(root, index, config)
 
 
 def _write_index(root: Path, index: dict[str, Any], config: LavitConfig) -> None:
     """Writes `model_index.json` with the ids that codes have in a language model.
 
-    diffusers is told to leave out the weights of the language model and of the other decoder, which it would download
-    otherwise.
+    diffusers is told to leave out weights that the pipeline does not need, such as those of the other decoder: it would
+    download them otherwise.
     """
     index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
     parts = {name for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
     files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
     weights = [file for file in files if file.name.endswith((".safetensors", ".safetensors.index.json"))]
-    if ignored := [file.as_posix() for file in weights if file.parts[0] not in parts]:
+    ignored = [file.as_posix() for file in weights if file.parts[0] not in parts] or index.pop("_ignore_files", [])
+    if index["_class_name"][0] == TEXT_TO_IMAGE_MODULE:
+        ignored = [file for file in ignored if "/" in file]  # those at the root are the language model's
+    if ignored:
         index["_ignore_files"] = ignored
     write_json(root / MODEL_INDEX, index, sort_keys=True)
 
