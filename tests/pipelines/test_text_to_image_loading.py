@@ -40,6 +40,8 @@ half = DiffusionPipeline.from_pretrained(source, trust_remote_code=True, dtype=t
 assert {part.dtype for part in (half.model, half.unet, half.vae, half.token_decoder)} == {torch.bfloat16}
 half.set_progress_bar_config(disable=True)
 assert len(half(["a cat", "a dog"], num_inference_steps=1).images) == 2
+placed = DiffusionPipeline.from_pretrained(source, trust_remote_code=True, device_map="cpu")
+assert placed.hf_device_map == "cpu" and torch.equal(draw(placed), images)
 assert (package == "with") == ("lavit_hf" in sys.modules)
 assert type(pipeline.model).__module__.startswith("lavit_hf.") == (package == "with")
 torch.save(images, result)

@@ -80,8 +80,8 @@ processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
 {ask}```
 """
 _USE_PIXELS = """
-A pipeline of [diffusers](https://huggingface.co/docs/diffusers) draws prompts. The language model writes the tokens of a
-picture, and a pixel decoder, `pipeline.pixel_decoder`, draws them:
+A pipeline of [diffusers](https://huggingface.co/docs/diffusers) draws prompts. The language model writes the tokens of
+a picture, and a pixel decoder, `pipeline.pixel_decoder`, draws them:
 
 ```python
 from diffusers import DiffusionPipeline

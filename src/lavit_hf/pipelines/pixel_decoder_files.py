@@ -149,8 +149,8 @@ def link_pixel_decoders(folder: Path) -> None:
 def _write_index(root: Path, index: dict[str, Any], config: LavitConfig) -> None:
     """Writes `model_index.json` with the ids that codes have in a language model.
 
-    diffusers is told to leave out weights that the pipeline does not need, such as those of the other decoder: it would
-    download them otherwise.
+    diffusers is told to leave out weights that the pipeline does not need, such as those of the other decoder, which
+    it would download otherwise.
     """
     index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
     parts = {name for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
