@@ -23,9 +23,9 @@ return canvas.toDataURL('image/png');
 """
 
 _WATCH = """
-const part = document.getElementById(arguments[0]), seen = window.seen = [];
-new MutationObserver(() => seen.push(part.innerText)).observe(
-    part, {subtree: true, childList: true, characterData: true});
+const name = arguments[0], seen = window.seen = [];
+new MutationObserver(() => seen.push(document.getElementById(name)?.innerText)).observe(
+    document.body, {subtree: true, childList: true, characterData: true});
 """
 
 

@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 
 from ..modeling.configuration_lavit import LavitConfig
 from ..remote_code import (
+    TEXT_TO_IMAGE_CLASS,
     TEXT_TO_IMAGE_MODULE,
     TOKEN_DECODER_CLASS,
     TOKEN_DECODER_MODULE,
@@ -71,7 +72,8 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
         if path.name == MODEL_INDEX and names_our_pipeline(path.parent):
             code = write_code(folder)  # that of this version, and where the source has none
             written |= dict.fromkeys(file.relative_to(target).as_posix() for file in code)
-            write_json(folder / MODEL_INDEX, {**read_json_object(path), "_class_name": pipeline_of(folder)}, True)
+            index = {**read_json_object(path), "_class_name": pipeline_of(folder)}
+            write_json(folder / MODEL_INDEX, _with_language_model(index), sort_keys=True)
         else:
             shutil.copyfile(path, target / name)
         written[name] = None
@@ -156,12 +158,18 @@ def _write_index(root: Path, index: dict[str, Any], config: LavitConfig) -> None
     parts = {name for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
     files = (path.relative_to(root) for path in sorted(root.rglob("*")) if path.is_file())
     weights = [file for file in files if file.name.endswith((".safetensors", ".safetensors.index.json"))]
-    ignored = [file.as_posix() for file in weights if file.parts[0] not in parts] or index.pop("_ignore_files", [])
-    if index["_class_name"][0] == TEXT_TO_IMAGE_MODULE:
-        ignored = [file for file in ignored if "/" in file]  # those at the root are the language model's
-    if ignored:
+    if ignored := [file.as_posix() for file in weights if file.parts[0] not in parts]:
         index["_ignore_files"] = ignored
-    write_json(root / MODEL_INDEX, index, sort_keys=True)
+    write_json(root / MODEL_INDEX, _with_language_model(index), sort_keys=True)
+
+
+def _with_language_model(index: dict[str, Any]) -> dict[str, Any]:
+    """The index; for the pipeline of prompts, weights at the root, the language model's, are downloaded, too."""
+    if index.get("_class_name") != [TEXT_TO_IMAGE_MODULE, TEXT_TO_IMAGE_CLASS]:
+        return index
+    ignored = [file for file in index.get("_ignore_files", []) if "/" in str(file)]
+    rest = {name: value for name, value in index.items() if name != "_ignore_files"}
+    return {**rest, "_ignore_files": ignored} if ignored else rest
 
 
 def _components(root: Path) -> dict[str, list[str | None]] | None:
