@@ -10,8 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
 from ..modeling.checkpoint_files import IS_PACKAGE
 from ..modeling.configuration_lavit import LavitConfig
@@ -34,7 +33,7 @@ def language_model_classes() -> tuple[Any, Any]:
         # A processor loads its parts with the Auto classes.
         AutoConfig.register(LavitConfig.model_type, LavitConfig, exist_ok=True)
         AutoTokenizer.register(LavitConfig, fast_tokenizer_class=LavitTokenizer, exist_ok=True)
-        image_processors = {"pil": LavitImageProcessorPil, "torchvision": LavitImageProcessor}
+        image_processors: dict[str, type] = {"pil": LavitImageProcessorPil, "torchvision": LavitImageProcessor}
         AutoImageProcessor.register(LavitConfig, image_processor_classes=image_processors, exist_ok=True)
     return LavitForConditionalGeneration, ImageTextProcessor
 
@@ -65,14 +64,14 @@ def load_beside(token_decoder: Any, unet: Any, model: Any = None, processor: Any
     return model, processor_class.from_pretrained(folder) if processor is None else processor
 
 
-def check_codebooks(source: str, model: Any, token_decoder: PreTrainedModel) -> None:
+def check_codebooks(source: str, model: Any, token_decoder: Any) -> None:
     """Makes sure that a language model writes the codes that a pixel decoder draws.
 
     Raises:
         ValueError: If they are others.
     """
-    own: torch.Tensor = model.visual_tokenizer.discrete.quantizer.codebook.weight
-    theirs: Any = token_decoder.codebook.weight
+    own = model.visual_tokenizer.discrete.quantizer.codebook.weight
+    theirs = token_decoder.codebook.weight
     if not (own.is_meta or theirs.is_meta or same_codebooks(own, theirs)):
         raise ValueError(
             f"{source} cannot draw: its pixel decoder was trained with the codes of another visual tokenizer than "
