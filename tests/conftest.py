@@ -13,6 +13,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 
 import atexit
 import copy
+import importlib.util
 import json
 import shutil
 import sys
@@ -27,6 +28,12 @@ from safetensors.torch import load_file
 from zygote import Zygote
 
 atexit.register(shutil.rmtree, os.environ["HF_MODULES_CACHE"], ignore_errors=True)
+
+if importlib.util.find_spec("hypothesis"):  # engines have environments of their own, without it
+    from hypothesis import HealthCheck, settings
+
+    settings.register_profile("any pace", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+    settings.load_profile("any pace")
 
 DATA = Path(__file__).parent / "data"
 ORIGINAL = DATA / "tiny-original"

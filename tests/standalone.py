@@ -58,7 +58,7 @@ def main(checkpoint: str, picture: str, folder: str, revision: str | None = None
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
     options = {"trust_remote_code": True, **({"revision": revision} if revision else {})}
-    pixel_decoder = DiffusionPipeline.from_pretrained(checkpoint, **options)
+    pixel_decoder = DiffusionPipeline.from_pretrained(checkpoint, **options).pixel_decoder
     saved, own = Path(folder) / "saved", Path(folder) / "own-tokens"
     for name, source in (("first", checkpoint), ("again", saved), ("own-tokens", own)):
         model = AutoModelForImageTextToText.from_pretrained(source, **options)

@@ -134,7 +134,9 @@ def test_code_needs_nothing_but_dependencies_of_transformers_and_diffusers(tmp_p
 # What diffusers loads: one file each.
 
 
-@pytest.mark.parametrize("make", [remote_code.pipeline_code, remote_code.token_decoder_code])
+@pytest.mark.parametrize(
+    "make", [remote_code.pipeline_code, remote_code.text_to_image_code, remote_code.token_decoder_code]
+)
 def test_code_stands_alone(make, tmp_path: Path) -> None:
     code = make()
     assert not re.search(r"^ *(from|import) +(\.|lavit_hf)", code, flags=re.MULTILINE)
@@ -157,6 +159,9 @@ def test_converted_directories_hold_it(checkpoint: Path) -> None:
         assert (root / f"{remote_code.PIPELINE_MODULE}.py").read_text() == remote_code.pipeline_code()
         decoder = root / "token_decoder" / f"{remote_code.TOKEN_DECODER_MODULE}.py"
         assert decoder.read_text() == remote_code.token_decoder_code()
+    code = {root: root / f"{remote_code.TEXT_TO_IMAGE_MODULE}.py" for root in (checkpoint, checkpoint / "lowres")}
+    assert code[checkpoint].read_text() == remote_code.text_to_image_code()
+    assert not code[checkpoint / "lowres"].exists()  # a pixel decoder alone
 
 
 # Copying and joining.

@@ -18,6 +18,7 @@ from .utils.atomic_files import write_json
 from .utils.json_files import read_json_object
 
 PIPELINE_MODULE, PIPELINE_CLASS = "pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline"
+TEXT_TO_IMAGE_MODULE, TEXT_TO_IMAGE_CLASS = "pipeline_lavit_text_to_image", "LavitTextToImagePipeline"
 TOKEN_DECODER = "token_decoder"
 TOKEN_DECODER_MODULE, TOKEN_DECODER_CLASS = "lavit_token_decoder", "LavitTokenDecoder"
 
@@ -111,17 +112,34 @@ def pipeline_code() -> str:
 
 
 @functools.cache
+def text_to_image_code() -> str:
+    """The pipeline of prompts as one file, with the language model and the processor, which diffusers cannot load."""
+    return join_files(_PACKAGE / "pipelines" / f"{TEXT_TO_IMAGE_MODULE}.py")
+
+
+@functools.cache
 def token_decoder_code() -> str:
     """The token decoder as one file."""
     return join_files(_PACKAGE / "modeling" / "modeling_lavit_token_decoder.py")
 
 
+def pipeline_of(folder: Path) -> list[str]:
+    """The pipeline that draws what a directory holds, as `model_index.json` names it: its file of code, and its class.
+
+    With a language model and its processor, that is the one that draws prompts.
+    """
+    config = folder / "config.json"
+    is_lavit = config.is_file() and read_json_object(config).get("model_type") == "lavit"
+    if is_lavit and (folder / "processor_config.json").is_file():
+        return [TEXT_TO_IMAGE_MODULE, TEXT_TO_IMAGE_CLASS]
+    return [PIPELINE_MODULE, PIPELINE_CLASS]
+
+
 def names_our_pipeline(folder: Path) -> bool:
-    """Whether the `model_index.json` of a directory names the pipeline of this package by its file of code."""
+    """Whether the `model_index.json` of a directory names a pipeline of this package by its file of code."""
     index = folder / "model_index.json"
-    if not index.is_file():
-        return False
-    return read_json_object(index).get("_class_name") == [PIPELINE_MODULE, PIPELINE_CLASS]
+    known = ([PIPELINE_MODULE, PIPELINE_CLASS], [TEXT_TO_IMAGE_MODULE, TEXT_TO_IMAGE_CLASS])
+    return index.is_file() and read_json_object(index).get("_class_name") in known
 
 
 def write_code(folder: Path) -> list[Path]:
@@ -130,6 +148,8 @@ def write_code(folder: Path) -> list[Path]:
         folder / f"{PIPELINE_MODULE}.py": pipeline_code(),
         folder / TOKEN_DECODER / f"{TOKEN_DECODER_MODULE}.py": token_decoder_code(),
     }
+    if pipeline_of(folder)[0] == TEXT_TO_IMAGE_MODULE:
+        code[folder / f"{TEXT_TO_IMAGE_MODULE}.py"] = text_to_image_code()
     for file, text in code.items():
         file.write_text(text, encoding="utf-8")
     return list(code)

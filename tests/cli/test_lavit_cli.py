@@ -260,7 +260,7 @@ def test_interrupt_from_outside(zygote: Zygote, photo: Path, random_checkpoint: 
     )
     assert process.stdout.readline().startswith(str(photo))
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 130
     assert errors.endswith("lavit: interrupted\n")
     assert "Traceback" not in errors

@@ -91,19 +91,23 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 
 
 def test_importing_the_package_takes_no_time() -> None:
-    """At most 0.2 s more than what it stands on: the Auto and base classes of transformers."""
+    """At most a twentieth of what it stands on takes: the Auto and base classes of transformers.
+
+    A busy machine, or a slow one, is that for both.
+    """
     code = (
         "import time\n"
+        "begin = time.process_time()\n"
         "from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText\n"
         "from transformers import AutoProcessor, AutoTokenizer, GenerationMixin, PreTrainedModel, ProcessorMixin\n"
         "from transformers.image_processing_backends import PilBackend, TorchvisionBackend\n"
         "from transformers.tokenization_utils_tokenizers import TokenizersBackend\n"
         "start = time.process_time()\n"
         "import lavit_hf\n"
-        "print(time.process_time() - start)"
+        "print((time.process_time() - start) / (start - begin))"
     )
-    seconds = []
-    while len(seconds) < 3 and min(seconds, default=1) > 0.2:  # once, unless the machine is busy
+    shares: list[float] = []
+    while len(shares) < 3 and min(shares, default=1) > 0.05:  # once, unless it was compiled just now
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        seconds.append(float(result.stdout))
-    assert min(seconds) <= 0.2
+        shares.append(float(result.stdout))
+    assert min(shares) <= 0.05

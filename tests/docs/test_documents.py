@@ -70,7 +70,7 @@ def checkout(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(command: list[str], folder: Path, programs: Path, seconds: float = 300) -> str:
+def run(command: list[str], folder: Path, programs: Path, seconds: float = 1200) -> str:
     """What a command prints that finds `python` and `lavit` there."""
     path = os.pathsep.join([str(programs), os.environ["PATH"]])
     # Nested runs of pytest must not take themselves for workers of this one.

@@ -24,7 +24,7 @@ def test_the_tutorial_runs(checkout: Path, zygote: Zygote) -> None:  # noqa: F81
             bash = f"subprocess.run(['bash', '-euo', 'pipefail', '-c', {cell.source[7:]!r}], check=True)"
             program.append(bash if is_bash else cell.source)
     assert any("lavit publish" in cell for cell in program)
-    printed = run([str(zygote.folder / "python"), "-c", "\n".join(program)], checkout, zygote.folder, seconds=1200)
+    printed = run([str(zygote.folder / "python"), "-c", "\n".join(program)], checkout, zygote.folder, seconds=3600)
     out = checkout / "out"
     assert "Would publish me/my-lavit" in printed and "Would publish the Space me/try-my-lavit" in printed
     for name in ("curves.png", "stickers-measured/curve.png", "my-lavit/model_index.json", "cat.png"):

@@ -119,7 +119,7 @@ def running(model: Path, folder: Path, *options: str) -> Iterator[Client]:
         yield client
     finally:
         os.killpg(server.pid, signal.SIGTERM)
-        server.wait(60)
+        server.wait(300)
 
 
 def until(end: int, rows: list[list[int]]) -> list[list[int]]:

@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -105,10 +104,7 @@ def test_killed_and_resumed(python, evaluated, random_checkpoint, tmp_path, unin
 
 
 def test_two_processes_give_the_same_as_one(python, random_checkpoint, tmp_path, uninterrupted):
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-    launcher = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(port))
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     result = run_script(python, random_checkpoint, tmp_path, launcher=launcher)
     assert result.returncode == 0, result.stderr[-3000:]
     assert contents(tmp_path) == uninterrupted

@@ -3,6 +3,7 @@
 A job has its own directory, output files, and limit of memory.
 """
 
+import contextlib
 import importlib
 import json
 import os
@@ -83,7 +84,8 @@ class Jobs:
 
     def kill(self, number: int) -> None:
         """Sends a signal to the job and to all processes that it started, as a terminal does."""
-        os.killpg(self._pid, number)
+        with contextlib.suppress(ProcessLookupError):  # it has just ended
+            os.killpg(self._pid, number)
 
     def is_over(self, seconds: float) -> bool:
         """Waits at most so long for the job to end."""

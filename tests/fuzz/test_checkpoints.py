@@ -21,7 +21,7 @@ ORIGINAL = Path(__file__).parents[1] / "data" / "tiny-original"
 # Read by the tests of the original alone.
 _NO_CHECKPOINT = ("golden.safetensors", "golden_merger.safetensors", "golden_meta.json", "dims.json", "README.md")
 MEMORY = 2 * 2**30
-SECONDS = 60  # of each use
+SECONDS = 120  # of each use
 _SHORT = 4  # a shorter value is in a message by chance
 # The last one is of configurations, and names the field.
 _CLEAR = {"ValueError", "TypeError", "OSError", "StrictDataclassFieldValidationError"}

@@ -231,4 +231,4 @@ def test_ids(seeds: list[int], parts: Parts) -> None:
         rng = seeded_rng("ids", seed)
         rng.choices(CHECKS, [3, 3, 2, 3, 2, 1])[0](rng, parts)
 
-    check_all(seeds, check, seconds=30)
+    check_all(seeds, check, seconds=120)

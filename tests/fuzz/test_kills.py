@@ -24,7 +24,7 @@ EXAMPLES = ROOT / "examples"
 ORIGINAL = ROOT / "tests" / "data" / "tiny-original"
 TINY = ROOT / "checkpoints" / "lavit-tiny-random"
 OUT = "out"  # relative to the directory of a run
-SECONDS = 150  # of one run
+SECONDS = 600  # of one run
 _PARTIAL = ("*.partial", "lavit-publish-*", ".*.png.*", "tmp*")
 
 

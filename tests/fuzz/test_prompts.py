@@ -201,7 +201,7 @@ def check_truncation(
 
 @blocks("prompts")
 def test_prompts(seeds: list[int], processors, pictures) -> None:
-    check_all(seeds, lambda seed: check_prompt(seed, processors, pictures), seconds=30)
+    check_all(seeds, lambda seed: check_prompt(seed, processors, pictures), seconds=120)
 
 
 # Chats
@@ -302,4 +302,4 @@ def check_chat(seed: int, processors: list[ImageTextProcessor], pictures: list[I
 
 @blocks("chats")
 def test_chats(seeds: list[int], processors, pictures) -> None:
-    check_all(seeds, lambda seed: check_chat(seed, processors, pictures), seconds=30)
+    check_all(seeds, lambda seed: check_chat(seed, processors, pictures), seconds=120)

@@ -101,6 +101,8 @@ class HubServer(ThreadingHTTPServer):
             "HF_HUB_DISABLE_XET": "1",
             "HF_HUB_OFFLINE": "0",
             "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_ETAG_TIMEOUT": "300",  # on a busy machine, even this Hub may answer late
+            "HF_HUB_DOWNLOAD_TIMEOUT": "300",
             "NO_PROXY": "127.0.0.1",
         }
         return {**variables, "HF_TOKEN": token} if token else variables

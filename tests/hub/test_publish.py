@@ -21,7 +21,7 @@ from lavit_hf.hub import PublishError, publish
 from lavit_hf.hub.card import Origin
 from lavit_hf.hub.files import check_licenses
 from lavit_hf.hub.publish import prepare
-from lavit_hf.remote_code import PIPELINE_MODULE, code_files, pipeline_code
+from lavit_hf.remote_code import PIPELINE_MODULE, code_files, pipeline_code, text_to_image_code
 from lavit_hf.training import get_lora_config
 from standalone import compute
 
@@ -91,6 +91,7 @@ def test_dry_run_changes_nothing(folder: Path) -> None:
     code = set(code_files())
     for decoder in ("", "lowres/"):
         code |= {f"{decoder}pipeline_lavit_pixel_decoder.py", f"{decoder}token_decoder/lavit_token_decoder.py"}
+    code.add("pipeline_lavit_text_to_image.py")
     assert report.sizes.keys() == before.keys() | code
     assert report.sizes["modeling_lavit.py"] > 10_000  # written anew
     assert report.sizes["model.safetensors"] == len(before["model.safetensors"])
@@ -126,10 +127,10 @@ def test_card_holds_the_facts(folder: Path) -> None:
 
 
 def test_card_draws_as_the_checkpoint_says(folder: Path) -> None:
-    assert "guidance_scale=4.0," in read_card(folder)[1]
+    assert "guidance_scale=4.0)" in read_card(folder)[1]
     path = folder / "generation_config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "drawing_guidance_scale": 1.5}))
-    assert "guidance_scale=1.5," in read_card(folder)[1]
+    assert "guidance_scale=1.5)" in read_card(folder)[1]
 
 
 def test_what_the_owner_wrote_stays(folder: Path) -> None:
@@ -300,6 +301,7 @@ for _ in range(2):
     assert files == expected
     assert b"- a/b\n- c/d\n" in files["README.md"]
     code = {**code_files(), f"{PIPELINE_MODULE}.py": pipeline_code(), f"lowres/{PIPELINE_MODULE}.py": pipeline_code()}
+    code["pipeline_lavit_text_to_image.py"] = text_to_image_code()
     assert {name: files[name].decode() for name in code} == code  # the checkpoint of this repository has none
     assert set(hub.uploads.values()) == {1}
 
@@ -313,7 +315,7 @@ def test_others_compute_the_same_without_the_package(hub, client, tiny_checkpoin
     assert len(blocks) == 2
     code = "\n".join(blocks).replace("trust_remote_code", f"revision={published!r}, trust_remote_code")
     # Few tokens and steps, so that it takes no time; the checkpoint cannot do more.
-    code = code.replace("top_k=50", "top_k=5, max_new_tokens=9").replace("1] :])", "1] :], num_inference_steps=2)")
+    code = code.replace(").images[0]", ", num_inference_steps=2, max_new_tokens=9).images[0]")
     (tmp_path / "picture.png").write_bytes(PICTURE.read_bytes())
     script = f"import runpy, sys\nrunpy.run_path({standalone.__file__!r})['main'](*sys.argv[1:])\n{code}"
     client(script, REPOSITORY, PICTURE, tmp_path, published)
@@ -326,6 +328,9 @@ def test_others_compute_the_same_without_the_package(hub, client, tiny_checkpoin
     found = torch.load(tmp_path / "first.pt")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
     assert (tmp_path / "chair.png").is_file()
+    asked = {path for _, path in hub.requests}
+    assert f"/{REPOSITORY}/resolve/{published}/model.safetensors" in asked
+    assert not [path for path in asked if "/lowres/" in path or "/original/" in path]  # no pipeline needs them
 
 
 def test_an_interrupted_upload_changes_nothing_and_goes_on(hub: HubServer, client, tiny_checkpoint: Path) -> None:

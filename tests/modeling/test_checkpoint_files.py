@@ -59,13 +59,13 @@ LAYERS = [
 @pytest.mark.parametrize("value", [1, 4, 10**7])
 def test_numbers_of_layers_that_the_weights_do_not_have(checkpoint, tmp_path, path, value):
     folder = changed(checkpoint, tmp_path / "changed", "config.json", *path, value=value)
-    start = time.perf_counter()
+    start = time.process_time()  # seconds of this process, however busy the machine
     for load in (AutoModelForImageTextToText, LavitModel, LavitForConditionalGeneration, LavitVisualTokenizer):
         if load is LavitVisualTokenizer and path[0] == "text_config":
             continue  # reads only its own part
         with pytest.raises(ValueError, match=rf"config\.json does not fit the weights.*{path[-1]}.* {value}\b"):
             load.from_pretrained(folder)
-    assert time.perf_counter() - start < 10
+    assert time.process_time() - start < 30  # layers are not built, which would take hours
 
 
 @pytest.mark.parametrize(

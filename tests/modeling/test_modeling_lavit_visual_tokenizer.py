@@ -71,7 +71,7 @@ def _scores(rows: list[list[float]]) -> torch.Tensor:
     return torch.stack([log_odds, torch.zeros_like(log_odds)], dim=-1).log_softmax(dim=-1)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.lists(_LOG_ODDS, min_size=1, max_size=4), data=st.data())
 def test_budgets(rows, data):
     """Exact, nested, of the likeliest patches, the same every time and in every batch."""
@@ -93,7 +93,7 @@ def test_budgets(rows, data):
     assert select_patches(scores, num_tokens=9).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.lists(_LOG_ODDS, min_size=1, max_size=4))
 def test_expected_selection(rows):
     """As many as sampling keeps on average, at least one, whatever else is in the batch."""

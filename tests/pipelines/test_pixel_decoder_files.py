@@ -26,6 +26,24 @@ def test_both_decoders_are_copied_and_nothing_else(tmp_path):
         LavitPixelDecoderPipeline.from_pretrained(tmp_path, decoder=decoder)
 
 
+def test_beside_a_language_model_they_become_a_pipeline_of_prompts(tmp_path):
+    """Whatever the source's index says, which earlier versions wrote otherwise."""
+    source, target = tmp_path / "source", tmp_path / "target"
+    shutil.copytree(CHECKPOINT, source)
+    index = json.loads((source / "model_index.json").read_text())
+    index |= {"_class_name": ["pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline"]}
+    index["_ignore_files"] = ["model.safetensors", "lowres/unet/diffusion_pytorch_model.safetensors"]
+    (source / "model_index.json").write_text(json.dumps(index))
+    target.mkdir()
+    for name in ("config.json", "processor_config.json"):
+        shutil.copy(CHECKPOINT / name, target)
+    names = copy_pixel_decoders(source, target)
+    written = json.loads((target / "model_index.json").read_text())
+    assert written["_class_name"] == ["pipeline_lavit_text_to_image", "LavitTextToImagePipeline"]
+    assert written["_ignore_files"] == ["lowres/unet/diffusion_pytorch_model.safetensors"]
+    assert "pipeline_lavit_text_to_image.py" in names and (target / "pipeline_lavit_text_to_image.py").is_file()
+
+
 def test_of_a_repository(tmp_path, monkeypatch):
     asked = []
 

@@ -138,7 +138,7 @@ def test_placeholders_in_strings_template_variables_and_tools_are_text(processor
 
 
 @given(text=st.text(alphabet="<image>/\U000f0000\U000f0001\U000f0002 x", min_size=1, max_size=30))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_chat_text_is_kept_exactly(tokenizer, text):
     processor = ImageTextProcessor(LavitImageProcessorPil(), tokenizer)
     ids = processor.apply_chat_template([{"role": "user", "content": text}], tokenize=True)[0]

@@ -34,7 +34,7 @@ def test_boxes():
     assert not half[:, 1:].any()
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.data())
 def test_boxes_and_masks_agree(data):
     """A mask of the box's pixels covers what the box does, and two boxes what either does."""

@@ -368,7 +368,7 @@ def test_unsupported_arguments_are_errors(processor, name):
 
 
 @given(parts=st.lists(st.text(alphabet="ab <>\n\u2581/simge_1"), min_size=1, max_size=4))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_segments_stand_alone(tokenizer, parts):
     image_processor = LavitImageProcessorPil(size={"height": 14, "width": 14})
     processor = ImageTextProcessor(image_processor, tokenizer, image_seq_length=1)

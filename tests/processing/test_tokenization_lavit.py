@@ -80,7 +80,7 @@ texts = st.one_of(
 
 
 @given(text=texts)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_ids_are_sentencepieces(tokenizer, sentencepiece, text):
     expected = sentencepiece.encode(text)
     assert tokenizer.encode(text) == expected
@@ -164,9 +164,9 @@ def test_left_padding(tokenizer):
 
 def test_published_size_loads_fast(tmp_path):
     LavitTokenizer.from_sentencepiece(MODEL_FILE, codebook_size=16384, text_vocab_size=32000).save_pretrained(tmp_path)
-    start = time.perf_counter()
+    start = time.process_time()  # seconds of this process, however busy the machine
     tokenizer = LavitTokenizer.from_pretrained(tmp_path)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 5  # less than a second, unless tokens are added one by one
     assert len(tokenizer) == 48387 and tokenizer.boi_token_id == 32000 and tokenizer.codebook_size == 16384
     assert tokenizer.convert_ids_to_tokens(48385) == "<visual_16383>"
 

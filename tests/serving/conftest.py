@@ -22,6 +22,7 @@ from lavit_hf.serving import Engine, ServingLimits, TransformersBackend, create_
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "checkpoints" / "lavit-tiny-random"
 NAME = "tiny"
+SECONDS = 300  # that something may take on a busy machine
 
 
 @dataclass
@@ -35,11 +36,12 @@ class Server:
 
     @property
     def client(self) -> openai.OpenAI:
-        return openai.OpenAI(base_url=f"http://127.0.0.1:{self.port}/v1", api_key="any", max_retries=0, timeout=60)
+        url = f"http://127.0.0.1:{self.port}/v1"
+        return openai.OpenAI(base_url=url, api_key="any", max_retries=0, timeout=SECONDS)
 
     def stop(self) -> None:
         self.uvicorn.should_exit = True
-        self.thread.join(timeout=30)
+        self.thread.join(SECONDS)
         assert not self.thread.is_alive()
 
 
@@ -69,10 +71,8 @@ def running(
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    until = time.monotonic() + 60
-    while not server.started:
-        assert thread.is_alive() and time.monotonic() < until
-        time.sleep(0.01)
+    wait_until(lambda: server.started or not thread.is_alive())
+    assert server.started
     found = Server(server.servers[0].sockets[0].getsockname()[1], made, server, thread)
     try:
         yield found
@@ -90,6 +90,32 @@ def server(backend) -> Iterator[Server]:
 @pytest.fixture
 def client(server) -> openai.OpenAI:
     return server.client
+
+
+class Slow:
+    """A backend that does not go on before it may."""
+
+    def __init__(self, backend: TransformersBackend):
+        self.backend = backend
+        self.may_go_on = threading.Event()
+        self.has_begun = threading.Event()
+        self.draw_with = backend.draw
+
+    def write(self, jobs) -> None:
+        self.has_begun.set()
+        while not self.may_go_on.wait(0.01) and not all(job.is_over for job in jobs):
+            pass
+        self.backend.write(jobs)
+
+    def draw(self, jobs) -> None:
+        self.draw_with(jobs)
+
+
+@pytest.fixture
+def slow(backend) -> Iterator[Slow]:
+    slow = Slow(backend)
+    yield slow
+    slow.may_go_on.set()
 
 
 @pytest.fixture
@@ -114,8 +140,8 @@ def picture_message(*urls: str, text: str = "") -> dict[str, Any]:
     return {"role": "user", "content": parts + ([{"type": "text", "text": text}] if text else [])}
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 30) -> None:
-    until = time.monotonic() + seconds
+def wait_until(condition: Callable[[], bool]) -> None:
+    until = time.monotonic() + SECONDS
     while not condition():
         assert time.monotonic() < until, "it took too long"
         time.sleep(0.01)

@@ -22,7 +22,7 @@ from lavit_hf.serving.jobs import (
     TextStream,
 )
 
-from .conftest import wait_until
+from .conftest import SECONDS, wait_until
 
 
 class Fake:
@@ -53,7 +53,7 @@ class Fake:
         self.draw_with(jobs)
 
 
-def text_job(options=None, seconds=30.0, **more) -> TextJob:
+def text_job(options=None, seconds=SECONDS, **more) -> TextJob:
     return TextJob(
         Prompt(torch.tensor([1])),
         time.monotonic() + seconds,
@@ -67,7 +67,7 @@ def text_job(options=None, seconds=30.0, **more) -> TextJob:
 
 def image_job() -> ImageJob:
     options = CodeOptions(1.0, 1, 4)
-    return ImageJob(Prompt(torch.tensor([1])), time.monotonic() + 30, options, PixelOptions(), 0)
+    return ImageJob(Prompt(torch.tensor([1])), time.monotonic() + SECONDS, options, PixelOptions(), 0)
 
 
 @pytest.fixture
@@ -99,21 +99,23 @@ def test_jobs_of_the_same_options_share_a_batch(fake, engine) -> None:
     engine.submit(jobs)
     fake.may_go_on.set()
     for job in (first, *jobs):
-        assert job.future.result(10).text == "xxx"
+        assert job.future.result(SECONDS).text == "xxx"
     cold = [job for job in jobs if job.options != warm]
     assert fake.batches[1:] == [cold[:4], [jobs[1], jobs[-1]], cold[4:]]
 
 
 def test_a_batch_waits_for_more_as_long_as_the_window(fake) -> None:
+    patient = Engine(fake, max_batch=2, window=3600)
+    jobs = [text_job() for _ in range(2)]
+    patient.submit(jobs)
+    for job in jobs:
+        job.future.result(SECONDS)  # a full one waits for nobody
+    patient.close()
     engine = Engine(fake, max_batch=2, window=0.4)
-    started = time.monotonic()
-    jobs = [text_job() for _ in range(3)]
-    engine.submit(jobs)
-    for job in jobs[:2]:
-        job.future.result(10)  # a full one waits for nobody
-    assert time.monotonic() - started < 0.35
-    jobs[2].future.result(10)
-    assert time.monotonic() - started >= 0.35
+    started, job = time.monotonic(), text_job()
+    engine.submit([job])
+    job.future.result(SECONDS)
+    assert time.monotonic() - started >= 0.4
     engine.close()
 
 
@@ -129,7 +131,7 @@ def test_pixels_are_drawn_while_codes_are_written(fake, engine) -> None:
 
     fake.draw_with = draw
     engine.submit([picture])
-    assert picture.future.result(10) == "drawn"
+    assert picture.future.result(SECONDS) == "drawn"
 
 
 def test_a_failure_costs_its_job_alone(fake, engine, caplog) -> None:
@@ -138,11 +140,10 @@ def test_a_failure_costs_its_job_alone(fake, engine, caplog) -> None:
     fake.poison = jobs[1]
     engine.submit(jobs)
     fake.may_go_on.set()
-    assert [jobs[0].future.result(10).text, jobs[2].future.result(10).text, first.future.result(10).text] == [
-        "xxx"
-    ] * 3
+    for job in (jobs[0], jobs[2], first):
+        assert job.future.result(SECONDS).text == "xxx"
     with pytest.raises(WorkerDied, match="RuntimeError"):
-        jobs[1].future.result(10)
+        jobs[1].future.result(SECONDS)
     assert engine.is_healthy and "out of memory, or so" in caplog.text
 
 
@@ -162,8 +163,8 @@ def test_what_was_seen_is_not_written_again(fake, engine) -> None:
     streamed, whole = text_job(report=seen.append), text_job()
     engine.submit([streamed, whole])
     with pytest.raises(WorkerDied):
-        streamed.future.result(10)
-    assert seen == ["x"] and whole.future.result(10).usage.new_tokens == 1
+        streamed.future.result(SECONDS)
+    assert seen == ["x"] and whole.future.result(SECONDS).usage.new_tokens == 1
 
 
 def test_a_killed_worker_costs_its_batch_and_comes_back(fake, engine) -> None:
@@ -173,9 +174,9 @@ def test_a_killed_worker_costs_its_batch_and_comes_back(fake, engine) -> None:
     old = engine.writer.thread
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(old.ident), ctypes.py_object(SystemExit))
     with pytest.raises(WorkerDied, match="SystemExit"):
-        victim.future.result(10)
+        victim.future.result(SECONDS)
     fake.may_go_on.set()
-    assert waiting.future.result(10).text == "xxx"
+    assert waiting.future.result(SECONDS).text == "xxx"
     assert engine.writer.thread is not old and engine.is_healthy
     assert engine.metrics.registry.get_sample_value("lavit_worker_restarts_total", {"worker": "writer"}) == 1
 
@@ -186,12 +187,12 @@ def test_health_tells_of_a_worker_that_always_fails(fake, engine) -> None:
         fake.poison = text_job()
         engine.submit([fake.poison])
         with pytest.raises(WorkerDied):
-            fake.poison.future.result(10)
+            fake.poison.future.result(SECONDS)
     wait_until(lambda: not engine.is_healthy)
     well = text_job()
     engine.submit([well])
-    well.future.result(10)
-    assert engine.is_healthy
+    well.future.result(SECONDS)
+    wait_until(lambda: engine.is_healthy)  # noticed after the answer
 
 
 def test_an_unfinished_job_is_an_error(fake, engine) -> None:
@@ -199,7 +200,7 @@ def test_an_unfinished_job_is_an_error(fake, engine) -> None:
     job = text_job()
     engine.submit([job])
     with pytest.raises(WorkerDied):
-        job.future.result(10)
+        job.future.result(SECONDS)
 
 
 def test_cancelled_and_late_jobs_are_not_begun(fake, engine) -> None:
@@ -210,9 +211,9 @@ def test_cancelled_and_late_jobs_are_not_begun(fake, engine) -> None:
     time.sleep(0.02)
     fake.may_go_on.set()
     with pytest.raises(JobCancelled):
-        cancelled.future.result(10)
+        cancelled.future.result(SECONDS)
     with pytest.raises(JobTimeout):
-        late.future.result(10)
+        late.future.result(SECONDS)
     assert len(fake.batches) == 1
 
 
@@ -240,15 +241,49 @@ def test_an_answer_frees_its_place_at_once(fake) -> None:
 
     def write_and_tidy(jobs) -> None:
         write(jobs)
-        is_tidy.wait(10)
+        is_tidy.wait(SECONDS)
 
     fake.write = write_and_tidy
     engine = Engine(fake, max_queue=1)
     for job in (text_job(), text_job()):
         engine.submit([job])
-        assert job.future.result(10).text == "xxx" and engine.size == 0
+        assert job.future.result(SECONDS).text == "xxx" and engine.size == 0
         is_tidy.set()
     engine.close(5)
+
+
+def test_a_picture_takes_one_place_while_it_goes_from_hand_to_hand(fake, engine) -> None:
+    sizes, was_counted, put = [], threading.Event(), engine.pixels.put
+
+    def put_and_count(job) -> None:
+        put(job)
+        sizes.append(engine.size)
+        was_counted.set()
+
+    def draw(jobs) -> None:
+        was_counted.wait(SECONDS)
+        jobs[0].finish("drawn")
+
+    fake.draw_with, engine.pixels.put = draw, put_and_count
+    picture = image_job()
+    engine.submit([picture])
+    assert picture.future.result(SECONDS) == "drawn" and sizes == [1]
+
+
+def test_a_job_has_its_place_whatever_its_worker_does_with_it(fake, engine) -> None:
+    """The end of the engine would not wait for it otherwise."""
+    sizes = []
+
+    class Counting(TextJob):
+        @property
+        def is_over(self) -> bool:
+            sizes.append(engine.size)
+            return super().is_over
+
+    job = Counting(Prompt(torch.tensor([1])), time.monotonic() + SECONDS, TextOptions(), 3, str, [0])
+    engine.submit([job])
+    job.future.result(SECONDS)
+    assert sizes[0] == 1 and set(sizes[:3]) == {1}
 
 
 def test_the_end_waits_for_what_was_taken(fake, engine) -> None:
@@ -260,8 +295,8 @@ def test_the_end_waits_for_what_was_taken(fake, engine) -> None:
     with pytest.raises(EngineClosed):
         engine.submit([text_job()])
     fake.may_go_on.set()
-    assert [job.future.result(10) is not None for job in jobs] == [True] * 3
-    closing.join(10)
+    assert [job.future.result(SECONDS) is not None for job in jobs] == [True] * 3
+    closing.join(SECONDS)
     assert not engine.writer.thread.is_alive() and not engine.pixels.thread.is_alive()
 
 
@@ -269,10 +304,10 @@ def test_the_end_does_not_wait_for_ever(fake, engine) -> None:
     occupy(fake, engine)
     waiting = text_job()
     engine.submit([waiting])
-    threading.Timer(0.3, fake.may_go_on.set).start()
+    waiting.future.add_done_callback(lambda _: fake.may_go_on.set())  # the batch at work ends after that
     engine.close(0.1)
     with pytest.raises(EngineClosed):
-        waiting.future.result(10)
+        waiting.future.result(SECONDS)
 
 
 def test_bytes_wait_for_those_that_follow() -> None:

@@ -70,7 +70,7 @@ def test_a_checkpoint_of_both(language_model: Path, pixel_decoder: Path, tmp_pat
     folder = assemble(language_model, pixel_decoder, tmp_path / "new" / "lavit")
     names = {path.name for path in folder.iterdir()}
     assert {"config.json", "model.safetensors.index.json", "processor_config.json", "model_index.json"} <= names
-    assert {"README.md", "LICENSE", "unet", "modeling_lavit.py", "pipeline_lavit_pixel_decoder.py"} <= names
+    assert {"README.md", "LICENSE", "unet", "modeling_lavit.py", "pipeline_lavit_text_to_image.py"} <= names
     assert not {"training_args.bin", "trainer_state.json", "checkpoint-2", "log.jsonl", "lowres"} & names
     assert [path.name for path in (tmp_path / "new").iterdir()] == ["lavit"]
     pipeline = LavitTextToImagePipeline.from_pretrained(folder)
@@ -93,8 +93,9 @@ def test_ids_are_those_of_the_language_model(language_model: Path, pixel_decoder
         folder = assemble(language_model, source, tmp_path / f"{number}")
         index = json.loads((folder / "model_index.json").read_text())
         assert (index["visual_token_offset"], index["eoi_token_id"]) == (OFFSET, END)
-        assert "model.safetensors.index.json" in index["_ignore_files"], "diffusers has no use for the language model"
-        drawings.append(draw(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)))
+        assert index["_class_name"] == ["pipeline_lavit_text_to_image", "LavitTextToImagePipeline"]
+        assert "_ignore_files" not in index, "the language model is downloaded, too"
+        drawings.append(draw(DiffusionPipeline.from_pretrained(folder, trust_remote_code=True).pixel_decoder))
     assert torch.equal(*drawings)
 
 

@@ -33,7 +33,7 @@ def folder(python, tmp_path_factory) -> Path:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=1200,
     )
     assert result.returncode == 0, result.stderr[-4000:]
     return path

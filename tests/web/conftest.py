@@ -19,7 +19,7 @@ from selenium import webdriver
 from lavit_hf import default_checkpoint
 from lavit_hf.data.scenes import PortableRng
 from lavit_hf.web import Studio, make_examples, world_of
-from web.page import Page
+from web.page import SECONDS, Page
 
 ROOT = Path(__file__).resolve().parents[2]
 TINY = ROOT / "checkpoints" / "lavit-tiny-random"
@@ -84,7 +84,7 @@ def address() -> Iterator[str]:
         pytest.fail(line + process.communicate()[1])
     yield line.split()[4]
     process.terminate()
-    process.communicate(timeout=30)
+    process.communicate(timeout=SECONDS)
 
 
 @pytest.fixture

@@ -22,6 +22,12 @@ canvas.getContext('2d').drawImage(image, 0, 0);
 return canvas.toDataURL('image/png');
 """
 
+_WATCH = """
+const name = arguments[0], seen = window.seen = [];
+new MutationObserver(() => seen.push(document.getElementById(name)?.innerText)).observe(
+    document.body, {subtree: true, childList: true, characterData: true});
+"""
+
 
 class Page:
     """A browser with the page."""
@@ -38,6 +44,11 @@ class Page:
 
     def wait(self, is_there: Callable[[], Any]) -> Any:
         return WebDriverWait(self.browser, SECONDS, 0.1).until(lambda _: is_there())
+
+    def watch(self, name: str) -> Callable[[], str]:
+        """Keeps all that a component says from now on, however short it stands there."""
+        self.browser.execute_script(_WATCH, name)
+        return lambda: self.browser.execute_script("return window.seen.join(' ')")
 
     def find(self, selector: str) -> list[WebElement]:
         return self.browser.find_elements(By.CSS_SELECTOR, selector)

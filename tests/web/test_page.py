@@ -56,8 +56,9 @@ def test_a_picture_is_read_asked_about_and_drawn_again(
     assert f"Patch {look.tokens[shown].patch}:" in opened.text and len(known) == min(4, len(look.tokens[shown].known))
     assert known[0].value_of_css_property("background-image").startswith('url("data:image/png')
 
+    seen = page.watch("again")
     page.click("redraw")
-    page.wait(lambda: re.search(r"Drawing - \d", page.text("again")))  # it says how far it is
+    page.wait(lambda: re.search(r"Drawing - \d", seen()))  # it says how far it is
     assert same(page.wait(lambda: page.picture("again")), studio.redraw(picture).image)
     assert page.errors() == ""
     if SCREENSHOTS:

@@ -45,8 +45,9 @@ print(processor.batch_decode(output[:, inputs["input_ids"].shape[1]:], skip_spec
 
 - `config.json`, `model*.safetensors`: language model and visual tokenizer
 - `model_index.json`, `token_decoder/`, `unet/`, `vae/`, `scheduler/`: the high-resolution pixel decoder; `lowres/`:
-  the other one (both as far as the source had them). lavit-hf loads them as `LavitPixelDecoderPipeline`; without it,
-  `DiffusionPipeline.from_pretrained(path, trust_remote_code=True)` uses the files of code beside them
+  the other one (both as far as the source had them). lavit-hf loads them as `LavitPixelDecoderPipeline`, and with the
+  language model as `LavitTextToImagePipeline`. Without it, the latter is what
+  `DiffusionPipeline.from_pretrained(path, trust_remote_code=True)` makes of the files of code beside them
 {more_contents}
 ## License
 

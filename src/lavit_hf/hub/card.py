@@ -80,16 +80,14 @@ processor = AutoProcessor.from_pretrained(repository, trust_remote_code=True)
 {ask}```
 """
 _USE_PIXELS = """
-Images are written as tokens; a pixel decoder, a pipeline of [diffusers](https://huggingface.co/docs/diffusers), draws
-them:
+A pipeline of [diffusers](https://huggingface.co/docs/diffusers) draws prompts. The language model writes the tokens of
+a picture, and a pixel decoder, `pipeline.pixel_decoder`, draws them:
 
 ```python
 from diffusers import DiffusionPipeline
 
-inputs = processor(text="a cat on a red chair", generation_mode="image", return_tensors="pt")
-ids = model.generate(**inputs, generation_mode="image", guidance_scale={guidance_scale}, do_sample=True, top_k=50)
-pixel_decoder = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
-pixel_decoder(input_ids=ids[:, inputs["input_ids"].shape[1] :]).images[0].save("chair.png")
+pipeline = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
+pipeline("a cat on a red chair", guidance_scale={guidance_scale}).images[0].save("chair.png")
 ```
 """
 _USE_ADAPTER = """## Use

@@ -22,7 +22,7 @@ from ..conversion.original import LAYOUT, UNUSED
 from ..evaluation import TASKS
 from ..modeling.configuration_lavit import LavitConfig
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, read_parts
-from ..remote_code import PIPELINE_MODULE, code_files
+from ..remote_code import PIPELINE_MODULE, TEXT_TO_IMAGE_MODULE, code_files
 from ..utils.json_files import read_json_object
 from ..utils.paths import is_inside
 from ..utils.safetensors_files import read_headers, read_index
@@ -242,7 +242,7 @@ class _KnownFiles:
 
     def __init__(self, root: Path, include_evaluation: bool) -> None:
         self._include_evaluation = include_evaluation
-        self._parts, code = set(), {f"{PIPELINE_MODULE}.py", *code_files()}
+        self._parts, code = set(), {f"{PIPELINE_MODULE}.py", f"{TEXT_TO_IMAGE_MODULE}.py", *code_files()}
         for folder in DECODER_FOLDERS:
             if (root / folder / MODEL_INDEX).is_file():
                 parts, modules = read_parts(root / folder / MODEL_INDEX, PublishError)

@@ -113,9 +113,9 @@ def prepare(
         if adapter is not None:
             path = staged / ADAPTER_CONFIG_NAME
             write_json(path, {**read_object(path), "base_model_name_or_path": base})
-        _add_code(staged)
         if facts.is_whole:
             link_pixel_decoders(staged)
+        _add_code(staged)
         (staged / "README.md").write_text(write_card(data, text, facts, repository, origin), encoding="utf-8")
         content = {file: checkpoint / file for file in files}
         content |= {path.relative_to(staged).as_posix(): path for path in staged.rglob("*") if path.is_file()}

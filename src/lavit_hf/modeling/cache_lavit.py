@@ -16,7 +16,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # What transformers calls the cache, as an argument and in outputs. Callers may pass it by either name in any version.
-CACHE_NAME = "cache" if "cache" in {field.name for field in fields(BaseModelOutputWithPast)} else "past_key_values"
+CACHE_NAME = "cache" if "cache" in {one.name for one in fields(BaseModelOutputWithPast)} else "past_key_values"
 
 
 def find_cache(cache: Cache | None, past_key_values: Cache | None) -> Cache | None:

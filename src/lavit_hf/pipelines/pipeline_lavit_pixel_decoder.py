@@ -16,10 +16,11 @@ from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from diffusers.utils.torch_utils import randn_tensor
 from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
 
 from .pixel_decoder_loading import PixelDecoderStorage
 from .unet_and_vae import UNetAndVaeMixin
@@ -255,7 +256,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         )
         self.register_to_config(visual_token_offset=visual_token_offset, eoi_token_id=eoi_token_id)
         _check_fit(token_decoder, unet, vae)
-        _check_ids(token_decoder, visual_token_offset, eoi_token_id)
+        _check_id_range(token_decoder, visual_token_offset, eoi_token_id)
         self.vae_scale_factor = 2 ** (len(vae.config["block_out_channels"]) - 1) if vae is not None else 8
         self.image_processor = VaeImageProcessor(vae_scale_factor=self.vae_scale_factor)
         self._guidance_scale = 1.0
@@ -633,7 +634,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         return pixels, [bool(is_flagged) for is_flagged in flagged]
 
 
-def _check_ids(token_decoder: Any, visual_token_offset: int | None, eoi_token_id: int | None) -> None:
+def _check_id_range(token_decoder: Any, visual_token_offset: int | None, eoi_token_id: int | None) -> None:
     """Refuses ids of which text, or the image end, would be taken for codes."""
     if visual_token_offset is None:
         return

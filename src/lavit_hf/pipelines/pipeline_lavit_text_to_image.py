@@ -15,20 +15,21 @@ import PIL.Image
 import torch
 from diffusers import AutoencoderKL, DiffusionPipeline, UNet2DConditionModel
 from diffusers.schedulers import KarrasDiffusionSchedulers
-from diffusers.utils import BaseOutput, logging
+from diffusers.utils import BaseOutput
 from torch.nn import functional as F
 from transformers import PreTrainedModel, StoppingCriteriaList
 from transformers.image_processing_base import ImageProcessingMixin
+from transformers.utils import logging
 
 from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
-from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ..processing.image_budgets import assign_log_prior
 from ..processing.image_processing_pil_lavit import check_images, flatten, prepare_array
 from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.progress import TokenProgress
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids
-from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, keep_config, save_and_push
+from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, _code, keep_config, save_and_push
+from .text_to_image_loading import _TEXT_TO_IMAGE, check_codebooks, language_model_classes, load_beside
 from .unet_and_vae import UNetAndVaeMixin
 
 logger = logging.get_logger(__name__)
@@ -146,8 +147,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     r"""Draws pictures from prompts of text and images, and reconstructs pictures from their own tokens.
 
     Args:
-        model: A [`LavitForConditionalGeneration`].
-        processor: Its [`ImageTextProcessor`]; it needs no visual tokenizer of its own.
+        model: A [`LavitForConditionalGeneration`]; `None` for the one beside the pixel decoder, in the U-Net's dtype.
+        processor: Its [`ImageTextProcessor`], which needs no visual tokenizer of its own; `None` likewise.
         token_decoder: This and what follows are the components of a [`LavitPixelDecoderPipeline`].
         unet: See there.
         vae: See there.
@@ -172,14 +173,15 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     """
 
     model_cpu_offload_seq = "model->token_decoder->unet->vae"  # type: ignore[assignment]  # declared as None
-    _optional_components = ["safety_checker", "feature_extractor"]
+    # The first two, `DiffusionPipeline.from_pretrained` hands over as `None`.
+    _optional_components = ["model", "processor", "safety_checker", "feature_extractor"]
     _exclude_from_cpu_offload = ["safety_checker"]
     _callback_tensor_inputs = LavitPixelDecoderPipeline._callback_tensor_inputs
 
     def __init__(
         self,
-        model: LavitForConditionalGeneration,
-        processor: ImageTextProcessor,
+        model: LavitForConditionalGeneration | None,
+        processor: ImageTextProcessor | None,
         token_decoder: PreTrainedModel,
         unet: UNet2DConditionModel,
         vae: AutoencoderKL,
@@ -190,6 +192,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         eoi_token_id: int | None = None,
     ):
         super().__init__()
+        if model is None or processor is None:
+            model, processor = load_beside(token_decoder, unet, model, processor)
         _check_parts(model, processor, token_decoder, visual_token_offset, eoi_token_id)
         self.register_modules(
             model=model,
@@ -227,8 +231,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             kwargs.setdefault("dtype", dtype)
         located = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         model, processor = kwargs.pop("model", None), kwargs.pop("processor", None)
+        model_class, processor_class = language_model_classes()
         if processor is None:
-            processor = ImageTextProcessor.from_pretrained(source, **located)
+            processor = processor_class.from_pretrained(source, **located)
         pixel_decoder = LavitPixelDecoderPipeline.from_pretrained(source, decoder=decoder, **kwargs)
         if model is None:
             options = {name: kwargs[name] for name in _MODEL_OPTIONS if kwargs.get(name) is not None}
@@ -240,14 +245,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
                 logger.warning(f"{source} has no language model of the variant {options.pop('variant')}.")
             if (quantization := kwargs.get("quantization_config")) is not None:
                 options["quantization_config"] = (quantization.quant_mapping or {}).get("model")
-            model = LavitForConditionalGeneration.from_pretrained(source, **located, **options)
-        own = model.visual_tokenizer.discrete.quantizer.codebook.weight
-        theirs = pixel_decoder.token_decoder.codebook.weight
-        if not (own.is_meta or theirs.is_meta or same_codebooks(own, theirs)):
-            raise ValueError(
-                f"{source} cannot draw: its pixel decoder was trained with the codes of another visual tokenizer than "
-                "that of the language model. See lavit assemble --help."
-            )
+            model = model_class.from_pretrained(source, **located, **options)
+        check_codebooks(source, model, pixel_decoder.token_decoder)
         components = {name: getattr(pixel_decoder, name) for name in _COMPONENTS}
         pipeline = cls(model, processor, **components)
         pipeline.register_to_config(_name_or_path=source)
@@ -287,7 +286,11 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         with keep_config(Path(save_directory), variant):
             self.model.save_pretrained(save_directory, variant=variant, **sharding)
         self.processor.save_pretrained(save_directory)
-        self.pixel_decoder._save(save_directory, variant=variant, **kwargs)
+        code = _code(type(self), "text_to_image_code")
+        (Path(save_directory) / f"{_TEXT_TO_IMAGE[0]}.py").write_text(code, encoding="utf-8")
+        pixel_decoder = self.pixel_decoder
+        pixel_decoder._named_pipeline = _TEXT_TO_IMAGE
+        pixel_decoder._save(save_directory, variant=variant, **kwargs)
 
     @property
     def pixel_decoder(self) -> LavitPixelDecoderPipeline:

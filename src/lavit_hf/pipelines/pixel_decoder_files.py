@@ -12,11 +12,12 @@ from huggingface_hub import snapshot_download
 
 from ..modeling.configuration_lavit import LavitConfig
 from ..remote_code import (
-    PIPELINE_CLASS,
-    PIPELINE_MODULE,
+    TEXT_TO_IMAGE_CLASS,
+    TEXT_TO_IMAGE_MODULE,
     TOKEN_DECODER_CLASS,
     TOKEN_DECODER_MODULE,
     names_our_pipeline,
+    pipeline_of,
     write_code,
 )
 from ..utils.atomic_files import write_json
@@ -66,11 +67,15 @@ def copy_pixel_decoders(source: str | os.PathLike[str], destination: str | os.Pa
         resolve_inside(root, name, source)
     written: dict[str, None] = {}  # in this order
     for path, name in zip(files, names, strict=True):
+        folder = (target / name).parent
+        folder.mkdir(parents=True, exist_ok=True)
         if path.name == MODEL_INDEX and names_our_pipeline(path.parent):
-            code = write_code((target / name).parent)  # that of this version, and where the source has none
+            code = write_code(folder)  # that of this version, and where the source has none
             written |= dict.fromkeys(file.relative_to(target).as_posix() for file in code)
-        (target / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, target / name)
+            index = {**read_json_object(path), "_class_name": pipeline_of(folder)}
+            write_json(folder / MODEL_INDEX, _with_language_model(index), sort_keys=True)
+        else:
+            shutil.copyfile(path, target / name)
         written[name] = None
     return list(written)
 
@@ -120,7 +125,7 @@ def save_pipelines(config: LavitConfig, folder: Path) -> None:
         if (components := _components(root)) is None:
             continue
         write_code(root)
-        _write_index(root, {"_class_name": [PIPELINE_MODULE, PIPELINE_CLASS], **components}, config)
+        _write_index(root, {"_class_name": pipeline_of(root), **components}, config)
 
 
 def link_pixel_decoders(folder: Path) -> None:
@@ -136,14 +141,18 @@ def link_pixel_decoders(folder: Path) -> None:
     for root in (folder / decoder for decoder in DECODER_FOLDERS):
         if not (root / MODEL_INDEX).is_file():
             continue
-        _write_index(root, read_json_object(root / MODEL_INDEX), config)
+        index = read_json_object(root / MODEL_INDEX)
+        if names_our_pipeline(root):
+            index["_class_name"] = pipeline_of(root)
+            write_code(root)
+        _write_index(root, index, config)
 
 
 def _write_index(root: Path, index: dict[str, Any], config: LavitConfig) -> None:
     """Writes `model_index.json` with the ids that codes have in a language model.
 
-    diffusers is told to leave out the weights of the language model and of the other decoder, which it would download
-    otherwise.
+    diffusers is told to leave out weights that the pipeline does not need, such as those of the other decoder, which
+    it would download otherwise.
     """
     index |= {"visual_token_offset": config.visual_token_offset, "eoi_token_id": config.eoi_token_id}
     parts = {name for name, value in index.items() if isinstance(value, list) and name[0] != "_"}
@@ -151,7 +160,16 @@ def _write_index(root: Path, index: dict[str, Any], config: LavitConfig) -> None
     weights = [file for file in files if file.name.endswith((".safetensors", ".safetensors.index.json"))]
     if ignored := [file.as_posix() for file in weights if file.parts[0] not in parts]:
         index["_ignore_files"] = ignored
-    write_json(root / MODEL_INDEX, index, sort_keys=True)
+    write_json(root / MODEL_INDEX, _with_language_model(index), sort_keys=True)
+
+
+def _with_language_model(index: dict[str, Any]) -> dict[str, Any]:
+    """The index; for the pipeline of prompts, weights at the root, the language model's, are downloaded, too."""
+    if index.get("_class_name") != [TEXT_TO_IMAGE_MODULE, TEXT_TO_IMAGE_CLASS]:
+        return index
+    ignored = [file for file in index.get("_ignore_files", []) if "/" in str(file)]
+    rest = {name: value for name, value in index.items() if name != "_ignore_files"}
+    return {**rest, "_ignore_files": ignored} if ignored else rest
 
 
 def _components(root: Path) -> dict[str, list[str | None]] | None:

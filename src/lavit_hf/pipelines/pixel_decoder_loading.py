@@ -52,8 +52,11 @@ class PixelDecoderStorage(DiffusionPipeline):
 
     `model_index.json` stands at the root of a LaVIT directory for the high-resolution decoder and in `lowres/` for the
     other one. It names classes by files of code beside it, which `DiffusionPipeline.from_pretrained(...,
-    trust_remote_code=True)` runs. Loading by [`LavitPixelDecoderPipeline`] runs none of them.
+    trust_remote_code=True)` runs; at the root that is the pipeline of prompts, whose second half the decoder is.
+    Loading by [`LavitPixelDecoderPipeline`] runs none of them.
     """
+
+    _named_pipeline = _PIPELINE  # in `model_index.json`
 
     @classmethod
     def from_pretrained(
@@ -154,7 +157,7 @@ class PixelDecoderStorage(DiffusionPipeline):
     def to_json_string(self) -> str:
         """The content of `model_index.json`."""
         config = json.loads(super().to_json_string())
-        config["_class_name"] = list(_PIPELINE)
+        config["_class_name"] = list(self._named_pipeline)
         config.pop("_name_or_path", None)  # a path of the machine that saved it
         if self.token_decoder is not None:
             config["token_decoder"] = list(_TOKEN_DECODER)

@@ -23,6 +23,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin, find_file, hub_options, import_composition
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.generation_lavit import GENERATION_MODES
+from ..modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 from ..utils.json_files import read_json_object
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
 from .image_budgets import BUDGETS, assign_budgets, assign_log_prior
@@ -774,8 +775,6 @@ def load_visual_tokenizer(checkpoint: Checkpoint | None) -> Any:
             "Discrete images need a visual tokenizer: pass `visual_tokenizer=`, or load the processor with "
             "`from_pretrained` from a checkpoint that has one."
         )
-    from ..modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
-
     path, hub_kwargs = checkpoint
     try:
         return LavitVisualTokenizer.from_pretrained(path, dtype=torch.float32, **hub_kwargs).eval()

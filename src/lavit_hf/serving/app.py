@@ -112,22 +112,30 @@ class Gate:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
             self._engine.metrics.requests.labels(self._name(scope["path"]), str(error.status)).inc()
             return
-        started, status = time.monotonic(), _CLOSED_REQUEST
+        started, status, is_over = time.monotonic(), _CLOSED_REQUEST, False
+
+        def end() -> None:
+            nonlocal is_over
+            if not is_over:
+                is_over = True
+                self._count(-1)
+                name = self._name(scope["path"])
+                self._engine.metrics.requests.labels(name, str(status)).inc()
+                self._engine.metrics.seconds.labels(name).observe(time.monotonic() - started)
 
         async def send_and_look(message: Any) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
+            elif message["type"] == "http.response.body" and not message.get("more_body"):
+                end()  # now, as whoever has the whole answer may ask again before the application has tidied up
             await send(message)
 
         self._count(1)
         try:
             await self._app(scope, receive, send_and_look)
         finally:
-            self._count(-1)
-            name = self._name(scope["path"])
-            self._engine.metrics.requests.labels(name, str(status)).inc()
-            self._engine.metrics.seconds.labels(name).observe(time.monotonic() - started)
+            end()
 
     def _count(self, change: int) -> None:
         self._in_flight += change

@@ -122,11 +122,6 @@ class Worker:
         self.thread = self._start()
 
     @property
-    def size(self) -> int:
-        """Jobs that wait or run; one whose answer is there is neither, though its batch may not be over yet."""
-        return len(self._waiting) + sum(not job.future.done() for job in self._running)
-
-    @property
     def is_healthy(self) -> bool:
         """Whether it works."""
         return self.thread.is_alive() and self._failures < _MOST_FAILURES
@@ -137,17 +132,14 @@ class Worker:
         return min(max(math.ceil(self._seconds * (1 + len(self._waiting) / self._max_batch)), 1), 60)
 
     def put(self, job: Job) -> None:
-        """Adds a job.
-
-        Raises:
-            EngineClosed: The worker takes none any more.
-        """
+        """Adds a job, which fails if the worker takes none any more."""
         with self._changed:
-            if self._is_closed:
-                raise EngineClosed
-            self._waiting.append((time.monotonic(), job))
-            self._metrics.waiting.labels(self.name).set(len(self._waiting))
-            self._changed.notify_all()
+            if not self._is_closed:
+                self._waiting.append((time.monotonic(), job))
+                self._metrics.waiting.labels(self.name).set(len(self._waiting))
+                self._changed.notify_all()
+                return
+        job.fail(EngineClosed())
 
     def close(self) -> None:
         """Ends the thread after the batch at work; jobs that wait fail."""
@@ -280,14 +272,17 @@ class Engine:
         self._backend = backend
         self._max_queue = max_queue
         self._is_closed = False
+        self._open: set[Job] = set()  # jobs until they are done, whichever worker has them
+        self._lock = threading.Lock()  # of these two
         draw_batch = max_batch if max_draw_batch is None else max_draw_batch
         self.pixels = Worker("pixels", backend.draw, draw_batch, window, self.metrics)
         self.writer = Worker("writer", self._write, max_batch, window, self.metrics)
 
     @property
     def size(self) -> int:
-        """Jobs that wait or run."""
-        return self.writer.size + self.pixels.size
+        """Jobs that wait or run; one whose answer is there is neither, though its batch may not be over yet."""
+        with self._lock:
+            return self._count_open()
 
     @property
     def is_healthy(self) -> bool:
@@ -301,18 +296,21 @@ class Engine:
             EngineClosed: The engine takes none any more.
             QueueFull: There are too many already.
         """
-        if self._is_closed:
-            raise EngineClosed
-        if self.size + len(jobs) > self._max_queue:
-            busiest = max(self.writer, self.pixels, key=lambda worker: worker.wait_seconds)
-            raise QueueFull(busiest.wait_seconds)
+        with self._lock:
+            if self._is_closed:
+                raise EngineClosed
+            if self._count_open() + len(jobs) > self._max_queue:
+                busiest = max(self.writer, self.pixels, key=lambda worker: worker.wait_seconds)
+                raise QueueFull(busiest.wait_seconds)
+            self._open.update(jobs)
         for job in jobs:
-            job.future.add_done_callback(partial(self._count, job))
+            job.future.add_done_callback(partial(self._end, job))
             self.writer.put(job)
 
     def close(self, seconds: float = 30.0) -> None:
         """Finishes what was taken, as far as that is possible in so many seconds, and ends the threads."""
-        self._is_closed = True
+        with self._lock:
+            self._is_closed = True
         until = time.monotonic() + seconds
         while self.size and time.monotonic() < until:
             time.sleep(_POLL_SECONDS)
@@ -327,7 +325,12 @@ class Engine:
             elif not job.is_over:
                 job.fail(WorkerDied("The server has left this unfinished."))
 
-    def _count(self, job: TextJob | ImageJob, future: Future) -> None:
+    def _count_open(self) -> int:
+        return sum(not job.future.done() for job in self._open)  # whoever waits for one may be faster than its `_end`
+
+    def _end(self, job: TextJob | ImageJob, future: Future) -> None:
+        with self._lock:
+            self._open.discard(job)
         if future.exception() is None:
             self.metrics.tokens.labels("prompt").inc(job.usage.prompt_tokens)
             self.metrics.tokens.labels("code" if isinstance(job, ImageJob) else "text").inc(job.usage.new_tokens)

@@ -54,7 +54,7 @@ def test_examples(name: str) -> None:
 def compute_together(barrier: Barrier, results: SimpleQueue, cache_dir: str) -> None:
     for name in OF_TEXTS:
         metric = evaluate.load(str(FOLDER / name), cache_dir=cache_dir)  # on the disk, unlike `load_metric`
-        barrier.wait(timeout=60)
+        barrier.wait(timeout=300)
         results.put((name, metric.compute(**TEXTS)))
 
 
@@ -69,7 +69,7 @@ def test_several_processes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     for process in processes:
         process.start()
     for process in processes:
-        process.join(timeout=120)
+        process.join(timeout=600)
     assert [process.exitcode for process in processes] == [0, 0]
     found = [results.get() for _ in range(2 * len(OF_TEXTS))]
     for name in OF_TEXTS:
