@@ -26,7 +26,7 @@ from ...utils.atomic_files import check_resumable, complete_file, remove_partial
 from ...utils.json_files import read_json_object
 from ...utils.public_text import one_line, public_name
 
-_METADATA = "tokenization.json"
+METADATA = "tokenization.json"
 _VERSION = 1
 _COUNTS = ("num_samples", "num_rows", "num_images", "num_codes")
 _CARD = """---
@@ -97,7 +97,7 @@ class TokenizedDirectory:
             settings: What must not change between two runs.
 
         """
-        metadata = self.path / _METADATA
+        metadata = self.path / METADATA
         found = _read_metadata(metadata)["settings"] if metadata.exists() else None
         check_resumable(self.path, "tokenized data", settings, found)
         if found is None:
@@ -107,7 +107,7 @@ class TokenizedDirectory:
 
     @property
     def is_complete(self) -> bool:
-        return _read_metadata(self.path / _METADATA)["is_complete"]
+        return _read_metadata(self.path / METADATA)["is_complete"]
 
     def is_finished(self, shard: Shard) -> bool:
         return (self._progress / f"{shard.name}.json").exists()
@@ -158,7 +158,7 @@ class TokenizedDirectory:
         if not files:
             reason = f"; the first one: {report.bad_samples[0][1]}" if report.bad_samples else ""
             raise ValueError(f"None of the {report.num_samples} samples can be used{reason}.")
-        metadata = {**_read_metadata(self.path / _METADATA), "is_complete": True, **report.counts()}
+        metadata = {**_read_metadata(self.path / METADATA), "is_complete": True, **report.counts()}
         if self.format.write is write_arrow:
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
@@ -167,13 +167,13 @@ class TokenizedDirectory:
         card = _CARD.format(suffix=self.format.suffix, checkpoint=f"`{checkpoint.replace('`', '')}`")
         (self.path / "README.md").write_text(card, encoding="utf-8")
         remove_partials(self._data)
-        write_json(self.path / _METADATA, metadata)
+        write_json(self.path / METADATA, metadata)
         shutil.rmtree(self._progress)
 
     def report(self) -> TokenizationReport:
         """What became of the dataset, once merged."""
         report = TokenizationReport(self.path)
-        report.add(_read_counts(self.path / _METADATA))
+        report.add(_read_counts(self.path / METADATA))
         return report
 
     def _describe(self, files: list[str], fingerprint: str) -> None:
@@ -204,9 +204,9 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: It is no such directory, it is damaged, or tokenization was not finished.
     """
-    metadata = Path(path) / _METADATA
+    metadata = Path(path) / METADATA
     if not metadata.is_file():
-        raise ValueError(f"{path} holds no tokenized data: it has no {_METADATA}. `lavit tokenize` makes it.")
+        raise ValueError(f"{path} holds no tokenized data: it has no {METADATA}. `lavit tokenize` makes it.")
     content = _read_metadata(metadata)
     if not content["is_complete"]:
         raise ValueError(f"{path} is incomplete; run `lavit tokenize` again to continue where it stopped.")
@@ -228,7 +228,7 @@ def _read_counts(path: Path) -> dict[str, Any]:
     bad = content.get("bad_samples")
     is_whole = isinstance(bad, list) and all(isinstance(one, list) and len(one) == 2 for one in bad)
     if not is_whole or any(type(content.get(name)) is not int for name in _COUNTS):
-        raise _damaged(path, path.parent if path.name == _METADATA else path)
+        raise _damaged(path, path.parent if path.name == METADATA else path)
     return content
 
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..dataset import is_transformed, leave_undecoded, locate_image
+from ..dataset import first_row, is_transformed, leave_undecoded, locate_image
 from .directory import Shard, TokenizedDirectory
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -54,7 +54,7 @@ class TokenizedSource:
         self.shard_size = shard_size
         if not self.is_stream and len(dataset) == 0:
             raise ValueError("The dataset is empty.")
-        names = list(_first_row(dataset) if is_transformed(dataset) else dataset.column_names or _first_row(dataset))
+        names = list(first_row(dataset) if is_transformed(dataset) else dataset.column_names or first_row(dataset))
         wanted = [image_column, *([text_column] if text_column else []), *keep_columns]
         if missing := [name for name in wanted if name not in names]:
             raise ValueError(f"The dataset has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.")
@@ -76,7 +76,7 @@ class TokenizedSource:
         if not names:
             return {}
         features = (
-            self.dataset.features if is_known else datasets.Dataset.from_list([_first_row(self.dataset)]).features
+            self.dataset.features if is_known else datasets.Dataset.from_list([first_row(self.dataset)]).features
         )
         return {name: features[name] for name in names}
 
@@ -121,7 +121,7 @@ class TokenizedSource:
         """Tells datasets apart without reading all of them: by columns, length, and some rows all over them."""
         digest = hashlib.sha256(f"{self.columns} {self.length} {self.num_sources}\n".encode())
         if self.length is None:
-            rows = [_first_row(self.dataset)]
+            rows = [first_row(self.dataset)]
         else:
             step = max(self.length // _PROBES, 1)
             rows = [self.dataset[index] for index in range(0, self.length, step)]
@@ -130,12 +130,6 @@ class TokenizedSource:
                 digest.update(name.encode())
                 digest.update(_content(row[name], image_root))
         return digest.hexdigest()
-
-
-def _first_row(dataset: Any) -> dict[str, Any]:
-    for row in dataset:
-        return row
-    raise ValueError("The dataset is empty.")
 
 
 def _content(value: Any, root: Path | None) -> bytes:
