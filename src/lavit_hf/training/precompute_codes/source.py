@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ...utils.claims import Claims
 from ..dataset import first_row, is_transformed, leave_undecoded, locate_image
 from .directory import Shard, TokenizedDirectory
 
@@ -80,23 +82,36 @@ class TokenizedSource:
         )
         return {name: features[name] for name in names}
 
-    def shards(self, rank: int, num_processes: int, directory: TokenizedDirectory) -> Iterator[tuple[Shard, Rows]]:
+    def shards(
+        self, rank: int, num_processes: int, directory: TokenizedDirectory, claims: Claims | None = None
+    ) -> Generator[tuple[Shard, Rows]]:
         """The unfinished shards of one process, with their rows by sample id.
 
         Args:
             rank: Which process this is.
             num_processes: Of how many. Who gets which shard depends on it, what is in a shard does not.
             directory: Knows what is finished, and is told how many shards a stream has.
+            claims: For processes that do not know how many they are: each gives out what it could claim, for as long
+                as the next one is not asked for.
         """
         for source in range(self.num_sources):
             # Streams cannot jump: if there are enough of them, each is left to one process.
             is_undivided = self.is_stream and self.num_sources >= num_processes
             if (is_undivided and source % num_processes != rank) or directory.is_source_finished(source):
                 continue
-            for chunk, rows in self._stream_chunks(source, directory) if self.is_stream else self._chunks():
-                is_mine = is_undivided or (source + chunk) % num_processes == rank
-                if is_mine and not directory.is_finished(Shard(source, chunk)):
-                    yield Shard(source, chunk), rows
+            is_whole = self.is_stream and self.num_sources > 1  # claimed as a whole, as nobody can jump in it
+            with _claim(claims if is_whole else None, f"{source:05d}") as is_claimed:
+                if not is_claimed or directory.is_source_finished(source):
+                    continue
+                for chunk, rows in self._stream_chunks(source, directory) if self.is_stream else self._chunks():
+                    is_mine = is_undivided or (source + chunk) % num_processes == rank
+                    shard = Shard(source, chunk)
+                    if not is_mine or directory.is_finished(shard):
+                        continue
+                    with _claim(None if is_whole else claims, shard.name) as is_claimed:
+                        # Looked at again: somebody may have finished it in between.
+                        if is_claimed and not directory.is_finished(shard):
+                            yield shard, rows
 
     def num_shards(self) -> int:
         """Shards of a dataset with an index."""
@@ -130,6 +145,10 @@ class TokenizedSource:
                 digest.update(name.encode())
                 digest.update(_content(row[name], image_root))
         return digest.hexdigest()
+
+
+def _claim(claims: Claims | None, name: str) -> AbstractContextManager[bool]:
+    return nullcontext(True) if claims is None else claims.claim(name)
 
 
 def _content(value: Any, root: Path | None) -> bytes:
