@@ -55,7 +55,6 @@ from lavit_hf.training import (
 NUM_SHOWN = 8  # pictures that an evaluation shows in `validation/` and in trackers
 
 _NUM_FIRST_IMAGES = 500  # to center and scale features
-_NUM_ROWS_WITH_IMAGES = 10_000  # in which they are found; a stream has no end
 
 
 @dataclass
@@ -222,7 +221,7 @@ def load_model(model_args: ModelArguments) -> tuple[LavitForConditionalGeneratio
 def first_images(dataset: TrainingDataset | StreamedTrainingDataset, processor: ImageTextProcessor) -> torch.Tensor:
     """Pixels of the first image of the first rows that have one."""
     images: list[Any] = []
-    for sample in itertools.islice(dataset, _NUM_ROWS_WITH_IMAGES):
+    for sample in itertools.takewhile(lambda sample: sample["epoch"] == 0, dataset):  # a stream has no end
         images += sample.get("images", [])[:1]
         if len(images) == _NUM_FIRST_IMAGES:
             break

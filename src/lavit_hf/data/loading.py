@@ -7,6 +7,7 @@ import itertools
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,6 +29,7 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".arrow": ("arrow", {}),
     ".tar": ("webdataset", {}),
 }
+_DAMAGE = (EOFError, tarfile.TarError, zlib.error)  # what archives raise that break off
 _SAVED = ("state.json", "dataset_dict.json")
 
 
@@ -142,7 +144,7 @@ def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, OSError, tarfile.TarError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, *_DAMAGE, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         if isinstance(cause, OSError) and (cause.errno is not None or not os.path.exists(name)):
             raise cause from None
