@@ -27,6 +27,9 @@ from lavit_hf.training import (
     FiniteGradientsCallback,
     LanguageModelingLoss,
     LavitDataCollator,
+    StreamArguments,
+    StreamedTrainingDataset,
+    StreamTrainer,
     TrainingDataset,
     ValidationPictures,
     draw_captions,
@@ -70,11 +73,12 @@ class ModelArguments:
 class DataArguments:
     """What to train on."""
 
-    dataset: str = field(
+    dataset: str | None = field(
+        default=None,
         metadata={
             "help": "A folder of images with a metadata.jsonl, one of Dataset.save_to_disk, the name of a dataset, or "
-            "'scenes' or 'emoji'."
-        }
+            "'scenes' or 'emoji'. Instead: --mixture."
+        },
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to compute the loss on; by default none."})
@@ -105,8 +109,8 @@ class LoraTrainingArguments(TrainingArguments):
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    model_args, data_args, args = parse_script_arguments(
-        (ModelArguments, DataArguments, LoraTrainingArguments), arguments, __doc__
+    model_args, data_args, stream_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, StreamArguments, LoraTrainingArguments), arguments, __doc__
     )
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
@@ -121,10 +125,10 @@ def main(arguments: list[str] | None = None) -> Trainer:
     upcast_trained_weights(adapted)
     adapted.print_trainable_parameters()
     smoothing = args.label_smoothing_factor
-    trainer = Trainer(
+    trainer = StreamTrainer(
         model=adapted,
         args=args,
-        train_dataset=load_split(data_args, data_args.train_split),
+        train_dataset=load_training_data(data_args, stream_args, args),
         eval_dataset=None if data_args.eval_split is None else load_split(data_args, data_args.eval_split),
         data_collator=LavitDataCollator(
             processor,
@@ -146,8 +150,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.save_model()
     if trainer.is_world_process_zero():
         save_adapter_card(args.output_dir, model_args.model)
-    if trainer.train_dataset.bad_samples:
-        print(f"{len(trainer.train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
+    if trainer.train_dataset.num_bad_samples:
+        print(f"{trainer.train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
     if args.push_to_hub:
         trainer.push_to_hub(tasks="image-text-to-text")
     if model_args.merge_to is not None and trainer.is_world_process_zero():
@@ -186,8 +190,21 @@ def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments
     )
 
 
+def load_training_data(
+    data_args: DataArguments, stream_args: StreamArguments, args: TrainingArguments
+) -> TrainingDataset | StreamedTrainingDataset:
+    """What to train on: a dataset, or what is read while training goes on."""
+    if not stream_args.is_used:
+        return load_split(data_args, data_args.train_split)
+    columns = (data_args.image_column, data_args.text_column)
+    options = {"on_bad_sample": data_args.on_bad_sample, "num_scenes": data_args.num_scenes}
+    return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
+
+
 def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
     """A split of a dataset on disk or on the Hub, or of scenes."""
+    if data_args.dataset is None:
+        raise SystemExit("Name the data: --dataset.")
     rows, root = load_data(data_args.dataset, split, num_scenes=data_args.num_scenes)
     return TrainingDataset(
         rows,

@@ -16,6 +16,7 @@ from a file, `--help` lists them.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,9 @@ from lavit_hf.training import (
     GenerationMetrics,
     LanguageModelingLoss,
     LavitDataCollator,
+    StreamArguments,
+    StreamedTrainingDataset,
+    StreamTrainer,
     TrainingDataset,
     ValidationPictures,
     copy_pixel_decoders,
@@ -44,6 +48,7 @@ from lavit_hf.training import (
     init_projector,
     is_sharded_run,
     load_data,
+    load_first_rows,
     load_tokenized_dataset,
     parse_script_arguments,
 )
@@ -84,11 +89,12 @@ class ModelArguments:
 class DataArguments:
     """What to train on."""
 
-    dataset: str = field(
+    dataset: str | None = field(
+        default=None,
         metadata={
             "help": "A directory made by `lavit tokenize` or save_to_disk, a folder of images with a metadata.jsonl, "
-            "the name of a dataset, 'scenes' or 'emoji'."
-        }
+            "the name of a dataset, 'scenes' or 'emoji'. Instead: --mixture."
+        },
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default none."})
@@ -129,13 +135,13 @@ class LmTrainingArguments(TrainingArguments):
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    model_args, data_args, args = parse_script_arguments(
-        (ModelArguments, DataArguments, LmTrainingArguments), arguments, __doc__
+    model_args, data_args, stream_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, StreamArguments, LmTrainingArguments), arguments, __doc__
     )
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)  # for what is new
     model, processor = load_model(model_args)
-    train_dataset = load_split(data_args, data_args.train_split, model)
+    train_dataset = load_training_data(data_args, stream_args, args, model)
     is_packable = not data_args.packing or data_args.keep_rate_range is not None
     reads_features = train_dataset.image_column != "codes" and is_packable
     freeze_for_language_modeling(model)
@@ -155,14 +161,15 @@ def main(arguments: list[str] | None = None) -> Trainer:
     blank_image = args.world_size > 1 and reads_features
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
-    if args.train_sampling_strategy == "group_by_length":
+    if args.train_sampling_strategy == "group_by_length" and not stream_args.is_used:
         train_dataset.measure_lengths(processor)
     eval_dataset = None
     if data_args.eval_split is not None:
-        eval_dataset = load_split(data_args, data_args.eval_split, model, data_args.num_eval_rows)
+        num_rows, streaming = data_args.num_eval_rows, stream_args.streaming
+        eval_dataset = load_split(data_args, data_args.eval_split, model, num_rows, streaming)
         eval_dataset.measure_lengths(processor)
     smoothing = args.label_smoothing_factor
-    trainer = Trainer(
+    trainer = StreamTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
@@ -188,8 +195,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
     trainer.save_state()
-    if train_dataset.bad_samples:
-        print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
+    if train_dataset.num_bad_samples:
+        print(f"{train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     if model_args.model is not None and trainer.is_world_process_zero():
@@ -212,11 +219,11 @@ def load_model(model_args: ModelArguments) -> tuple[LavitForConditionalGeneratio
     return model, ImageTextProcessor.from_vision_text_pretrained(source, text, config=model)
 
 
-def first_images(dataset: TrainingDataset, processor: ImageTextProcessor) -> torch.Tensor:
+def first_images(dataset: TrainingDataset | StreamedTrainingDataset, processor: ImageTextProcessor) -> torch.Tensor:
     """Pixels of the first image of the first rows that have one."""
     images: list[Any] = []
-    for index in range(len(dataset)):
-        images += dataset[index]["images"][:1]
+    for sample in itertools.takewhile(lambda sample: sample["epoch"] == 0, dataset):  # a stream has no end
+        images += sample.get("images", [])[:1]
         if len(images) == _NUM_FIRST_IMAGES:
             break
     return processor.image_processor(images, return_tensors="pt")["pixel_values"]
@@ -234,14 +241,34 @@ def attach_visual_tokenizer(
         )
 
 
-def load_split(data_args: DataArguments, split: str, model: Any, num_rows: int | None = None) -> TrainingDataset:
+def load_training_data(
+    data_args: DataArguments, stream_args: StreamArguments, args: TrainingArguments, model: Any
+) -> TrainingDataset | StreamedTrainingDataset:
+    """What to train on: a dataset, or what is read while training goes on."""
+    if not stream_args.is_used:
+        return load_split(data_args, data_args.train_split, model)
+    columns = (data_args.image_column, data_args.text_column)
+    options = {"on_bad_sample": data_args.on_bad_sample, "num_scenes": data_args.num_scenes}
+    return stream_args.load(
+        args, data_args.dataset, data_args.train_split, *columns, visual_tokenizer=model, **options
+    )
+
+
+def load_split(
+    data_args: DataArguments, split: str, model: Any, num_rows: int | None = None, streaming: bool = False
+) -> TrainingDataset:
     """A split of the dataset, or its first rows."""
+    if data_args.dataset is None:
+        raise SystemExit("Name the data: --dataset.")
     root = None
     if (Path(data_args.dataset) / "tokenization.json").is_file():
         rows = load_tokenized_dataset(data_args.dataset, model)
+    elif streaming and num_rows is not None:
+        rows, root = load_first_rows(data_args.dataset, split, num_rows)
     else:
         rows, root = load_data(data_args.dataset, split, num_scenes=num_rows or data_args.num_scenes)
-    rows = rows.select(range(min(len(rows), num_rows or len(rows))))
+    if num_rows is not None and len(rows) > num_rows:
+        rows = rows.select(range(num_rows))
     columns = (data_args.image_column, data_args.text_column)
     return TrainingDataset(rows, *columns, data_args.on_bad_sample, image_root=root)
 

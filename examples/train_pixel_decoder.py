@@ -23,9 +23,11 @@ from lavit_hf.training import (
     PixelDecoderDataCollator,
     PixelDecoderDataset,
     PixelDecoderTrainer,
+    StreamArguments,
     build_pixel_decoder,
     exit_on_write_errors,
     load_data,
+    load_first_rows,
     parse_script_arguments,
 )
 
@@ -50,8 +52,9 @@ class ModelArguments:
 class DataArguments:
     """What to train on."""
 
-    dataset: str = field(
-        metadata={"help": "A folder of images, one of save_to_disk, the name of a dataset, 'scenes' or 'emoji'."}
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "A folder of images, one of save_to_disk, the name of a dataset, 'scenes' or 'emoji'."},
     )
     image_column: str = field(default="image", metadata={"help": "Column of the image."})
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
@@ -65,8 +68,8 @@ class DataArguments:
 
 def main(arguments: list[str] | None = None) -> PixelDecoderTrainer:
     """Trains; returns the trainer."""
-    model_args, data_args, args = parse_script_arguments(
-        (ModelArguments, DataArguments, PixelDecoderArguments), arguments, __doc__
+    model_args, data_args, stream_args, args = parse_script_arguments(
+        (ModelArguments, DataArguments, StreamArguments, PixelDecoderArguments), arguments, __doc__
     )
     torch.manual_seed(args.seed)  # for weights that start at random
     pipeline = load_pixel_decoder(model_args)
@@ -74,8 +77,8 @@ def main(arguments: list[str] | None = None) -> PixelDecoderTrainer:
     trainer = PixelDecoderTrainer(
         pipeline,
         args,
-        train_dataset=load_split(data_args, data_args.train_split, data_args.num_scenes),
-        eval_dataset=load_validation_rows(data_args),
+        train_dataset=load_training_data(data_args, stream_args, args),
+        eval_dataset=load_validation_rows(data_args, stream_args.streaming),
         data_collator=PixelDecoderDataCollator(
             pipeline,
             height=data_args.height,
@@ -116,17 +119,31 @@ def load_visual_tokenizer(path: str | None) -> tuple[Any, Any]:
     return LavitVisualTokenizer.from_pretrained(path), LavitImageProcessorPil.from_pretrained(path)
 
 
-def load_split(data_args: DataArguments, split: str, num_scenes: int) -> PixelDecoderDataset:
-    """A split of the dataset."""
-    rows, root = load_data(data_args.dataset, split, num_scenes=num_scenes)
+def load_training_data(data_args: DataArguments, stream_args: StreamArguments, args: PixelDecoderArguments) -> Any:
+    """What to train on: a dataset, or what is read while training goes on."""
+    if not stream_args.is_used:
+        return load_split(data_args, data_args.train_split, data_args.num_scenes)
+    columns = (data_args.image_column, None)
+    options = {"on_bad_sample": data_args.on_bad_sample, "num_scenes": data_args.num_scenes}
+    return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
+
+
+def load_split(data_args: DataArguments, split: str, num_scenes: int, streaming: bool = False) -> PixelDecoderDataset:
+    """A split of the dataset, or its first rows."""
+    if data_args.dataset is None:
+        raise SystemExit("Name the data: --dataset.")
+    if streaming:
+        rows, root = load_first_rows(data_args.dataset, split, num_scenes)
+    else:
+        rows, root = load_data(data_args.dataset, split, num_scenes=num_scenes)
     return PixelDecoderDataset(rows, data_args.image_column, data_args.on_bad_sample, image_root=root)
 
 
-def load_validation_rows(data_args: DataArguments) -> list[dict[str, Any]]:
+def load_validation_rows(data_args: DataArguments, streaming: bool) -> list[dict[str, Any]]:
     """Samples held out for validation."""
     if data_args.validation_split is None:
         return []
-    samples = load_split(data_args, data_args.validation_split, data_args.num_validation_rows)
+    samples = load_split(data_args, data_args.validation_split, data_args.num_validation_rows, streaming)
     return [samples[index] for index in range(min(len(samples), data_args.num_validation_rows))]
 
 

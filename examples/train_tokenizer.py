@@ -26,6 +26,9 @@ from lavit_hf.training import (
     CheckpointCallback,
     EpochCallback,
     FiniteGradientsCallback,
+    StreamArguments,
+    StreamedTrainingDataset,
+    StreamTrainer,
     TrainingDataset,
     ValidationPictures,
     VisualTokenizerCallback,
@@ -37,6 +40,7 @@ from lavit_hf.training import (
     find_trainer_checkpoint,
     first_pictures,
     load_data,
+    load_first_rows,
     load_visual_part,
     parse_script_arguments,
 )
@@ -97,8 +101,9 @@ class MethodArguments:
 class DataArguments:
     """What to train on."""
 
-    dataset: str = field(
-        metadata={"help": "A folder of images, one of save_to_disk, a dataset's name, 'scenes' or 'emoji'."}
+    dataset: str | None = field(
+        default=None,
+        metadata={"help": "A folder of images, one of save_to_disk, a dataset's name, 'scenes' or 'emoji'."},
     )
     train_split: str = field(default="train", metadata={"help": "Split to train on."})
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default none."})
@@ -122,8 +127,10 @@ class TokenizerTrainingArguments(TrainingArguments):
 
 def main(arguments: list[str] | None = None) -> Trainer:
     """Trains; returns the trainer."""
-    model_args, method_args, data_args, args = parse_script_arguments(
-        (ModelArguments, MethodArguments, DataArguments, TokenizerTrainingArguments), arguments, __doc__
+    model_args, method_args, data_args, stream_args, args = parse_script_arguments(
+        (ModelArguments, MethodArguments, DataArguments, StreamArguments, TokenizerTrainingArguments),
+        arguments,
+        __doc__,
     )
     if args.label_smoothing_factor:
         raise SystemExit("--label_smoothing_factor does nothing here: stage 1 has no labels.")
@@ -133,13 +140,14 @@ def main(arguments: list[str] | None = None) -> Trainer:
     if args.ddp_broadcast_buffers is None:
         args.ddp_broadcast_buffers = False  # they are equal on all processes
     torch.manual_seed(args.seed)  # for what is new
-    train_dataset = load_split(data_args, data_args.train_split, data_args.num_scenes)
-    model = load_model(model_args, method_args, num_updates(args, len(train_dataset)), args)
+    train_dataset = load_training_data(data_args, stream_args, args)
+    model = load_model(model_args, method_args, num_updates(args, train_dataset), args)
     image_processor = load_image_processor(model_args, model)
     eval_dataset = None
     if data_args.eval_split is not None:
-        eval_dataset = load_split(data_args, data_args.eval_split, data_args.num_eval_rows)
-    trainer = Trainer(
+        num_rows = data_args.num_eval_rows
+        eval_dataset = load_split(data_args, data_args.eval_split, num_rows, stream_args.streaming)
+    trainer = StreamTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,
@@ -154,8 +162,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     VisualTokenizerCallback(on_failure=method_args.on_failure).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     save(trainer, image_processor, warns=method_args.on_failure != "ignore")
-    if train_dataset.bad_samples:
-        print(f"{len(train_dataset.bad_samples)} samples were bad and replaced by others; see the log.")
+    if train_dataset.num_bad_samples:
+        print(f"{train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     if args.push_to_hub:
@@ -163,11 +171,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     return trainer
 
 
-def num_updates(args: TrainingArguments, num_samples: int) -> int:
+def num_updates(args: TrainingArguments, dataset: Any) -> int:
     """Updates of the weights in the whole run."""
     if args.max_steps > 0:
         return args.max_steps
-    per_epoch = math.ceil(num_samples / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
+    per_epoch = math.ceil(len(dataset) / (args.train_batch_size * args.world_size * args.gradient_accumulation_steps))
     return math.ceil(per_epoch * args.num_train_epochs)
 
 
@@ -234,10 +242,26 @@ def load_image_processor(
     return build_image_processor(source, model.config)
 
 
-def load_split(data_args: DataArguments, split: str, num_rows: int) -> TrainingDataset:
+def load_training_data(
+    data_args: DataArguments, stream_args: StreamArguments, args: TrainingArguments
+) -> TrainingDataset | StreamedTrainingDataset:
+    """What to train on: a dataset, or what is read while training goes on."""
+    if not stream_args.is_used:
+        return load_split(data_args, data_args.train_split, data_args.num_scenes)
+    columns = (data_args.image_column, None)
+    options = {"on_bad_sample": data_args.on_bad_sample, "num_scenes": data_args.num_scenes}
+    return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
+
+
+def load_split(data_args: DataArguments, split: str, num_rows: int, streaming: bool = False) -> TrainingDataset:
     """A split of the dataset; of scenes, and for evaluation, its first rows."""
-    rows, root = load_data(data_args.dataset, split, num_scenes=num_rows)
-    if split != data_args.train_split:
+    if data_args.dataset is None:
+        raise SystemExit("Name the data: --dataset.")
+    if streaming:
+        rows, root = load_first_rows(data_args.dataset, split, num_rows)
+    else:
+        rows, root = load_data(data_args.dataset, split, num_scenes=num_rows)
+    if split != data_args.train_split and not streaming:
         rows = rows.select(range(min(len(rows), num_rows)))
     return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample, image_root=root)
 

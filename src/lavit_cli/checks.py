@@ -6,6 +6,7 @@ Whether files hold what they should is for the bodies of the commands to say.
 from __future__ import annotations
 
 import errno
+import glob
 import ipaddress
 import json
 import os
@@ -127,8 +128,8 @@ def check_new_directory(path: Path) -> None:
 
 
 def check_data(name: str) -> None:
-    """Refuses a dataset whose path does not exist."""
-    if not os.path.exists(name) and (_is_path(name) or name.endswith(_DATA) or len(Path(name).parts) > 2):
+    """Refuses a dataset whose path does not exist, and a pattern that no file is named like."""
+    if not glob.glob(name, recursive=True) and (_is_path(name) or name.endswith(_DATA) or len(Path(name).parts) > 2):
         raise ValueError(f"{name} does not exist.")
 
 

@@ -72,7 +72,8 @@ def tokenize(
     """Turn the images of a dataset into codes, for training without images.
 
     Of an interrupted run, the same command makes the rest. Processes and machines share the work, and write to the
-    same directory, if they are started by accelerate or torchrun.
+    same directory, if they are started by accelerate or torchrun. So does the same command wherever and whenever it is
+    started again: each takes a file of the result after another, also those of one that was killed.
 
     \b
     Examples:

@@ -23,6 +23,26 @@ def test_a_saved_dataset(tmp_path):
     assert dataset[0] == ROWS[0] and root == tmp_path / "saved"
 
 
+@pytest.mark.parametrize("streaming", [False, True])
+def test_files_of_a_pattern(tmp_path, monkeypatch, streaming):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    for name in ("b/1.parquet", "a/2.parquet", "a/other.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        datasets.Dataset.from_dict({"text": [name]}).to_parquet(tmp_path / name)
+    dataset, root = load_data(str(tmp_path / "*" / "*.parquet"), streaming=streaming)
+    assert [row["text"] for row in dataset] == ["a/2.parquet", "b/1.parquet"] and root == tmp_path
+    with pytest.raises(ValueError, match=r"No file is named like .*none\*\.parquet"):
+        load_data(str(tmp_path / "none*.parquet"))
+
+
+def test_a_dataset_on_the_disk_is_streamed_in_shards(tmp_path):
+    rows = datasets.Dataset.from_dict({"text": ["a", "b", "c"]})
+    rows.save_to_disk(tmp_path / "saved")
+    for num_shards, expected in ((1, 1), (2, 2), (9, 3)):
+        stream, _ = load_data(str(tmp_path / "saved"), streaming=True, num_shards=num_shards)
+        assert stream.num_shards == expected and [row["text"] for row in stream] == ["a", "b", "c"]
+
+
 @pytest.mark.parametrize(
     "name", ["../other/data-00000-of-00001.arrow", "{root}/other/data-00000-of-00001.arrow", "link"]
 )

@@ -24,6 +24,7 @@ ORDER = [
     "evaluation",
     "hub",
     "serving",
+    "batch",
     "web",
 ]
 FILES = sorted(path for part in ORDER for path in (*(PACKAGE / part).rglob("*.py"), *PACKAGE.glob(f"{part}.py")))

@@ -108,6 +108,8 @@ def small(tmp_path, name) -> dict[str, object]:
         # A share of 4 steps, not of 50,000.
         phases = {"bypass_merger_steps": 1, "selector_steps": 1, "quantize_after_steps": 2, "on_failure": "ignore"}
         return common | scenes | sizes | phases | {"vision_model": vision}
+    if STAGES[name] == "stage2":
+        scenes["mixture"] = "scenes scenes"
     if STAGES[name] == "stage2" and name.startswith("modern"):
         folder = tmp_path / "start"
         text = save_text(tmp_path / "text", "smollm3")
@@ -158,6 +160,9 @@ def test_it_runs_at_a_small_size(monkeypatch, tmp_path, name):
     assert len(losses) == 4 and all(torch.isfinite(torch.tensor(losses)))
     recipe = yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
     assert trainer.args.learning_rate == recipe["learning_rate"], "what was not overridden is of the recipe"
+    if STAGES[name] != "lora":
+        assert trainer.train_dataset.shuffle_buffer == recipe["shuffle_buffer"], "data are streamed"
+        assert trainer.state.log_history[0]["bad_samples"] == 0
     if STAGES[name] == "stage1":
         assert trainer.model.phase == "quantized"
         LavitVisualTokenizer.from_pretrained(tmp_path / "out" / "visual_tokenizer")

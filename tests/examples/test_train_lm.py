@@ -87,6 +87,32 @@ def test_a_folder_of_pictures_with_a_bad_one(train, tmp_path, capsys):
     assert "1 samples were bad" in capsys.readouterr().out
 
 
+def test_streamed_data(train, tmp_path, capsys):
+    """The projector starts from the first pictures of the stream; the first rows of another split are evaluated on."""
+    folder = tmp_path / "shards"
+    folder.mkdir()
+    rows = picture_rows(12)
+    rows[2]["text"] = ""
+    for split, start, stop in (("train", 0, 8), ("test", 8, 12)):
+        part = datasets.Dataset.from_list(rows[start:stop]).cast_column("image", datasets.Image())
+        part.to_parquet(folder / f"{split}-00000-of-00001.parquet")
+    options = {"dataset": folder, "streaming": True, "init_projector": True, "eval_split": "test", "num_eval_rows": 3}
+    trainer = train(model=CHECKPOINT, save_strategy="steps", save_steps=2, **options)
+    assert len(trainer.eval_dataset) == 3
+    found = losses(trainer)
+    num_bad = trainer.train_dataset.num_bad_samples
+    assert num_bad in (2, 3), "16 samples of 7 good rows and a bad one: two passes, and two more"
+    assert len(found) == 4 and f"{num_bad} samples were bad" in capsys.readouterr().out
+    resumed = train(model=CHECKPOINT, resume_from_checkpoint=tmp_path / "out" / "checkpoint-2", **options)
+    assert losses(resumed) == found
+    with pytest.raises(ValueError, match="max_steps has to say"):
+        train(model=CHECKPOINT, max_steps=-1, **options)
+    with pytest.raises(ValueError, match="a dataset or a mixture"):
+        train(model=CHECKPOINT, streaming=True)
+    with pytest.raises(SystemExit, match="--dataset"):
+        train(model=CHECKPOINT)
+
+
 def test_tokenized_images_and_packing(train, tmp_path):
     model = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
     processor = ImageTextProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model)

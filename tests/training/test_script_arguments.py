@@ -11,7 +11,7 @@ import yaml
 from torch.nn import functional as F
 from transformers import TrainingArguments
 
-from lavit_hf.training import parse_script_arguments
+from lavit_hf.training import MixturePart, StreamArguments, parse_script_arguments
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 SCRIPTS = ["train_tokenizer", "train_lm", "train_pixel_decoder", "train_autoencoder", "finetune_lora"]
@@ -46,6 +46,36 @@ def test_the_command_line_goes_before_the_file_and_the_file_before_defaults(tmp_
     assert data.shuffle and data.dataset == "b" and data.limit == 4
     data, _ = parse(tmp_path, {"dataset": "a"}, "--no_shuffle")
     assert not data.shuffle
+
+
+def test_parts_of_a_mixture(tmp_path):
+    def parse_mixture(content, *options):
+        path = tmp_path / "recipe.yaml"
+        path.write_text(yaml.safe_dump(content))
+        return parse_script_arguments([StreamArguments], ["--config", str(path), *options])[0]
+
+    content = {"mixture": [{"path": "a", "weight": 2, "text_column": "txt"}, "b"]}
+    found = parse_mixture(content)
+    assert found.mixture == [MixturePart("a", 2.0, text_column="txt"), MixturePart("b")] and found.is_used
+    assert parse_mixture(content, "--mixture", "c", "d").mixture == [MixturePart("c"), MixturePart("d")]
+    assert not parse_mixture({"shuffle_buffer": 4}).is_used
+
+
+@pytest.mark.parametrize(
+    ("part", "message"),
+    [
+        ({"path": "a", "wieght": 2}, "recipe.yaml: mixture: 'wieght' is none of path, weight, split"),
+        ({"path": "a", "weight": "two"}, "mixture: weight has to be a number; it is 'two'"),
+        ({"weight": 2}, "mixture: {'weight': 2} lacks path"),
+        (3, "mixture has to be a list, each item a mapping of path, weight, split"),
+    ],
+)
+def test_a_part_that_is_none(tmp_path, capsys, part, message):
+    path = tmp_path / "recipe.yaml"
+    path.write_text(yaml.safe_dump({"mixture": [part]}))
+    with pytest.raises(SystemExit):
+        parse_script_arguments([StreamArguments], ["--config", str(path)])
+    assert message in capsys.readouterr().err
 
 
 def test_mappings_and_options_of_several_types(tmp_path):

@@ -15,6 +15,7 @@ from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training.dataset import EpochCallback, TrainingDataset
 from lavit_hf.training.language_model.data_collator import LavitDataCollator
 from lavit_hf.training.language_model.preparation import freeze_for_language_modeling
+from lavit_hf.training.streaming import MixturePart, StreamTrainer, load_stream
 from tiny_parts import CHECKPOINT, picture_rows
 
 # Three epochs and not a whole number of batches of four.
@@ -26,8 +27,13 @@ def build_trainer(
     callbacks: Any = (),
     collator: dict | None = None,
     num_samples: int = NUM_SAMPLES,
+    stream: str | None = None,
     **arguments,
 ) -> Trainer:
+    """
+    Args:
+        stream: A directory of Parquet files to stream, in the place of so many samples.
+    """
     torch.manual_seed(0)
     model = freeze_for_language_modeling(LavitForConditionalGeneration.from_pretrained(CHECKPOINT))
     processor = ImageTextProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=model)
@@ -42,10 +48,11 @@ def build_trainer(
         "use_cpu": True,
         "disable_tqdm": True,
     }
-    return Trainer(
+    dataset = TrainingDataset(picture_rows(num_samples))
+    return (Trainer if stream is None else StreamTrainer)(
         model=model,
         args=TrainingArguments(str(output_dir), **{**defaults, **arguments}),
-        train_dataset=TrainingDataset(picture_rows(num_samples)),
+        train_dataset=dataset if stream is None else load_stream([MixturePart(stream)], shuffle_buffer=3),
         eval_dataset=TrainingDataset(picture_rows(5)),
         data_collator=LavitDataCollator(processor, seed=1, condition_dropout=0.3, **(collator or {})),
         processing_class=processor,

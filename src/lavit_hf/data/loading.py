@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import glob
+import itertools
 import os
 import re
 import tarfile
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,6 +29,7 @@ _BUILDERS: dict[str, tuple[str, dict[str, Any]]] = {
     ".arrow": ("arrow", {}),
     ".tar": ("webdataset", {}),
 }
+_DAMAGE = (EOFError, tarfile.TarError, zlib.error)  # what archives raise that break off
 _SAVED = ("state.json", "dataset_dict.json")
 
 
@@ -46,18 +50,22 @@ def load_data(
     revision: str | None = None,
     streaming: bool = False,
     num_scenes: int = 10_000,
+    num_shards: int = 1,
 ) -> NamedDataset:
     """Loads a dataset, or makes it.
 
     Args:
         name: `"scenes"` or `"emoji"`, which are made (`"./emoji"` is a directory), a directory saved by
             `save_to_disk`, a directory of images (with `metadata.csv` or `metadata.jsonl`) or of data files, a single
-            JSON, JSON lines, CSV, TSV, Parquet, Arrow or tar (WebDataset) file, or the name of a dataset on the Hub.
+            JSON, JSON lines, CSV, TSV, Parquet, Arrow or tar (WebDataset) file or several by a pattern
+            (`"shards/*.tar"`), or the name of a dataset on the Hub.
         split: Which split.
         config: Which configuration of a dataset on the Hub.
         revision: Which revision of a dataset on the Hub.
-        streaming: Reads while tokenizing, without storing the dataset first.
+        streaming: Reads when rows are asked for, without storing the dataset first.
         num_scenes: How many scenes to make.
+        num_shards: With `streaming`, how many shards a dataset has at most that was made or saved by `save_to_disk`;
+            of others, every file is one.
 
     Returns:
         The dataset.
@@ -71,7 +79,7 @@ def load_data(
     datasets = import_datasets()
     if name in WORLDS:
         made = WORLDS[name].make_dataset(split, num_scenes)
-        return NamedDataset(made.to_iterable_dataset() if streaming else made, None)
+        return NamedDataset(_to_stream(made, num_shards) if streaming else made, None)
     path = Path(name)
     if path.is_file() and path.stat().st_size == 0:
         raise ValueError(f"{name} is empty.")
@@ -81,25 +89,39 @@ def load_data(
             if split not in dataset:
                 raise _missing_split(path, split, dataset)
             dataset = dataset[split]
-        return NamedDataset(dataset.to_iterable_dataset() if streaming else dataset, path)
+        return NamedDataset(_to_stream(dataset, num_shards) if streaming else dataset, path)
     if path.is_dir():
         _check_readable(path)
         return NamedDataset(_load_dataset(datasets, name, str(path), split=split, streaming=streaming), path)
-    if path.is_file():
+    if path.is_file() or glob.has_magic(name):
         if path.suffix not in _BUILDERS:
             raise ValueError(f"{name}: cannot read a dataset from this file; known are {', '.join(_BUILDERS)}.")
         builder, options = _BUILDERS[path.suffix]
+        files, root = ([str(path)], path.parent) if path.is_file() else _match_files(name)
         # A single file has a single split, which may have any name.
         found = _load_dataset(
-            datasets, name, builder, data_files={split: str(path)}, split=split, streaming=streaming, **options
+            datasets, name, builder, data_files={split: files}, split=split, streaming=streaming, **options
         )
-        return NamedDataset(found, path.parent)
+        return NamedDataset(found, root)
     if path.suffix in _BUILDERS or name.startswith((".", "/", "~")) or len(path.parts) > 2:
         raise ValueError(f"{name} does not exist.")
     return NamedDataset(
         _load_dataset(datasets, name, name, config, split=split, revision=revision, streaming=streaming),
         Path(HF_HUB_CACHE),
     )
+
+
+def _to_stream(dataset: Any, num_shards: int) -> Any:
+    return dataset.to_iterable_dataset(num_shards=max(min(num_shards, len(dataset)), 1))
+
+
+def _match_files(pattern: str) -> tuple[list[str], Path]:
+    """The files of a pattern in order, and the directory that it starts in."""
+    files = sorted(file for file in glob.glob(pattern, recursive=True) if os.path.isfile(file))
+    if not files:
+        raise ValueError(f"No file is named like {pattern}.")
+    parts = itertools.takewhile(lambda part: not glob.has_magic(part), Path(pattern).parts)
+    return files, Path(*parts)
 
 
 def _load_dataset(datasets: Any, name: str, *args: Any, **options: Any) -> Any:
@@ -122,7 +144,7 @@ def named_errors(name: str | os.PathLike[str]) -> Iterator[None]:
 
     try:
         yield
-    except (ValueError, OSError, tarfile.TarError, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
+    except (ValueError, OSError, *_DAMAGE, pyarrow.ArrowException, datasets.exceptions.DatasetsError) as error:
         cause = error.__cause__ if isinstance(error, datasets.exceptions.DatasetGenerationError) else error
         if isinstance(cause, OSError) and (cause.errno is not None or not os.path.exists(name)):
             raise cause from None

@@ -415,23 +415,18 @@ class TrainingDataset(FollowsEpoch, Dataset):
         super().__init__()
         if not hasattr(dataset, "__len__"):
             raise TypeError(
-                f"TrainingDataset needs a dataset with a length, got {type(dataset).__name__}. Hand a streamed "
-                "dataset to Trainer itself: the collators number its rows."
+                f"TrainingDataset needs a dataset with a length, got {type(dataset).__name__}. For a streamed dataset "
+                "there is StreamedTrainingDataset, or hand it to Trainer itself: the collators number its rows."
             )
         if len(dataset) == 0:
             raise ValueError("The dataset is empty.")
         if on_bad_sample not in ("skip", "raise"):
             raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
         names = list(getattr(dataset, "column_names", None) or dataset[0])
-        self.image_column = "codes" if "codes" in names and image_column not in names else image_column
+        self.image_column = find_columns(names, image_column, text_column)
         self.text_column = text_column
         self.on_bad_sample = on_bad_sample
         self.image_root = image_root
-        has_text = text_column is None or text_column in names or "messages" in names
-        if not has_text:
-            raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {names}.")
-        if self.image_column not in names and text_column is None:
-            raise ValueError(f"The dataset has no column {self.image_column!r} for `image_column`; it has {names}.")
         wanted = {self.image_column, "codes", text_column, "prompt", "messages", "sample_id", "length"}
         self.dataset = leave_undecoded(dataset, [name for name in names if name in wanted])
         self._lengths = _row_lengths(dataset, lengths, names)
@@ -441,6 +436,11 @@ class TrainingDataset(FollowsEpoch, Dataset):
     def bad_samples(self) -> list[int]:
         """Indices of the bad samples met so far, by this process and its workers."""
         return self._is_bad.nonzero().flatten().tolist()
+
+    @property
+    def num_bad_samples(self) -> int:
+        """How many these are."""
+        return len(self.bad_samples)
 
     def measure_lengths(self, processor: ImageTextProcessor) -> TrainingDataset:
         """Counts the ids of every row, which `train_sampling_strategy="group_by_length"` needs; decodes no image.
@@ -477,13 +477,7 @@ class TrainingDataset(FollowsEpoch, Dataset):
         return (_LazySample(self, index) for index in range(len(self)))
 
     def _read(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
-        named = {
-            "images": None if self.image_column == "codes" else row.get(self.image_column),
-            "codes": row.get("codes"),
-            "text": None if self.text_column is None else row.get(self.text_column),
-            "prompt": row.get("prompt"),
-            "messages": row.get("messages"),
-        }
+        named = name_columns(row, self.image_column, self.text_column)
         sample = read_sample(named, needs_text=self.text_column is not None, image_root=self.image_root)
         sample["sample_id"] = read_sample_id(row, index)
         sample["epoch"] = self.epoch
@@ -522,6 +516,42 @@ class _LazySample(Mapping):
         if self._sample is None:
             self._sample = self._dataset[self._index]
         return self._sample
+
+
+def find_columns(names: Sequence[str], image_column: str, text_column: str | None) -> str:
+    """The column of the images: as named, or `codes` in its place.
+
+    Raises:
+        ValueError: If there is nothing to learn from in these columns.
+    """
+    image_column = "codes" if "codes" in names and image_column not in names else image_column
+    if text_column is not None and text_column not in names and "messages" not in names:
+        raise ValueError(f"The dataset has no column {text_column!r} for `text_column`; it has {list(names)}.")
+    if text_column is None and image_column not in names:
+        raise ValueError(f"The dataset has no column {image_column!r} for `image_column`; it has {list(names)}.")
+    return image_column
+
+
+def name_columns(row: Mapping[str, Any], image_column: str, text_column: str | None) -> dict[str, Any]:
+    """The columns of a row by the names that `read_sample` knows."""
+    return {
+        "images": None if image_column == "codes" else row.get(image_column),
+        "codes": row.get("codes"),
+        "text": None if text_column is None else row.get(text_column),
+        "prompt": row.get("prompt"),
+        "messages": row.get("messages"),
+    }
+
+
+def first_row(dataset: Any) -> dict[str, Any]:
+    """The first row of a dataset, or of a stream.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    for row in dataset:
+        return row
+    raise ValueError("The dataset is empty.")
 
 
 def leave_undecoded(dataset: Any, columns: Sequence[str]) -> Any:

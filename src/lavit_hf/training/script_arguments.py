@@ -7,7 +7,7 @@ import os
 import types
 from argparse import Action, ArgumentParser
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -103,7 +103,8 @@ def check_recipe(
         path: The file, for messages.
 
     Returns:
-        The values, numbers as their fields have them: YAML reads `1e-5` as text.
+        The values, numbers as their fields have them: YAML reads `1e-5` as text. A mapping, or the text of its first
+        field, becomes a dataclass where the field is one.
 
     Raises:
         ValueError: A name is of no option, or a value has another type.
@@ -118,7 +119,10 @@ def check_recipe(
             close = difflib.get_close_matches(str(name), hints, n=1)
             hint = f" Did you mean {close[0]}?" if close else " --help lists all options."
             raise ValueError(f"{path}: {str(name)[:80]!r} is no option of this script.{hint}")
-        result = _convert(value, hints[name])
+        try:
+            result = _convert(value, hints[name])
+        except ValueError as error:
+            raise ValueError(f"{path}: {name}: {error}") from error
         if result is MISSING:
             raise ValueError(f"{path}: {name} has to be {_describe(hints[name])}; it is {_name_of(value)}.")
         checked[name] = result
@@ -178,6 +182,8 @@ def _convert(value: Any, hint: Any) -> Any:
             return MISSING
         items = [_convert(item, get_args(hint)[0]) for item in value]
         return MISSING if MISSING in items else items
+    if is_dataclass(hint):
+        return _convert_to_dataclass(value, hint)
     if isinstance(hint, type) and issubclass(hint, Enum):
         return value if value in [member.value for member in hint] else MISSING
     if hint is float:
@@ -188,6 +194,24 @@ def _convert(value: Any, hint: Any) -> Any:
         except ValueError:
             return MISSING
     return value if _is_of(value, hint) or hint is Any else MISSING
+
+
+def _convert_to_dataclass(value: Any, hint: Any) -> Any:
+    hints = get_type_hints(hint)
+    if isinstance(value, str):
+        value = {fields(hint)[0].name: value}
+    if not isinstance(value, dict):
+        return MISSING
+    converted = {}
+    for name, item in value.items():
+        if name not in hints:
+            raise ValueError(f"{str(name)[:80]!r} is none of {', '.join(hints)}.")
+        converted[name] = _convert(item, hints[name])
+        if converted[name] is MISSING:
+            raise ValueError(f"{name} has to be {_describe(hints[name])}; it is {_name_of(item)}.")
+    if missing := [one.name for one in fields(hint) if one.default is MISSING and one.name not in converted]:
+        raise ValueError(f"{value!r:.80} lacks {missing[0]}.")
+    return hint(**converted)
 
 
 def _is_of(value: Any, hint: Any) -> bool:
@@ -203,6 +227,8 @@ def _describe(hint: Any) -> str:
         return "one of " + ", ".join(map(str, get_args(hint)))
     if get_origin(hint) is list:
         return f"a list, each item {_describe(get_args(hint)[0])}"
+    if is_dataclass(hint):
+        return "a mapping of " + ", ".join(one.name for one in fields(hint))
     if isinstance(hint, type) and issubclass(hint, Enum):
         return "one of " + ", ".join(str(member.value) for member in hint)
     return _NAMES.get(get_origin(hint) or hint, str(hint))

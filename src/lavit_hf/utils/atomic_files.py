@@ -155,6 +155,11 @@ def _lock(descriptor: int, path: Path, wait: bool) -> bool:
         return wait
 
 
+def lock_file(descriptor: int, path: Path) -> bool:
+    """Locks an open file until it is closed; false if it is another's, is gone, or if nothing can be locked here."""
+    return fcntl is not None and _lock(descriptor, path, wait=False)
+
+
 def check_resumable(folder: Path, what: str, settings: Mapping[str, Any], found: Mapping[str, Any] | None) -> None:
     """Makes sure that a run may write to a directory: a new one, or one that was begun with the same settings.
 

@@ -22,6 +22,7 @@ from lavit_hf.training.dataset import TrainingDataset
 from lavit_hf.training.precompute_codes.directory import TokenizedDirectory, read_metadata
 from lavit_hf.training.precompute_codes.tokenize_dataset import load_tokenized_dataset, tokenize_dataset
 from lavit_hf.utils.atomic_files import write_json
+from lavit_hf.utils.claims import Claims
 
 CHECKPOINT = Path(__file__).resolve().parents[3] / "checkpoints" / "lavit-tiny-random"
 NUM_SCENES = 22
@@ -340,6 +341,58 @@ def test_killed_and_continued(python: str, tokenized: Path, processor, tmp_path:
     assert {name: (path / "data" / name).stat().st_mtime_ns for name in finished} == ages
     for name in ("state.json", "dataset_info.json", "README.md", "tokenization.json"):
         assert (path / name).read_text() == (tokenized / name).read_text()
+
+
+# Says what is finished by whom.
+TELL = """
+from lavit_hf.training.precompute_codes.directory import TokenizedDirectory
+finish = TokenizedDirectory.finish
+def tell(self, shard, *args):
+    finish(self, shard, *args)
+    print(shard.name, flush=True)
+TokenizedDirectory.finish = tell
+"""
+
+
+@pytest.mark.parametrize("data", [f"make_scenes(num_scenes={NUM_SCENES})", f"stream_scenes(num_scenes={NUM_SCENES})"])
+def test_workers_that_know_nothing_of_one_another(data: str, python: str, tokenized: Path, tmp_path: Path) -> None:
+    path = tmp_path / "out"
+    codes = [script(data, path, TELL), script(data, path, TELL), script(data, path, TELL + DIE)]
+    workers = [subprocess.Popen([python, "-c", code], stdout=subprocess.PIPE, text=True) for code in codes]
+    told = [worker.communicate()[0].split() for worker in workers]
+    # The third dies in one shard, if it gets there first.
+    assert [worker.returncode for worker in workers] in ([0, 0, 0], [0, 0, -signal.SIGKILL])
+    assert sorted(name for names in told for name in names) == [f"00000-{chunk:06d}" for chunk in range(5)]
+    assert files(path) == files(tokenized) and not (path / "progress").exists()
+
+
+def test_what_a_dead_worker_had_claimed_is_made_by_another(
+    processor, tokenized: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of another machine, for which its successor has to wait."""
+    path = tmp_path / "out"
+    with monkeypatch.context() as patch:
+        patch.setattr("lavit_hf.training.precompute_codes.rows.RowTokenizer.tokenize", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            tokenize(SCENES, path, processor)
+    claims = path / "progress" / "claims"
+    assert list(claims.iterdir()) == [], "an interrupted one gives back what it has"
+    (claims / "00000-000001.0").write_text("elsewhere")
+    monkeypatch.setattr("lavit_hf.training.precompute_codes.tokenize_dataset._POLL", 0.05)
+    monkeypatch.setattr(Claims.__init__, "__defaults__", (0.2,))
+    finished, finish = [], TokenizedDirectory.finish
+
+    def tell(self, shard, *args):
+        finished.append(shard.chunk)
+        finish(self, shard, *args)
+
+    monkeypatch.setattr(TokenizedDirectory, "finish", tell)
+    tokenize(SCENES, path, processor)
+    assert finished == [0, 2, 3, 4, 1] and files(path) == files(tokenized)
+
+
+def interrupt(*args, **options) -> None:
+    raise KeyboardInterrupt
 
 
 class Stop(Exception):

@@ -178,7 +178,7 @@ class PixelDecoderTrainer(DiffusersTrainer):
         pipeline: The [`LavitPixelDecoderPipeline`] to train, in place. Its weights are made fp32, as training needs
             them.
         args: Options.
-        train_dataset: A [`PixelDecoderDataset`].
+        train_dataset: A [`PixelDecoderDataset`], or a [`StreamedTrainingDataset`] of images.
         data_collator: Makes batches of its samples.
         visual_tokenizer: Frozen; computes the codes of images that come without.
         eval_dataset: Samples to validate with.

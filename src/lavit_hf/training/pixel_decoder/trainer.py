@@ -18,11 +18,13 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.trainer_utils import has_length
 
 from ...utils.atomic_files import write_json
 from ...utils.json_files import read_json_object
 from ...utils.seeds import sample_seed
 from ..dataset import EpochCallback
+from ..streaming import StreamedTrainingDataset, StreamTrainerMixin
 from ..trainer_checkpoints import (
     LATEST,
     CheckpointCallback,
@@ -137,7 +139,7 @@ class _EvaluationAtTheEnd(TrainerCallback):
         control.should_evaluate = control.should_evaluate or state.global_step >= state.max_steps
 
 
-class DiffusersTrainer(Trainer):
+class DiffusersTrainer(StreamTrainerMixin, Trainer):
     """Trains networks of diffusers: a base class for [`PixelDecoderTrainer`] and [`AutoencoderTrainer`].
 
     Unlike with plain `Trainer`,
@@ -150,7 +152,8 @@ class DiffusersTrainer(Trainer):
         networks: Their parameters that require gradients are trained. Called with what `prepare` returns, they give a
             dictionary with the scalar `loss`, the mean over the batch, and maybe other scalars to log.
         args: Options.
-        train_dataset: Samples, with `set_epoch` if they depend on it, as those of [`TrainingDataset`] do.
+        train_dataset: Samples, with `set_epoch` if they depend on it, as those of [`TrainingDataset`] do, or a
+            [`StreamedTrainingDataset`].
         data_collator: Makes batches of them.
         eval_dataset: Samples to validate with.
         frozen: Networks that take part, but are not trained.
@@ -229,8 +232,10 @@ class DiffusersTrainer(Trainer):
     # What `Trainer` calls.
 
     def get_train_dataloader(self) -> DataLoader:
-        """Batches in the order of [`UpdateSampler`]."""
+        """Batches in the order of [`UpdateSampler`], or those of a stream."""
         args = self.args
+        if isinstance(self.train_dataset, StreamedTrainingDataset):
+            return super().get_train_dataloader()
         data_loader = DataLoader(
             self.train_dataset,
             batch_size=args.train_batch_size,
@@ -405,7 +410,7 @@ class DiffusersTrainer(Trainer):
         """What a checkpoint has to share with a run that goes on from it."""
         return {
             "seed": self.args.seed,
-            "dataset_size": len(self.train_dataset),
+            "dataset_size": len(self.train_dataset) if has_length(self.train_dataset) else None,
             "samples_per_update": self._update_size,
             "trained_parameters": sum(value.numel() for value in self.model.trained),
             "use_ema": self.args.use_ema,

@@ -4,6 +4,7 @@ r"""The directory that tokenization writes.
 tokenization.json          what the codes were made by and of; in the end also counts and bad samples
 data/00000-000003.arrow    rows of source 0 from sample 3 * shard_size on (or .tar)
 progress/00000-000003.json what became of these samples; written last, so that a shard without it is made again
+progress/claims/           who works on what, of workers that know nothing of one another
 dataset_info.json, state.json, README.md    in the end: make it one dataset
 ```
 """
@@ -23,10 +24,11 @@ from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 from ...utils.atomic_files import check_resumable, complete_file, remove_partials, write_json
+from ...utils.claims import Claims
 from ...utils.json_files import read_json_object
 from ...utils.public_text import one_line, public_name
 
-_METADATA = "tokenization.json"
+METADATA = "tokenization.json"
 _VERSION = 1
 _COUNTS = ("num_samples", "num_rows", "num_images", "num_codes")
 _CARD = """---
@@ -88,6 +90,7 @@ class TokenizedDirectory:
         self.path = Path(path)
         self.format = FORMATS[output_format]
         self.features = features
+        self.claims = Claims(self._progress / "claims")
 
     def open(self, about: Mapping[str, Any], settings: Mapping[str, Any]) -> None:
         """Creates the directory, or makes sure that what is there may be continued.
@@ -97,31 +100,46 @@ class TokenizedDirectory:
             settings: What must not change between two runs.
 
         """
-        metadata = self.path / _METADATA
+        metadata = self.path / METADATA
         found = _read_metadata(metadata)["settings"] if metadata.exists() else None
-        check_resumable(self.path, "tokenized data", settings, found)
+        try:
+            check_resumable(self.path, "tokenized data", settings, found)
+        except ValueError:
+            if found is None and metadata.exists():  # another worker has just begun
+                return self.open(about, settings)
+            raise
         if found is None:
-            for folder in (self._data, self._progress):
-                folder.mkdir(parents=True, exist_ok=True)
+            self.path.mkdir(parents=True, exist_ok=True)
+            # Before all else: a directory that does not say what it is belongs to somebody.
             write_json(metadata, {"version": _VERSION, **about, "settings": dict(settings), "is_complete": False})
+        if found is None or not self.is_complete:
+            for folder in (self._data, self.claims.folder):
+                folder.mkdir(parents=True, exist_ok=True)
 
     @property
     def is_complete(self) -> bool:
-        return _read_metadata(self.path / _METADATA)["is_complete"]
+        return _read_metadata(self.path / METADATA)["is_complete"]
 
     def is_finished(self, shard: Shard) -> bool:
         return (self._progress / f"{shard.name}.json").exists()
 
     def finish(self, shard: Shard, rows: Sequence[dict[str, Any]], report: TokenizationReport) -> None:
         """Writes the rows of a shard, and then that they are there."""
-        if rows:
+        if rows and self._progress.is_dir():
             with complete_file(self._data / (shard.name + self.format.suffix)) as file:
                 self.format.write(file, rows, self.features)
-        write_json(self._progress / f"{shard.name}.json", report.counts())
+        self._note(f"{shard.name}.json", report.counts())
 
     def finish_source(self, source: int, num_shards: int) -> None:
         """Notes how many shards a source has, which of a stream is known only when it was read to its end."""
-        write_json(self._progress / f"{source:05d}-end.json", {"num_shards": num_shards})
+        self._note(f"{source:05d}-end.json", {"num_shards": num_shards})
+
+    def _note(self, name: str, content: Mapping[str, Any]) -> None:
+        try:
+            write_json(self._progress / name, content)
+        except FileNotFoundError:
+            if not self.is_complete:  # or others were faster, and all is done
+                raise
 
     def is_source_finished(self, source: int) -> bool:
         """Whether all shards of a source are known and finished."""
@@ -158,7 +176,7 @@ class TokenizedDirectory:
         if not files:
             reason = f"; the first one: {report.bad_samples[0][1]}" if report.bad_samples else ""
             raise ValueError(f"None of the {report.num_samples} samples can be used{reason}.")
-        metadata = {**_read_metadata(self.path / _METADATA), "is_complete": True, **report.counts()}
+        metadata = {**_read_metadata(self.path / METADATA), "is_complete": True, **report.counts()}
         if self.format.write is write_arrow:
             # What `datasets` caches results of `map` and the like by.
             content = json.dumps([metadata["settings"], report.counts()], sort_keys=True)
@@ -167,13 +185,14 @@ class TokenizedDirectory:
         card = _CARD.format(suffix=self.format.suffix, checkpoint=f"`{checkpoint.replace('`', '')}`")
         (self.path / "README.md").write_text(card, encoding="utf-8")
         remove_partials(self._data)
-        write_json(self.path / _METADATA, metadata)
-        shutil.rmtree(self._progress)
+        write_json(self.path / METADATA, metadata)
+        shutil.rmtree(self.claims.folder, ignore_errors=True)  # first: nothing can be claimed any more
+        shutil.rmtree(self._progress, ignore_errors=True)
 
     def report(self) -> TokenizationReport:
         """What became of the dataset, once merged."""
         report = TokenizationReport(self.path)
-        report.add(_read_counts(self.path / _METADATA))
+        report.add(_read_counts(self.path / METADATA))
         return report
 
     def _describe(self, files: list[str], fingerprint: str) -> None:
@@ -204,9 +223,9 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
     Raises:
         ValueError: It is no such directory, it is damaged, or tokenization was not finished.
     """
-    metadata = Path(path) / _METADATA
+    metadata = Path(path) / METADATA
     if not metadata.is_file():
-        raise ValueError(f"{path} holds no tokenized data: it has no {_METADATA}. `lavit tokenize` makes it.")
+        raise ValueError(f"{path} holds no tokenized data: it has no {METADATA}. `lavit tokenize` makes it.")
     content = _read_metadata(metadata)
     if not content["is_complete"]:
         raise ValueError(f"{path} is incomplete; run `lavit tokenize` again to continue where it stopped.")
@@ -228,7 +247,7 @@ def _read_counts(path: Path) -> dict[str, Any]:
     bad = content.get("bad_samples")
     is_whole = isinstance(bad, list) and all(isinstance(one, list) and len(one) == 2 for one in bad)
     if not is_whole or any(type(content.get(name)) is not int for name in _COUNTS):
-        raise _damaged(path, path.parent if path.name == _METADATA else path)
+        raise _damaged(path, path.parent if path.name == METADATA else path)
     return content
 
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import itertools
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
-from ..dataset import is_transformed, leave_undecoded, locate_image
+from ...utils.claims import Claims
+from ..dataset import first_row, is_transformed, leave_undecoded, locate_image
 from .directory import Shard, TokenizedDirectory
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -54,7 +56,7 @@ class TokenizedSource:
         self.shard_size = shard_size
         if not self.is_stream and len(dataset) == 0:
             raise ValueError("The dataset is empty.")
-        names = list(_first_row(dataset) if is_transformed(dataset) else dataset.column_names or _first_row(dataset))
+        names = list(first_row(dataset) if is_transformed(dataset) else dataset.column_names or first_row(dataset))
         wanted = [image_column, *([text_column] if text_column else []), *keep_columns]
         if missing := [name for name in wanted if name not in names]:
             raise ValueError(f"The dataset has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.")
@@ -76,27 +78,40 @@ class TokenizedSource:
         if not names:
             return {}
         features = (
-            self.dataset.features if is_known else datasets.Dataset.from_list([_first_row(self.dataset)]).features
+            self.dataset.features if is_known else datasets.Dataset.from_list([first_row(self.dataset)]).features
         )
         return {name: features[name] for name in names}
 
-    def shards(self, rank: int, num_processes: int, directory: TokenizedDirectory) -> Iterator[tuple[Shard, Rows]]:
+    def shards(
+        self, rank: int, num_processes: int, directory: TokenizedDirectory, claims: Claims | None = None
+    ) -> Generator[tuple[Shard, Rows]]:
         """The unfinished shards of one process, with their rows by sample id.
 
         Args:
             rank: Which process this is.
             num_processes: Of how many. Who gets which shard depends on it, what is in a shard does not.
             directory: Knows what is finished, and is told how many shards a stream has.
+            claims: For processes that do not know how many they are: each gives out what it could claim, for as long
+                as the next one is not asked for.
         """
         for source in range(self.num_sources):
             # Streams cannot jump: if there are enough of them, each is left to one process.
             is_undivided = self.is_stream and self.num_sources >= num_processes
             if (is_undivided and source % num_processes != rank) or directory.is_source_finished(source):
                 continue
-            for chunk, rows in self._stream_chunks(source, directory) if self.is_stream else self._chunks():
-                is_mine = is_undivided or (source + chunk) % num_processes == rank
-                if is_mine and not directory.is_finished(Shard(source, chunk)):
-                    yield Shard(source, chunk), rows
+            is_whole = self.is_stream and self.num_sources > 1  # claimed as a whole, as nobody can jump in it
+            with _claim(claims if is_whole else None, f"{source:05d}") as is_claimed:
+                if not is_claimed or directory.is_source_finished(source):
+                    continue
+                for chunk, rows in self._stream_chunks(source, directory) if self.is_stream else self._chunks():
+                    is_mine = is_undivided or (source + chunk) % num_processes == rank
+                    shard = Shard(source, chunk)
+                    if not is_mine or directory.is_finished(shard):
+                        continue
+                    with _claim(None if is_whole else claims, shard.name) as is_claimed:
+                        # Looked at again: somebody may have finished it in between.
+                        if is_claimed and not directory.is_finished(shard):
+                            yield shard, rows
 
     def num_shards(self) -> int:
         """Shards of a dataset with an index."""
@@ -121,7 +136,7 @@ class TokenizedSource:
         """Tells datasets apart without reading all of them: by columns, length, and some rows all over them."""
         digest = hashlib.sha256(f"{self.columns} {self.length} {self.num_sources}\n".encode())
         if self.length is None:
-            rows = [_first_row(self.dataset)]
+            rows = [first_row(self.dataset)]
         else:
             step = max(self.length // _PROBES, 1)
             rows = [self.dataset[index] for index in range(0, self.length, step)]
@@ -132,10 +147,8 @@ class TokenizedSource:
         return digest.hexdigest()
 
 
-def _first_row(dataset: Any) -> dict[str, Any]:
-    for row in dataset:
-        return row
-    raise ValueError("The dataset is empty.")
+def _claim(claims: Claims | None, name: str) -> AbstractContextManager[bool]:
+    return nullcontext(True) if claims is None else claims.claim(name)
 
 
 def _content(value: Any, root: Path | None) -> bytes:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ from ...utils.progress import progress_bar
 from .directory import FORMATS, TokenizationReport, TokenizedDirectory, read_metadata
 from .rows import RowTokenizer
 from .source import TokenizedSource
+
+_POLL = 2.0  # seconds between two looks at what others have claimed
 
 
 def codebook_fingerprint(visual_tokenizer: Any) -> str:
@@ -72,10 +76,13 @@ def tokenize_dataset(
 ) -> TokenizationReport:
     """Turns the images of a dataset into codes, as the discrete form of the processor has them.
 
-    Under `accelerate launch` or `torchrun`, processes and machines share the work; all have to see `output_dir`. The
-    result depends neither on their number nor on who is faster, and in float32 not on the size of batches either. What
-    was interrupted, by whatever means, goes on where it stopped when the same call is made again. A stream has to end;
-    each of its files is read by one process, or, if there are fewer files than processes, by all.
+    Under `accelerate launch` or `torchrun`, processes and machines share the work; all have to see `output_dir`. So do
+    workers that are started one by one, at any time, and know nothing of one another: each claims a shard, does it,
+    and claims the next. What one had claimed that dies is another's, at once on the same machine, on others after 3
+    minutes. All return when everything is there. The result depends neither on their number nor on who is faster, and
+    in float32 not on the size of batches either. What was interrupted, by whatever means, goes on where it stopped
+    when the same call is made again. A stream has to end; each of its files is read by one process, or, if there are
+    fewer files than processes of `torchrun`, by all.
 
     Rows become, in order, `codes` (a list of codes per image), `text`, `length` (ids of the row: codes, two more per
     image, and those of the text) and `sample_id` (the row's index, or its column of this name; in a stream of several
@@ -147,7 +154,9 @@ def tokenize_dataset(
         )
         _write_shards(source, directory, rows, state, num_threads, progress)
         state.wait_for_everyone()
-        if state.is_main_process:
+        if state.num_processes == 1:
+            _merge_once(source, directory)
+        elif state.is_main_process:
             directory.merge(source.num_sources)
     state.wait_for_everyone()
     return directory.report()
@@ -193,7 +202,12 @@ def _write_shards(
     num_threads: int,
     progress: bool,
 ) -> None:
-    """This process's shards, as far as they are not there already."""
+    """This process's shards, as far as they are not there already.
+
+    One that is alone shares the work with others of the same command, which it does not know. They claim shards, and
+    each waits for what is not its own, as others may die.
+    """
+    claims = directory.claims if state.num_processes == 1 else None
     visual_tokenizer = rows.processor.get_visual_tokenizer()
     was_training = visual_tokenizer.training
     visual_tokenizer.eval()  # encoders with dropout would give other codes every time
@@ -201,10 +215,30 @@ def _write_shards(
     bar = progress_bar("Tokenizing", total, progress and state.is_main_process, unit="sample")
     try:
         with ThreadPoolExecutor(num_threads) as executor, bar:
-            for shard, samples in source.shards(state.process_index, state.num_processes, directory):
-                directory.finish(shard, *rows.tokenize(samples, executor, bar.update))
+            while True:
+                shards = source.shards(state.process_index, state.num_processes, directory, claims)
+                with closing(shards):  # or an error would keep the claim
+                    for shard, samples in shards:
+                        directory.finish(shard, *rows.tokenize(samples, executor, bar.update))
+                if claims is None or directory.is_complete or _is_all_there(source, directory):
+                    break
+                time.sleep(_POLL)
     finally:
         visual_tokenizer.train(was_training)
+
+
+def _is_all_there(source: TokenizedSource, directory: TokenizedDirectory) -> bool:
+    return all(map(directory.is_source_finished, range(source.num_sources)))
+
+
+def _merge_once(source: TokenizedSource, directory: TokenizedDirectory) -> None:
+    """Has one of several workers merge, and the others wait for it."""
+    while not directory.is_complete:
+        with directory.claims.claim("merge") as is_claimed:
+            if is_claimed and not directory.is_complete:
+                directory.merge(source.num_sources)
+        if not directory.is_complete:
+            time.sleep(_POLL)
 
 
 def _features(datasets: Any, source: TokenizedSource, text_column: str | None) -> dict[str, Any]:
