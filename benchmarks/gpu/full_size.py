@@ -24,7 +24,6 @@ from lavit_hf import (
     LavitTokenDecoderConfig,
     LavitTokenizer,
 )
-from lavit_hf.modeling.modeling_lavit_visual_tokenizer import KEEP
 from lavit_hf.training import build_pixel_decoder
 from lavit_hf.training.planning import SDXL_UNET, SDXL_VAE
 
@@ -209,20 +208,12 @@ class Bench:
 
 
 def build_model(size: Size, device: torch.device, dtype: torch.dtype) -> LavitForConditionalGeneration:
-    """Random weights on the device. The selectors keep as many patches of random pixels as a picture has codes."""
+    """Random weights on the device."""
     torch.manual_seed(0)
     with torch.device(device):
         model = AutoModelForImageTextToText.from_config(size.config, dtype=dtype).eval()
-    visual_tokenizer = model.visual_tokenizer
-    height, width = visual_tokenizer.config.image_size
-    pixels = torch.randn(16, 3, height, width, generator=torch.Generator().manual_seed(1)).to(device, dtype)
-    with torch.no_grad():
-        features = visual_tokenizer.get_patch_features(pixels)
-        for branch in (visual_tokenizer.discrete, visual_tokenizer.continuous):
-            branch.selector.float()  # as it is when it is loaded
-            log_probs = branch.selector(features)
-            log_odds = log_probs[..., KEEP] - log_probs[..., 1 - KEEP]
-            branch.selector.out_proj_3.bias[KEEP] -= log_odds.quantile(1 - size.codes / log_odds.shape[1])
+    for branch in (model.visual_tokenizer.discrete, model.visual_tokenizer.continuous):
+        branch.selector.float()  # as it is when it is loaded
     return model
 
 

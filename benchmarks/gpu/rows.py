@@ -124,19 +124,21 @@ def text(bench: Bench) -> Iterator[Result]:
 
 def captions(bench: Bench) -> Iterator[Result]:
     """Pictures described in one batch, from pixels to ids."""
-    size, config = bench.size, bench.size.config
-    batch_size, patches = size.reading_batch, config.visual_tokenizer_config.num_patches
-    image = [config.boi_token_id, *[config.image_token_id] * patches, config.eoi_token_id]
+    size, config, batch_size = bench.size, bench.size.config, bench.size.reading_batch
+    image = [config.boi_token_id, *[config.image_token_id] * size.codes, config.eoi_token_id]
     prompts = torch.tensor([[*image, 5, 6, 7, 8]] * batch_size, device=bench.device)
-    pixels = bench.pixel_values(batch_size)
+    pictures = {
+        "pixel_values": bench.pixel_values(batch_size),
+        "num_image_tokens": torch.full((batch_size,), size.codes, device=bench.device),
+    }
     options = _exactly(size.caption_tokens)
     timing = bench.time(
         lambda: bench.model.generate(
-            prompts, attention_mask=torch.ones_like(prompts), pixel_values=pixels, num_beams=1, **options
+            prompts, attention_mask=torch.ones_like(prompts), **pictures, num_beams=1, **options
         )
     )
     # What is left to the language model: the same number of positions, of text.
-    short = torch.full((batch_size, size.codes + 6), 5, device=bench.device)
+    short = torch.full_like(prompts, 5)
     plain = bench.time(lambda: bench.plain.generate(short, attention_mask=torch.ones_like(short), **options))
     value = batch_size / timing.median
     peers = {"plain Llama, dynamic cache, without pictures": batch_size / plain.median}
@@ -154,9 +156,12 @@ def encode(bench: Bench) -> Iterator[Result]:
     tokenizer = bench.model.visual_tokenizer
     for batch_size in bench.size.encoding_batches:
         pixels = bench.pixel_values(batch_size)
+
+        def embed(pixels: torch.Tensor = pixels) -> Any:
+            return tokenizer.embed(pixels, num_tokens=bench.size.codes)
+
         with torch.no_grad():
-            timing = bench.time(lambda pixels=pixels: tokenizer.embed(pixels))
-            flops = count_flops(lambda pixels=pixels: tokenizer.embed(pixels))
+            timing, flops = bench.time(embed), count_flops(embed)
         floor = batch_size * bench.floors.flops / flops
         result = Result(
             f"pictures read, batch {batch_size}", batch_size / timing.median, "pictures/s", timing, floor,

@@ -1,7 +1,7 @@
 """What LaVIT reaches at full size on one GPU, beside what the GPU could do, and what transformers and diffusers do.
 
-    python benchmarks/gpu [--only codes --only picture] [--output out/gpu]
-    python benchmarks/gpu --tiny --device cpu    # the same on any machine, to see whether it runs
+    python benchmarks/gpu/run.py [--only codes --only picture] [--output out/gpu]
+    python benchmarks/gpu/run.py --tiny --device cpu    # the same on any machine, to see whether it runs
 
 The published 7B layout is built with random weights on the device itself, in seconds; nothing is downloaded. Each row
 runs in a process of its own, so that what one leaves behind, or an error, does not touch the others. Its results are
@@ -86,7 +86,7 @@ def child_command(given: argparse.Namespace, *more: str) -> list[str]:
     options = ["--device", given.device, "--dtype", given.dtype, "--repeats", str(given.repeats)]
     options += ["--output", str(given.output), "--scratch", str(given.scratch)]
     options += ["--optimize" if given.optimize else "--no-optimize", *(["--tiny"] if given.tiny else [])]
-    return [sys.executable, str(Path(__file__).parent), *options, *more]
+    return [sys.executable, __file__, *options, *more]
 
 
 def run_row(name: str, given: argparse.Namespace) -> dict[str, Any]:
