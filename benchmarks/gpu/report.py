@@ -93,9 +93,7 @@ def markdown(found: dict[str, Any]) -> str:
         "|---|--:|--:|---|---|--:|--:|",
     ]
     for name, row in found["rows"].items():
-        if "error" in row:
-            lines.append(f"| {name} | {row['error']} | | | | | |")
-        for result in row.get("results", []):
+        for result in row["results"]:
             share = "" if result["share"] is None else f"{result['share']:.0%} of {_number(result['floor'])}"
             peers = "; ".join(
                 f"{peer}: {_number(value)} ({compare(result['value'], value, result['unit']):.2f}x)"
@@ -107,6 +105,8 @@ def markdown(found: dict[str, Any]) -> str:
             memory = f"{timing['memory'] / 2**30:.1f} GiB" if timing.get("memory") else ""
             measured = f"{_number(result['value'])} {result['unit']}"
             lines.append(f"| {result['what']} | {measured} | {share} | {peers} | {bar} | {warm_up} | {memory} |")
+        if "error" in row:
+            lines.append(f"| {name} | {row['error']} | | | | | |")
     return "\n".join(lines)
 
 
@@ -114,7 +114,7 @@ def plot(found: dict[str, Any], path: Path) -> None:
     """How much of the floor each row reaches, and how it compares with its peers."""
     from matplotlib.figure import Figure
 
-    results = [result for row in found["rows"].values() for result in row.get("results", [])]
+    results = [result for row in found["rows"].values() for result in row["results"]]
     height = 1.5 + 0.42 * max(len(results), 1)
     figure = Figure(figsize=(11, height), layout="constrained")
     left, right = figure.subplots(1, 2, sharey=True)

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionXLPipeline
+from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from full_size import Bench, Size, build_model, build_pipeline, optimize
 from report import Result
 from timing import Timing, count_flops, seconds
@@ -179,8 +179,7 @@ def picture(bench: Bench) -> Iterator[Result]:
     size, pipeline = bench.size, bench.pipeline
     peer = bench.time(_plain_diffusers(bench))
     before = bench.time(lambda: _draw(pipeline, size, 1))
-    if bench.optimize:
-        pipeline = optimize(pipeline)
+    optimize(pipeline, bench.optimize, bench.quantization, height=size.side, width=size.side)
     whole = bench.time(lambda: _draw(pipeline, size, 1))
     drawn = _random_codes(bench, 1)
     pixel_decoder = pipeline.pixel_decoder
@@ -200,8 +199,10 @@ def picture(bench: Bench) -> Iterator[Result]:
 def batch(bench: Bench) -> Iterator[Result]:
     """Many prompts to as many pictures."""
     size, count = bench.size, bench.size.painting_batch
-    pipeline = optimize(bench.pipeline) if bench.optimize else bench.pipeline
-    pipeline.enable_vae_slicing()  # a picture after the other: the VAE needs much more memory than all else
+    pipeline = bench.pipeline
+    if bench.optimize == "no":  # it finds out by itself how much the VAE has room for
+        pipeline.enable_vae_slicing()
+    optimize(pipeline, bench.optimize, bench.quantization, batch_size=count, height=size.side, width=size.side)
     timing = bench.time(lambda: _draw(pipeline, size, count))
     value = count / timing.median
     floor = bench.floors.flops / _pixel_flops(bench)
@@ -235,7 +236,8 @@ def _time_first_drawing(size: Size, given: Namespace) -> None:
     built = time.perf_counter() - start
 
     def first() -> None:
-        _draw(optimize(pipeline) if given.optimize else pipeline, size, 1)
+        optimize(pipeline, given.optimize, given.quantization, warm_up=False)
+        _draw(pipeline, size, 1)
 
     found = {"built": built, "first": seconds(first, device)}
     found["later"] = min(seconds(lambda: _draw(pipeline, size, 1), device) for _ in range(3))
@@ -291,11 +293,11 @@ def _plain_diffusers(bench: Bench) -> Callable[[], Any]:
 
 def _pixel_flops(bench: Bench) -> int:
     """Products of the pixels of one picture: two rows of the U-Net in each step, and the VAE once."""
-    size, unet, vae = bench.size, bench.pipeline.unet.config, bench.pipeline.vae
-    factor = 2 ** (len(vae.config.block_out_channels) - 1)
+    size, unet, vae = bench.size, bench.pipeline.unet.config, bench.pipeline.vae.config
+    factor = 2 ** (len(vae.block_out_channels) - 1)
     side = size.side // factor
     with torch.device("meta"):
-        networks = [type(part).from_config(part.config) for part in (bench.pipeline.unet, vae)]
+        networks = [UNet2DConditionModel.from_config(unet), AutoencoderKL.from_config(vae)]
         latents = torch.empty(2, unet.in_channels, side, side)
         states = torch.empty(2, size.token_decoder.num_queries, unet.cross_attention_dim)
         added = {"text_embeds": torch.empty(2, size.token_decoder.pooled_size), "time_ids": torch.empty(2, 6)}

@@ -46,8 +46,11 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         "--scratch", type=Path, help="where loading writes its 17 GB and removes them; by default the output"
     )
     parser.add_argument(
-        "--optimize", action=argparse.BooleanOptionalAction, help="compile pipelines; by default on GPUs"
+        "--optimize",
+        choices=("no", "blocks", "whole"),
+        help="what pipelines compile of the U-Net; by default, nothing on a CPU and its blocks elsewhere",
     )
+    parser.add_argument("--quantization", choices=("fp8", "int8"), help="of the U-Net, by torchao")
     parser.add_argument(
         "--isolate", action=argparse.BooleanOptionalAction, help="a process for each row; by default on GPUs"
     )
@@ -59,7 +62,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error(f"--device {given.device}: PyTorch finds no such GPU. On a CPU: --tiny --device cpu.")
     is_cpu = given.device == "cpu"
     given.dtype = given.dtype or ("float32" if is_cpu else "bfloat16")
-    given.optimize = not is_cpu if given.optimize is None else given.optimize
+    given.optimize = given.optimize or ("no" if is_cpu else "blocks")
+    if given.quantization and given.optimize == "no":
+        parser.error("--quantization is a part of what --optimize blocks and whole do.")
     given.isolate = not is_cpu if given.isolate is None else given.isolate
     given.scratch = given.scratch or given.output
     return given
@@ -78,36 +83,43 @@ def environment(given: argparse.Namespace) -> dict[str, Any]:
         versions |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
     else:
         name = f"{platform.machine()}, {torch.get_num_threads()} threads"
-    return {"device": name, "size": "tiny" if given.tiny else "7B", "dtype": given.dtype, "versions": versions}
+    options = {"size": "tiny" if given.tiny else "7B", "dtype": given.dtype}
+    options |= {"optimize": given.optimize, "quantization": given.quantization}
+    return {"device": name, **options, "versions": versions}
 
 
 def child_command(given: argparse.Namespace, *more: str) -> list[str]:
     """This program with the same options, in a process of its own."""
     options = ["--device", given.device, "--dtype", given.dtype, "--repeats", str(given.repeats)]
     options += ["--output", str(given.output), "--scratch", str(given.scratch)]
-    options += ["--optimize" if given.optimize else "--no-optimize", *(["--tiny"] if given.tiny else [])]
+    options += ["--optimize", given.optimize, *(["--tiny"] if given.tiny else [])]
+    options += ["--quantization", given.quantization] if given.quantization else []
     return [sys.executable, __file__, *options, *more]
 
 
 def run_row(name: str, given: argparse.Namespace) -> dict[str, Any]:
-    """Measures a row here. An error is its result."""
+    """Measures a row here. An error is a part of its result, beside what was measured before."""
     bench = Bench(
         SIZES["tiny" if given.tiny else "7B"](),
         torch.device(given.device),
         getattr(torch, given.dtype),
         given.repeats,
         given.optimize,
+        given.quantization,
         given.scratch,
         lambda *more: child_command(given, *more),
     )
+    found: dict[str, Any] = {"results": []}
     try:
-        results = list(ROWS[name](bench))
-        for result in results if given.tiny else []:
-            result.is_met = None  # the bars are for the full size
-        return {"results": [result.as_dict() for result in results], "floors": bench.floors._asdict()}
+        found["floors"] = bench.floors._asdict()
+        for result in ROWS[name](bench):
+            if given.tiny:
+                result.is_met = None  # the bars are for the full size
+            found["results"].append(result.as_dict())
     except Exception as error:
         lines = str(error).strip().splitlines() or ["no message"]
-        return {"error": f"{type(error).__name__}: {lines[0]}"}
+        found["error"] = f"{type(error).__name__}: {lines[0]}"
+    return found
 
 
 def run_isolated(name: str, given: argparse.Namespace) -> dict[str, Any]:
@@ -117,7 +129,7 @@ def run_isolated(name: str, given: argparse.Namespace) -> dict[str, Any]:
         status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
         path = Path(folder) / RESULTS
         if not path.is_file():
-            return {"error": f"its process ended with exit status {status}"}
+            return {"results": [], "error": f"its process ended with exit status {status}"}
         return read_json_object(path)["rows"][name]
 
 

@@ -71,11 +71,28 @@ def test_shares_and_ratios(module):
     assert faster.require("more", faster.share > 0.5).is_met is False
 
 
+def test_what_was_measured_before_an_error_stays(module, monkeypatch, tmp_path):
+    report, run = module("report"), module("run")
+
+    def broken(bench):
+        yield report.Result("one", 1.0, "s")
+        raise RuntimeError("CUDA out of memory.\nTried to allocate much.")
+
+    monkeypatch.setitem(run.ROWS, "text", broken)
+    given = run.parse(["--tiny", "--device", "cpu", "--output", str(tmp_path)])
+    row = run.run_row("text", given)
+    assert [one["what"] for one in row["results"]] == ["one"]
+    assert row["error"] == "RuntimeError: CUDA out of memory."
+    table = report.markdown({**run.environment(given), "rows": {"text": row}})
+    assert "| one | 1 s |" in table and "| text | RuntimeError: CUDA out of memory. |" in table
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--repeats", "3", "--device", "cpu"], "a median of fewer says little"),
         (["--only", "nothing"], "invalid choice"),
+        (["--device", "cpu", "--quantization", "fp8"], "a part of what --optimize"),
         pytest.param(
             [],
             "finds no such GPU",
