@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-# The first call compiles, the second records CUDA graphs, the third replays them for the first time.
-WARM_UPS = 3
+# The first call compiles, the second records CUDA graphs, the third replays them for the first time. On a CPU, nothing
+# of this happens.
+WARM_UPS, WARM_UPS_OF_CPU = 3, 1
 
 
 class Floors(NamedTuple):
@@ -61,8 +62,10 @@ def seconds(function: Callable[[], Any], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
-def measure(function: Callable[[], Any], device: torch.device, repeats: int, warm_ups: int = WARM_UPS) -> Timing:
+def measure(function: Callable[[], Any], device: torch.device, repeats: int, warm_ups: int | None = None) -> Timing:
     """Calls a function to warm up, and then as often as is to be measured."""
+    if warm_ups is None:
+        warm_ups = WARM_UPS_OF_CPU if device.type == "cpu" else WARM_UPS
     timing = Timing(warm_up=[seconds(function, device) for _ in range(warm_ups)])
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)

@@ -1,4 +1,4 @@
-"""`lavit verify`: everything that is missing, odd or corrupt in a download, named at once and before anything is written."""
+"""`lavit verify`: all that is missing, odd or corrupt in a download, named at once and before anything is written."""
 
 from __future__ import annotations
 
