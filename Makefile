@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-web test-lowest test-newest test-lmms test-serving test-learning default-checkpoint fuzz conformance conformance-peers lint types format docs dist clean
+.PHONY: help install demo test test-web test-lowest test-newest test-lmms test-serving test-gpu test-learning default-checkpoint fuzz conformance conformance-peers lint types format docs dist clean
 
 help: ## Show this list
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{ printf "make %-20s %s\n", $$1, $$2 }'
@@ -15,7 +15,7 @@ demo: $(INSTALLED) ## Describe pictures, answer questions, draw, and show which 
 	$(BIN)/lavit demo --output out/demo.png
 
 test: $(INSTALLED) ## Run all tests
-	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance --ignore tests/lmms --ignore tests/engines --ignore tests/web
+	$(BIN)/pytest -n 2 --dist loadfile --ignore tests/learning --ignore tests/fuzz --ignore tests/conformance --ignore tests/lmms --ignore tests/engines --ignore tests/web --ignore tests/gpu
 
 test-web: $(INSTALLED) ## Open the page of `lavit demo --web` in Chromium, which has to be there with its driver
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[test,test-web]'
@@ -58,6 +58,10 @@ test-serving: ## Run vLLM and llama.cpp on the default checkpoint, for half an h
 	.venv-serving/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec
 	.venv-serving/bin/python -m pip install --disable-pip-version-check --no-deps transformers==5.20.2 --editable .
 	.venv-serving/bin/pytest -q tests/engines
+
+# PyTorch with CUDA has to be in the environment: make test-gpu VENV=DIRECTORY.
+test-gpu: $(INSTALLED) ## Run the tests for a GPU; without one they say that they were skipped
+	$(BIN)/pytest -q -rs tests/gpu
 
 lint: $(INSTALLED) ## Check style and spelling
 	$(BIN)/ruff check .

@@ -22,6 +22,7 @@ _PAGES = (
     "conversion.md",
     "training.md",
     "scale.md",
+    "performance.md",
     "evaluation.md",
     "metrics.md",
     "publishing.md",

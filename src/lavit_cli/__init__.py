@@ -31,6 +31,7 @@ from . import (
     reconstruct,
     serve,
     tokenize,
+    verify,
 )
 from .errors import INTERRUPTED, in_one_line
 
@@ -82,6 +83,7 @@ for _command in (  # in the order of --help
     evaluate.evaluate,
     plot.plot,
     plan_training.plan_training,
+    verify.verify,
     convert.convert,
     assemble.assemble,
     merge.merge,

@@ -97,3 +97,14 @@ def test_committed_checkpoint_is_a_fresh_conversion(tmp_path: Path, random_check
 
 def test_committed_checkpoint_is_small(random_checkpoint: Path) -> None:
     assert sum(path.stat().st_size for path in random_checkpoint.rglob("*") if path.is_file()) < 5_000_000
+
+
+def test_verify(lavit, original_dir: Path, tmp_path: Path) -> None:
+    result = lavit("verify", original_dir)
+    assert result.exit_code == 0 and result.stdout == f"{original_dir} is complete.\n"
+    result = lavit("verify", tmp_path)
+    assert result.exit_code == 1 and not list(tmp_path.iterdir())
+    lines = result.stdout.splitlines()
+    assert len(lines) == 6 and all(line.startswith(f"{tmp_path}/") and "is missing." in line for line in lines)
+    result = lavit("verify", tmp_path / "nowhere")
+    assert result.exit_code == 1 and "does not exist" in result.stderr and not result.stdout

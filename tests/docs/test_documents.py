@@ -34,6 +34,7 @@ DOCUMENTS = (
     "docs/publishing.md",
     "docs/serving.md",
     "docs/web.md",
+    "docs/performance.md",
     "examples/README.md",
     "docs/conformance.md",
 )

@@ -76,7 +76,7 @@ def convert(
     check_components(source)
     processor = build_processor(source, configs.model)
     source.verify(progress)
-    _settle_overridden(source, mapping)
+    settle_overridden(source, mapping)
     writer = ConvertedWriter(source, configs, mapping, cast, max_shard_size)
     check_space(destination, writer.total_bytes)
     with complete_directory(destination) as folder:
@@ -89,7 +89,7 @@ def convert(
     return destination
 
 
-def _settle_overridden(source: OriginalCheckpoint, mapping: CheckpointMapping) -> None:
+def settle_overridden(source: OriginalCheckpoint, mapping: CheckpointMapping) -> None:
     """Keeps overridden tensors aside, unless they equal what overrides them; then they are not stored twice."""
     differing = []
     for (file, name), winner in mapping.overridden.items():
@@ -113,21 +113,22 @@ _OLD_NAME = re.compile(rf"(.*attentions\.\d+)\.({'|'.join(_OLD_ATTENTION)})\.(we
 
 
 def check_components(source: OriginalCheckpoint) -> None:
-    """Names every unexpected, missing or misshapen tensor of the pixel decoders' models.
-
-    Without diffusers, which only drawing needs, the tensors are taken as they are.
-    """
-    if importlib.util.find_spec("diffusers") is None:
-        return
-    problems = [problem for component in source.components for problem in _problems(source, component)]
+    """Names every unexpected, missing or misshapen tensor of the pixel decoders' models."""
+    problems = [problem for part in source.components for problem in component_problems(source.root, part)]
     if problems:
         raise ConversionError(listing("The tensors do not fit the pixel decoders:", problems))
 
 
-def _problems(source: OriginalCheckpoint, component: Component) -> list[str]:
+def component_problems(root: Path, component: Component) -> list[str]:
+    """What is wrong with the tensors of a U-Net or VAE, a line each; nothing with components of other libraries.
+
+    Without diffusers, which only drawing needs, the tensors are taken as they are.
+    """
     if component.weights is None or component.stem != "diffusion_pytorch_model":
         return []
-    path = source.root / component.folder / "config.json"
+    if importlib.util.find_spec("diffusers") is None:
+        return []
+    path = root / component.folder / "config.json"
     if not path.is_file():
         return [f"{component.folder}: missing config.json"]
     config = read_json(path)

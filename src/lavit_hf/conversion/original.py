@@ -32,12 +32,12 @@ from .weight_files import (
 TEXT_CONFIG = "language_model/config.json"
 TEXT_TOKENIZER = "language_model/tokenizer.model"
 
-_REQUIRED = (names.ENCODER, names.STAGE1, names.LANGUAGE_MODEL, names.STAGE2)
-_OPTIONAL = (names.LOWRES_DECODER, names.HIGHRES_DECODER, names.UNCONDITIONAL)
+REQUIRED = (names.ENCODER, names.STAGE1, names.LANGUAGE_MODEL, names.STAGE2)
+OPTIONAL = (names.LOWRES_DECODER, names.HIGHRES_DECODER, names.UNCONDITIONAL)
 
 # Folder of the original -> folder of the converted directory. Everything in them is diffusers' or transformers' own.
 PIXEL_DECODERS = {"highres_pixel_decoding": "", "pixel_decoding": "lowres"}
-_COMPONENTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
+COMPONENTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
 _SMALL_FILES = {".json", ".txt", ".md", ".model", ".jinja"}
 
 
@@ -64,12 +64,12 @@ class OriginalCheckpoint:
         self.root = Path(root)
         _check_layout(self.root)
         check_links(self.root, ConversionError)
-        found = {file: _find(self.root, file) for file in (*_REQUIRED, *_OPTIONAL)}
+        found = {file: find_original(self.root, file) for file in (*REQUIRED, *OPTIONAL)}
         self.weights = {file: Weights(paths) for file, paths in found.items() if paths}
         self.components = [
             _component(self.root, f"{folder}/{name}")
             for folder in PIXEL_DECODERS
-            for name in _COMPONENTS
+            for name in COMPONENTS
             if (self.root / folder / name).is_dir()
         ]
 
@@ -118,7 +118,7 @@ def _check_layout(root: Path) -> None:
         raise ConversionError(f"{root} is not a directory." if root.exists() else f"{root} does not exist.")
     if (root / "config.json").is_file() and read_json(root / "config.json").get("model_type") == "lavit":
         raise ConversionError(f"{root} is converted already.")
-    missing = [f"{file}.bin or .safetensors" for file in _REQUIRED if not _find(root, file)]
+    missing = [f"{file}.bin or .safetensors" for file in REQUIRED if not find_original(root, file)]
     missing += [file for file in (TEXT_CONFIG, TEXT_TOKENIZER) if not (root / file).is_file()]
     if missing:
         raise ConversionError(
@@ -126,7 +126,8 @@ def _check_layout(root: Path) -> None:
         )
 
 
-def _find(root: Path, file: str) -> list[Path]:
+def find_original(root: Path, file: str) -> list[Path]:
+    """Finds the weights of a file of the original layout, given without its ending; none if there are none."""
     path = root / file
     # transformers calls its pickles differently from its safetensors.
     return find_weights(path.parent, path.name, "pytorch_model" if file == names.LANGUAGE_MODEL else None)
