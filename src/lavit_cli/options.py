@@ -55,7 +55,7 @@ Compile = Annotated[
     bool,
     typer.Option(
         "--compile/--no-compile",
-        help="Compile on a CUDA device what runs often. The first picture waits for it, so that one alone takes longer.",
+        help="Compile on a CUDA device what runs often; the first picture waits for it, so that one takes longer.",
     ),
 ]
 CompileText = Annotated[

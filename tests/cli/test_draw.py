@@ -149,5 +149,6 @@ def test_compiling_needs_a_gpu(lavit, random_checkpoint: Path, tmp_path: Path) -
     result = lavit("draw", "a cat", "-m", random_checkpoint, "-o", tmp_path / "a.png", "--compile", "--device", "cpu")
     assert result.exit_code == 1
     assert result.output == (
-        "lavit: --compile cannot be used on cpu: it needs a CUDA device, with Triton and a C compiler such as gcc.\n"
+        "lavit: error: --compile cannot be used on cpu: it needs a CUDA device, with Triton and a C compiler such as "
+        "gcc.\n"
     )

@@ -10,7 +10,7 @@ from lavit_hf.modeling import compiled_steps
 
 
 @pytest.mark.parametrize(
-    "device, capability, dtype",
+    ("device", "capability", "dtype"),
     [
         ("cpu", None, "float32"),
         ("mps", None, "auto"),
@@ -35,7 +35,9 @@ def test_models_run_in_the_dtype_of_the_device_and_tokenizers_as_stored(
     assert visual_tokenizer is not None and visual_tokenizer.dtype == torch.float32
 
 
-@pytest.mark.parametrize("asked, on_gpu, compiles", [(None, True, True), (None, False, False), (False, True, False)])
+@pytest.mark.parametrize(
+    ("asked", "on_gpu", "compiles"), [(None, True, True), (None, False, False), (False, True, False)]
+)
 def test_what_compiles(
     random_checkpoint: Path, asked: bool | None, on_gpu: bool, compiles: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:

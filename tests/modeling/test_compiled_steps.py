@@ -327,3 +327,13 @@ def test_draws_are_those_of_multinomial():
     apart = GeneratorDraw(generators(4))(torch.zeros(4, 1), scores).isfinite().nonzero()[:, 1]
     for row, generator in enumerate(generators(4)):
         assert apart[row] == torch.multinomial(scores[row].softmax(-1), 1, generator=generator)
+
+
+def test_nothing_to_draw_from(tiny):
+    """Regression: what `torch.multinomial` refuses would have been drawn."""
+    inputs = prompt(tiny, 3)
+    drawable = tiny._drawable_ids()
+    with pytest.raises(ValueError, match="nothing to draw from"):
+        tiny.generate(
+            **inputs, **DRAW, do_sample=True, generator=generators(1)[0], bad_words_ids=[[id] for id in drawable]
+        )

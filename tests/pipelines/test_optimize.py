@@ -68,7 +68,7 @@ def test_the_warm_up_shows_what_it_is_and_leaves_random_state_and_bar(pipeline, 
 
 
 @pytest.mark.parametrize(
-    "options, message",
+    ("options", "message"),
     [
         ({"compile": "everything"}, "must be one of blocks, whole"),
         ({"compile": None, "backend": "eager"}, "backend: options of torch.compile"),

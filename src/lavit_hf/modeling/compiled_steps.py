@@ -9,6 +9,7 @@ they would have to be recorded again. Its length is rounded up, so that prompts 
 from __future__ import annotations
 
 import importlib.util
+import math
 import os
 import shutil
 import threading
@@ -74,10 +75,9 @@ def take_cache(model: PreTrainedModel, rows: int, length: int) -> KeptCache:
 def keep_cache(model: PreTrainedModel, cache: KeptCache) -> None:
     """Keeps a cache for the next call, unless it takes too much memory from all that may come between."""
     device = cache.layers[0].keys.device
-    if device.type == "cuda":
-        if cache.num_bytes() > _KEPT_SHARE * torch.cuda.get_device_properties(device).total_memory:
-            return
-    _kept[model] = cache
+    memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
+    if cache.num_bytes() <= _KEPT_SHARE * memory:
+        _kept[model] = cache
 
 
 def compiles_steps(model: PreTrainedModel) -> bool:

@@ -348,6 +348,7 @@ class GeneratorDraw(LogitsProcessor):
                 raise TypeError(f"generator must be a torch.Generator, or a list of them, got {type(one).__name__}.")
         self.generator = generator
         self.criteria = StoppedRows()
+        self.is_impossible: torch.Tensor | None = None  # whether there was nothing to draw from
 
     def check_number(self, batch_size: int) -> None:
         """Raises a `ValueError` unless there is one generator, or one for each of so many sequences."""
@@ -358,12 +359,22 @@ class GeneratorDraw(LogitsProcessor):
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
         # `torch.multinomial` draws by the same numbers, but looks at the probabilities first, and so waits for them.
-        drawn = (scores.softmax(dim=-1) / self._noise(scores)).argmax(dim=-1, keepdim=True)
+        probabilities = scores.softmax(dim=-1)
+        is_impossible = probabilities.isnan().any()
+        self.is_impossible = is_impossible if self.is_impossible is None else self.is_impossible | is_impossible
+        drawn = (probabilities / self._noise(scores)).argmax(dim=-1, keepdim=True)
         is_drawn = torch.zeros_like(scores, dtype=torch.bool).scatter(1, drawn, True)
         return scores.masked_fill(~is_drawn, -torch.inf)
 
+    def check_scores(self) -> None:
+        """Raises a `ValueError` if a step had no number to draw by; looked at once, as that waits for the device."""
+        if self.is_impossible is not None and self.is_impossible:
+            raise ValueError(
+                "There was nothing to draw from: the logits were no numbers (NaN), or options left no id to generate."
+            )
+
     def _noise(self, scores: torch.Tensor) -> torch.Tensor:
-        """Numbers of the exponential distribution, `[batch, vocabulary]`, from each row's generator or the only one."""
+        """Exponentially distributed numbers, `[batch, vocabulary]`, from each row's generator or the only one."""
         if isinstance(self.generator, torch.Generator):
             return _exponential(scores, self.generator)
         noise = torch.ones_like(scores)
@@ -491,7 +502,10 @@ class LavitGenerationMixin(_Generative):
                 longer and more detailed.
             kwargs: Model inputs (what the processor returned) and generation options, see
                 [`GenerationMixin.generate`]. When drawing, `guidance_scale` applies classifier-free guidance in one
-                batch; the unconditional context is the image start alone, or `negative_prompt_ids`.
+                batch; the unconditional context is the image start alone, or `negative_prompt_ids`. On a GPU,
+                transformers compiles the steps of calls with `max_new_tokens` and without beams, in a static cache
+                that is kept for the next call, unless `cache_implementation`, a cache or `disable_compile` say
+                otherwise.
 
         Returns:
             Prompt and new ids, `[batch * num_return_sequences, sequence + new]`, or a `ModelOutput` as in
@@ -581,6 +595,8 @@ class LavitGenerationMixin(_Generative):
         output = super()._sample(  # type: ignore[misc]  # see `generate`
             input_ids, LogitsProcessorList(processors), stopping_criteria, generation_config, **kwargs
         )
+        if draw is not None:
+            draw.check_scores()
         if guidance is not None:
             guidance.keep_prompts(output, kwargs.get(CACHE_NAME), len(input_ids))
         return output

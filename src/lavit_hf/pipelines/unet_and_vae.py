@@ -243,8 +243,8 @@ def quantize_unet(unet: UNet2DConditionModel, quantization: str) -> None:
 def _check_fp8(device: torch.device) -> None:
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < _FP8_CAPABILITY:
         raise ValueError(
-            f"quantization='fp8' needs a GPU of compute capability {'.'.join(map(str, _FP8_CAPABILITY))} or later, such "
-            f"as Ada or Hopper, and the U-Net is on {device}. Move the pipeline there first, or use 'int8'."
+            f"quantization='fp8' needs a GPU that computes in it, such as Ada or Hopper (compute capability 8.9), but "
+            f"the U-Net is on {device}. Move the pipeline there first, or use 'int8'."
         )
 
 
