@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import CompileConfig, DynamicCache, GenerationConfig, MaxLengthCriteria, StoppingCriteriaList
+from transformers import (
+    CompileConfig,
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    MaxLengthCriteria,
+    StoppingCriteriaList,
+)
 
 from lavit_hf.modeling import compiled_steps, generation_lavit
 from lavit_hf.modeling.cache_lavit import CACHE_NAME
@@ -155,7 +162,9 @@ def test_nothing_speaks_against_compiling(tiny):
     assert compiles_steps(tiny)
 
 
-@pytest.mark.parametrize("reason", ["training", "thread", "autocast", "attention", "hook", "devices", "decoder"])
+@pytest.mark.parametrize(
+    "reason", ["training", "thread", "autocast", "attention", "window", "hook", "devices", "decoder"]
+)
 def test_what_speaks_against_compiling(tiny, reason, monkeypatch):
     if reason == "training":
         assert not compiles_steps(tiny.train())
@@ -170,6 +179,9 @@ def test_what_speaks_against_compiling(tiny, reason, monkeypatch):
             assert not compiles_steps(tiny)
     elif reason == "attention":
         tiny.set_attn_implementation("flex_attention")
+        assert not compiles_steps(tiny)
+    elif reason == "window":
+        tiny.config.text_config.layer_types = ["full_attention", "sliding_attention"]
         assert not compiles_steps(tiny)
     elif reason == "hook":
         from accelerate.hooks import ModelHook, add_hook_to_module
@@ -227,13 +239,15 @@ def test_a_cache_is_kept_for_calls_that_it_fits(tiny):
 @torch.no_grad()
 def test_a_large_cache_is_not_kept(tiny, monkeypatch):
     cache = filled(tiny, 2, 130)
-    properties = type("Properties", (), {"total_memory": 5 * cache.num_bytes()})
-    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    take_cache(tiny, 2, 130)
-    for layer in cache.layers:
-        monkeypatch.setattr(layer, "keys", type("Keys", (), {"device": torch.device("cuda"), "nbytes": 10**9})())
-    keep_cache(tiny, cache)
-    assert tiny not in compiled_steps._kept
+    heads, width = 2, 8
+    assert cache.num_bytes() == 2 * 2 * 2 * heads * 256 * width * 4  # layers, keys and values, rows
+    monkeypatch.setattr(type(tiny), "device", torch.device("cuda"))
+    for share, is_kept in ((5, False), (20, True)):
+        compiled_steps._kept.clear()
+        properties = type("Properties", (), {"total_memory": share * cache.num_bytes()})
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, properties=properties: properties)
+        keep_cache(tiny, cache)
+        assert (tiny in compiled_steps._kept) == is_kept
 
 
 def test_a_call_that_fails_keeps_nothing(tiny):
@@ -331,9 +345,6 @@ def test_draws_are_those_of_multinomial():
 
 def test_nothing_to_draw_from(tiny):
     """Regression: what `torch.multinomial` refuses would have been drawn."""
-    inputs = prompt(tiny, 3)
-    drawable = tiny._drawable_ids()
+    nothing = LogitsProcessorList([lambda input_ids, scores: scores.fill_(-torch.inf)])
     with pytest.raises(ValueError, match="nothing to draw from"):
-        tiny.generate(
-            **inputs, **DRAW, do_sample=True, generator=generators(1)[0], bad_words_ids=[[id] for id in drawable]
-        )
+        tiny.generate(**prompt(tiny, 3), **DRAW, do_sample=True, generator=generators(1)[0], logits_processor=nothing)

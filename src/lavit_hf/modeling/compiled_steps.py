@@ -74,7 +74,7 @@ def take_cache(model: PreTrainedModel, rows: int, length: int) -> KeptCache:
 
 def keep_cache(model: PreTrainedModel, cache: KeptCache) -> None:
     """Keeps a cache for the next call, unless it takes too much memory from all that may come between."""
-    device = cache.layers[0].keys.device
+    device = model.device
     memory = torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else math.inf
     if cache.num_bytes() <= _KEPT_SHARE * memory:
         _kept[model] = cache
@@ -90,6 +90,7 @@ def compiles_steps(model: PreTrainedModel) -> bool:
         and not model.training
         and getattr(model.get_decoder(), "_can_compile_fullgraph", False)
         and config._attn_implementation in ("sdpa", "eager")  # others want masks of their own
+        and set(getattr(config, "layer_types", None) or ()) <= {"full_attention"}  # others count positions in Python
         and (quantizer is None or quantizer.is_compileable)
         and not torch.compiler.is_compiling()
         and not torch.is_autocast_enabled(device.type)
