@@ -109,6 +109,7 @@ def test_tiles_only_where_memory_is_short(pipeline, monkeypatch):
 
 
 def test_fused_projections_can_be_taken_back(pipeline, tmp_path):
+    pipeline.unfuse_projections()  # of nothing
     names, expected = set(pipeline.unet.state_dict()), draw(pipeline)
     pipeline.optimize(compile=None, fuse_projections=True, warm_up=False)
     assert any(isinstance(module, Attention) and module.fused_projections for module in pipeline.unet.modules())
@@ -138,6 +139,9 @@ def test_a_compiled_pipeline_is_saved_moved_and_adapted(pipeline, tmp_path):
     adapted = draw(saved)
     assert np.abs(adapted - expected).max() > 1e-3
     np.testing.assert_allclose(draw(pipeline), adapted, atol=1e-4)
+    for options in ({"fuse_projections": True}, {"quantization": "int8"}):
+        with pytest.raises(ValueError, match="would leave out its LoRA"):
+            pipeline.optimize(**options)
     pipeline.to(torch.bfloat16)
     assert np.isfinite(draw(pipeline)).all()
 

@@ -75,13 +75,18 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
 
         Raises:
             ImportError: If torchao is needed and not installed.
-            ValueError: If an argument is unknown, or the GPU cannot compute in fp8.
+            ValueError: If an argument is unknown, LoRA would be left out, or the GPU cannot compute in fp8.
         """
         if compile not in (None, *_COMPILED_PARTS):
             raise ValueError(f"`compile` must be one of {', '.join(_COMPILED_PARTS)}, or None; got {compile!r}.")
         if compile is None and compile_options:
             raise ValueError(
                 f"{', '.join(compile_options)}: options of torch.compile have no effect without `compile`."
+            )
+        if (quantization or fuse_projections) and getattr(self.unet, "peft_config", None):
+            raise ValueError(
+                "`quantization` and `fuse_projections` take the U-Net's own weights and would leave out its LoRA: call "
+                "fuse_lora() and unload_lora_weights() first."
             )
         if quantization is not None:
             quantize_unet(self.unet, quantization)
@@ -127,9 +132,10 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
 
     def unfuse_projections(self) -> None:
         """Takes back the `fuse_projections` of `optimize`, after which the U-Net can be saved and adapted again."""
-        self.unet.unfuse_qkv_projections()
-        for module in self.unet.modules():
-            if isinstance(module, Attention):
+        fused = [one for one in self.unet.modules() if isinstance(one, Attention) and one.fused_projections]
+        if fused:
+            self.unet.unfuse_qkv_projections()
+            for module in fused:
                 module.fused_projections = False
                 for name in _FUSED_LAYERS:
                     if hasattr(module, name):
