@@ -85,8 +85,8 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
             )
         if (quantization or fuse_projections) and getattr(self.unet, "peft_config", None):
             raise ValueError(
-                "`quantization` and `fuse_projections` take the U-Net's own weights and would leave out its LoRA: call "
-                "fuse_lora() and unload_lora_weights() first."
+                "`quantization` and `fuse_projections` take the U-Net's own weights and would leave out its LoRA: "
+                "call fuse_lora() and unload_lora_weights() first."
             )
         if quantization is not None:
             quantize_unet(self.unet, quantization)
