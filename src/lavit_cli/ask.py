@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from .checks import check_pictures, find_model, parse_regions
+from .checks import check_compile, check_pictures, find_model, parse_regions
 from .options import (
     Beams,
+    CompileText,
     Device,
     Dtype,
     ImageSource,
@@ -34,6 +35,7 @@ def ask(
     region: Region = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
+    compile: CompileText = False,
 ) -> None:
     """Answer a question about an image, in a few words.
 
@@ -45,6 +47,7 @@ def ask(
     if not question.strip():
         raise ValueError("The question is empty.")
     check_pictures([image])
+    check_compile(compile, beams)
     regions = parse_regions(region, 1)
     checkpoint = find_model(model)
 
@@ -55,5 +58,5 @@ def ask(
     options = {"num_beams": beams, "length_penalty": length_penalty}
     options |= {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
     picture = open_image(image)
-    lavit = load(checkpoint, device, dtype.value)
+    lavit = load(checkpoint, device, dtype.value, compile)
     print(answer_question(lavit, picture, question.strip(), options, num_tokens, regions))

@@ -7,9 +7,10 @@ from typing import Annotated
 
 import typer
 
-from .checks import check_pictures, find_model, parse_regions
+from .checks import check_compile, check_pictures, find_model, parse_regions
 from .options import (
     Beams,
+    CompileText,
     Device,
     Dtype,
     LengthPenalty,
@@ -35,6 +36,7 @@ def caption(
     region: Region = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
+    compile: CompileText = False,
 ) -> None:
     """Describe images, one line each.
 
@@ -47,6 +49,7 @@ def caption(
       lavit caption photo.jpg --model lavit-7b-v2 --prompt "The weather in this picture is"
     """
     check_pictures(images)
+    check_compile(compile, beams)
     regions = parse_regions(region, len(images))
     checkpoint = find_model(model)
 
@@ -58,7 +61,7 @@ def caption(
 
     options = {"num_beams": beams, "length_penalty": length_penalty}
     options |= {"min_new_tokens": min_new_tokens, "max_new_tokens": max_new_tokens}
-    lavit = load(checkpoint, device, dtype.value)
+    lavit = load(checkpoint, device, dtype.value, compile)
     bad: list[str] = []
     with progress_bar("Captioning", len(images), len(images) > batch_size, unit="image") as bar:
         for start in range(0, len(images), batch_size):

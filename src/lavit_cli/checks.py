@@ -38,6 +38,12 @@ def find_checkpoint(name: str | None) -> str:
     return name
 
 
+def check_compile(compile: bool, beams: int | None) -> None:
+    """Refuses `--compile` where it would do nothing."""
+    if compile and beams != 1:
+        raise ValueError("--compile goes with --beams 1: the search with several beams is not compiled.")
+
+
 def check_model(model: str) -> None:
     """Refuses a directory that holds neither a LaVIT nor an adapter. Names on the Hub are checked later."""
     path = Path(model)

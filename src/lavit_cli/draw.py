@@ -7,7 +7,19 @@ from typing import Annotated
 import typer
 
 from .checks import check_picture_output, check_pictures, find_model, parse_regions
-from .options import AspectRatio, Device, Dtype, Model, NumTokens, Output, PixelDecoder, Region, RunDtype, Seed
+from .options import (
+    AspectRatio,
+    Compile,
+    Device,
+    Dtype,
+    Model,
+    NumTokens,
+    Output,
+    PixelDecoder,
+    Region,
+    RunDtype,
+    Seed,
+)
 
 
 def draw(
@@ -36,6 +48,7 @@ def draw(
     seed: Seed = None,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
+    compile: Compile = False,
 ) -> None:
     """Draw a picture of a prompt.
 
@@ -58,7 +71,7 @@ def draw(
     images, failures = open_images(image or [])
     if failures:
         raise ValueError("\n".join(failures))
-    pipeline = load_pipeline(load(checkpoint, device, dtype.value), decoder and decoder.value)
+    pipeline = load_pipeline(load(checkpoint, device, dtype.value, compile), decoder and decoder.value)
     seed, generator = make_generator(seed)
     (drawing,) = pipeline(
         [*(picture for _, picture in images), prompt] if images else prompt,

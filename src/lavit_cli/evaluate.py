@@ -208,6 +208,14 @@ def evaluate(
     shown: Annotated[int, typer.Option(min=1, help="Samples on the page: the first ones.")] = 36,
     device: Device = "auto",
     dtype: RunDtype = Dtype.auto,
+    compile: Annotated[
+        bool | None,
+        typer.Option(
+            "--compile/--no-compile",
+            help="Compile what draws pictures and writes without beams.",
+            show_default="yes on a CUDA device",
+        ),
+    ] = None,
 ) -> None:
     """Measure how well a checkpoint describes, answers, draws and reconstructs.
 
@@ -287,7 +295,7 @@ def evaluate(
     state, device = join_processes(device)
     with state.main_process_first():  # so that one process fills the cache of `datasets`
         tasks = evaluation.build_tasks(settings)
-    lavit = load(checkpoint, device, dtype.value)
+    lavit = load(checkpoint, device, dtype.value, compile)
     evaluated = evaluation.EvaluatedCheckpoint(
         checkpoint, lavit.model, lavit.processor, functools.partial(load_pipeline, lavit)
     )

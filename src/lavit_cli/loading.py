@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
+from lavit_hf.modeling.compiled_steps import compiles_on
 from lavit_hf.training.language_model.adapters import apply_adapter, find_adapter
 from lavit_hf.utils.distributed import process_state
 from lavit_hf.utils.progress import bar_options
@@ -39,39 +40,54 @@ class Lavit:
         processor: With the model's visual tokenizer, which gives images codes.
         random_weights: Whether the checkpoint's card says that its weights are random.
         pixel_decoders: Where its pixel decoders are.
+        compiles: Whether what runs often is compiled.
     """
 
     model: LavitForConditionalGeneration
     processor: ImageTextProcessor
     random_weights: bool
     pixel_decoders: str
+    compiles: bool = False
 
 
-def load(model: str, device: str = "auto", dtype: str = "auto") -> Lavit:
+def load(model: str, device: str = "auto", dtype: str = "auto", compile: bool | None = False) -> Lavit:
     """Loads a checkpoint.
 
     Args:
         model: Directory, or name on the Hub; of adapters of LoRA, too, which are merged into their base.
         device: `"auto"` is the first CUDA device, or the CPU if there is none.
-        dtype: `"auto"` is float32 on a CPU, where half precision can be 100 times slower, and as stored elsewhere.
+        dtype: `"auto"` is half precision on CUDA devices (bfloat16 where they compute in it), float32 on a CPU, where
+            half precision can be 100 times slower, and as stored elsewhere.
+        compile: Whether to compile what runs often; `None` compiles where it is possible.
 
     Returns:
         Model and processor.
 
     Raises:
-        ValueError: The checkpoint or the device cannot be used.
+        ValueError: The checkpoint or the device cannot be used, or not compiled for.
     """
-    target, dtype = _prepare(device, dtype)
+    target = _prepare(device)
+    compiles = compiles_on(target) if compile is None else compile
+    if compiles and not compiles_on(target):
+        raise ValueError(
+            f"--compile cannot be used on {target}: it needs a CUDA device, with Triton and a C compiler such as gcc."
+        )
+    return _load(model, target, running_dtype(target) if dtype == "auto" else dtype, compiles)
+
+
+def _load(model: str, target: torch.device, dtype: str, compiles: bool) -> Lavit:
     adapter = find_adapter(model)
     base = adapter.base if adapter else model
     loaded = _load_model(base, dtype)
     if adapter:
         loaded = apply_adapter(loaded, adapter)
     loaded = loaded.to(target).eval()  # type: ignore[arg-type]  # its wrapper hides self
+    if not compiles:
+        loaded.generation_config.disable_compile = True
     processor = _load_processor(adapter.processor if adapter else model, loaded.visual_tokenizer)
     card = Path(base) / "README.md"
     tags = ModelCard.load(card, ignore_metadata_errors=True).data.tags if card.is_file() else None
-    return Lavit(loaded, processor, RANDOM_WEIGHTS_TAG in (tags or []), pixel_decoders=base)
+    return Lavit(loaded, processor, RANDOM_WEIGHTS_TAG in (tags or []), pixel_decoders=base, compiles=compiles)
 
 
 def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
@@ -93,11 +109,15 @@ def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
 
 
 def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> ImageTextProcessor:
-    """Loads a checkpoint's processor and visual tokenizer, and nothing of its language model; see `load`."""
+    """Loads a checkpoint's processor and visual tokenizer, and nothing of its language model; see `load`.
+
+    `"auto"` does not round more than it has to: float32 on a CPU, and as stored elsewhere.
+    """
+    target = _prepare(device)
+    dtype = "float32" if dtype == "auto" and target.type == "cpu" else dtype
     adapter = find_adapter(model)
     if adapter and adapter.touches_visual_tokenizer:
-        return load(model, device, dtype).processor
-    target, dtype = _prepare(device, dtype)
+        return _load(model, target, dtype, compiles=False).processor
     base = adapter.base if adapter else model
     try:
         with bars_of_loading(base):
@@ -129,7 +149,8 @@ def load_pipeline(lavit: Lavit, decoder: str | None = None) -> LavitTextToImageP
         raise ValueError(f"{lavit.pixel_decoders} cannot draw: {error}") from error
     # No bars for what takes less than a second.
     pipeline.set_progress_bar_config(**bar_options("Drawing", delay=1.0, leave=False))
-    return pipeline.to(lavit.model.device)
+    pipeline = pipeline.to(lavit.model.device)
+    return pipeline.optimize(warm_up=False) if lavit.compiles else pipeline
 
 
 def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> ImageTextProcessor:
@@ -138,12 +159,20 @@ def _load_processor(model: str, visual_tokenizer: LavitVisualTokenizer) -> Image
     return ImageTextProcessor.from_pretrained(model, visual_tokenizer=visual_tokenizer)
 
 
-def _prepare(device: str, dtype: str) -> tuple[torch.device, str]:
-    """The device, and the dtype that `auto` stands for."""
+def _prepare(device: str) -> torch.device:
     if not os.environ.get("LAVIT_DEBUG"):
         logging.set_verbosity_error()
-    target = resolve_device(device)
-    return target, "float32" if dtype == "auto" and target.type == "cpu" else dtype
+    return resolve_device(device)
+
+
+def running_dtype(device: torch.device) -> str:
+    """The dtype that `auto` stands for where a model runs: the one that the device computes fastest in."""
+    if device.type != "cuda":
+        return "float32" if device.type == "cpu" else "auto"
+    major, _ = torch.cuda.get_device_capability(device)
+    if major >= 8:  # Ampere
+        return "bfloat16"
+    return "float16" if major == 7 else "float32"  # Volta and Turing; before them, halves are slow
 
 
 def resolve_device(device: str) -> torch.device:

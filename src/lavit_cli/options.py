@@ -46,7 +46,25 @@ Model = Annotated[
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]
-RunDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
+RunDtype = Annotated[
+    Dtype, typer.Option(help="auto is bfloat16 or float16 on a CUDA device, float32 on a CPU, elsewhere as stored.")
+]
+# What becomes codes once and for all is not rounded more than it is in the checkpoint.
+EncodeDtype = Annotated[Dtype, typer.Option(help="auto is float32 on a CPU, and as stored elsewhere.")]
+Compile = Annotated[
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile on a CUDA device what runs often; the first picture waits for it, so that one takes longer.",
+    ),
+]
+CompileText = Annotated[
+    bool,
+    typer.Option(
+        "--compile/--no-compile",
+        help="Compile on a CUDA device what writes texts, with --beams 1. The first texts wait for it.",
+    ),
+]
 ImageSource = Annotated[str, typer.Argument(help="Image file or URL.", show_default=False)]
 NewDirectory = Annotated[Path, typer.Argument(metavar="OUT", help="Directory to create.", show_default=False)]
 MaxShardSize = Annotated[str, typer.Option(metavar="SIZE", help="Largest file of weights.")]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .checks import check_data, check_output_directory, find_model
-from .options import Device, Dtype, Model, NumTokens, RunDtype
+from .options import Device, Dtype, EncodeDtype, Model, NumTokens
 
 if TYPE_CHECKING:
     from lavit_hf.training.precompute_codes.directory import TokenizationReport
@@ -67,7 +67,7 @@ def tokenize(
     ] = BadSamples.skip,
     threads: Annotated[int, typer.Option(min=1, help="Threads that decode images.")] = 4,
     device: Device = "auto",
-    dtype: RunDtype = Dtype.auto,
+    dtype: EncodeDtype = Dtype.auto,
 ) -> None:
     """Turn the images of a dataset into codes, for training without images.
 

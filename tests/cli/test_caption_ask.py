@@ -145,3 +145,10 @@ def count(function, calls: list):
         return function(*args, **kwargs)
 
     return wrapper
+
+
+@pytest.mark.parametrize("command", [("caption",), ("ask", "What is it?")])
+def test_compiling_is_for_one_beam(lavit, photo: Path, command: tuple[str, ...]) -> None:
+    name, *question = command
+    result = lavit(name, photo, *question, "--compile")
+    assert result.exit_code == 1 and "--compile goes with --beams 1" in result.output

@@ -143,3 +143,12 @@ def test_interrupting_leaves_no_file(
 
 def _interrupted(*args, **kwargs) -> None:
     raise KeyboardInterrupt
+
+
+def test_compiling_needs_a_gpu(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    result = lavit("draw", "a cat", "-m", random_checkpoint, "-o", tmp_path / "a.png", "--compile", "--device", "cpu")
+    assert result.exit_code == 1
+    assert result.output == (
+        "lavit: error: --compile cannot be used on cpu: it needs a CUDA device, with Triton and a C compiler such as "
+        "gcc.\n"
+    )

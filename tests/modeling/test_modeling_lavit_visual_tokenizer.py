@@ -421,3 +421,20 @@ def test_shards_are_beside_their_index(tmp_path, name):
         OSError, match=f"index.json is no index of weights: '{name}' is not the name of a file beside it"
     ):
         LavitVisualTokenizer.from_pretrained(tmp_path / "lavit")
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 1e-6])
+def test_the_parts_of_embed_compile_in_one_graph_each(smoothing):
+    """What lies between them looks at how many patches are kept, and cannot."""
+    torch._dynamo.reset()
+    tokenizer = build_visual_tokenizer(attention_smoothing=smoothing)
+    pixels = random_pixels(3)
+    with torch.no_grad():
+        expected = [tokenizer.embed(some) for some in (pixels, pixels[:1])]
+        branch = tokenizer.continuous or tokenizer.discrete
+        for part in (tokenizer.vision_model, branch.selector, *branch.merger.layers):
+            part.compile(backend="eager", fullgraph=True)
+        for some, output in zip((pixels, pixels[:1]), expected, strict=True):
+            compiled = tokenizer.embed(some)
+            assert torch.equal(compiled.keep_mask, output.keep_mask)
+            torch.testing.assert_close(compiled.features, output.features)

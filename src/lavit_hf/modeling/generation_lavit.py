@@ -29,10 +29,13 @@ from transformers import (
 from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 
 from .cache_lavit import CACHE_NAME, LavitDynamicCache, find_cache, remember_mask
+from .compiled_steps import KeptCache, compiles_steps, keep_cache, take_cache
 from .configuration_lavit import LavitConfig
 from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, placeholder_lengths, trim_rows
 
 GENERATION_MODES = ("text", "image", "interleaved")
+# Options that make a step generate several ids, or another loop take the steps.
+_OTHER_LOOPS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "custom_generate")
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 PerPrompt: TypeAlias = float | Sequence[float] | torch.Tensor  # a number for all prompts of a call, or one for each
@@ -113,11 +116,14 @@ class SuppressIds(LogitsProcessor):
     """
 
     def __init__(self, ids: list[int]):
-        self.ids = torch.tensor(ids)
+        self.ids = ids
+        self._suppressed: torch.Tensor | None = None
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        self.ids = self.ids.to(scores.device)
-        return scores.index_fill(-1, self.ids[self.ids < scores.shape[-1]], -torch.inf)
+        if self._suppressed is None:  # once, as it waits for the device
+            ids = [id for id in self.ids if id < scores.shape[-1]]
+            self._suppressed = torch.tensor(ids, dtype=torch.long, device=scores.device)
+        return scores.index_fill(-1, self._suppressed, -torch.inf)
 
 
 def unconditional_rows(input_ids: torch.Tensor, config: LavitConfig) -> tuple[torch.Tensor, torch.Tensor]:
@@ -223,7 +229,7 @@ class Guidance(LogitsProcessor):
 
     def keep_prompts(self, output: Any, cache: Any, batch_size: int) -> None:
         """Takes unconditional rows out of what `generate` returns, in place."""
-        if self.is_guided and cache is not None:
+        if self.is_guided and cache is not None and not isinstance(cache, KeptCache):
             cache.reorder_cache(torch.arange(batch_size))  # `batch_select_indices` is for dynamic caches only
         if isinstance(output, torch.Tensor):
             return
@@ -309,6 +315,8 @@ class ImageLength(LogitsProcessor):
                 )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        limits = (self.min_tokens, self.max_tokens, self.end_bias)
+        self.min_tokens, self.max_tokens, self.end_bias = (limit.to(scores.device) for limit in limits)
         starts = open_image_starts(input_ids, self.config)
         num_codes, is_inside = input_ids.shape[1] - starts - 1, starts >= 0
         end = self.config.eoi_token_id
@@ -321,7 +329,6 @@ class ImageLength(LogitsProcessor):
 
     @staticmethod
     def _of_rows(limit: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
-        limit = limit.to(scores.device)
         return limit if limit.ndim == 0 else limit.repeat_interleave(len(scores) // len(limit))
 
 
@@ -341,6 +348,7 @@ class GeneratorDraw(LogitsProcessor):
                 raise TypeError(f"generator must be a torch.Generator, or a list of them, got {type(one).__name__}.")
         self.generator = generator
         self.criteria = StoppedRows()
+        self.is_impossible: torch.Tensor | None = None  # whether there was nothing to draw from
 
     def check_number(self, batch_size: int) -> None:
         """Raises a `ValueError` unless there is one generator, or one for each of so many sequences."""
@@ -350,37 +358,55 @@ class GeneratorDraw(LogitsProcessor):
             )
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
+        # `torch.multinomial` draws by the same numbers, but looks at the probabilities first, and so waits for them.
         probabilities = scores.softmax(dim=-1)
-        if isinstance(self.generator, list):
-            # The generator of a stopped row stays where it is: what is drawn from it later must not depend on how
-            # long the others are.
-            drawn = scores.argmax(dim=-1)
-            for row in self.criteria.going_on(len(scores)):
-                drawn[row] = _draw(probabilities[row, None], self.generator[row])[0]
-        else:
-            drawn = _draw(probabilities, self.generator)
-        is_drawn = torch.zeros_like(scores, dtype=torch.bool).scatter(1, drawn[:, None], True)
+        is_impossible = probabilities.isnan().any()
+        self.is_impossible = is_impossible if self.is_impossible is None else self.is_impossible | is_impossible
+        drawn = (probabilities / self._noise(scores)).argmax(dim=-1, keepdim=True)
+        is_drawn = torch.zeros_like(scores, dtype=torch.bool).scatter(1, drawn, True)
         return scores.masked_fill(~is_drawn, -torch.inf)
 
+    def check_scores(self) -> None:
+        """Raises a `ValueError` if a step had no number to draw by; looked at once, as that waits for the device."""
+        if self.is_impossible is not None and self.is_impossible:
+            raise ValueError(
+                "There was nothing to draw from: the logits were no numbers (NaN), or options left no id to generate."
+            )
 
-def _draw(probabilities: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    drawn = torch.multinomial(probabilities.to(generator.device), 1, generator=generator)
-    return drawn[:, 0].to(probabilities.device)
+    def _noise(self, scores: torch.Tensor) -> torch.Tensor:
+        """Exponentially distributed numbers, `[batch, vocabulary]`, from each row's generator or the only one."""
+        if isinstance(self.generator, torch.Generator):
+            return _exponential(scores, self.generator)
+        noise = torch.ones_like(scores)
+        for row, generator in enumerate(self.generator):
+            # The generator of a stopped row stays where it is: what is drawn from it later must not depend on how
+            # long the others are.
+            if row not in self.criteria.stopped:
+                noise[row] = _exponential(scores[row], generator)
+        return noise
+
+
+def _exponential(like: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    noise = torch.empty_like(like, device=generator.device).exponential_(generator=generator)
+    if noise.device == like.device:
+        return noise
+    # From pinned memory the copy waits for nothing.
+    return (noise.pin_memory() if like.device.type == "cuda" else noise).to(like.device, non_blocking=True)
 
 
 class StoppedRows(StoppingCriteriaList):
     """Criteria that remember which rows they have stopped."""
 
-    stopped: torch.Tensor | None = None
+    def __init__(self, criteria: Sequence[Any] = ()):
+        super().__init__(criteria)
+        self.stopped: set[int] = set()
 
     def __call__(self, input_ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
         stopped = super().__call__(input_ids, scores, **kwargs)
-        self.stopped = stopped if self.stopped is None else self.stopped | stopped
+        # It waits for the device, but here transformers does the same right after it; in the next step, when the
+        # model has been launched, it would wait for that.
+        self.stopped.update(row for row, is_stopped in enumerate(stopped.tolist()) if is_stopped)
         return stopped
-
-    def going_on(self, batch_size: int) -> list[int]:
-        """Rows that no criterion has stopped."""
-        return list(range(batch_size)) if self.stopped is None else (~self.stopped).nonzero().flatten().tolist()
 
 
 class PromptStreamer(BaseStreamer):
@@ -476,7 +502,10 @@ class LavitGenerationMixin(_Generative):
                 longer and more detailed.
             kwargs: Model inputs (what the processor returned) and generation options, see
                 [`GenerationMixin.generate`]. When drawing, `guidance_scale` applies classifier-free guidance in one
-                batch; the unconditional context is the image start alone, or `negative_prompt_ids`.
+                batch; the unconditional context is the image start alone, or `negative_prompt_ids`. On a GPU,
+                transformers compiles the steps of calls with `max_new_tokens` and without beams, in a static cache
+                that is kept for the next call, unless `cache_implementation`, a cache or `disable_compile` say
+                otherwise.
 
         Returns:
             Prompt and new ids, `[batch * num_return_sequences, sequence + new]`, or a `ModelOutput` as in
@@ -530,9 +559,14 @@ class LavitGenerationMixin(_Generative):
         processors.append(SuppressIds(self._forbidden_ids(mode, options)))
         if kwargs.get("streamer") is not None and prompt is not None and kwargs["input_ids"] is not prompt:
             kwargs["streamer"] = PromptStreamer(kwargs["streamer"], prompt)
+        static_cache = self._take_static_cache(options, processors, args)
+        if static_cache is not None:
+            kwargs[CACHE_NAME] = static_cache
         output = super().generate(  # type: ignore[misc]  # what transformers takes for itself no model fits
             None, options.generation_config, processors, *args, **kwargs
         )
+        if static_cache is not None:
+            keep_cache(self, static_cache)
         return output if prompt is None else self._complete(output, prompt, options)
 
     def _sample(  # type: ignore[override]
@@ -561,9 +595,29 @@ class LavitGenerationMixin(_Generative):
         output = super()._sample(  # type: ignore[misc]  # see `generate`
             input_ids, LogitsProcessorList(processors), stopping_criteria, generation_config, **kwargs
         )
+        if draw is not None:
+            draw.check_scores()
         if guidance is not None:
             guidance.keep_prompts(output, kwargs.get(CACHE_NAME), len(input_ids))
         return output
+
+    def _take_static_cache(
+        self, options: _Options, processors: list[LogitsProcessor], args: tuple[Any, ...]
+    ) -> KeptCache | None:
+        """A static cache for a call whose steps transformers can compile, unless the caller has said anything else.
+
+        Who asks for outputs gets the cache, too, and may go on from it: a static one has no room for that.
+        """
+        length, input_ids = options.get("max_new_tokens"), options.kwargs.get("input_ids")
+        said = ("cache_implementation", "disable_compile", "return_dict_in_generate", "prefill_chunk_size")
+        others = any(options.get(name) for name in (*said, "synced_gpus", *_OTHER_LOOPS))
+        if args or others or length is None or input_ids is None or options.kwargs.get(CACHE_NAME) is not None:
+            return None
+        if options.get("use_cache") is False or (options.get("num_beams") or 1) > 1 or not compiles_steps(self):
+            return None
+        is_guided = any(isinstance(one, Guidance) and one.is_guided for one in processors)
+        rows = len(input_ids) * options.num_rows * (2 if is_guided else 1)
+        return take_cache(self, rows, input_ids.shape[1] + length)
 
     def _forbidden_ids(self, mode: str, options: _Options) -> list[int]:
         """Ids that the mode never generates; the placeholder is one even after the embeddings have been resized."""
@@ -679,8 +733,7 @@ class LavitGenerationMixin(_Generative):
         num_beams = options.get("num_beams") or 1
         if num_beams > 1:
             raise ValueError(f"{what} cannot be combined with num_beams={num_beams}; sample or decode greedily.")
-        others = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit", "use_mtp", "custom_generate")
-        for name in others:
+        for name in _OTHER_LOOPS:
             if options.get(name):
                 raise ValueError(f"{what} cannot be combined with {name}: ids are generated one by one.")
 

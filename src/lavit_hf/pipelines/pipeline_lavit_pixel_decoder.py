@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -23,7 +24,7 @@ from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
 from .pixel_decoder_loading import PixelDecoderStorage
-from .unet_and_vae import UNetAndVaeMixin
+from .unet_and_vae import _WARM_UP_STEPS, UNetAndVaeMixin
 
 logger = logging.get_logger(__name__)
 
@@ -541,6 +542,15 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         if not latents.isfinite().all():
             raise ValueError("`latents` must be finite; they hold NaN or infinity.")
 
+    def _save(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
+        self.check_weights("Saving")
+        super()._save(save_directory, *args, **kwargs)
+
+    def _warm_up(self, batch_size: int, **size: Any) -> None:
+        options: dict[str, Any] = {"num_inference_steps": _WARM_UP_STEPS, "output_type": "pt", **size}
+        generator = torch.Generator().manual_seed(0)  # the caller's random state stays as it is
+        self._draw_in_memory(lambda: self([[0]] * batch_size, generator=generator, **options))
+
     def encode_codes(
         self, images: list[torch.Tensor], num_images_per_prompt: int, device: torch.device
     ) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
@@ -591,7 +601,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         (noise,) = self.unet(
             inputs.to(self.unet.dtype), timestep, encoder_hidden_states=prompt_embeds, return_dict=False, **options
         )
-        noise = noise.float()
+        noise = noise.to(torch.float32, copy=True)  # CUDA graphs write the next one to the same place
         if is_guided:
             negative, positive = noise.chunk(2)
             noise = negative + self.guidance_scale * (positive - negative)

@@ -40,6 +40,7 @@ _MODEL_OPTIONS = ("variant", "device_map", "max_memory", "offload_folder", "use_
 # What the original draws with (LaVIT paper, appendix; its own scripts).
 _TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
 _MIN_CODES, _MAX_CODES = 20, 200
+_WARM_UP_CODES = 4
 _IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor)
 
 
@@ -282,6 +283,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         save_and_push(self._save, save_directory, push_to_hub=push_to_hub, **kwargs)
 
     def _save(self, save_directory: str | os.PathLike[str], variant: str | None, **kwargs: Any) -> None:
+        self.check_weights("Saving")
         sharding = {name: kwargs[name] for name in ("max_shard_size",) if name in kwargs}
         with keep_config(Path(save_directory), variant):
             self.model.save_pretrained(save_directory, variant=variant, **sharding)
@@ -489,6 +491,19 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         output = pixel_decoder(codes, generator=generator, **drawing)
         self.maybe_free_model_hooks()
         return _output(output, codes, return_dict)
+
+    def _warm_up(self, batch_size: int, **size: Any) -> None:
+        """Writes a few codes, in a cache of the usual length, and draws with the pixel decoder."""
+        _, most = self.default_lengths
+        self.generate_codes(
+            self.encode_prompt([""] * batch_size, [[]] * batch_size),
+            guidance_scale=self.default_guidance_scale(has_images=False),
+            max_new_tokens=most,
+            max_drawn_tokens=min(most, _WARM_UP_CODES),
+            do_sample=True,
+            generator=torch.Generator().manual_seed(0),
+        )
+        self.pixel_decoder._warm_up(batch_size, **size)
 
     def default_guidance_scale(self, has_images: bool) -> float:
         """How much prompts with or without images are stressed if nothing is said."""
