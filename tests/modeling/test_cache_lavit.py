@@ -11,8 +11,11 @@ from transformers import DynamicCache, StaticCache
 from transformers.utils import logging as transformers_logging
 
 from lavit_hf import LavitDynamicCache, LavitForConditionalGeneration
-from lavit_hf.modeling.cache_lavit import CACHE_NAME
-from lavit_hf.modeling.generation_lavit import LavitGenerateBeamDecoderOnlyOutput, LavitGenerateDecoderOnlyOutput
+from lavit_hf.modeling.cache_lavit import (
+    CACHE_NAME,
+    LavitGenerateBeamDecoderOnlyOutput,
+    LavitGenerateDecoderOnlyOutput,
+)
 from tiny_models import (
     NUM_IMAGES,
     NUM_PATCHES,

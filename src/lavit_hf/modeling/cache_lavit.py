@@ -7,12 +7,13 @@ know the real one: this cache, or the caller, who finds it in the outputs.
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from transformers import DynamicCache
 from transformers.cache_utils import Cache
+from transformers.generation import GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 # What transformers calls the cache, as an argument and in outputs. Callers may pass it by either name in any version.
@@ -147,3 +148,28 @@ def remember_mask(cache: Cache | None, attention_mask: torch.Tensor, is_new: boo
     elif is_new and type(cache) is DynamicCache:
         return LavitDynamicCache.take_over(cache, attention_mask)
     return cache
+
+
+@dataclass
+class LavitGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
+    """Output of `generate`.
+
+    Args:
+        attention_mask: Mask to go on from the cache with `sequences`, of the same size. Rows are packed to
+            the right in the cache, without empty placeholders. `None` if no mask was given, and none is needed.
+    """
+
+    attention_mask: torch.Tensor | None = None
+
+
+@dataclass
+class LavitGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
+    """Output of `generate` with beams; see [`LavitGenerateDecoderOnlyOutput`]."""
+
+    attention_mask: torch.Tensor | None = None
+
+
+OUTPUTS: dict[type, Any] = {
+    GenerateDecoderOnlyOutput: LavitGenerateDecoderOnlyOutput,
+    GenerateBeamDecoderOnlyOutput: LavitGenerateBeamDecoderOnlyOutput,
+}

@@ -47,7 +47,8 @@ class KeptCache(StaticCache):
         return self.kind == self._kind(model, rows) and length <= self.length <= 2 * max(length, LENGTH_MULTIPLE)
 
     def num_bytes(self) -> int:
-        return sum(tensor.nbytes for layer in self.layers for tensor in (layer.keys, layer.values))
+        tensors = (getattr(layer, name, None) for layer in self.layers for name in ("keys", "values"))
+        return sum(one.nbytes for one in tensors if isinstance(one, torch.Tensor))
 
     @staticmethod
     def _kind(model: PreTrainedModel, rows: int) -> tuple:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, cast
 
 import torch
@@ -26,9 +25,9 @@ from transformers import (
     PreTrainedModel,
     StoppingCriteriaList,
 )
-from transformers.generation import BaseStreamer, GenerateBeamDecoderOnlyOutput, GenerateDecoderOnlyOutput
+from transformers.generation import BaseStreamer
 
-from .cache_lavit import CACHE_NAME, LavitDynamicCache, find_cache, remember_mask
+from .cache_lavit import CACHE_NAME, OUTPUTS, LavitDynamicCache, find_cache, remember_mask
 from .compiled_steps import KeptCache, compiles_steps, keep_cache, take_cache
 from .configuration_lavit import LavitConfig
 from .image_placeholders import find_empty_placeholders, full_mask, pack_rows, placeholder_lengths, trim_rows
@@ -39,31 +38,6 @@ _OTHER_LOOPS = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_
 
 Generators: TypeAlias = torch.Generator | list[torch.Generator] | None
 PerPrompt: TypeAlias = float | Sequence[float] | torch.Tensor  # a number for all prompts of a call, or one for each
-
-
-@dataclass
-class LavitGenerateDecoderOnlyOutput(GenerateDecoderOnlyOutput):
-    """Output of `generate`.
-
-    Args:
-        attention_mask: Mask to go on from the cache with `sequences`, of the same size. Rows are packed to
-            the right in the cache, without empty placeholders. `None` if no mask was given, and none is needed.
-    """
-
-    attention_mask: torch.Tensor | None = None
-
-
-@dataclass
-class LavitGenerateBeamDecoderOnlyOutput(GenerateBeamDecoderOnlyOutput):
-    """Output of `generate` with beams; see [`LavitGenerateDecoderOnlyOutput`]."""
-
-    attention_mask: torch.Tensor | None = None
-
-
-_OUTPUTS: dict[type, Any] = {
-    GenerateDecoderOnlyOutput: LavitGenerateDecoderOnlyOutput,
-    GenerateBeamDecoderOnlyOutput: LavitGenerateBeamDecoderOnlyOutput,
-}
 
 
 class _Options:
@@ -908,11 +882,11 @@ class LavitGenerationMixin(_Generative):
         if isinstance(output, torch.Tensor):
             return sequences
         output.sequences = sequences
-        if type(output) not in _OUTPUTS:  # of another's `custom_generate`
+        if type(output) not in OUTPUTS:  # of another's `custom_generate`
             return output
         if kwargs.get("mm_encoder_outputs") is not None and kwargs.get(CACHE_NAME) is None:
             known = full_mask(mask, used, 0).repeat_interleave(options.num_rows, dim=0)
             output[CACHE_NAME] = remember_mask(getattr(output, CACHE_NAME), known, is_new=True)
         if mask is not None:
             mask = torch.nn.functional.pad(mask.repeat_interleave(repeats, dim=0), (0, num_new), value=1)
-        return _OUTPUTS[type(output)](**output, attention_mask=mask)
+        return OUTPUTS[type(output)](**output, attention_mask=mask)
