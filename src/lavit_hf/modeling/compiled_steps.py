@@ -8,11 +8,11 @@ they would have to be recorded again. Its length is rounded up, so that prompts 
 
 from __future__ import annotations
 
-import importlib.util
 import math
 import os
 import shutil
 import threading
+from importlib.util import find_spec
 from weakref import WeakKeyDictionary
 
 import torch
@@ -103,7 +103,7 @@ def compiles_steps(model: PreTrainedModel) -> bool:
 
 def compiles_on(device: torch.device) -> bool:
     """Whether models on the device wait for launches, and what compiles for it is there."""
-    if device.type != "cuda" or importlib.util.find_spec("triton") is None:
+    if device.type != "cuda" or find_spec("triton") is None:
         return False
     return "CC" in os.environ or any(shutil.which(compiler) for compiler in _COMPILERS)
 

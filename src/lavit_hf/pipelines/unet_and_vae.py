@@ -10,8 +10,8 @@ import torch
 from diffusers import AutoencoderKL, UNet2DConditionModel
 from diffusers.loaders import StableDiffusionLoraLoaderMixin
 from diffusers.models.attention_processor import Attention
-from diffusers.utils import logging
 from torch import nn
+from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
 
