@@ -64,7 +64,7 @@ def test_parts_of_a_mixture(tmp_path):
 @pytest.mark.parametrize(
     ("part", "message"),
     [
-        ({"path": "a", "wieght": 2}, "recipe.yaml: mixture: 'wieght' is none of path, weight, split"),
+        ({"path": "a", "share": 2}, "recipe.yaml: mixture: 'share' is none of path, weight, split"),
         ({"path": "a", "weight": "two"}, "mixture: weight has to be a number; it is 'two'"),
         ({"weight": 2}, "mixture: {'weight': 2} lacks path"),
         (3, "mixture has to be a list, each item a mapping of path, weight, split"),
