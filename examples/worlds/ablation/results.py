@@ -64,7 +64,7 @@ class Results:
 
 def _shares_to_markdown(title: str, rows: dict[str, dict[str, Any]]) -> list[str]:
     """A table of everything of which a share was measured, the whole first."""
-    measured = [name for name, value in next(iter(rows.values()), {}).items() if "interval" in _as_dict(value)]
+    measured = [name for name, value in next(iter(rows.values()), {}).items() if _as_dict(value).get("interval")]
     if not measured:
         return []
     heads = [name.replace("_", " ") for name in measured]
