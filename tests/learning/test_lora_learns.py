@@ -130,7 +130,7 @@ def test_a_frozen_model_learns_a_new_style_of_captions(tmp_path):
         processor,
         captioned(few, new_caption),
         tmp_path,
-        max_steps=150,
+        max_steps=250,
         per_device_train_batch_size=16,
         learning_rate=5e-3,
     )

@@ -94,6 +94,9 @@ def test_captions_are_the_same(tiny, taken):
     assert torch.equal(tiny.generate(**inputs, max_new_tokens=6), expected) and len(taken) == 1
 
 
+@pytest.mark.skipif(
+    torch.__version__ < compiled_steps.OLDEST_TORCH, reason="so old a PyTorch does not, and is not asked to"
+)
 def test_prompts_and_batches_of_any_size_share_few_compilations(tiny):
     """Of the first shapes; then for any length, and any number of rows but one. PyTorch gives up after eight."""
 
@@ -203,11 +206,15 @@ def test_a_cpu_does_not_compile():
 def test_a_gpu_without_a_compiler_does_not_compile(monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(compiled_steps, "find_spec", lambda name: object())
+    monkeypatch.setattr(compiled_steps, "OLDEST_TORCH", (2,))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(compiled_steps.shutil, "which", lambda name: None)
     assert not compiled_steps.compiles_on(device)
     monkeypatch.setattr(compiled_steps.shutil, "which", lambda name: name == "clang")
     assert compiled_steps.compiles_on(device)
+    with monkeypatch.context() as patch:
+        patch.setattr(compiled_steps, "OLDEST_TORCH", (99,))
+        assert not compiled_steps.compiles_on(device)
     monkeypatch.setattr(compiled_steps, "find_spec", lambda name: None)
     assert not compiled_steps.compiles_on(device)
 

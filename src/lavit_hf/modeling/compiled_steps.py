@@ -24,6 +24,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 LENGTH_MULTIPLE = 128  # of positions in a cache
+OLDEST_TORCH = (2, 13)  # tested; 2.8 compiles a step anew for every size, until it gives up
 _KEPT_SHARE = 0.1  # of a GPU's memory, at most
 _COMPILERS = ("cc", "gcc", "clang")  # one of which Triton needs
 
@@ -103,7 +104,7 @@ def compiles_steps(model: PreTrainedModel) -> bool:
 
 def compiles_on(device: torch.device) -> bool:
     """Whether models on the device wait for launches, and what compiles for it is there."""
-    if device.type != "cuda" or find_spec("triton") is None:
+    if device.type != "cuda" or torch.__version__ < OLDEST_TORCH or find_spec("triton") is None:
         return False
     return "CC" in os.environ or any(shutil.which(compiler) for compiler in _COMPILERS)
 
