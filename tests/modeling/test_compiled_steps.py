@@ -206,14 +206,14 @@ def test_a_cpu_does_not_compile():
 def test_a_gpu_without_a_compiler_does_not_compile(monkeypatch):
     device = torch.device("cuda")
     monkeypatch.setattr(compiled_steps, "find_spec", lambda name: object())
-    monkeypatch.setattr(compiled_steps, "OLDEST_TORCH", (2,))
+    monkeypatch.setattr(compiled_steps, "OLDEST_TORCH", "2")
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.setattr(compiled_steps.shutil, "which", lambda name: None)
     assert not compiled_steps.compiles_on(device)
     monkeypatch.setattr(compiled_steps.shutil, "which", lambda name: name == "clang")
     assert compiled_steps.compiles_on(device)
     with monkeypatch.context() as patch:
-        patch.setattr(compiled_steps, "OLDEST_TORCH", (99,))
+        patch.setattr(compiled_steps, "OLDEST_TORCH", "99")
         assert not compiled_steps.compiles_on(device)
     monkeypatch.setattr(compiled_steps, "find_spec", lambda name: None)
     assert not compiled_steps.compiles_on(device)

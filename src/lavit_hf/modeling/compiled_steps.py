@@ -24,7 +24,7 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 LENGTH_MULTIPLE = 128  # of positions in a cache
-OLDEST_TORCH = (2, 13)  # tested; 2.8 compiles a step anew for every size, until it gives up
+OLDEST_TORCH = "2.13"  # tested; 2.8 compiles a step anew for every size, until it gives up
 _KEPT_SHARE = 0.1  # of a GPU's memory, at most
 _COMPILERS = ("cc", "gcc", "clang")  # one of which Triton needs
 
