@@ -68,6 +68,9 @@ class ModelArguments:
     vision_model: str | None = field(
         default=None, metadata={"help": "Its vision encoder, if there is no visual tokenizer: it will not draw then."}
     )
+    attn_implementation: str | None = field(
+        default=None, metadata={"help": "Attention of the language model, such as sdpa (default) or eager."}
+    )
     init_code_embeddings: bool = field(
         default=False, metadata={"help": "Start the embeddings of visual ids from the codebook, not at random."}
     )
@@ -141,6 +144,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     torch.manual_seed(args.seed)  # for what is new
     model, processor = load_model(model_args)
+    if model_args.attn_implementation is not None:
+        model.set_attn_implementation({"text_config": model_args.attn_implementation})
     train_dataset = load_training_data(data_args, stream_args, args, model)
     is_packable = not data_args.packing or data_args.keep_rate_range is not None
     reads_features = train_dataset.image_column != "codes" and is_packable

@@ -63,6 +63,17 @@ def test_scenes(train, tmp_path, capsys):
     ImageTextProcessor.from_pretrained(tmp_path / "out")
 
 
+def test_attention_of_the_language_model_can_be_chosen(train):
+    trainers = [
+        train(model=CHECKPOINT, dataset="scenes", num_scenes=8, max_steps=1, attn_implementation=name)
+        for name in ("sdpa", "eager")
+    ]
+    for trainer, name in zip(trainers, ("sdpa", "eager"), strict=True):
+        assert trainer.model.config.text_config._attn_implementation == name
+        assert trainer.model.visual_tokenizer.config.vision_config._attn_implementation == "sdpa"
+    assert losses(trainers[1]) == pytest.approx(losses(trainers[0]), rel=1e-4)
+
+
 def test_labels_are_smoothed_after_they_are_shifted(train):
     trainer = train(model=CHECKPOINT, dataset="scenes", num_scenes=8, max_steps=1, label_smoothing_factor=0.1)
     batch = next(iter(trainer.get_train_dataloader()))
