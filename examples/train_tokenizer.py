@@ -63,6 +63,10 @@ class ModelArguments:
         default=False, metadata={"help": "Of a visual tokenizer, keep encoder and selector, learn the rest anew."}
     )
     token_decoder: str | None = field(default=None, metadata={"help": "Token decoder of the tokenizer that goes on."})
+    selector_only: bool = field(
+        default=False,
+        metadata={"help": "Of a tokenizer that goes on, only the selector learns; the token decoder stays as it is."},
+    )
     codebook_size: int = field(default=16384, metadata={"help": "Number of visual codes."})
     codebook_dim: int = field(default=32, metadata={"help": "Width of a code."})
     num_layers: int = field(default=12, metadata={"help": "Blocks of the merger, and of the token decoder."})
@@ -161,7 +165,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         ValidationPictures(lambda shown: draw_kept_patches(shown, image_processor, pictures)).attach(trainer)
     VisualTokenizerCallback(on_failure=method_args.on_failure).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
-    save(trainer, image_processor, warns=method_args.on_failure != "ignore")
+    learns_codes = not model_args.selector_only
+    save(trainer, image_processor, warns=learns_codes and method_args.on_failure != "ignore")
     if train_dataset.num_bad_samples:
         print(f"{train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
     if eval_dataset is not None:
@@ -191,6 +196,7 @@ def load_model(
     names += ("revive_every_steps", "kmeans_tokens_per_code", "center_targets")
     values = {name: getattr(method_args, name) for name in names}
     values["seed"] = args.seed
+    calibration_steps = max(1, min(20, updates // 20)) * args.gradient_accumulation_steps
     part = load_vision_part(model_args)
     is_trained = part.config.model_type == "lavit_visual_tokenizer"
     if model_args.new_codes and not is_trained:
@@ -198,9 +204,27 @@ def load_model(
     selector = part.discrete.selector if model_args.new_codes else None
     if is_trained and selector is None:
         decoder = model_args.token_decoder and LavitTokenDecoder.from_pretrained(model_args.token_decoder)
-        return LavitVisualTokenizerForPreTraining.from_vision_pretrained(
+        if model_args.selector_only:
+            if decoder is None:
+                raise SystemExit("--selector_only needs the --token_decoder that was trained with the tokenizer.")
+            steps = forwards(method_args.selector_steps)
+            if not 0 <= steps < forwards(updates) - calibration_steps:
+                raise SystemExit(
+                    f"The selector learns for {steps} steps and is then calibrated for {calibration_steps}, which "
+                    f"does not fit into {forwards(updates)}: raise --max_steps or lower --selector_steps."
+                )
+            # What a patch tells is what its own features tell: they are neither merged nor quantized here.
+            values |= {"bypass_merger_steps": forwards(updates) + 1, "quantize_after_steps": forwards(updates) + 1}
+            values |= {"selector_steps": steps, "calibration_steps": calibration_steps}
+        model = LavitVisualTokenizerForPreTraining.from_vision_pretrained(
             vision_model=part, token_decoder=decoder or None, **values
         )
+        if model_args.selector_only:
+            model.requires_grad_(False)
+            model.visual_tokenizer.discrete.selector.requires_grad_(True)
+        return model
+    if model_args.selector_only:
+        raise SystemExit("--selector_only is for a --vision_model that is a visual tokenizer, without --new_codes.")
     new = {"codebook_size": model_args.codebook_size, "codebook_dim": model_args.codebook_dim}
     common = {"initializer_range": model_args.initializer_range}
     selector_steps = 0 if selector is not None else method_args.selector_steps
@@ -214,7 +238,7 @@ def load_model(
         },
         bypass_merger_steps=forwards(method_args.bypass_merger_steps),
         selector_steps=None if selector_steps < 0 else forwards(selector_steps),
-        calibration_steps=max(1, min(20, updates // 20)) * args.gradient_accumulation_steps,
+        calibration_steps=calibration_steps,
         quantize_after_steps=forwards(method_args.quantize_after_steps),
         **values,
     )

@@ -11,10 +11,12 @@ random, for `train_tokenizer.py --new_codes`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch.nn import functional as F
 from transformers import HfArgumentParser
@@ -22,6 +24,8 @@ from transformers import HfArgumentParser
 from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
 from lavit_hf.data.worlds import find_world
 from lavit_hf.training import exit_on_write_errors, load_visual_part
+
+_NUM_MEASURED = 500  # scenes
 
 
 @dataclass
@@ -69,6 +73,17 @@ def teach(
     return agreement
 
 
+@torch.no_grad()
+def kept_shares(tokenizer: LavitVisualTokenizer, args: Arguments, image_processor: Any) -> tuple[float, float]:
+    """Which shares of the patches of objects, and of those of backgrounds, are kept in scenes that are new."""
+    world = find_world(args.world)
+    side = math.isqrt(tokenizer.config.num_patches)
+    made = world.labeled_pictures("validation", 0, np.arange(_NUM_MEASURED), side, np.zeros(_NUM_MEASURED, bool))
+    pixel_values = image_processor(list(made.pixels), return_tensors="pt")["pixel_values"]
+    is_kept = torch.cat([tokenizer.encode(some).keep_mask for some in pixel_values.split(args.batch_size)]).numpy()
+    return float(is_kept[made.is_object].mean()), float(is_kept[~made.is_object].mean())
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Carries the selector over."""
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
@@ -80,6 +95,8 @@ def main(arguments: list[str] | None = None) -> None:
     student.discrete.selector.load_state_dict(teacher.discrete.selector.state_dict())
     agreement = teach(teacher, student, args, image_processor)
     print(f"Of the patches, {100 * agreement:.1f} % are kept or dropped as before.")
+    of_objects, of_backgrounds = kept_shares(student, args, image_processor)
+    print(f"Kept are {100 * of_objects:.1f} % of objects' patches, {100 * of_backgrounds:.1f} % of backgrounds'.")
     student.save_pretrained(args.output_dir)
     image_processor.save_pretrained(args.output_dir)
 

@@ -499,6 +499,9 @@ def compose_pretraining_model(
             _fill(model.token_decoder, token_decoder.state_dict())
     else:
         _fill(model.visual_tokenizer.vision_model, part.state_dict())
+    if token_decoder is None:  # so that the parts go together, should training end before tokens are quantized
+        quantizer = model.visual_tokenizer.discrete.quantizer
+        model.token_decoder.codebook.weight.data.copy_(quantizer.codebook.weight.data)
     return model
 
 

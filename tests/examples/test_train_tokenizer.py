@@ -81,6 +81,37 @@ def test_training_of_a_tokenizer_goes_on(train, tmp_path):
     assert changed == {"discrete.quantizer.codebook.weight"}
 
 
+def test_the_selector_learns_alone(train, tmp_path):
+    first = train(
+        **{"vision_model": CHECKPOINT, "from_scratch": True, **SIZES, "dataset": "scenes", "num_scenes": 16},
+        max_steps=2,
+        bypass_merger_steps=2,
+        quantize_after_steps=2,  # its codes are those it began with
+    )
+    parts = {"vision_model": tmp_path / "out/visual_tokenizer", "token_decoder": tmp_path / "out/token_decoder"}
+    options = {**parts, "dataset": "scenes", "num_scenes": 16, "selector_only": True, "output_dir": tmp_path / "next"}
+    trainer = train(**options, max_steps=20, selector_steps=18)
+    before, after = first.model.state_dict(), trainer.model.state_dict()
+    parts = [name for name in after if name.startswith(("visual_tokenizer.", "token_decoder."))]
+    changed = {name for name in parts if not torch.equal(before[name], after[name])}
+    assert changed == {name for name in parts if ".selector." in name}
+    with pytest.raises(SystemExit, match="raise --max_steps or lower --selector_steps"):
+        train(**options, max_steps=20, selector_steps=19)
+    assert trainer.model.phase == "bypass"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"vision_model": CHECKPOINT}, "needs the --token_decoder"),
+        ({"vision_model": CHECKPOINT, "from_scratch": True, **SIZES}, "a --vision_model that is a visual tokenizer"),
+    ],
+)
+def test_only_a_trained_tokenizer_has_a_selector_that_learns_alone(train, options, message):
+    with pytest.raises(SystemExit, match=message):
+        train(**options, dataset="scenes", num_scenes=8, selector_only=True)
+
+
 def test_a_run_that_is_resumed_equals_one_that_is_not(train, tmp_path):
     vision = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes = {"intermediate_size": 32, "image_size": 32, "patch_size": 8}

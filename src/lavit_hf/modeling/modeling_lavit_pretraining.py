@@ -511,11 +511,14 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         metrics.update(losses, cosine, is_kept, log_probs, codes)
         if self.training:
             self.step += 1
+        loss = losses["reconstruction_loss"] + self.config.keep_rate_weight * losses["keep_rate_loss"]
+        loss = loss + self.config.commitment_weight * commitment_loss
+        if self.training and not loss.requires_grad:
+            # A selector that learns alone is calibrated: nothing learns, but trainers go backward all the same.
+            loss = loss + loss.new_zeros((), requires_grad=True)
         rate = is_kept.float().mean(dim=-1)
         return LavitVisualTokenizerForPreTrainingOutput(
-            loss=losses["reconstruction_loss"]
-            + self.config.keep_rate_weight * losses["keep_rate_loss"]
-            + self.config.commitment_weight * commitment_loss,
+            loss=loss,
             **losses,
             cosine=cosine.mean(),
             keep_rate=rate.mean(),
