@@ -1,21 +1,25 @@
 """A run that goes on in other numbers of processes is the run that was not interrupted: losses, and samples."""
 
+import importlib
 import json
 import os
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
+from transformers import Trainer
 
-from examples.test_interruptions import STAGES
+from examples.test_interruptions import EXAMPLES, STAGES
+from lavit_hf.training.trainer_checkpoints import require_sound_sharding
 from tiny_parts import CHECKPOINT
 from training import counted_training
-from training.tiny_training import script_environment
+from training.tiny_training import build_trainer, script_environment
 
-ROOT = Path(__file__).parents[2]
 NUM_SAMPLES, BATCH_SIZE, NUM_UPDATES = 16, 4, 6
 COMMON = {
     "num_scenes": NUM_SAMPLES,
@@ -63,6 +67,17 @@ CASES = [(script, "ddp") for script in OPTIONS]
 CASES += [("train_lm", "sharded"), ("train_lm", "full"), ("finetune_lora", "sharded"), ("finetune_lora", "full")]
 
 
+def command(script: str, folder: Path, **options: object) -> list[str]:
+    values = {**COMMON, **OPTIONS[script], "output_dir": folder / "out", **options}
+    return [part for name, value in values.items() for part in (f"--{name}", str(value))]
+
+
+def example(monkeypatch: pytest.MonkeyPatch, script: str) -> Callable[[list[str]], Trainer]:
+    """The `main` of a script, to run in this process."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    return importlib.import_module(script).main
+
+
 def run(
     python: str,
     script: str,
@@ -75,13 +90,12 @@ def run(
 ) -> subprocess.CompletedProcess[str]:
     """Runs a script; what it trains on is noted in `notes` of the folder."""
     (folder / "notes").mkdir(parents=True, exist_ok=True)
-    values = {**COMMON, **OPTIONS[script], "output_dir": folder / "out", **options}
-    command = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
-    command += ["--max-restarts", str(restarts), counted_training.__file__]
-    command += [json.dumps({"notes": str(folder / "notes"), **(noted or {})}), str(ROOT / "examples" / f"{script}.py")]
-    command += [part for name, value in values.items() for part in (f"--{name}", str(value))]
+    launch = [python, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={num_processes}"]
+    launch += ["--max-restarts", str(restarts), counted_training.__file__]
+    launch += [json.dumps({"notes": str(folder / "notes"), **(noted or {})}), str(EXAMPLES / f"{script}.py")]
     environment = {**os.environ, **script_environment(), **WAYS[way]}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=600)
+    launch += command(script, folder, **options)
+    return subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=600)
 
 
 def losses(folder: Path) -> list[float]:
@@ -143,3 +157,83 @@ def test_other_numbers_of_processes_go_on_as_one_run(python, tmp_path, uninterru
         # AdamW makes steps of up to the learning rate of what is rounding alone, where a gradient should be zero.
         assert all((value.float() - actual[key].float()).abs().max() < 5e-3 for key, value in wanted.items())
     shutil.rmtree(tmp_path / "out")
+
+
+def test_torchrun_goes_on_by_itself_after_a_worker_was_killed(python, tmp_path, uninterrupted):
+    """The command is the same each time, also the first one, when there is nothing to resume from."""
+    options = {"per_device_train_batch_size": 2, "save_strategy": "steps", "save_steps": 2, "restarts": 3}
+    noted = {"sigkill_at": 5}
+    done = run(python, "train_lm", tmp_path, 2, noted=noted, resume_from_checkpoint="latest", **options)
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert "There is no complete checkpoint" in done.stderr and "Signal 9 (SIGKILL)" in done.stderr
+    assert losses(tmp_path) == pytest.approx(losses(uninterrupted("train_lm")), abs=1e-5)
+    found, expected = samples(tmp_path), samples(uninterrupted("train_lm"))
+    assert len(found[5]) > len(expected[5]), "the update that was not saved is computed again"
+    assert {update: set(batch) for update, batch in found.items()} == {n: set(b) for n, b in expected.items()}
+
+
+@pytest.mark.parametrize(
+    ("script", "change", "reason"),
+    [
+        ("train_lm", {"per_device_train_batch_size": 2}, "samples_per_update was 4, is 2.*here are 1 process"),
+        ("finetune_lora", {"num_scenes": 20}, "dataset_size was 16, is 20"),
+        ("train_lm", {"seed": 1}, "seed was 42, is 1"),
+        (
+            "train_tokenizer",
+            {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2},
+            "gradient_accumulation_steps was 1, is 2",
+        ),
+    ],
+)
+def test_other_samples_would_follow(monkeypatch, tmp_path, script, change, reason):
+    """Regression: `Trainer` skips as many updates, whatever their size, and loses samples or takes them twice."""
+    main = example(monkeypatch, script)
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    main(command(script, tmp_path, **options))
+    assert json.loads((tmp_path / "out" / "checkpoint-1" / "run.json").read_text())["samples_per_update"] == 4
+    options |= {"resume_from_checkpoint": "latest", "max_steps": 2, **change}
+    with pytest.raises(ValueError, match=f"checkpoint-1 belongs to another run .{reason}"):
+        main(command(script, tmp_path, **options))
+    assert main(command(script, tmp_path, **options, ignore_data_skip=True)).state.global_step == 2
+
+
+def test_an_update_of_as_many_samples_follows_however_it_is_divided(monkeypatch, tmp_path, uninterrupted):
+    main = example(monkeypatch, "train_lm")
+    options = {"save_strategy": "steps", "save_steps": 3, "resume_from_checkpoint": "latest"}
+    main(command("train_lm", tmp_path, **options))
+    shutil.rmtree(tmp_path / "out" / "checkpoint-6")
+    options |= {"per_device_train_batch_size": 2, "gradient_accumulation_steps": 2}
+    main(command("train_lm", tmp_path, **options))
+    assert losses(tmp_path) == pytest.approx(losses(uninterrupted("train_lm")), abs=1e-5)
+
+
+@pytest.mark.parametrize("way", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
+def test_stage_1_is_not_sharded(monkeypatch, tmp_path, way):
+    main = example(monkeypatch, "train_tokenizer")
+    monkeypatch.setenv(way, "true")
+    with pytest.raises(SystemExit, match="Stage 1 is not for FSDP and DeepSpeed"):
+        main(command("train_tokenizer", tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "precision", "reason"),
+    [
+        ({}, "bf16", r"selector\..* would be sharded, and compute in bf16.*Set fsdp_ignored_modules"),
+        ({"ignored_modules": r".*\.(selector|quantizer)", "fsdp_version": 1}, "no", "Only FSDP2"),
+        ({"ignored_modules": r".*\.(selector|lm_head)"}, "bf16", r"lm_head.weight learns, but fsdp_ignored_modules"),
+        ({"ignored_modules": r".*lm_head"}, "no", r"lm_head.weight learns, but fsdp_ignored_modules"),
+        ({"ignored_modules": r".*\.(selector|quantizer)"}, "bf16", None),
+        ({}, "no", None),
+    ],
+)
+def test_sharding_that_would_go_wrong_in_silence(tmp_path, plugin, precision, reason):
+    trainer = build_trainer(tmp_path)
+    values = {"fsdp_version": 2, "ignored_modules": None, **plugin}
+    accelerator = SimpleNamespace(
+        state=SimpleNamespace(fsdp_plugin=SimpleNamespace(**values)), mixed_precision=precision
+    )
+    if reason is None:
+        require_sound_sharding(trainer.model, accelerator)
+    else:
+        with pytest.raises(ValueError, match=reason):
+            require_sound_sharding(trainer.model, accelerator)

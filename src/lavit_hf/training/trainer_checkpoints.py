@@ -181,7 +181,7 @@ class ResumableTrainerMixin:
                 this run cannot read; or if processes would not train the same model.
         """
         if self.is_fsdp_enabled:
-            _require_sound_sharding(self.model, self.accelerator)
+            require_sound_sharding(self.model, self.accelerator)
         found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
         if found:
             state = str(self.accelerator.state.fsdp_plugin.state_dict_type) if self.is_fsdp_enabled else None
@@ -246,7 +246,12 @@ class ResumableTrainerMixin:
             )
 
 
-def _require_sound_sharding(model: torch.nn.Module, accelerator: Any) -> None:
+def require_sound_sharding(model: torch.nn.Module, accelerator: Any) -> None:
+    """Checks that FSDP, as accelerate is told to use it, trains one model, and the one that is asked for.
+
+    Raises:
+        ValueError: It would not.
+    """
     plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError("Only FSDP2 shards a LaVIT: set fsdp_version: 2, as examples/accelerate/fsdp2.yaml does.")
