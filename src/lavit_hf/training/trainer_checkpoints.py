@@ -187,7 +187,8 @@ class ResumableTrainerMixin:
             state = str(self.accelerator.state.fsdp_plugin.state_dict_type) if self.is_fsdp_enabled else None
             fsdp_state = state and next((name for name in (_FULL, _SHARDED) if name in state), state)
             require_same_sharding(Path(found), self.args.world_size, fsdp_state, self.is_deepspeed_enabled)
-            self.require_same_run(Path(found))
+            if not self.args.ignore_data_skip:
+                self.require_same_run(Path(found))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def save_model(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
@@ -223,7 +224,7 @@ class ResumableTrainerMixin:
         Raises:
             ValueError: Other samples would follow, or the file that says so is damaged.
         """
-        if self.args.ignore_data_skip or not (checkpoint / _RUN_FILE).is_file():
+        if not (checkpoint / _RUN_FILE).is_file():
             return
         try:
             saved = read_json_object(checkpoint / _RUN_FILE)
