@@ -19,7 +19,6 @@ from typing import Any
 import torch
 from peft import get_peft_model
 from transformers import BitsAndBytesConfig, Trainer, TrainingArguments
-from transformers.training_args import ParallelMode
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
@@ -129,11 +128,12 @@ def main(arguments: list[str] | None = None) -> Trainer:
     adapted = get_peft_model(model, lora_config(model, model_args))
     upcast_trained_weights(adapted)
     adapted.print_trainable_parameters()
+    train_dataset = load_training_data(data_args, stream_args, args)
     smoothing = args.label_smoothing_factor
     trainer = StreamTrainer(
         model=adapted,
         args=args,
-        train_dataset=load_training_data(data_args, stream_args, args),
+        train_dataset=train_dataset,
         eval_dataset=None if data_args.eval_split is None else load_split(data_args, data_args.eval_split),
         data_collator=LavitDataCollator(
             processor,
@@ -142,7 +142,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             condition_dropout=data_args.condition_dropout,
             keep_rate_range=data_args.keep_rate_range and tuple(data_args.keep_rate_range),
             max_length=data_args.max_length,
-            blank_image=args.parallel_mode == ParallelMode.DISTRIBUTED,  # torchrun may start a single process
+            blank_image=train_dataset.image_column != "codes",  # any number of processes trains the same
         ),
         processing_class=processor,
         callbacks=[EpochCallback(), CheckpointCallback(), FiniteGradientsCallback()],

@@ -23,7 +23,6 @@ from typing import Any
 
 import torch
 from transformers import Trainer, TrainingArguments
-from transformers.training_args import ParallelMode
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.training import (
@@ -167,8 +166,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         model.visual_tokenizer.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(False)
     attach_visual_tokenizer(processor, model, model_args, args)
-    # Every process has to use the same layers, whatever it draws from the dataset. torchrun may start a single one.
-    blank_image = args.parallel_mode == ParallelMode.DISTRIBUTED and reads_features
+    # Every process has to use the same layers, whatever it draws from the dataset; and one has to train as several do.
+    blank_image = reads_features
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
     if args.train_sampling_strategy == "group_by_length" and not stream_args.is_used:

@@ -11,10 +11,12 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import Trainer
 
 from examples.test_interruptions import EXAMPLES, STAGES
+from lavit_hf.training import VisualTokenizerCallback
 from lavit_hf.training.trainer_checkpoints import require_sound_sharding
 from tiny_parts import CHECKPOINT
 from training import counted_training
@@ -64,7 +66,7 @@ WAYS = {
     "full": {**FSDP, "FSDP_STATE_DICT_TYPE": "FULL_STATE_DICT"},
 }
 CASES = [(script, "ddp") for script in OPTIONS]
-CASES += [("train_lm", "sharded"), ("train_lm", "full"), ("finetune_lora", "sharded"), ("finetune_lora", "full")]
+CASES += [("train_lm", "sharded"), ("train_lm", "full"), ("finetune_lora", "sharded")]
 
 
 def command(script: str, folder: Path, **options: object) -> list[str]:
@@ -95,7 +97,9 @@ def run(
     launch += [json.dumps({"notes": str(folder / "notes"), **(noted or {})}), str(EXAMPLES / f"{script}.py")]
     environment = {**os.environ, **script_environment(), **WAYS[way]}
     launch += command(script, folder, **options)
-    return subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=600)
+    done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=600)
+    (folder / f"stderr-{num_processes}").write_text(done.stderr)
+    return done
 
 
 def losses(folder: Path) -> list[float]:
@@ -207,12 +211,16 @@ def test_an_update_of_as_many_samples_follows_however_it_is_divided(monkeypatch,
     assert losses(tmp_path) == pytest.approx(losses(uninterrupted("train_lm")), abs=1e-5)
 
 
-@pytest.mark.parametrize("way", ["ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED"])
-def test_stage_1_is_not_sharded(monkeypatch, tmp_path, way):
+def test_stage_1_is_not_sharded(monkeypatch, tmp_path):
     main = example(monkeypatch, "train_tokenizer")
-    monkeypatch.setenv(way, "true")
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     with pytest.raises(SystemExit, match="Stage 1 is not for FSDP and DeepSpeed"):
         main(command("train_tokenizer", tmp_path))
+    model = torch.nn.Linear(2, 2)
+    VisualTokenizerCallback().on_train_begin(None, None, None, model=model)
+    model.weight.ds_id = 0  # of ZeRO-3
+    with pytest.raises(ValueError, match="Stage 1 is not for FSDP and DeepSpeed"):
+        VisualTokenizerCallback().on_train_begin(None, None, None, model=model)
 
 
 @pytest.mark.parametrize(
