@@ -96,6 +96,8 @@ def run(
     launch += ["--max-restarts", str(restarts), counted_training.__file__]
     launch += [json.dumps({"notes": str(folder / "notes"), **(noted or {})}), str(EXAMPLES / f"{script}.py")]
     environment = {**os.environ, **script_environment(), **WAYS[way]}
+    # Or the processes that are started again may find the addresses of those before them.
+    environment["TORCH_DISABLE_SHARE_RDZV_TCP_STORE"] = "1"
     launch += command(script, folder, **options)
     done = subprocess.run(launch, env=environment, capture_output=True, text=True, timeout=600)
     (folder / f"stderr-{num_processes}").write_text(done.stderr)
@@ -169,7 +171,7 @@ def test_torchrun_goes_on_by_itself_after_a_worker_was_killed(python, tmp_path, 
     noted = {"sigkill_at": 5}
     done = run(python, "train_lm", tmp_path, 2, noted=noted, resume_from_checkpoint="latest", **options)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "There is no complete checkpoint" in done.stderr and "Signal 9 (SIGKILL)" in done.stderr
+    assert "There is no complete checkpoint" in done.stderr and "exitcode: -9" in done.stderr
     assert losses(tmp_path) == pytest.approx(losses(uninterrupted("train_lm")), abs=1e-5)
     found, expected = samples(tmp_path), samples(uninterrupted("train_lm"))
     assert len(found[5]) > len(expected[5]), "the update that was not saved is computed again"
@@ -228,7 +230,7 @@ def test_stage_1_is_not_sharded(monkeypatch, tmp_path):
     [
         ({}, "bf16", r"selector\..* would be sharded, and compute in bf16.*Set fsdp_ignored_modules"),
         ({"ignored_modules": r".*\.(selector|quantizer)", "fsdp_version": 1}, "no", "Only FSDP2"),
-        ({"ignored_modules": r".*\.(selector|lm_head)"}, "bf16", r"lm_head.weight learns, but fsdp_ignored_modules"),
+        ({"ignored_modules": r".*(selector|lm_head)"}, "bf16", r"lm_head.weight learns, but fsdp_ignored_modules"),
         ({"ignored_modules": r".*lm_head"}, "no", r"lm_head.weight learns, but fsdp_ignored_modules"),
         ({"ignored_modules": r".*\.(selector|quantizer)"}, "bf16", None),
         ({}, "no", None),
