@@ -414,7 +414,10 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         Raises:
             ValueError: Something else would, or a file is missing or damaged.
         """
-        if missing := [name for name in _STATES if not (checkpoint / name).is_file()]:
+        missing = [name for name in _STATES if not (checkpoint / name).is_file()]
+        if not any(checkpoint.glob("rng_state*.pth")):  # one for each process of before
+            missing.append("rng_state.pth")
+        if missing:
             raise ValueError(f"{checkpoint} has no {missing[0]}. Resume from another checkpoint of this training.")
         super().require_same_run(checkpoint)
 
