@@ -105,6 +105,10 @@ class LoraTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warmup, or below 1 their share."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two reports."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: the collator needs all columns."})
+    trust_checkpoint: bool = field(
+        default=False,
+        metadata={"help": "Resume from state that is loaded with all the code in it, as that of DeepSpeed is."},
+    )
 
 
 def main(arguments: list[str] | None = None) -> Trainer:
@@ -112,23 +116,24 @@ def main(arguments: list[str] | None = None) -> Trainer:
     model_args, data_args, stream_args, args = parse_script_arguments(
         (ModelArguments, DataArguments, StreamArguments, LoraTrainingArguments), arguments, __doc__
     )
-    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir, args.trust_checkpoint)
     if model_args.merge_to is not None and os.path.abspath(model_args.merge_to) == os.path.abspath(args.output_dir):
         raise ValueError("--merge_to and --output_dir have to differ: a directory holds adapters or a whole model.")
     if model_args.merge_to is not None and os.path.exists(model_args.merge_to):  # before hours of training
         raise ValueError(f"{model_args.merge_to} exists; --merge_to takes a new directory.")
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
-    attached = {} if is_sharded_run() else {"visual_tokenizer": model.visual_tokenizer}
+    attached = {} if is_sharded_run(args) else {"visual_tokenizer": model.visual_tokenizer}
     processor = ImageTextProcessor.from_pretrained(model_args.model, **attached)
     adapted = get_peft_model(model, lora_config(model, model_args))
     upcast_trained_weights(adapted)
     adapted.print_trainable_parameters()
+    train_dataset = load_training_data(data_args, stream_args, args)
     smoothing = args.label_smoothing_factor
     trainer = StreamTrainer(
         model=adapted,
         args=args,
-        train_dataset=load_training_data(data_args, stream_args, args),
+        train_dataset=train_dataset,
         eval_dataset=None if data_args.eval_split is None else load_split(data_args, data_args.eval_split),
         data_collator=LavitDataCollator(
             processor,
@@ -137,7 +142,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
             condition_dropout=data_args.condition_dropout,
             keep_rate_range=data_args.keep_rate_range and tuple(data_args.keep_rate_range),
             max_length=data_args.max_length,
-            blank_image=args.world_size > 1,
+            blank_image=train_dataset.image_column != "codes",  # any number of processes trains the same
         ),
         processing_class=processor,
         callbacks=[EpochCallback(), CheckpointCallback(), FiniteGradientsCallback()],
@@ -148,6 +153,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         ValidationPictures(lambda shown: draw_captions(shown, processor, pictures)).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
+    trainer.save_state()
     if trainer.is_world_process_zero():
         save_adapter_card(args.output_dir, model_args.model)
     if trainer.train_dataset.num_bad_samples:

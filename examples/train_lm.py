@@ -134,6 +134,10 @@ class LmTrainingArguments(TrainingArguments):
     warmup_steps: float = field(default=0.03, metadata={"help": "Steps of warmup, or below 1 their share."})
     logging_steps: float = field(default=10, metadata={"help": "Steps between two reports."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Leave it: the collator needs all columns."})
+    trust_checkpoint: bool = field(
+        default=False,
+        metadata={"help": "Resume from state that is loaded with all the code in it, as that of DeepSpeed is."},
+    )
 
 
 def main(arguments: list[str] | None = None) -> Trainer:
@@ -141,7 +145,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     model_args, data_args, stream_args, args = parse_script_arguments(
         (ModelArguments, DataArguments, StreamArguments, LmTrainingArguments), arguments, __doc__
     )
-    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
+    checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir, args.trust_checkpoint)
     torch.manual_seed(args.seed)  # for what is new
     model, processor = load_model(model_args)
     if model_args.attn_implementation is not None:
@@ -161,9 +165,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
     if model_args.freeze_image_features or not reads_features:  # without features, no image reaches these
         model.visual_tokenizer.requires_grad_(False)
         model.model.multi_modal_projector.requires_grad_(False)
-    attach_visual_tokenizer(processor, model, model_args)
-    # Every process has to use the same layers, whatever it draws from the dataset.
-    blank_image = args.world_size > 1 and reads_features
+    attach_visual_tokenizer(processor, model, model_args, args)
+    # Every process has to use the same layers, whatever it draws from the dataset; and one has to train as several do.
+    blank_image = reads_features
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
     if args.train_sampling_strategy == "group_by_length" and not stream_args.is_used:
@@ -235,10 +239,13 @@ def first_images(dataset: TrainingDataset | StreamedTrainingDataset, processor: 
 
 
 def attach_visual_tokenizer(
-    processor: ImageTextProcessor, model: LavitForConditionalGeneration, model_args: ModelArguments
+    processor: ImageTextProcessor,
+    model: LavitForConditionalGeneration,
+    model_args: ModelArguments,
+    args: TrainingArguments,
 ) -> None:
     """Lets the processor encode images that are drawn: by the model's own tokenizer, unless that will be sharded."""
-    if not is_sharded_run():
+    if not is_sharded_run(args):
         processor.visual_tokenizer = model
     elif model_args.model is None:
         raise ValueError(

@@ -28,17 +28,18 @@ from lavit_hf.training import (
     FiniteGradientsCallback,
     StreamArguments,
     StreamedTrainingDataset,
-    StreamTrainer,
     TrainingDataset,
     ValidationPictures,
     VisualTokenizerCallback,
     VisualTokenizerDataCollator,
+    VisualTokenizerTrainer,
     build_image_processor,
     build_vision_model,
     draw_kept_patches,
     exit_on_write_errors,
     find_trainer_checkpoint,
     first_pictures,
+    is_sharded_run,
     load_data,
     load_first_rows,
     load_visual_part,
@@ -138,6 +139,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     )
     if args.label_smoothing_factor:
         raise SystemExit("--label_smoothing_factor does nothing here: stage 1 has no labels.")
+    if is_sharded_run(args):
+        raise SystemExit(
+            "Stage 1 is not for FSDP and DeepSpeed: its codebook is counted and moved as a whole. Take a copy on each "
+            "GPU (--config_file examples/accelerate/ddp.yaml)."
+        )
     checkpoint = find_trainer_checkpoint(args.resume_from_checkpoint, args.output_dir)
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = True  # not every phase trains every part
@@ -151,7 +157,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     if data_args.eval_split is not None:
         num_rows = data_args.num_eval_rows
         eval_dataset = load_split(data_args, data_args.eval_split, num_rows, stream_args.streaming)
-    trainer = StreamTrainer(
+    trainer = VisualTokenizerTrainer(
         model=model,
         args=args,
         train_dataset=train_dataset,

@@ -34,6 +34,7 @@ _MODULES = {
     "ValidationPictures": "validation_pictures",
     "VisualTokenizerCallback": "visual_tokenizer",
     "VisualTokenizerDataCollator": "visual_tokenizer",
+    "VisualTokenizerTrainer": "visual_tokenizer",
     "assemble": "assembly",
     "build_image_processor": ".composition",
     "build_pixel_decoder": "pixel_decoder.pixel_decoder",

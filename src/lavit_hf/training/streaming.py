@@ -28,6 +28,7 @@ from ..utils.seeds import sample_seed
 from .dataset import find_columns, first_row, leave_undecoded, name_columns, number_row, read_sample, read_sample_id
 from .precompute_codes.directory import METADATA
 from .precompute_codes.tokenize_dataset import load_tokenized_dataset
+from .trainer_checkpoints import ResumableTrainerMixin
 
 logger = logging.get_logger(__name__)
 
@@ -643,11 +644,11 @@ class _StreamLoader(DataLoader):
             yield batch
 
 
-class StreamTrainerMixin:
+class StreamTrainerMixin(ResumableTrainerMixin):
     """Makes a `Trainer` read a [`StreamedTrainingDataset`], and go on in the middle of it.
 
     `streamed_data.json` in every checkpoint says what was trained on; the log gets `bad_samples`, `damaged_shards` and
-    `passes`, how often the data were read on average. With any other dataset nothing changes.
+    `passes`, how often the data were read on average. With any other dataset, see [`ResumableTrainerMixin`].
     """
 
     def get_train_dataloader(self: Any) -> DataLoader:
@@ -677,7 +678,7 @@ class StreamTrainerMixin:
                 resume_from_checkpoint = get_last_checkpoint(self.args.output_dir)
             if resume_from_checkpoint:
                 _load_progress(self.train_dataset, Path(str(resume_from_checkpoint)))
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def get_batch_samples(self: Any, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """The batches of an update; none if a finished run is resumed, which `Trainer` would give another update."""
@@ -688,7 +689,7 @@ class StreamTrainerMixin:
 
     def save_model(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """As that of `Trainer`; while it is running, with what was read."""
-        super().save_model(output_dir, *args, **kwargs)  # type: ignore[misc]
+        super().save_model(output_dir, *args, **kwargs)
         if self.is_in_train and isinstance(self.train_dataset, StreamedTrainingDataset):
             state = self.train_dataset.state_dict()
             if self.args.should_save:

@@ -16,12 +16,20 @@ import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer_pt_utils import safe_globals
+from transformers.trainer_utils import get_last_checkpoint, has_length
 from transformers.utils import logging
 
+from ..utils.atomic_files import write_json
 from ..utils.distributed import sum_over_processes
 from ..utils.json_files import read_json_object
 from ..utils.paths import resolve_inside
 from ..utils.safetensors_files import read_headers, read_index
+from .sharded_checkpoints import (
+    find_deepspeed_folders,
+    require_harmless_shards,
+    require_same_sharding,
+    why_shards_are_incomplete,
+)
 
 logger = logging.get_logger(__name__)
 
@@ -29,18 +37,22 @@ LATEST = "latest"
 _NAME = re.compile(r"checkpoint-(\d+)")
 _STATE = "trainer_state.json"  # written last
 _WEIGHTS = ("model", "adapter_model", "pytorch_model", "pytorch_model_fsdp")
-# What torch and DeepSpeed write of sharded states, and load again with all the code that may be in it.
-_PICKLED = ("**/.metadata", "global_step*/*.pt")
 _OPTIONS = "training_args.bin"  # a pickle that `Trainer` writes and never reads
+_RUN_FILE = "run.json"
+_FULL, _SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"  # of accelerate's configuration
 
 
-def find_trainer_checkpoint(name: str | None, output_dir: str | os.PathLike[str]) -> str | None:
+def find_trainer_checkpoint(
+    name: str | None, output_dir: str | os.PathLike[str], trust_checkpoint: bool = False
+) -> str | None:
     """Finds what to hand to `Trainer.train(resume_from_checkpoint=...)`.
 
     Args:
         name: A checkpoint's directory; `"latest"` for the last complete one of `output_dir`, if there is one; `None`
             for none.
         output_dir: Directory of the run.
+        trust_checkpoint: Whether to go on from state that its library loads with all the code that is in it, as
+            DeepSpeed does.
 
     Returns:
         The directory, or `None` to start from the beginning.
@@ -56,12 +68,12 @@ def find_trainer_checkpoint(name: str | None, output_dir: str | os.PathLike[str]
                 f"{name} is no complete checkpoint: {reason}. Resume from another one; {LATEST!r} takes the last "
                 "complete one."
             )
-        return _check_content(Path(name))
+        return _check_content(Path(name), trust_checkpoint)
     for path in _all_checkpoints(Path(output_dir)):
         if reason := why_incomplete(path):
             logger.warning(f"{path} is skipped, as it is incomplete: {reason}.")
         else:
-            return _check_content(path)
+            return _check_content(path, trust_checkpoint)
     logger.warning(f"There is no complete checkpoint in {output_dir} yet; training starts from the beginning.")
     return None
 
@@ -81,7 +93,8 @@ def why_incomplete(folder: Path) -> str | None:
     if reason := _why_unfinished(folder):
         return reason
     files = sorted(folder.glob("*.safetensors")) + sorted(folder.glob("*.bin"))
-    if not any(file.name.startswith(_WEIGHTS) for file in files) and not any(folder.glob("pytorch_model_fsdp_*/*")):
+    is_sharded = any(folder.glob("pytorch_model_fsdp_*/*")) or find_deepspeed_folders(folder)
+    if not any(file.name.startswith(_WEIGHTS) for file in files) and not is_sharded:
         return "it has no weights"
     try:
         for index in sorted(folder.glob("*.index.json")):
@@ -92,7 +105,7 @@ def why_incomplete(folder: Path) -> str | None:
     for file in [*files, *sorted(folder.glob("*.pt")), *sorted(folder.glob("*.pth"))]:
         if not _is_whole(file):
             return f"{file.name} is missing or damaged"
-    return None
+    return why_shards_are_incomplete(folder)
 
 
 def _why_unfinished(folder: Path) -> str | None:
@@ -118,13 +131,16 @@ def _is_whole(file: Path) -> bool:
     return True
 
 
-def _check_content(folder: Path) -> str:
+def _check_content(folder: Path, trust_checkpoint: bool) -> str:
     """The directory of a checkpoint from which no code runs, and which holds what a run goes on from."""
-    if found := next((path for pattern in _PICKLED for path in folder.glob(pattern)), None):
-        raise ValueError(
-            f"{found} is a pickle, which runs whatever code is in it when it is loaded, so it is not. Shard with "
-            "`fsdp_state_dict_type: FULL_STATE_DICT`, as examples/accelerate/fsdp2.yaml does."
-        )
+    if not trust_checkpoint:
+        require_harmless_shards(folder)
+        if found := find_deepspeed_folders(folder):
+            raise ValueError(
+                f"{found[0]} holds pickles of DeepSpeed, which run whatever code is in them when they are loaded, so "
+                "they are not. Trust them (--trust_checkpoint) if you know who wrote them, or start a new run from "
+                "the weights (--model)."
+            )
     files = sorted(path for pattern in ("*.pt", "*.pth", "*.bin") for path in folder.glob(pattern))
     for file in files:
         if file.name != _OPTIONS and not _is_data(file):
@@ -132,7 +148,7 @@ def _check_content(folder: Path) -> str:
                 f"{file} holds more than data, or is damaged, so it is not loaded: whatever code is in it would run. "
                 "Resume from another checkpoint."
             )
-    if not any(folder.glob("optimizer*")) and not any(folder.glob("*/optimizer*")):
+    if not any(folder.glob("optimizer*")) and not find_deepspeed_folders(folder):
         logger.warning(
             f"{folder} holds no state of the optimizer, which therefore starts anew: the run does not go on as if it "
             "had not been interrupted. Was it saved with `save_only_model`?"
@@ -148,6 +164,114 @@ def _is_data(file: Path) -> bool:
     except Exception:  # a broken pickle raises anything; and torch's own words advise to load what is refused
         return False
     return True
+
+
+class ResumableTrainerMixin:
+    """Lets a `Trainer` go on where the whole is one run, and only there; and save whole weights in the end.
+
+    A run may go on in another number of processes, unsharded or by FSDP2, as long as an update has as many samples:
+    which of them follow depends on it. `run.json` in every checkpoint says what else does.
+    """
+
+    def train(self: Any, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:
+        """As that of `Trainer`.
+
+        Raises:
+            ValueError: If the checkpoint belongs to a run with other data or settings, or was sharded in a way that
+                this run cannot read; or if processes would not train the same model.
+        """
+        if self.is_fsdp_enabled:
+            require_sound_sharding(self.model, self.accelerator)
+        found = get_last_checkpoint(self.args.output_dir) if resume_from_checkpoint is True else resume_from_checkpoint
+        if found:
+            state = str(self.accelerator.state.fsdp_plugin.state_dict_type) if self.is_fsdp_enabled else None
+            fsdp_state = state and next((name for name in (_FULL, _SHARDED) if name in state), state)
+            require_same_sharding(Path(found), self.args.world_size, fsdp_state, self.is_deepspeed_enabled)
+            if not self.args.ignore_data_skip:
+                self.require_same_run(Path(found))
+        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+
+    def save_model(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
+        """As that of `Trainer`; while it is running, with what a resumed run has to share, and later always whole."""
+        folder = Path(output_dir or self.args.output_dir)
+        plugin = self.accelerator.state.fsdp_plugin if self.is_fsdp_enabled else None
+        if self.is_in_train:
+            super().save_model(output_dir, *args, **kwargs)  # type: ignore[misc]
+            if self.args.should_save:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_json(folder / _RUN_FILE, self.run_settings)
+        elif plugin is not None and _SHARDED in str(plugin.state_dict_type):
+            plugin.set_state_dict_type(_FULL)  # `Trainer` would save nothing
+            try:
+                super().save_model(output_dir, *args, **kwargs)  # type: ignore[misc]
+            finally:
+                plugin.set_state_dict_type(_SHARDED)
+        else:
+            super().save_model(output_dir, *args, **kwargs)  # type: ignore[misc]
+
+    @property
+    def run_settings(self: Any) -> dict[str, Any]:
+        """What a checkpoint has to share with a run that goes on from it."""
+        return {
+            "seed": self.args.seed,
+            "dataset_size": len(self.train_dataset) if has_length(self.train_dataset) else None,
+            "samples_per_update": self.get_total_train_batch_size(self.args),
+        }
+
+    def require_same_run(self: Any, checkpoint: Path) -> None:
+        """Checks that what follows in a checkpoint's run would follow here. Those of plain `Trainer` do not say it.
+
+        Raises:
+            ValueError: Other samples would follow, or the file that says so is damaged.
+        """
+        if not (checkpoint / _RUN_FILE).is_file():
+            return
+        try:
+            saved = read_json_object(checkpoint / _RUN_FILE)
+        except (OSError, ValueError) as error:
+            raise ValueError(
+                f"{checkpoint / _RUN_FILE} is damaged ({error!s:.200}): resume from another checkpoint."
+            ) from error
+        settings = self.run_settings
+        if changed := [name for name, value in settings.items() if saved.get(name) != value]:
+            differences = ", ".join(f"{name} was {saved.get(name)}, is {settings[name]}" for name in changed)
+            hint = ""
+            if "samples_per_update" in changed:
+                hint = (
+                    " An update has processes x per_device_train_batch_size x gradient_accumulation_steps samples; "
+                    f"here are {self.args.world_size} process(es)."
+                )
+            raise ValueError(
+                f"{checkpoint} belongs to another run ({differences}). Resume with the same data and settings, or "
+                f"start a new run in another output_dir.{hint}"
+            )
+
+
+def require_sound_sharding(model: torch.nn.Module, accelerator: Any) -> None:
+    """Checks that FSDP, as accelerate is told to use it, trains one model, and the one that is asked for.
+
+    Raises:
+        ValueError: It would not.
+    """
+    plugin = accelerator.state.fsdp_plugin
+    if plugin.fsdp_version != 2:
+        raise ValueError("Only FSDP2 shards a LaVIT: set fsdp_version: 2, as examples/accelerate/fsdp2.yaml does.")
+    ignored = plugin.ignored_modules or ()
+    if isinstance(ignored, str):
+        ignored = [module for name, module in model.named_modules() if re.fullmatch(ignored, name)]
+    whole = {value for module in ignored for value in module.parameters()}
+    for name, value in model.named_parameters():
+        if value in whole and value.requires_grad:
+            raise ValueError(
+                f"{name} learns, but fsdp_ignored_modules leaves it out of FSDP: every process would come to weights "
+                "of its own."
+            )
+        if ".selector." in name and value not in whole and accelerator.mixed_precision != "no":
+            raise ValueError(
+                f"{name} would be sharded, and compute in {accelerator.mixed_precision}: other patches would be kept "
+                r"than by the model. Set fsdp_ignored_modules: .*\.(selector|quantizer), as "
+                "examples/accelerate/fsdp2.yaml does."
+            )
 
 
 class CheckpointCallback(TrainerCallback):

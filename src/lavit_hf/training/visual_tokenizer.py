@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
@@ -13,6 +14,7 @@ from ..modeling.configuration_lavit import LavitPreTrainingConfig
 from ..modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
 from ..utils.seeds import sample_seed
 from .dataset import FollowsEpoch, complete_row
+from .streaming import StreamTrainer
 
 logger = logging.get_logger(__name__)
 
@@ -54,6 +56,15 @@ class VisualTokenizerDataCollator(FollowsEpoch):
                 seeds.append(sample_seed(self.seed, row["epoch"], row["sample_id"], f"gumbel/{index}"))
         pixel_values = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         return {"pixel_values": pixel_values, "sample_seeds": torch.tensor(seeds)}
+
+
+class VisualTokenizerTrainer(StreamTrainer):
+    """[`StreamTrainer`] for a model that counts its forward passes: a resumed run has as many of them in an update."""
+
+    @property
+    def run_settings(self) -> dict[str, Any]:
+        """What a checkpoint has to share with a run that goes on from it."""
+        return {**super().run_settings, "gradient_accumulation_steps": self.args.gradient_accumulation_steps}
 
 
 _ON_FAILURE = ("warn", "raise", "ignore")
@@ -106,6 +117,16 @@ class VisualTokenizerCallback(TrainerCallback):
         """Makes this the first callback of `trainer`, and returns it."""
         trainer.callback_handler.callbacks.insert(0, self)
         return self
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Refuses weights of which a process has a part only (those of ZeRO-3 have an id)."""
+        if any(isinstance(value, DTensor) or hasattr(value, "ds_id") for value in kwargs["model"].parameters()):
+            raise ValueError(
+                "Stage 1 is not for FSDP and DeepSpeed: its codebook is counted and moved as a whole. Take a copy on "
+                "each GPU (examples/accelerate/ddp.yaml)."
+            )
 
     def on_log(
         self,
@@ -208,4 +229,4 @@ def _how_to_fill_images(config: LavitPreTrainingConfig) -> str:
     )
 
 
-__all__ = ["VisualTokenizerCallback", "VisualTokenizerDataCollator", "find_failures"]
+__all__ = ["VisualTokenizerCallback", "VisualTokenizerDataCollator", "VisualTokenizerTrainer", "find_failures"]

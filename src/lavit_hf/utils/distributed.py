@@ -17,10 +17,15 @@ def world_size() -> int:
     return distributed.get_world_size() if distributed.is_available() and distributed.is_initialized() else 1
 
 
-def is_sharded_run() -> bool:
-    """Whether `accelerate launch` started this process to shard weights, by FSDP or DeepSpeed."""
+def is_sharded_run(args: Any = None) -> bool:
+    """Whether weights will be sharded, by FSDP or DeepSpeed.
+
+    Args:
+        args: `TrainingArguments`, which may say so; otherwise `accelerate launch` does.
+    """
     ways = ("ACCELERATE_USE_FSDP", "ACCELERATE_USE_DEEPSPEED")
-    return any(os.environ.get(way, "false").lower() == "true" for way in ways)
+    is_launched = any(os.environ.get(way, "false").lower() == "true" for way in ways)
+    return is_launched or bool(getattr(args, "fsdp", None) or getattr(args, "deepspeed", None))
 
 
 @torch.compiler.disable

@@ -18,10 +18,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import DataLoader, Sampler
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_utils import has_length
 
-from ...utils.atomic_files import write_json
-from ...utils.json_files import read_json_object
 from ...utils.seeds import sample_seed
 from ..dataset import EpochCallback
 from ..streaming import StreamedTrainingDataset, StreamTrainerMixin
@@ -35,9 +32,8 @@ from ..trainer_checkpoints import (
 )
 from ..validation_pictures import show_picture
 
-_RUN_FILE = "run.json"
 # What a resumed run cannot do without, and `Trainer` would go on without in silence.
-_STATES = ("optimizer.pt", "scheduler.pt")
+_STATES = ("run.json", "optimizer.pt", "scheduler.pt")
 _NOT_HERE = {
     "auto_find_batch_size": "an update has the size it is asked for",
     "deepspeed": "every process needs whole networks, to average and to validate them",
@@ -364,7 +360,7 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         name = LATEST if resume_from_checkpoint is True else resume_from_checkpoint or None
         checkpoint = find_trainer_checkpoint(name, folder)
         if checkpoint is not None:
-            self._require_same_run(Path(checkpoint))
+            self.require_same_run(Path(checkpoint))
         elif name is None and (found := list_checkpoints(folder)):
             raise FileExistsError(
                 f"{folder} holds checkpoints of another run ({found[0].name}). Go on with it "
@@ -388,8 +384,6 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         """Saves the result of the training; while it is running, what a resumed run needs."""
         if self.is_in_train:
             super().save_model(output_dir, *args, **kwargs)
-            if self.args.should_save:
-                write_json(Path(output_dir or self._output_dir, _RUN_FILE), self._run)
             return
         if self.is_world_process_zero():
             self.model.eval()
@@ -406,36 +400,26 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         return self.get_total_train_batch_size(self.args)
 
     @property
-    def _run(self) -> dict[str, Any]:
+    def run_settings(self) -> dict[str, Any]:
         """What a checkpoint has to share with a run that goes on from it."""
         return {
-            "seed": self.args.seed,
-            "dataset_size": len(self.train_dataset) if has_length(self.train_dataset) else None,
-            "samples_per_update": self._update_size,
+            **super().run_settings,
             "trained_parameters": sum(value.numel() for value in self.model.trained),
             "use_ema": self.args.use_ema,
         }
 
-    def _require_same_run(self, checkpoint: Path) -> None:
-        index, is_one_of_several = self.args.process_index, self.args.world_size > 1
-        needed = (_RUN_FILE, *_STATES, f"rng_state_{index}.pth" if is_one_of_several else "rng_state.pth")
-        if missing := [name for name in needed if not (checkpoint / name).is_file()]:
-            raise ValueError(
-                f"{checkpoint} has no {missing[0]}. Resume from another checkpoint of this training, with as many "
-                "processes as before."
-            )
-        try:
-            saved = read_json_object(checkpoint / _RUN_FILE)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{checkpoint / _RUN_FILE} is damaged ({error!s:.200}): resume from another checkpoint."
-            ) from error
-        if changed := [name for name, value in self._run.items() if saved.get(name) != value]:
-            differences = ", ".join(f"{name} was {saved.get(name)}, is {self._run[name]}" for name in changed)
-            raise ValueError(
-                f"{checkpoint} belongs to another run ({differences}). Resume with the same data and settings, or "
-                "start a new run in another output_dir."
-            )
+    def require_same_run(self, checkpoint: Path) -> None:
+        """Checks that what follows in a checkpoint's run would follow here.
+
+        Raises:
+            ValueError: Something else would, or a file is missing or damaged.
+        """
+        missing = [name for name in _STATES if not (checkpoint / name).is_file()]
+        if not any(checkpoint.glob("rng_state*.pth")):  # one for each process of before
+            missing.append("rng_state.pth")
+        if missing:
+            raise ValueError(f"{checkpoint} has no {missing[0]}. Resume from another checkpoint of this training.")
+        super().require_same_run(checkpoint)
 
     def show(self, image: PIL.Image.Image) -> None:
         """Saves a validation image, and shows it to the trackers that take images."""
