@@ -440,7 +440,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             return _output(pixel_decoder(codes, **{**drawing, **own}), codes)
 
         has_own_generators = isinstance(generator, list) and len(set(map(id, generator))) == num_images
-        is_independent = has_own_generators and callback_on_step_end is None and not self._records_graphs
+        # Each thread would record CUDA graphs of its own.
+        is_whole = getattr(self.unet, "_compiled_call_impl", None) is not None
+        is_independent = has_own_generators and callback_on_step_end is None and not is_whole
         parts = (self.model, self.token_decoder, self.unet, self.vae)
         overlaps = len(batches) > 1 and is_independent and can_overlap(*parts)
         outputs = write_and_draw(batches, write, draw, self.model.device if overlaps else None)

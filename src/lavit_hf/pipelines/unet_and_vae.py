@@ -33,7 +33,6 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
     _lora_loadable_modules = ["unet"]
     unet: UNet2DConditionModel
     vae: AutoencoderKL
-    _records_graphs = False  # CUDA graphs, of which each thread would record its own
 
     def optimize(
         self,
@@ -99,7 +98,6 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
             self.unet.compile_repeated_blocks(**compile_options)
         elif compile == "whole":
             self.unet.compile(**(compile_options or {"mode": "reduce-overhead"}))
-            self._records_graphs = True
         if warm_up:
             size = {"height": height, "width": width, "aspect_ratio": aspect_ratio}
             with self._bar_of_warm_up():
