@@ -19,6 +19,7 @@ from lavit_hf import (
     LavitConfig,
     LavitForConditionalGeneration,
     LavitImageProcessorPil,
+    LavitPixelDecoderPipeline,
     LavitTextToImagePipeline,
     LavitTokenDecoder,
     LavitTokenDecoderConfig,
@@ -49,6 +50,8 @@ class Size:
         painting_batch: Pictures that are drawn at once.
         lora_rows: Rows of a step of LoRA.
         lora_length: Ids of each.
+        stage_1_batch: Pictures of a step of stage 1.
+        stage_3_batch: Pictures of a step of stage 3.
         copied_bytes: What the copy bandwidth is measured with.
         product_side: Side of the matrices that the peak is measured with.
     """
@@ -69,6 +72,8 @@ class Size:
     painting_batch: int = 16
     lora_rows: int = 8
     lora_length: int = 512
+    stage_1_batch: int = 64
+    stage_3_batch: int = 8
     copied_bytes: int = 2**31
     product_side: int = 8192
 
@@ -138,7 +143,7 @@ def tiny() -> Size:
     }
     numbers = {"codes": 6, "steps": 2, "side": 16, "new_tokens": 4, "caption_tokens": 3, "reading_batch": 2}
     batches = {"drawing_batches": (1, 2), "encoding_batches": (1, 2), "painting_batch": 2}
-    training = {"lora_rows": 2, "lora_length": 16}
+    training = {"lora_rows": 2, "lora_length": 16, "stage_1_batch": 2, "stage_3_batch": 2}
     floors = {"copied_bytes": 2**20, "product_side": 128}
     return Size(config, token_decoder, unet, vae, **numbers, **batches, **training, **floors)
 
@@ -222,20 +227,25 @@ def build_model(size: Size, device: torch.device, dtype: torch.dtype) -> LavitFo
 def build_pipeline(size: Size, model: LavitForConditionalGeneration) -> LavitTextToImagePipeline:
     """The model with a pixel decoder, which shares its codebook, and a processor, whose words are made up."""
     config, device, dtype = model.config, model.device, model.dtype
-    with torch.device(device):
-        pixel_decoder = build_pixel_decoder(
-            LavitTokenDecoder(size.token_decoder),
-            AutoencoderKL.from_config(size.vae),
-            size.unet,
-            visual_token_offset=config.visual_token_offset,
-            eoi_token_id=config.eoi_token_id,
-        )
+    pixel_decoder = build_bare_pixel_decoder(size, device)
     token_decoder = pixel_decoder.token_decoder
     token_decoder.codebook.weight.data.copy_(model.visual_tokenizer.discrete.quantizer.codebook.weight)
     components = {**pixel_decoder.components, "model": model, "processor": build_processor(config)}
     pipeline = LavitTextToImagePipeline(**components).to(device, dtype)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def build_bare_pixel_decoder(size: Size, device: torch.device) -> LavitPixelDecoderPipeline:
+    """Random weights in fp32."""
+    with torch.device(device):
+        return build_pixel_decoder(
+            LavitTokenDecoder(size.token_decoder),
+            AutoencoderKL.from_config(size.vae),
+            size.unet,
+            visual_token_offset=size.config.visual_token_offset,
+            eoi_token_id=size.config.eoi_token_id,
+        )
 
 
 def build_processor(config: LavitConfig) -> ImageTextProcessor:

@@ -60,6 +60,19 @@ class Result:
         return {**asdict(self), "share": self.share}
 
 
+@dataclass
+class NotRun:
+    """What cannot be measured here.
+
+    Attributes:
+        what: What was to be measured.
+        why: What is missing.
+    """
+
+    what: str
+    why: str
+
+
 def compare(value: float, other: float, unit: str) -> float:
     """How much better a number is than another one: above 1, it is."""
     return value / other if unit.endswith("/s") else other / value
@@ -89,8 +102,8 @@ def markdown(found: dict[str, Any]) -> str:
     lines = [
         f"{found['size']}, {found['dtype']}, {found['device']}; {versions}",
         "",
-        "| What | Measured | Of the floor | Peers | Should be | Warm-up | Memory |",
-        "|---|--:|--:|---|---|--:|--:|",
+        "| What | Measured | Of the floor | Peers | Should be | Warm-up | Memory | Notes |",
+        "|---|--:|--:|---|---|--:|--:|---|",
     ]
     for name, row in found["rows"].items():
         for result in row["results"]:
@@ -104,9 +117,12 @@ def markdown(found: dict[str, Any]) -> str:
             warm_up = f"{sum(timing['warm_up']):.1f} s" if timing.get("warm_up") else ""
             memory = f"{timing['memory'] / 2**30:.1f} GiB" if timing.get("memory") else ""
             measured = f"{_number(result['value'])} {result['unit']}"
-            lines.append(f"| {result['what']} | {measured} | {share} | {peers} | {bar} | {warm_up} | {memory} |")
+            notes = "; ".join(f"{note.replace('_', ' ')} {_number(value)}" for note, value in result["notes"].items())
+            cells = (result["what"], measured, share, peers, bar, warm_up, memory, notes)
+            lines.append(f"| {' | '.join(cells)} |")
+        lines += [f"| {one['what']} | not run: {one['why']} | | | | | | |" for one in row.get("not_run", [])]
         if "error" in row:
-            lines.append(f"| {name} | {row['error']} | | | | | |")
+            lines.append(f"| {name} | {row['error']} | | | | | | |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
 import tempfile
 import threading
@@ -12,18 +11,15 @@ import time
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import AutoencoderKL, StableDiffusionXLPipeline, UNet2DConditionModel
 from full_size import Bench, Size, build_model, build_pipeline, optimize
-from report import Result
+from quantized import QUANTIZED, load, saved
+from report import NotRun, Result
+from steps import lora, qlora, stage_1, stage_3
 from timing import Timing, count_flops, seconds
-
-from lavit_hf import LavitForConditionalGeneration
-from lavit_hf.training import get_lora_config, upcast_trained_weights
-from lavit_hf.utils.atomic_files import readable_size
 
 GUIDANCE = 4.0
 DYNAMIC = {"cache_implementation": "dynamic"}  # nothing is compiled
@@ -211,6 +207,13 @@ def batch(bench: Bench) -> Iterator[Result]:
         "measured peak over the products of a picture's pixels",
     )  # fmt: skip
     yield result.require(">= 1.1 pictures/s", value >= 1.1)
+    # Codes of one batch are written while the pixels of the other are drawn, if each picture has its own generator.
+    total, more = 2 * count, {"batch_size": count}
+    own = [torch.Generator().manual_seed(seed) for seed in range(total)]
+    overlapping = bench.time(lambda: _draw(pipeline, size, total, generator=own, **more), warm_ups=1)
+    in_turn = bench.time(lambda: _draw(pipeline, size, total, **more), warm_ups=1)
+    peers = {"one batch after the other": total / in_turn.median}
+    yield Result(f"pictures, 2 batches of {count}", total / overlapping.median, "pictures/s", overlapping, peers=peers)
 
 
 def first_drawing(bench: Bench) -> Iterator[Result]:
@@ -244,7 +247,7 @@ def _time_first_drawing(size: Size, given: Namespace) -> None:
     print(json.dumps(found))
 
 
-def _draw(pipeline: Any, size: Size, count: int) -> None:
+def _draw(pipeline: Any, size: Size, count: int, **options: Any) -> None:
     drawn = pipeline(
         ["a red cube"] * count,
         num_inference_steps=size.steps,
@@ -253,7 +256,7 @@ def _draw(pipeline: Any, size: Size, count: int) -> None:
         width=size.side,
         min_new_tokens=size.codes,
         max_new_tokens=size.codes,
-        generator=torch.Generator().manual_seed(0),
+        **{"generator": torch.Generator().manual_seed(0), **options},
     )
     lengths = [len(codes) for codes in drawn.codes]
     if lengths != [size.codes] * count:
@@ -306,56 +309,12 @@ def _pixel_flops(bench: Bench) -> int:
             return size.steps * step + count_flops(lambda: networks[1].decode(latents[:1]))
 
 
-# Training and loading.
-
-
-def lora(bench: Bench) -> Iterator[Result]:
-    """A step of LoRA as examples/finetune_lora.py makes it: embeddings and head whole, with checkpointing."""
-    from peft import get_peft_model
-
-    size, model = bench.size, bench.model
-    adapted = get_peft_model(model, get_lora_config(model))
-    upcast_trained_weights(adapted)
-    adapted.gradient_checkpointing_enable({"use_reentrant": False})
-    adapted.train()
-    trained = [weight for weight in adapted.parameters() if weight.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=1e-6, fused=bench.device.type == "cuda")
-    generator = torch.Generator().manual_seed(0)
-    shape = (size.lora_rows, size.lora_length)
-    ids = torch.randint(3, size.config.boi_token_id, shape, generator=generator).to(bench.device)
-
-    def forward() -> torch.Tensor:
-        with torch.autocast(bench.device.type, torch.bfloat16):
-            return adapted(input_ids=ids, attention_mask=torch.ones_like(ids), labels=ids, use_cache=False).loss
-
-    def step() -> None:
-        forward().backward()
-        optimizer.step()
-        optimizer.zero_grad()
-
-    timing = bench.time(step)
-    with torch.no_grad():
-        # Forward, once more for checkpointing, and backward to the inputs of frozen products: three times as much.
-        flops = 3 * count_flops(forward)
-    floor = ids.numel() * bench.floors.flops / flops
-    yield Result(
-        f"step of LoRA, {size.lora_rows} x {size.lora_length}", ids.numel() / timing.median, "tokens/s", timing, floor,
-        "measured peak over the products of a token, recomputed ones included",
-    )  # fmt: skip
+# Loading.
 
 
 def loading(bench: Bench) -> Iterator[Result]:
     """A checkpoint to the device, beside reading its files for nothing; both from a warm disk cache."""
-    bench.scratch.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=bench.scratch) as name:
-        folder = Path(name)
-        needed, free = sum(one.nbytes for one in bench.model.parameters()), shutil.disk_usage(folder).free
-        if needed > free:
-            raise OSError(f"--scratch has {readable_size(free)} free, but {readable_size(needed)} are to be written")
-        bench.model.save_pretrained(folder)
-        del bench.model
-        if bench.device.type == "cuda":
-            torch.cuda.empty_cache()
+    with saved(bench) as folder:
         paths = sorted(folder.glob("*.safetensors"))
 
         def read() -> None:
@@ -366,12 +325,7 @@ def loading(bench: Bench) -> Iterator[Result]:
                         pass
 
         with _anonymous_memory() as peak:
-            timing = bench.time(
-                lambda: LavitForConditionalGeneration.from_pretrained(
-                    folder, dtype=bench.dtype, device_map={"": bench.device}
-                ),
-                warm_ups=1,
-            )
+            timing = bench.time(lambda: load(bench, folder), warm_ups=1)
         peer = bench.time(read, warm_ups=1)
         largest = max(path.stat().st_size for path in paths)
         notes = {"gigabytes": sum(path.stat().st_size for path in paths) / 1e9, "shards_in_memory": peak[0] / largest}
@@ -410,8 +364,10 @@ def _anonymous_memory() -> Iterator[list[int]]:
         peak[0] = max(peak[0], used() - start)
 
 
-ROWS: dict[str, Callable[[Bench], Iterator[Result]]] = {
-    function.__name__: function
-    for function in (first_drawing, codes, text, captions, encode, picture, batch, lora, loading)
+_ROWS: tuple[Any, ...] = (first_drawing, codes, text, captions, encode, picture, batch, lora, qlora, stage_1, stage_3)
+ROWS: dict[str, Callable[[Bench], Iterator[Result | NotRun]]] = {
+    **{function.__name__: function for function in _ROWS},
+    **QUANTIZED,
+    "loading": loading,
 }
 CHILDREN = {"first_drawing": _time_first_drawing}

@@ -18,18 +18,19 @@ import platform
 import subprocess
 import sys
 import tempfile
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import torch
 from full_size import SIZES, Bench
-from report import RESULTS, markdown, plot, read_results, write_results
+from report import RESULTS, NotRun, markdown, plot, read_results, write_results
 from rows import CHILDREN, ROWS
 
 from lavit_hf.utils.json_files import read_json_object
 
-PACKAGES = ("lavit-hf", "transformers", "diffusers", "peft", "triton")
+PACKAGES = ("lavit-hf", "transformers", "diffusers", "peft", "triton", "torchao", "bitsandbytes")
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
@@ -113,6 +114,9 @@ def run_row(name: str, given: argparse.Namespace) -> dict[str, Any]:
     try:
         found["floors"] = bench.floors._asdict()
         for result in ROWS[name](bench):
+            if isinstance(result, NotRun):
+                found.setdefault("not_run", []).append(asdict(result))
+                continue
             if given.tiny:
                 result.is_met = None  # the bars are for the full size
             found["results"].append(result.as_dict())

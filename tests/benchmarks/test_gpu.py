@@ -3,6 +3,7 @@
 import importlib
 import json
 import subprocess
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,9 @@ from lavit_hf.conversion import plan
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLDER = ROOT / "benchmarks" / "gpu"
-ROWS = ("first_drawing", "codes", "text", "captions", "encode", "picture", "batch", "lora", "loading")
+STEPS = ("lora", "qlora", "stage_1", "stage_3")
+ROWS = ("first_drawing", "codes", "text", "captions", "encode", "picture", "batch", *STEPS)
+QUANTIZED = ("text_int8", "text_fp8", "text_int4", "text_nf4")
 
 
 @pytest.fixture
@@ -32,7 +35,15 @@ def test_every_row(python, tmp_path):
     result = run(python, tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     found = json.loads((tmp_path / "results.json").read_text())
-    assert tuple(found["rows"]) == ROWS
+    assert tuple(found["rows"]) == (*ROWS, *QUANTIZED, "loading")
+    for name in ("qlora", *QUANTIZED[1:]):  # no CPU does this
+        (missing,) = found["rows"][name]["not_run"]
+        assert missing["why"] == "needs CUDA" and f"| {missing['what']} | not run: needs CUDA |" in result.stdout
+    int8 = found["rows"]["text_int8"]
+    if find_spec("torchao"):
+        assert 0 <= int8["results"][0]["notes"]["equal_ids"] <= 1
+    else:
+        assert int8["not_run"][0]["why"] == "torchao is not installed"
     assert found["size"] == "tiny" and found["device"] and found["versions"].keys() >= {"torch", "transformers"}
     assert Image.open(tmp_path / "results.png").size[0] > 1000
     results = [one for row in found["rows"].values() for one in row["results"]]

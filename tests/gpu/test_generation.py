@@ -99,6 +99,23 @@ def test_pipeline(exact, recorded_processor, checkpoint, device):
         torch.testing.assert_close(draw([text], [row + 1])[0], both[row], atol=1e-3, rtol=0)
 
 
+def test_codes_and_pixels_at_the_same_time(exact, recorded_processor, checkpoint, device):
+    """Pictures of several batches are the same bits as one batch after the other."""
+    parts = {"model": exact, "processor": recorded_processor}
+    pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint, dtype=torch.float32, **parts).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    texts = ["a red circle", "a cat", "two green squares on a table", "a dog", "a bird"]
+
+    def draw(texts: list[str], first: int, **options) -> torch.Tensor:
+        generator = [torch.Generator(device).manual_seed(first + row) for row in range(len(texts))]
+        options |= {"num_inference_steps": 3, "output_type": "pt", "generator": generator}
+        return pipeline(texts, **options).images
+
+    alone = torch.cat([draw(texts[start : start + 2], start) for start in range(0, len(texts), 2)])
+    for _ in range(3):
+        assert torch.equal(draw(texts, 0, batch_size=2), alone)
+
+
 def test_nothing_is_left_on_the_gpu(exact, inputs, cuda):
     """Calls of the same kind take no more memory from one to the next."""
     used = []

@@ -6,7 +6,8 @@ import copy
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from numbers import Real
+from itertools import chain
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from ..processing.image_budgets import assign_log_prior
 from ..processing.image_processing_pil_lavit import check_images, flatten, prepare_array
 from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.progress import TokenProgress
+from .overlap import can_overlap, write_and_draw
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids
 from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, _code, keep_config, save_and_push
 from .text_to_image_loading import _TEXT_TO_IMAGE, check_codebooks, language_model_classes, load_beside
@@ -325,6 +327,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         max_new_tokens: int | None = None,
         image_end_bias: float | Sequence[float] | None = None,
         num_images_per_prompt: int = 1,
+        batch_size: int | None = None,
         num_image_tokens: int | Sequence[int] | None = None,
         regions: Any = None,
         region_weight: float | None = None,
@@ -359,6 +362,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             image_end_bias: Added to the score of the image end, of all prompts or of each: above 0 images get fewer
                 codes, below 0 more.
             num_images_per_prompt: Images to draw per prompt.
+            batch_size: Prompts at a time, by default all. On a GPU, codes of the next ones are written while the
+                pixels of the last are drawn, if every image has a generator of its own; but not with
+                `callback_on_step_end`, offloading, autocast, or after `optimize(compile="whole")`.
             num_image_tokens: How many codes an image in a prompt becomes, all or each; by default the visual tokenizer
                 decides.
             regions: Where in the images of prompts codes are worth more, see [`ImageTextProcessor`].
@@ -387,6 +393,11 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         min_new_tokens = min(least, max_new_tokens) if min_new_tokens is None else min_new_tokens
         num_images = len(texts) * num_images_per_prompt
         self.check_inputs(guidance_scale, min_new_tokens, max_new_tokens, negative_prompt)
+        batches = _batches(len(texts), batch_size)
+        per_prompt: dict[str, Any] = {"negative_prompt": negative_prompt, "image_end_bias": image_end_bias}
+        for name, values in per_prompt.items():
+            if len(batches) > 1 and np.ndim(values) > 0 and len(values) not in (1, len(texts)):
+                raise ValueError(f"Got {len(values)} values of `{name}` for {len(texts)} prompts.")
         drawing: dict[str, Any] = {
             "height": height,
             "width": width,
@@ -401,28 +412,44 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pixel_decoder = self.pixel_decoder
         pixel_decoder.check_call(num_images, generator, **drawing)
 
-        # 2. Write visual codes
+        # 2. Prepare the prompts
         negative_prompt = negative_prompt if guidance_scale != 1 else None
         inputs = self.encode_prompt(texts, images, negative_prompt, num_image_tokens, regions, region_weight)
         sampling: dict[str, Any] = {"temperature": temperature, "top_k": top_k, "top_p": top_p} if do_sample else {}
-        codes = self.generate_codes(
-            inputs,
-            guidance_scale=guidance_scale,
-            min_new_tokens=int(min_new_tokens),  # `generate` takes no numbers of NumPy
-            max_new_tokens=int(max_new_tokens),
-            image_end_bias=image_end_bias,
-            num_return_sequences=num_images_per_prompt,
-            do_sample=do_sample,
-            generator=generator,
-            **{name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()},
-        )
+        sampling = {name: value.item() if isinstance(value, np.generic) else value for name, value in sampling.items()}
 
-        # 3. Draw them
-        output = pixel_decoder(codes, generator=generator, **drawing)
+        # 3. Write visual codes, batch by batch, and draw them
+        def write(prompts: slice) -> tuple[slice, list[torch.Tensor]]:
+            drawn = slice(prompts.start * num_images_per_prompt, prompts.stop * num_images_per_prompt)
+            codes = self.generate_codes(
+                _rows(inputs, prompts),
+                guidance_scale=guidance_scale,
+                min_new_tokens=int(min_new_tokens),  # `generate` takes no numbers of NumPy
+                max_new_tokens=int(max_new_tokens),
+                image_end_bias=_part(image_end_bias, prompts),
+                num_return_sequences=num_images_per_prompt,
+                do_sample=do_sample,
+                generator=_part(generator, drawn),
+                **sampling,
+            )
+            return drawn, codes
+
+        def draw(written: tuple[slice, list[torch.Tensor]]) -> LavitTextToImagePipelineOutput:
+            drawn, codes = written
+            own = {"generator": _part(generator, drawn), "latents": _part(latents, drawn)}
+            return _output(pixel_decoder(codes, **{**drawing, **own}), codes)
+
+        has_own_generators = isinstance(generator, list) and len(set(map(id, generator))) == num_images
+        # Each thread would record CUDA graphs of its own.
+        is_whole = getattr(self.unet, "_compiled_call_impl", None) is not None
+        is_independent = has_own_generators and callback_on_step_end is None and not is_whole
+        parts = (self.model, self.token_decoder, self.unet, self.vae)
+        overlaps = len(batches) > 1 and is_independent and can_overlap(*parts)
+        outputs = write_and_draw(batches, write, draw, self.model.device if overlaps else None)
 
         # 4. Offload all models
         self.maybe_free_model_hooks()
-        return _output(output, codes, return_dict)
+        return _as_asked(_joined(outputs), return_dict)
 
     @torch.no_grad()
     def reconstruct(
@@ -488,9 +515,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
         tokens = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens, log_prior=log_prior)
         codes = [part.cpu() for part in tokens.codes.split(tokens.num_tokens.tolist())]
-        output = pixel_decoder(codes, generator=generator, **drawing)
+        output = _output(pixel_decoder(codes, generator=generator, **drawing), codes)
         self.maybe_free_model_hooks()
-        return _output(output, codes, return_dict)
+        return _as_asked(output, return_dict)
 
     def _warm_up(self, batch_size: int, **size: Any) -> None:
         """Writes a few codes, in a cache of the usual length, and draws with the pixel decoder."""
@@ -589,12 +616,58 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         return codes_of_ids(list(new_ids), config.visual_token_offset, codebook_size, config.eoi_token_id)
 
 
-def _output(output: Any, codes: list[torch.Tensor], return_dict: bool) -> Any:
-    if not return_dict:
-        return output.images, codes, output.nsfw_content_detected
+def _batches(num_prompts: int, batch_size: int | None) -> list[slice]:
+    """Which prompts are worked on together.
+
+    Raises:
+        ValueError: If the size of a batch is no positive integer.
+    """
+    if batch_size is None:
+        return [slice(0, num_prompts)]
+    if not isinstance(batch_size, Integral) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"`batch_size` must be a positive integer; got {batch_size!r}.")
+    size = int(batch_size)
+    return [slice(start, min(start + size, num_prompts)) for start in range(0, num_prompts, size)]
+
+
+def _part(values: Any, rows: slice) -> Any:
+    """Those of some rows, if there is a value for each; a single value, or one for all, as it is."""
+    return values if np.ndim(values) == 0 or len(values) == 1 else values[rows]
+
+
+def _rows(inputs: dict[str, torch.Tensor], rows: slice) -> dict[str, torch.Tensor]:
+    """Some rows of what `generate` takes, padded no more than they would be alone."""
+    part = {name: _part(values, rows) for name, values in inputs.items()}
+    for name, mask in (("input_ids", "attention_mask"), ("negative_prompt_ids", "negative_prompt_attention_mask")):
+        if name in part:
+            is_used = part[mask].any(dim=0)
+            part |= {name: part[name][:, is_used], mask: part[mask][:, is_used]}
+    return part
+
+
+def _output(drawn: Any, codes: list[torch.Tensor]) -> LavitTextToImagePipelineOutput:
     return LavitTextToImagePipelineOutput(
-        images=output.images, codes=codes, nsfw_content_detected=output.nsfw_content_detected
+        images=drawn.images, codes=codes, nsfw_content_detected=drawn.nsfw_content_detected
     )
+
+
+def _joined(outputs: list[LavitTextToImagePipelineOutput]) -> LavitTextToImagePipelineOutput:
+    """Batches as one."""
+    images: Any = [output.images for output in outputs]
+    flagged = [is_flagged for output in outputs for is_flagged in output.nsfw_content_detected or ()]
+    if isinstance(images[0], torch.Tensor):
+        images = torch.cat(images)
+    else:
+        images = np.concatenate(images) if isinstance(images[0], np.ndarray) else list(chain.from_iterable(images))
+    return LavitTextToImagePipelineOutput(
+        images=images,
+        codes=[codes for output in outputs for codes in output.codes],
+        nsfw_content_detected=flagged if outputs[0].nsfw_content_detected is not None else None,
+    )
+
+
+def _as_asked(output: LavitTextToImagePipelineOutput, return_dict: bool) -> LavitTextToImagePipelineOutput | tuple:
+    return output if return_dict else (output.images, output.codes, output.nsfw_content_detected)
 
 
 def _check_parts(
