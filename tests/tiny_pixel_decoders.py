@@ -15,6 +15,11 @@ IMAGE_SIZE = 16
 EPSILON = {"prediction_type": "epsilon", "rescale_betas_zero_snr": False}
 
 
+def seeded(*seeds: int) -> list[torch.Generator]:
+    """A generator for each picture."""
+    return [torch.Generator().manual_seed(seed) for seed in seeds]
+
+
 def build_token_decoder(**overrides) -> LavitTokenDecoder:
     values = {
         "codebook_size": CODEBOOK_SIZE,

@@ -33,6 +33,14 @@ def pipeline(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.fixture(scope="module")
+def loaded_text_to_image(checkpoint):
+    """From prompts to pictures. Do not change it; a shallow copy may get other components."""
+    from lavit_hf.pipelines import LavitTextToImagePipeline
+
+    return quiet(LavitTextToImagePipeline.from_pretrained(checkpoint))
+
+
 @pytest.fixture(scope="session")
 def codes(golden) -> list[torch.Tensor]:
     """Codes of three images."""

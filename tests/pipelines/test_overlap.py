@@ -11,26 +11,16 @@ import torch
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
 from lavit_hf.pipelines import pipeline_lavit_text_to_image as module
 from lavit_hf.pipelines.overlap import can_overlap, write_and_draw
+from tiny_pixel_decoders import seeded
 
 PROMPTS = ["a red bird", "two dogs on the grass", "cat"]
 FAST = {"num_inference_steps": 2, "output_type": "np"}
 CPU = torch.device("cpu")  # a thread is all that differs from the usual order
 
 
-@pytest.fixture(scope="module")
-def loaded(checkpoint) -> LavitTextToImagePipeline:
-    pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 @pytest.fixture
-def pipeline(loaded):
-    return copy.copy(loaded)
-
-
-def seeded(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+def pipeline(loaded_text_to_image):
+    return copy.copy(loaded_text_to_image)
 
 
 def codes_of(output) -> list[list[int]]:

@@ -15,26 +15,16 @@ from transformers import GenerationConfig
 from lavit_hf import LavitForConditionalGeneration, LavitVisualTokenizer
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
 from lavit_hf.pipelines.pipeline_lavit_text_to_image import original_pixel_values, split_prompts
+from tiny_pixel_decoders import seeded
 
 PROMPTS = ["a red bird", "two dogs on the grass", "cat", ""]
 FAST = {"num_inference_steps": 2, "output_type": "np"}
 
 
-@pytest.fixture(scope="module")
-def loaded(checkpoint) -> LavitTextToImagePipeline:
-    pipeline = LavitTextToImagePipeline.from_pretrained(checkpoint)
-    pipeline.set_progress_bar_config(disable=True)
-    return pipeline
-
-
 @pytest.fixture
-def pipeline(loaded):
+def pipeline(loaded_text_to_image):
     """A copy: components may be replaced."""
-    return copy.copy(loaded)
-
-
-def seeded(*seeds: int) -> list[torch.Generator]:
-    return [torch.Generator().manual_seed(seed) for seed in seeds]
+    return copy.copy(loaded_text_to_image)
 
 
 def test_one_call_does_what_its_parts_do(pipeline, checkpoint):
@@ -302,8 +292,8 @@ def test_arguments_are_checked_before_anything_is_written(pipeline, monkeypatch)
         pipeline(None)
 
 
-def test_parts_of_different_checkpoints_are_refused(loaded):
-    parts = dict(loaded.components)
+def test_parts_of_different_checkpoints_are_refused(loaded_text_to_image):
+    parts = dict(loaded_text_to_image.components)
     config = copy.deepcopy(parts["token_decoder"].config)
     config.codebook_size = 99
     parts["token_decoder"] = type(parts["token_decoder"])(config)
