@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
+import datasets
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -18,7 +19,7 @@ from transformers import Trainer
 from examples.test_interruptions import EXAMPLES, STAGES
 from lavit_hf.training import VisualTokenizerCallback
 from lavit_hf.training.trainer_checkpoints import require_sound_sharding
-from tiny_parts import CHECKPOINT
+from tiny_parts import CHECKPOINT, picture_rows
 from training import counted_training
 from training.tiny_training import build_trainer, script_environment
 
@@ -163,6 +164,27 @@ def test_other_numbers_of_processes_go_on_as_one_run(python, tmp_path, uninterru
         # AdamW makes steps of up to the learning rate of what is rounding alone, where a gradient should be zero.
         assert all((value.float() - actual[key].float()).abs().max() < 5e-3 for key, value in wanted.items())
     shutil.rmtree(tmp_path / "out")
+
+
+def test_streamed_stage_3_goes_on_in_other_numbers_of_processes(python, tmp_path):
+    """Other readers read other parts, so losses differ, but nothing comes twice and nothing is lost."""
+    num_rows = NUM_UPDATES * BATCH_SIZE
+    rows = [{**row, "sample_id": number} for number, row in enumerate(picture_rows(2 * num_rows)) if row["image"]]
+    (tmp_path / "pictures").mkdir()
+    for shard in range(4):
+        part = datasets.Dataset.from_list(rows[shard:num_rows:4]).cast_column("image", datasets.Image())
+        part.to_parquet(tmp_path / "pictures" / f"{shard}.parquet")
+    options = {"dataset": tmp_path / "pictures", "streaming": True, "resume_from_checkpoint": "latest"}
+    for processes, sigterm_at in ((2, 2), (4, 4), (1, None)):
+        options["per_device_train_batch_size"] = BATCH_SIZE // processes
+        noted = {} if sigterm_at is None else {"sigterm_at": sigterm_at}
+        done = run(python, "train_pixel_decoder", tmp_path, processes, noted=noted, **options)
+        assert done.returncode == 0, done.stderr[-3000:]
+    found = samples(tmp_path)
+    assert [len(batch) for batch in found.values()] == [BATCH_SIZE] * NUM_UPDATES
+    assert sorted(sample for batch in found.values() for sample in batch) == [
+        (0, row["sample_id"]) for row in rows[:num_rows]
+    ]
 
 
 def test_torchrun_goes_on_by_itself_after_a_worker_was_killed(python, tmp_path, uninterrupted):
