@@ -143,6 +143,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
             keep_rate_range=data_args.keep_rate_range and tuple(data_args.keep_rate_range),
             max_length=data_args.max_length,
             blank_image=train_dataset.image_column != "codes",  # any number of processes trains the same
+            # Workers cannot use a GPU. The visual tokenizer of a sharded model is another one, on the CPU.
+            encode_later=args.dataloader_num_workers > 0 and args.device.type != "cpu" and not is_sharded_run(args),
         ),
         processing_class=processor,
         callbacks=[EpochCallback(), CheckpointCallback(), FiniteGradientsCallback()],

@@ -193,6 +193,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
             blank_image=blank_image,
             text_noise=data_args.text_noise,
             keep_rate_range=data_args.keep_rate_range and tuple(data_args.keep_rate_range),
+            # Workers cannot use a GPU. The visual tokenizer of a sharded model is another one, on the CPU.
+            encode_later=args.dataloader_num_workers > 0 and args.device.type != "cpu" and not is_sharded_run(args),
         ),
         processing_class=processor,
         callbacks=[EpochCallback(), CheckpointCallback(), FiniteGradientsCallback()],

@@ -300,6 +300,21 @@ def test_a_resumed_run_is_bit_equal(tmp_path, pictures, num_workers):
     ]
 
 
+def test_what_workers_leave_is_done_in_the_main_process(tmp_path, pictures, monkeypatch):
+    """As on a GPU, where they have no visual tokenizer."""
+    arguments = {**STEPS, "stream": pictures, "dataloader_num_workers": 2}
+    expected = build_trainer(tmp_path / "whole", **arguments)
+    expected.train()
+    later = build_trainer(tmp_path / "later", collator={"encode_later": True}, **arguments)
+    finished = []
+    finish = later.data_collator.finish
+    monkeypatch.setattr(later.data_collator, "finish", lambda batch: finished.append("rows" in batch) or finish(batch))
+    later.train()
+    assert losses(later) == losses(expected) and True in finished
+    finished.clear()
+    assert later.evaluate()["eval_loss"] == expected.evaluate()["eval_loss"] and True in finished
+
+
 def test_a_run_that_is_over_does_nothing(tmp_path, pictures):
     trainer = build_trainer(tmp_path / "out", stream=pictures, **STEPS)
     trainer.train()

@@ -251,8 +251,29 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         size, num_patches = self.image_processor.size, self.image_seq_length
         log_prior = assign_log_prior(flatten(images), regions, region_weight, size, num_patches)
         budget = {"num_tokens": num_image_tokens, "keep_rate": keep_rate, "log_prior": log_prior}
-        rows = self._discrete_ids(pixel_values, **budget)
+        rows = self.tokenize_pixels(pixel_values, **budget)
         return [torch.tensor(self._between_start_and_end(ids)) for ids in rows]
+
+    def tokenize_pixels(self, pixel_values: torch.Tensor, **options: Any) -> list[list[int]]:
+        """The ids of the codes of images that are preprocessed already.
+
+        Args:
+            pixel_values: What `image_processor` returned, `[images, channels, height, width]`.
+            options: Which patches are kept, as for [`~LavitVisualTokenizer.encode`]; `None` is the same as nothing.
+
+        Returns:
+            Of each image, without start and end.
+        """
+        visual_tokenizer = self.get_visual_tokenizer()
+        # An offloaded model is on the meta device between calls, and moves its inputs by itself.
+        device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
+        pixel_values = pixel_values.to(device=device, dtype=visual_tokenizer.dtype)
+        with torch.no_grad():
+            output = visual_tokenizer.encode(
+                pixel_values, **{name: value for name, value in options.items() if value is not None}
+            )
+        ids = self.tokenizer.convert_codes_to_ids(output.codes)
+        return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
     def get_visual_tokenizer(self) -> Any:
         """What gives images their codes.
@@ -420,7 +441,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         if discrete:
             chosen = {"num_tokens": counts[discrete] if budgets else None}
             chosen["log_prior"] = None if log_prior is None else log_prior[discrete]
-            of_codes = self._discrete_ids(pixel_values[discrete], **chosen)
+            of_codes = self.tokenize_pixels(pixel_values[discrete], **chosen)
             for index, codes in zip(discrete, of_codes, strict=True):
                 ids[index] = codes if has_bare_codes else self._between_start_and_end(codes)
         if not continuous:
@@ -431,19 +452,6 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         if log_prior is not None:
             inputs["image_log_prior"] = log_prior[continuous]
         return ids, inputs
-
-    def _discrete_ids(self, pixel_values: torch.Tensor, **chosen: Any) -> list[list[int]]:
-        """The ids of every image's codes; `chosen` says which patches are kept, as for the visual tokenizer."""
-        visual_tokenizer = self.get_visual_tokenizer()
-        # An offloaded model is on the meta device between calls, and moves its inputs by itself.
-        device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
-        pixel_values = pixel_values.to(device=device, dtype=visual_tokenizer.dtype)
-        with torch.no_grad():
-            output = visual_tokenizer.encode(
-                pixel_values, **{name: value for name, value in chosen.items() if value is not None}
-            )
-        ids = self.tokenizer.convert_codes_to_ids(output.codes)
-        return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
     def _between_start_and_end(self, ids: list[int]) -> list[int]:
         return [self.tokenizer.boi_token_id, *ids, self.tokenizer.eoi_token_id]

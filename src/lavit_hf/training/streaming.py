@@ -705,7 +705,22 @@ class StreamTrainerMixin(ResumableTrainerMixin):
 
 
 class StreamTrainer(StreamTrainerMixin, Trainer):
-    """`Trainer` for a [`StreamedTrainingDataset`] as well; it needs `max_steps`, as such data have no end."""
+    """`Trainer` for a [`StreamedTrainingDataset`] as well; it needs `max_steps`, as such data have no end.
+
+    What workers leave of a batch to the main process ([`LavitDataCollator`] with `encode_later`) is done here.
+    """
+
+    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
+        """The batches of an update, finished."""
+        return super().get_batch_samples(map(self._finish, epoch_iterator), *args, **kwargs)
+
+    def prediction_step(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        """As that of `Trainer`, with a batch that is finished."""
+        return super().prediction_step(model, self._finish(inputs), *args, **kwargs)
+
+    def _finish(self, batch: Any) -> Any:
+        finish = getattr(self.data_collator, "finish", None)
+        return batch if finish is None else finish(batch)
 
 
 def _load_progress(dataset: StreamedTrainingDataset, checkpoint: Path) -> None:

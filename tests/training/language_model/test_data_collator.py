@@ -217,7 +217,7 @@ def test_which_words_are_wrong_does_not_depend_on_the_batch(processor):
 
 def test_an_image_with_codes_is_read_as_features_and_drawn_from_them(processor, monkeypatch):
     row = {"images": [picture()], "codes": [[5, 6, 7]], "text": "a", "sample_id": 0}
-    monkeypatch.setattr(processor, "tokenize_images", None)  # nothing is encoded
+    monkeypatch.setattr(processor, "tokenize_pixels", None)  # nothing is encoded
     read = LavitDataCollator(processor, image_first_probability=1.0, keep_rate_range=(0.5, 0.5))([row])
     assert len(read["pixel_values"]) == 1 and read["num_image_tokens"].tolist() == [processor.image_seq_length // 2]
     drawn = LavitDataCollator(processor, image_first_probability=0.0, condition_dropout=0.0)([row])
@@ -329,10 +329,35 @@ def test_batches_are_the_same_from_worker_processes(processor):
         assert all(torch.equal(expected[name], batch[name]) for name in expected)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"image_first_probability": 0.0, "condition_dropout": 0.0, "blank_image": True, "max_length": 30},
+        {"text_noise": 0.5, "keep_rate_range": (0.2, 0.8)},
+        {"packing": True, "keep_rate_range": (0.2, 0.8)},
+    ],
+)
+def test_workers_leave_codes_to_the_main_process(processor, monkeypatch, options):
+    rows = [{"image": picture(index), "text": f"cat {index} sat"} for index in range(6)]
+    rows[2] = {"prompt": "<image> again", "text": "<image>", "images": [picture(7), picture(8)]}  # bare, and drawn
+    rows = [{"sample_id": index, "epoch": 0, **row} for index, row in enumerate(rows)]
+    expected = [LavitDataCollator(processor, **options)(rows[start : start + 2]) for start in (0, 2, 4)]
+    collator = LavitDataCollator(processor, encode_later=True, **options)
+    with monkeypatch.context() as patched:
+        patched.setattr(type(processor.visual_tokenizer), "device", torch.device("cuda"))
+        batches = list(DataLoader(rows, batch_size=2, collate_fn=collator, num_workers=1))
+    assert "rows" in batches[1] and batches[1]["sample_ids"].tolist() == [2, 3]
+    for batch, wanted in zip(map(collator.finish, batches), expected, strict=True):
+        assert batch.keys() == wanted.keys()
+        for name, value in wanted.items():
+            assert torch.equal(batch[name], value) if isinstance(value, torch.Tensor) else batch[name] == value, name
+
+
 def test_worker_processes_cannot_use_an_accelerator(processor, monkeypatch):
     monkeypatch.setattr(type(processor.visual_tokenizer), "device", torch.device("cuda"))
     monkeypatch.setattr(data_collator, "get_worker_info", lambda: SimpleNamespace(id=0))
-    with pytest.raises(ValueError, match=r"cannot use a visual tokenizer on cuda\. Set `dataloader_num_workers=0`"):
+    with pytest.raises(ValueError, match=r"cannot use a visual tokenizer on cuda\. Leave images to the main process"):
         LavitDataCollator(processor, image_first_probability=0)([row()])
 
 

@@ -36,7 +36,8 @@ class Segment:
             prompt of a drawing; `"drawn"` is learned, as codes.
         ids: The ids.
         is_learned: A mark at every id that is learned.
-        pixel_values: Of an image that is read as features, what the model encodes, `[channels, height, width]`.
+        pixel_values: Of an image that is read as features, or has no codes yet, what is encoded, `[channels, height,
+            width]`.
         num_tokens: How many tokens an image becomes; `None` leaves it to the visual tokenizer.
     """
 
@@ -84,12 +85,14 @@ class TrainingRow:
     """The ids and labels of a sample, segment by segment.
 
     Attributes:
-        sample_id: The sample, for messages.
+        sample_id: The sample.
         segments: Its text and images in order.
+        epoch: When it has its turn.
     """
 
     sample_id: int
     segments: list[Segment] = field(default_factory=list)
+    epoch: int = 0
 
     def __len__(self) -> int:
         return sum(len(segment.ids) for segment in self.segments)
@@ -303,6 +306,8 @@ class LavitDataCollator(FollowsEpoch):
         blank_image: Adds a row with a blank image and without loss to batches that have no continuous image, so that
             every process runs the same layers. Needed where those have to agree: with FSDP, and under DDP without
             `ddp_find_unused_parameters`.
+        encode_later: Leaves images without codes to [`~LavitDataCollator.finish`], so that worker processes open and
+            preprocess them although the visual tokenizer is on a GPU. [`StreamTrainer`] finishes batches by itself.
     """
 
     def __init__(
@@ -317,6 +322,7 @@ class LavitDataCollator(FollowsEpoch):
         blank_image: bool = False,
         text_noise: float = 0.0,
         keep_rate_range: tuple[float, float] | None = None,
+        encode_later: bool = False,
     ) -> None:
         for name, value in (
             ("image_first_probability", image_first_probability),
@@ -350,6 +356,7 @@ class LavitDataCollator(FollowsEpoch):
         self.blank_image = blank_image
         self.text_noise = text_noise
         self.keep_rate_range = keep_rate_range
+        self.encode_later = encode_later
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Collates samples of a `TrainingDataset`, or rows of any dataset with the same columns.
@@ -357,7 +364,8 @@ class LavitDataCollator(FollowsEpoch):
         Returns:
             `input_ids` and `labels` `[rows, length]`; `attention_mask` `[rows, length]`, or with packing
             `position_ids`; and if images enter as features, `pixel_values` `[images, channels, height, width]`, with
-            `keep_rate_range` also their `num_image_tokens`.
+            `keep_rate_range` also their `num_image_tokens`. What `encode_later` leaves has `sample_ids` `[rows]` and
+            the `rows`.
 
         Raises:
             ValueError: If a row cannot be learned from, or its images cannot be packed or cut.
@@ -365,8 +373,24 @@ class LavitDataCollator(FollowsEpoch):
         if not rows:
             raise ValueError("There are no rows to collate.")
         samples = [complete_row(row, self.epoch, needs_text=True) for row in rows]
-        training_rows = [TrainingRow(sample["sample_id"], self._arrange(sample)) for sample in samples]
+        training_rows = [
+            TrainingRow(sample["sample_id"], self._arrange(sample), sample["epoch"]) for sample in samples
+        ]
         self._add_ids([segment for row in training_rows for segment in row.segments])
+        if self.encode_later and _without_codes(training_rows):
+            return {"sample_ids": torch.tensor([row.sample_id for row in training_rows]), "rows": training_rows}
+        return self._complete(training_rows)
+
+    def finish(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
+        """Encodes the images that `encode_later` has left, all of a batch together, where the visual tokenizer is.
+
+        Args:
+            batch: A batch of this collator. One that has all it needs is returned as it is.
+        """
+        return self._complete(batch["rows"]) if "rows" in batch else batch
+
+    def _complete(self, training_rows: list[TrainingRow]) -> dict[str, Any]:
+        self._encode(_without_codes(training_rows))
         for row in training_rows:
             row.end(self.processor.tokenizer.eos_token_id)
             if self.max_length is not None:
@@ -379,7 +403,7 @@ class LavitDataCollator(FollowsEpoch):
             return pack_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
         batch = pad_rows(training_rows, self._pad_token_id, self.pad_to_multiple_of)
         if self.text_noise:
-            batch["input_ids"] = self._add_noise(batch, samples)
+            batch["input_ids"] = self._add_noise(batch, training_rows)
         return batch
 
     @property
@@ -409,16 +433,14 @@ class LavitDataCollator(FollowsEpoch):
         )
 
     def _add_ids(self, segments: list[Segment]) -> None:
-        """Text to ids, and images to codes or placeholders; all of a batch together."""
+        """Text to ids, codes that are known to ids, and images to pixels and, if read, placeholders; all together."""
         self._tokenize([segment for segment in segments if segment.use is None and not segment.ids])
         images = [segment for segment in segments if segment.use is not None]
         for segment in images:
             if segment.has_known_ids:
                 ids = self.processor.tokenizer.convert_codes_to_ids(segment.codes)
                 segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
-        images = [segment for segment in images if not segment.has_known_ids]
-        self._encode([segment for segment in images if segment.use != "read"])
-        self._preprocess([segment for segment in images if segment.use == "read"])
+        self._preprocess([segment for segment in images if not segment.has_known_ids])
 
     def _tokenize(self, texts: list[Segment]) -> None:
         if not texts:
@@ -433,36 +455,37 @@ class LavitDataCollator(FollowsEpoch):
         for segment, ids, offsets in zip(texts, encoded["input_ids"], encoded["offset_mapping"], strict=True):
             segment.ids, segment.is_learned = ids, [end > segment.learned_from for _, end in offsets]
 
+    def _preprocess(self, images: list[Segment]) -> None:
+        """Images to pixels, and to placeholders if they are read."""
+        if not images:
+            return
+        pixel_values = self.processor.image_processor([segment.image for segment in images], return_tensors="pt")
+        for segment, pixels in zip(images, pixel_values["pixel_values"], strict=True):
+            segment.image, segment.pixel_values = None, pixels
+            if segment.use == "read":
+                count = self.processor.image_seq_length if segment.num_tokens is None else segment.num_tokens
+                segment.set_ids(self._between_start_and_end([self.processor.image_token_id] * count))
+
     def _encode(self, images: list[Segment]) -> None:
-        """Images to codes."""
+        """Pixels to codes."""
         if not images:
             return
         visual_tokenizer = self.processor.get_visual_tokenizer()
         device = visual_tokenizer.device
         if device.type not in ("cpu", "meta") and get_worker_info() is not None:
             raise ValueError(
-                f"A worker process cannot use a visual tokenizer on {device}. Set `dataloader_num_workers=0`, give "
-                "the processor one that stays on the CPU, or tokenize the dataset first."
+                f"A worker process cannot use a visual tokenizer on {device}. Leave images to the main process "
+                "(`encode_later=True`, with StreamTrainer), set `dataloader_num_workers=0`, give the processor one "
+                "that stays on the CPU, or tokenize the dataset first."
             )
         # The model's own one is in training mode, where encoders with dropout would give other codes every time.
         with _evaluation_mode(visual_tokenizer):
             budgets = [segment.num_tokens for segment in images if segment.num_tokens is not None]
-            rows = self.processor.tokenize_images(
-                [segment.image for segment in images],
-                num_image_tokens=None if self.keep_rate_range is None else budgets,
-            )
+            pixels = [segment.pixel_values for segment in images if segment.pixel_values is not None]
+            rows = self.processor.tokenize_pixels(torch.stack(pixels), num_tokens=budgets or None)
         for segment, ids in zip(images, rows, strict=True):
-            segment.set_ids((ids[1:-1] if segment.use == "bare" else ids).tolist())
-
-    def _preprocess(self, images: list[Segment]) -> None:
-        """Images to placeholders, and pixels for the model."""
-        if not images:
-            return
-        pixel_values = self.processor.image_processor([segment.image for segment in images], return_tensors="pt")
-        for segment, pixels in zip(images, pixel_values["pixel_values"], strict=True):
-            count = self.processor.image_seq_length if segment.num_tokens is None else segment.num_tokens
-            segment.set_ids(self._between_start_and_end([self.processor.image_token_id] * count))
-            segment.pixel_values = pixels
+            segment.pixel_values = None
+            segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
 
     def _between_start_and_end(self, ids: Sequence[int]) -> list[int]:
         return [self.processor.tokenizer.boi_token_id, *ids, self.processor.tokenizer.eoi_token_id]
@@ -473,11 +496,11 @@ class LavitDataCollator(FollowsEpoch):
         self._add_ids([blank])
         return TrainingRow(-1, [blank])
 
-    def _add_noise(self, batch: Mapping[str, torch.Tensor], samples: list[dict[str, Any]]) -> torch.Tensor:
+    def _add_noise(self, batch: Mapping[str, torch.Tensor], rows: list[TrainingRow]) -> torch.Tensor:
         tokenizer, input_ids = self.processor.tokenizer, batch["input_ids"]
         first, codebook_size = tokenizer.visual_token_offset, tokenizer.codebook_size
         is_image = (input_ids >= first) & (input_ids < first + codebook_size) | (input_ids == tokenizer.image_token_id)
-        seeds = [sample_seed(self.seed, sample["epoch"], sample["sample_id"], "noise") for sample in samples]
+        seeds = [sample_seed(self.seed, row.epoch, row.sample_id, "noise") for row in rows]
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         return add_text_noise(
             input_ids, batch["labels"], is_image, tokenizer.all_special_ids, self.text_noise, generators
@@ -493,6 +516,12 @@ class LavitDataCollator(FollowsEpoch):
                     "`keep_rate_range`, tokenize the dataset first, or set `image_first_probability=0` (samples with "
                     "a `prompt` always read images)."
                 )
+
+
+def _without_codes(rows: Iterable[TrainingRow]) -> list[Segment]:
+    """Images that are to become codes, and have only pixels yet."""
+    segments = [segment for row in rows for segment in row.segments]
+    return [segment for segment in segments if segment.pixel_values is not None and segment.use != "read"]
 
 
 @contextmanager
