@@ -113,7 +113,9 @@ def test_a_killed_actor_of_ray_costs_nothing(tmp_path: Path) -> None:
         rows[7]["image"] = b"no picture"
         blocks = data.from_items(rows, override_num_blocks=10)
         arguments = {"checkpoint": str(CHECKPOINT), "marker": str(tmp_path / "killed")}
-        done = blocks.map_batches(KilledOnce, fn_constructor_kwargs=arguments, batch_size=4, concurrency=2).take_all()
+        done = blocks.map_batches(
+            KilledOnce, fn_constructor_kwargs=arguments, batch_size=4, compute=data.ActorPoolStrategy(size=2)
+        ).take_all()
     finally:
         ray.shutdown()
     assert (tmp_path / "killed").exists()

@@ -13,7 +13,7 @@ Scheduling, retries and resources are the engine's:
 ...     fn_constructor_kwargs={"checkpoint": "lavit-7b-v2", "image_column": "bytes"},
 ...     batch_size=64,
 ...     num_gpus=1,
-...     concurrency=8,
+...     compute=ray.data.ActorPoolStrategy(size=8),
 ... )
 >>> captions.drop_columns(["bytes"]).write_parquet("captions/")
 ```
