@@ -1,4 +1,5 @@
-"""Tests for a GPU. Without one they are skipped; `LAVIT_TEST_DEVICE=cpu` runs what a CPU can run, to try the tests.
+"""Tests for a GPU: CUDA or ROCm, else the one of a Mac (mps). Without one they are skipped; `LAVIT_TEST_DEVICE=cpu` runs
+what a CPU can run, to try the tests.
 
 On a GPU nothing is rounded to TF32, so that fp32 keeps the tolerances of a CPU.
 """
@@ -13,7 +14,8 @@ from transformers import AutoProcessor
 
 from lavit_hf import LavitForConditionalGeneration
 
-DEVICE = torch.device(os.environ.get("LAVIT_TEST_DEVICE", "cuda"))
+_FOUND = "mps" if torch.backends.mps.is_available() and not torch.cuda.is_available() else "cuda"
+DEVICE = torch.device(os.environ.get("LAVIT_TEST_DEVICE", _FOUND))
 _REASON = "there is no CUDA device; LAVIT_TEST_DEVICE=cpu runs what a CPU can run"
 
 
