@@ -1,5 +1,6 @@
-"""Tests for a GPU: CUDA or ROCm, else the one of a Mac (mps). Without one they are skipped; `LAVIT_TEST_DEVICE=cpu` runs
-what a CPU can run, to try the tests.
+"""Tests for a GPU: CUDA or ROCm, else the one of a Mac (mps).
+
+Without one they are skipped; `LAVIT_TEST_DEVICE=cpu` runs what a CPU can run, to try the tests.
 
 On a GPU nothing is rounded to TF32, so that fp32 keeps the tolerances of a CPU.
 """
