@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import argparse
 import re
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -89,7 +90,11 @@ def run_stage(name: str, stage: dict[str, Any], out: Path, here: Path) -> None:
     log, start = out / f"{name}.log", time.monotonic()
     print(f"{name}: {' '.join(command)} >> {log}", flush=True)
     with log.open("a", encoding="utf-8") as file:
-        code = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False).returncode
+        code = run_process(command, file)
+    if code is None:
+        raise SystemExit(
+            f"{name} was stopped by SIGTERM, after which scripts save. The same command goes on from there."
+        )
     if code:
         raise SystemExit(
             f"{name} failed with exit status {code}; {log} says why. The same command goes on from there."
@@ -99,6 +104,27 @@ def run_stage(name: str, stage: dict[str, Any], out: Path, here: Path) -> None:
     partial = folder / f".{_DONE}"
     partial.write_text(yaml.safe_dump(done, sort_keys=False), encoding="utf-8")
     partial.replace(folder / _DONE)
+
+
+def run_process(command: list[str], log: IO[str]) -> int | None:
+    """Runs a command, which gets SIGTERM as well; returns its exit status, or `None` if that signal came."""
+    process, is_stopped = None, False
+
+    def stop(number: int, frame: Any) -> None:
+        nonlocal is_stopped
+        is_stopped = True
+        if process is not None:
+            process.terminate()
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+        if is_stopped:  # while it was started
+            process.terminate()
+        code = process.wait()
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    return None if is_stopped else code
 
 
 def finished(folder: Path) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 import importlib
 import json
 import shutil
-import subprocess
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ _TOKENIZER = {
     "cross_attention_dims": 16,
     "bypass_merger_steps": 1,
 }
+_AUTOENCODER = {"max_steps": 2, "num_scenes": 8, "per_device_train_batch_size": 4, "num_validation_rows": 4}
 _SELECTOR = {**_TOKENIZER, "selector_steps": 1, "warmup_steps": 1}
 FEW: dict[str, dict[str, Any]] = {
     "shape_encoder": _ENCODER,
@@ -41,7 +42,8 @@ FEW: dict[str, dict[str, Any]] = {
     "selector": _SELECTOR,
     "vision_encoder": _ENCODER,
     "carried": {"max_steps": 2, "batch_size": 4},
-    "autoencoder": {"max_steps": 2, "num_scenes": 8, "per_device_train_batch_size": 4, "num_validation_rows": 4},
+    "autoencoder": _AUTOENCODER,
+    "autoencoder_longer": _AUTOENCODER,
     "tokenizer": {**_TOKENIZER, "num_eval_rows": 4, "kmeans_tokens_per_code": 1, "quantize_after_steps": 2},
     "dataset_drawing": {"num_rows": 24},
     "lavit_drawing": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
@@ -77,9 +79,8 @@ def small_recipe(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
         (tmp_path / f"{stage}.json").write_text(json.dumps({**config, **changes}))
     vae_config = recipe["autoencoder"]["options"]["vae_config"]
     recipe["autoencoder"]["options"]["vae_config"] = vae_config.format(here=original.parent)
-    for stage, few in FEW.items():
-        if stage in recipe:
-            recipe[stage]["options"].update(few)
+    for stage in recipe.keys() - {"language_model"}:
+        recipe[stage]["options"].update(FEW[stage])
     if "emoji" in request.param:  # a selector that has hardly learned drops everything
         recipe["selector"]["options"].update(keep_rate=0.9, learning_rate=0.02, selector_steps=4)
     path = tmp_path / "recipe.yaml"
@@ -128,7 +129,7 @@ def test_what_was_made_from_an_earlier_stage_is_stale(tmp_path: Path, monkeypatc
     copy = {"script": "copy.py", "options": {"source": "{out}/first"}}
     recipe.write_text(yaml.safe_dump({"first": {"script": "copy.py"}, "second": copy}, sort_keys=False))
     train = importlib.import_module("worlds.train")
-    monkeypatch.setattr(train.subprocess, "run", lambda *args, **kwargs: subprocess.CompletedProcess(args, 0))
+    monkeypatch.setattr(train, "run_process", lambda *args: 0)
     run("train", "--output_dir", out, "--recipe", recipe)
     run("train", "--output_dir", out, "--recipe", recipe)
     shutil.rmtree(out / "first")
@@ -145,3 +146,28 @@ def test_a_stage_that_fails_says_where_to_look(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(SystemExit, match=r"dataset failed with exit status .*dataset\.log"):
         run("train", "--output_dir", tmp_path / "out", "--recipe", recipe)
     assert "--what" in (tmp_path / "out" / "dataset.log").read_text()
+
+
+def test_sigterm_reaches_the_stage_which_is_not_finished_then(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Regression: it went on without train.py, and a second run began to write beside it."""
+    monkeypatch.syspath_prepend(EXAMPLES)
+    train = importlib.import_module("worlds.train")
+    stage = tmp_path / "stage.py"
+    stage.write_text(
+        "import os, pathlib, signal, sys, time\n"
+        "def stop(*args):\n"
+        "    pathlib.Path(sys.argv[2], 'saved').touch()\n"
+        "    sys.exit(0)\n"  # as scripts here do
+        "signal.signal(signal.SIGTERM, stop)\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)\n"
+    )
+    monkeypatch.setattr(train, "EXAMPLES", tmp_path)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit, match="first was stopped by SIGTERM.*The same command goes on"):
+        train.run_stage("first", {"script": "stage.py"}, tmp_path / "out", tmp_path)
+    assert (tmp_path / "out/first/saved").exists() and not (tmp_path / "out/first/finished.yaml").exists()
+    assert signal.getsignal(signal.SIGTERM) is before
+    stage.write_text("import sys; sys.exit(3)")
+    with pytest.raises(SystemExit, match="first failed with exit status 3"):
+        train.run_stage("first", {"script": "stage.py"}, tmp_path / "out", tmp_path)
