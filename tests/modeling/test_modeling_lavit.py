@@ -407,6 +407,38 @@ def test_placeholders_counted_as_labels_are_reported(tiny, pixels, caplog):
     assert "num_items_in_batch" in caplog.text
 
 
+def test_image_ends_counted_as_labels_are_reported(tiny, pixels, caplog, monkeypatch):
+    """Regression: whoever did what the warning said still counted one label per image too many, without a word."""
+    warned = []
+    monkeypatch.setattr("lavit_hf.modeling.modeling_lavit.logger.warning_once", warned.append)
+    inputs = light_inputs(tiny, pixels)
+    ids = inputs["input_ids"]
+    labels = ids.masked_fill(ids == tiny.config.image_token_id, -100)
+    count = {"num_items_in_batch": torch.tensor(50)}
+    tiny(**inputs, labels=labels, **count)
+    assert len(warned) == 1 and "ends of continuous images" in warned[0]
+    after = torch.nn.functional.pad(ids == tiny.config.image_token_id, (1, 0))[:, :-1]
+    first = inputs["attention_mask"].cumsum(dim=1) <= 1
+    tiny(**inputs, labels=labels.masked_fill(after | first, -100), **count)
+    assert len(warned) == 1
+
+
+def test_a_mask_of_another_width_is_refused(tiny, pixels):
+    """Regression: on a filled cache, the mask of the new ids alone hid them."""
+    inputs = light_inputs(tiny, pixels)
+    cache = getattr(tiny(**inputs, use_cache=True), CACHE_NAME)
+    with pytest.raises(ValueError, match="one value for every cached and every new position"):
+        tiny(**inputs, **{CACHE_NAME: cache})
+
+
+def test_a_part_of_the_vocabulary_is_for_forward_without_labels(tiny):
+    ids = torch.tensor([[5, 6, 7]])
+    with pytest.raises(ValueError, match="leave vocab_slice out"):
+        tiny(input_ids=ids, labels=ids, vocab_slice=(0, 20))
+    with pytest.raises(ValueError, match="vocab_slice is for `forward`"):
+        tiny.generate(input_ids=ids, vocab_slice=(0, 20))
+
+
 def test_single_hidden_states_can_be_asked_for(tiny, pixels):
     """Regression: in the light form, the layers left out were taken for states."""
 

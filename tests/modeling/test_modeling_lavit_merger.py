@@ -32,6 +32,15 @@ def test_kept_tokens_equal_those_of_the_dense_computation(mask, smoothing):
     torch.testing.assert_close(merger(features, mask), merger.forward_all(features, mask)[mask], atol=2e-6, rtol=1e-5)
 
 
+def test_without_layers_the_kept_positions_are_found():
+    """Regression: positions were left to the last layer, and without one every patch came back."""
+    mask = masks()["all, none and some"]
+    tokenizer = build_visual_tokenizer(merger_num_layers=0, attention_smoothing=1e-6)
+    merger = tokenizer.discrete.merger
+    features = tokenizer.get_patch_features(random_pixels(3))
+    torch.testing.assert_close(merger(features, mask), merger.norm(features)[mask])
+
+
 def test_gradients_of_both_computations_agree():
     mask = masks()["all, none and some"]
     tokenizer = build_visual_tokenizer(attention_smoothing=0)

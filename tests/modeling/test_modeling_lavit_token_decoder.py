@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassClassValidationError
 
 from lavit_hf import LavitTokenDecoder, LavitTokenDecoderConfig
 
@@ -33,6 +34,14 @@ def test_shapes(decoder):
     assert output.features.shape == (2, 6, 16)
     assert output.condition.shape == (2, 6, 20)
     assert output.pooled_condition.shape == (2, 12)
+
+
+def test_heads_that_do_not_divide_the_features_are_refused_at_once():
+    """Regression: stage 1 trained a token decoder that stage 3 could not run."""
+    sizes = {"hidden_size": 24, "num_heads": 3, "output_size": 16}
+    with pytest.raises(StrictDataclassClassValidationError, match="needs output_size"):
+        LavitTokenDecoderConfig(**sizes, pooled_size=12)
+    LavitTokenDecoderConfig(**sizes, pooled_size=None)
 
 
 def test_a_batch_gives_what_its_samples_give_alone(decoder):

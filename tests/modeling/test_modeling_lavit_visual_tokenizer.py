@@ -185,6 +185,8 @@ def test_keep_mask_overrides_the_selector(tokenizer, pixels):
     mask[:, ::5] = True
     output = tokenizer.encode(pixels, keep_mask=mask)
     assert output.num_tokens.tolist() == [4] * 4 and torch.equal(output.keep_mask, mask)
+    with pytest.raises(ValueError, match="leave generator out"):
+        tokenizer.encode(pixels, keep_mask=mask, generator=torch.Generator())
 
 
 @pytest.mark.parametrize("mask", [torch.ones(4, NUM_PATCHES), torch.ones(3, NUM_PATCHES, dtype=torch.bool)])

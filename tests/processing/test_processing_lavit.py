@@ -142,11 +142,26 @@ def test_budgets_of_discrete_images(small_checkpoint):
         ({"num_image_tokens": 2, "keep_rate": 0.5}, "Give one of `num_image_tokens`, `keep_rate`"),
         ({"keep_rate": 0}, "more than 0"),
         ({"max_total_image_tokens": 1}, "Prompt 0 has 2 images"),
+        ({"max_total_image_tokens": 9.0}, "`max_total_image_tokens` must be an integer"),
     ],
 )
 def test_wrong_budgets(processor, budget, message):
     with pytest.raises(ValueError, match=message):
         processor(images=IMAGES, text=["<image>a<image>", "<image>"], padding=True, **budget)
+
+
+def test_budgets_of_prompts_without_images(processor):
+    plain = processor(text=["a", "b"], padding=True)["input_ids"]
+    for budget in ({"num_image_tokens": [[], []]}, {"num_image_tokens": 4}, {"max_total_image_tokens": 4}):
+        assert processor(text=["a", "b"], padding=True, **budget)["input_ids"] == plain
+
+
+@pytest.mark.parametrize(
+    "options", [{"num_image_tokens": 4}, {"keep_rate": 0.5}, {"visual_mode": "discrete"}, {"regions": [None]}]
+)
+def test_what_only_prompts_can_have_is_refused_without_text(processor, options):
+    with pytest.raises(ValueError, match=f"{next(iter(options))} would be ignored"):
+        processor(images=IMAGES[0], **options)
 
 
 @pytest.mark.parametrize(

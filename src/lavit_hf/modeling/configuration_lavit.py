@@ -313,6 +313,11 @@ class LavitTokenDecoderConfig(NamedConfigMixin, PreTrainedConfig):
         """Part of `@strict` validation: checks that the sizes fit together."""
         _check_positive(self, "codebook_size", "codebook_dim", "intermediate_size", "num_queries", "output_size")
         _check_heads(self.hidden_size, self.num_heads, "num_heads")
+        if self.pooled_size is not None and self.output_size % self.num_heads:
+            raise ValueError(
+                f"The pooled condition needs output_size ({self.output_size}) to be a multiple of num_heads "
+                f"({self.num_heads}); or leave it out: pooled_size=None."
+            )
         if not 0 <= self.num_negative_tokens <= self.num_queries:
             raise ValueError(
                 f"num_negative_tokens must be between 0 and num_queries ({self.num_queries}), got "

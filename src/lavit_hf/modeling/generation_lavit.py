@@ -504,6 +504,8 @@ class LavitGenerationMixin(_Generative):
         prompt = kwargs.get("input_ids")
         if prompt is not None and prompt.shape[-1] == 0:
             raise ValueError("The prompt is empty: input_ids hold no id. For a caption, put an image into it.")
+        if kwargs.get("vocab_slice") is not None:
+            raise ValueError("vocab_slice is for `forward`: what `generate` computes follows from generation_mode.")
         options = _Options(generation_config, self.generation_config, kwargs)
         self._apply_cached_mask(options)
         self._prepare_images(options, [*(logits_processor or []), *args])
@@ -518,12 +520,14 @@ class LavitGenerationMixin(_Generative):
         if mode != "text":
             self._check_one_by_one(options, f"generation_mode={mode!r}")
             processors += self._prepare_drawing(mode, options)
-        if any(limit is not None for limit in limits):
-            if mode == "text" or prompt is None:
-                raise ValueError(
-                    "min_drawn_tokens, max_drawn_tokens and image_end_bias are for images that are drawn: pass "
-                    "generation_mode='image' or 'interleaved', and input_ids."
-                )
+        is_limited = any(limit is not None for limit in limits)
+        if is_limited and (mode == "text" or prompt is None):
+            raise ValueError(
+                "min_drawn_tokens, max_drawn_tokens and image_end_bias are for images that are drawn: pass "
+                "generation_mode='image' or 'interleaved', and input_ids."
+            )
+        # No image has more codes than patches. The grammar of interleaved ones knows; who suppresses the end counts.
+        if is_limited or (mode == "image" and self.config.eoi_token_id not in (options.get("suppress_tokens") or ())):
             length = ImageLength(self.config, *limits)
             length.check_number(len(prompt))
             processors.append(length)

@@ -77,7 +77,7 @@ def full_mask(attention_mask: torch.Tensor | None, input_ids: torch.Tensor, past
     """The attention mask over `past` cached positions and `input_ids` `[batch, sequence]`, all ones by default.
 
     Raises:
-        ValueError: If the mask is not `[batch, past + sequence]`.
+        ValueError: If the mask is not 2D.
     """
     if attention_mask is None:
         return torch.ones(len(input_ids), past + input_ids.shape[1], dtype=torch.long, device=input_ids.device)

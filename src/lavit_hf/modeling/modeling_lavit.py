@@ -219,6 +219,11 @@ class LavitModel(LavitPreTrainedModel):
         if is_empty is not None:
             self._check_free_positions(position_ids)
             attention_mask = full_mask(attention_mask, is_empty, past)
+            if tuple(attention_mask.shape) != (batch_size, past + new_positions):
+                raise ValueError(
+                    f"attention_mask must be {[batch_size, past + new_positions]}, one value for every cached and every "
+                    f"new position; got {list(attention_mask.shape)}."
+                )
             side = "right" if self.training and past == 0 else "left"
             order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:], side)
             if cache is None and kwargs.get("use_cache") is False:
@@ -543,9 +548,14 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
         logits = scale_logits(logits, self.config.text_config)
         loss = None
         if labels is not None:
-            labels = self._ignore_placeholders(labels, kwargs.get("num_items_in_batch"))
-            labels = self._ignore_image_ends(labels, input_ids)
-            labels = self._ignore_after_padding(labels, attention_mask)
+            if vocab_slice is not None:
+                raise ValueError("labels need the logits of all ids; leave vocab_slice out.")
+            learned = labels.masked_fill(torch.eq(labels, self.config.image_token_id), -100)
+            learned = self._ignore_image_ends(learned, input_ids)
+            learned = self._ignore_after_padding(learned, attention_mask)
+            if kwargs.get("num_items_in_batch") is not None and not torch.compiler.is_compiling():
+                self._warn_of_ignored(labels, learned)
+            labels = learned
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.text_config.vocab_size, **kwargs
             )
@@ -569,14 +579,14 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
             return nn.functional.linear(hidden, self.lm_head.weight[slice(*vocab_slice)], bias)
         return self.lm_head(hidden)[..., slice(*vocab_slice)]
 
-    def _ignore_placeholders(self, labels: torch.Tensor, num_items_in_batch: Any) -> torch.Tensor:
-        is_placeholder = torch.eq(labels, self.config.image_token_id)
-        if num_items_in_batch is not None and not torch.compiler.is_compiling() and is_placeholder.any():
+    @staticmethod
+    def _warn_of_ignored(labels: torch.Tensor, learned: torch.Tensor) -> None:
+        if not torch.equal(labels, learned):
             logger.warning_once(
-                "The labels hold image placeholders. They are ignored, but whoever counted num_items_in_batch (as "
-                "Trainer does) took them for tokens to learn, which makes the loss too small. Set them to -100."
+                "The labels hold image placeholders, ends of continuous images, or first tokens after padding. They "
+                "are ignored, but whoever counted num_items_in_batch (as Trainer does) took them for tokens to learn, "
+                "which makes the loss too small. Set them to -100, as LavitDataCollator does."
             )
-        return labels.masked_fill(is_placeholder, -100)
 
     def _ignore_image_ends(self, labels: torch.Tensor, input_ids: torch.Tensor | None) -> torch.Tensor:
         """The end of a continuous image follows from its length: nothing predicts it."""

@@ -269,6 +269,8 @@ class LavitMerger(nn.Module):
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
             hidden = layer(hidden, source, self_mask, cross_mask, positions if is_last else None)
+        if not len(self.layers) and positions is not None:
+            hidden = gather_positions(hidden, positions)
         return self.norm(hidden)
 
     def _forward_kept(self, patch_features: torch.Tensor, keep_mask: torch.Tensor) -> torch.Tensor:

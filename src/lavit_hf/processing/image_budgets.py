@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-import operator
 from collections.abc import Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -40,9 +40,11 @@ def assign_budgets(given: Mapping[str, Any], counts: Sequence[int], num_patches:
             f"Give one of {', '.join(f'`{name}`' for name in named)}: each says how many tokens there are."
         )
     if (total := named.get("max_total_image_tokens")) is not None:
+        if not isinstance(total, Integral) or isinstance(total, bool):
+            raise ValueError(f"`max_total_image_tokens` must be an integer; got {total!r}.")
         budgets = []
         for index, count in enumerate(counts):
-            if count > operator.index(total):
+            if count > total:
                 raise ValueError(
                     f"Prompt {index} has {count} images, which need a token each; `max_total_image_tokens` is {total}."
                 )
@@ -52,6 +54,8 @@ def assign_budgets(given: Mapping[str, Any], counts: Sequence[int], num_patches:
     numbers = named.get("num_image_tokens")
     if isinstance(numbers, (list, tuple)):
         numbers = flatten(numbers)
+        if not numbers and not sum(counts):
+            return []
     return resolve_budget(numbers, named.get("keep_rate"), sum(counts), num_patches).tolist()
 
 

@@ -186,6 +186,12 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         if text is None and is_drawing:
             raise ValueError('With `generation_mode="image"`, pass `text`, too (it may be empty).')
         if text is None:
+            of_prompts = (*BUDGETS, "visual_mode", "regions", "region_weight")
+            if given := [name for name in of_prompts if own[name] is not None]:
+                raise ValueError(
+                    f"Without text, images become pixel_values only, and {', '.join(given)} would be ignored. Pass "
+                    '`text="<image>"`; or see `tokenize_images` for the ids of images.'
+                )
             return self.image_processor(images, **merged["images_kwargs"])
 
         # 1. Find out which image stands where.
