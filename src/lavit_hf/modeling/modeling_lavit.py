@@ -221,8 +221,8 @@ class LavitModel(LavitPreTrainedModel):
             attention_mask = full_mask(attention_mask, is_empty, past)
             if tuple(attention_mask.shape) != (batch_size, past + new_positions):
                 raise ValueError(
-                    f"attention_mask must be {[batch_size, past + new_positions]}, one value for every cached and every "
-                    f"new position; got {list(attention_mask.shape)}."
+                    f"attention_mask must be {[batch_size, past + new_positions]}, one value for every cached and "
+                    f"every new position; got {list(attention_mask.shape)}."
                 )
             side = "right" if self.training and past == 0 else "left"
             order, packed_mask, source = pack_rows(is_empty, attention_mask[:, -new_positions:], side)

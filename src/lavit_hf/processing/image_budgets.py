@@ -83,6 +83,8 @@ def assign_log_prior(
         return None
     rows = round((num_patches * size.height / size.width) ** 0.5)
     grid, weight = (rows, num_patches // rows), _WEIGHT if weight is None else weight
+    if grid[0] * grid[1] != num_patches:
+        raise ValueError(f"Regions need square patches: {num_patches} of {size.height} x {size.width} pixels are not.")
     priors = [
         region_log_prior(region, read_size(image), grid, weight)
         for image, region in zip(images, _assign_regions(regions, len(images)), strict=True)
