@@ -344,6 +344,14 @@ def test_arguments_of_loading_reach_the_language_model(checkpoint, tmp_path: Pat
         LavitTextToImagePipeline.from_pretrained(checkpoint, variant="fp61")
 
 
+@pytest.mark.parametrize("components", [None, ["model", "unet"]])
+def test_one_quantization_for_all_parts_is_refused(checkpoint, components):
+    """Regression: it reached the U-Net, and the language model, the largest part, was loaded whole without a word."""
+    everything = SimpleNamespace(quant_backend="quanto", quant_mapping=None, components_to_quantize=components)
+    with pytest.raises(ValueError, match="needs a quantization of its own"):
+        LavitTextToImagePipeline.from_pretrained(checkpoint, quantization_config=everything)
+
+
 def test_uploading_while_saving(pipeline, tmp_path: Path, monkeypatch):
     calls = []
     monkeypatch.setattr(

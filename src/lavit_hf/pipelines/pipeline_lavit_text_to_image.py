@@ -235,6 +235,14 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         located = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
         model, processor = kwargs.pop("model", None), kwargs.pop("processor", None)
         model_class, processor_class = language_model_classes()
+        quantization = kwargs.get("quantization_config") if model is None else None
+        if quantization is not None and quantization.quant_mapping is None:
+            if "model" in (quantization.components_to_quantize or ["model"]):
+                raise ValueError(
+                    "The language model needs a quantization of its own. Name the components: "
+                    'PipelineQuantizationConfig(quant_mapping={"model": ..., "unet": ...}), with a configuration of '
+                    "transformers for the model and one of diffusers for the U-Net."
+                )
         if processor is None:
             processor = processor_class.from_pretrained(source, **located)
         pixel_decoder = LavitPixelDecoderPipeline.from_pretrained(source, decoder=decoder, **kwargs)
@@ -246,7 +254,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
                 options["dtype"] = dtype
             if "variant" in options and not find_safetensors(source, options["variant"], located):
                 logger.warning(f"{source} has no language model of the variant {options.pop('variant')}.")
-            if (quantization := kwargs.get("quantization_config")) is not None:
+            if quantization is not None:
                 options["quantization_config"] = (quantization.quant_mapping or {}).get("model")
             model = model_class.from_pretrained(source, **located, **options)
         check_codebooks(source, model, pixel_decoder.token_decoder)
@@ -364,7 +372,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             num_images_per_prompt: Images to draw per prompt.
             batch_size: Prompts at a time, by default all. On a GPU, codes of the next ones are written while the
                 pixels of the last are drawn, if every image has a generator of its own; but not with
-                `callback_on_step_end`, offloading, autocast, or after `optimize(compile="whole")`.
+                `callback_on_step_end`, offloading, autocast, or after `optimize(compile="whole")`. Images in prompts
+                become tokens all at once, before.
             num_image_tokens: How many codes an image in a prompt becomes, all or each; by default the visual tokenizer
                 decides.
             regions: Where in the images of prompts codes are worth more, see [`ImageTextProcessor`].
