@@ -236,13 +236,13 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         model, processor = kwargs.pop("model", None), kwargs.pop("processor", None)
         model_class, processor_class = language_model_classes()
         quantization = kwargs.get("quantization_config") if model is None else None
-        if quantization is not None and quantization.quant_mapping is None:
-            if "model" in (quantization.components_to_quantize or ["model"]):
-                raise ValueError(
-                    "The language model needs a quantization of its own. Name the components: "
-                    'PipelineQuantizationConfig(quant_mapping={"model": ..., "unet": ...}), with a configuration of '
-                    "transformers for the model and one of diffusers for the U-Net."
-                )
+        is_global = quantization is not None and quantization.quant_mapping is None
+        if is_global and "model" in (quantization.components_to_quantize or ["model"]):
+            raise ValueError(
+                "The language model needs a quantization of its own. Name the components: "
+                'PipelineQuantizationConfig(quant_mapping={"model": ..., "unet": ...}), with a configuration of '
+                "transformers for the model and one of diffusers for the U-Net."
+            )
         if processor is None:
             processor = processor_class.from_pretrained(source, **located)
         pixel_decoder = LavitPixelDecoderPipeline.from_pretrained(source, decoder=decoder, **kwargs)
