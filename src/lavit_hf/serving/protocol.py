@@ -21,9 +21,10 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from .jobs import ImageResult, Usage
 
 _COLDEST = 0.01
+_Word = Annotated[str, Field(min_length=1)]
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Scale = Annotated[float, Field(ge=0, le=100)]
-_FORM = re.compile(r"str$|int$|list\[")  # what pydantic puts between names where there are several forms
+_FORM = re.compile(r"(constrained-)?str$|int$|list\[")  # pydantic puts it between names if there are several forms
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
@@ -146,7 +147,7 @@ class ChatRequest(_Drawing):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: _Word | list[_Word] | None = None
     stream_options: StreamOptions | None = None
     num_beams: Annotated[int, Field(ge=1, le=16)] = 1
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
