@@ -73,6 +73,9 @@ def parts(*contents) -> list:
         (chat(messages="hello"), "messages"),
         (chat(messages=[{"role": "king", "content": "x"}]), "messages.0.role: "),
         (chat(messages=[{"role": "user"}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": None}]), "messages.0.content: Field required"),
+        (chat(messages=[{"role": "assistant", "content": None}]), "messages.0.content: Field required"),
+        (chat(messages=[{"role": "assistant", "images": [{"type": "image_url"}]}]), "messages.0.images.0.image_url: "),
         (chat(messages=parts({"type": "video"})), "messages.0.content"),
         (chat(messages=parts({"type": "image_url", "image_url": {"url": 3}})), "image_url.url: "),
         (chat(messages=parts({"type": "image_url", "image_url": {"url": "data:,"}})), "data URL"),
@@ -172,6 +175,7 @@ def test_large_requests(serve, images) -> None:
         ([picture_message(data_url(large))], "100 x 100 pixels"),
         ([picture_message("data:image/png;base64," + "A" * 4000)], "larger than 2,000 bytes"),
         ([picture_message(*[data_url(small)] * 3)], "has 3 pictures"),
+        ([{"role": "assistant", "images": picture_message(*[data_url(small)] * 3)["content"]}], "has 3 pictures"),
     ]:
         status, _, answer = send(server, chat(messages=messages))
         assert status == 400 and message in answer["error"]["message"]

@@ -308,7 +308,7 @@ class Api:
         return await anyio.to_thread.run_sync(parse, form, bytes(body))
 
     async def _prepare_chat(self, form: ChatRequest, **options: Any) -> Prompt:
-        number = sum(part.type == "image_url" for one in form.messages for part in one.content)
+        number = sum(part.type == "image_url" for one in form.messages for part in one.parts)
         if number > self._limits.max_images:
             raise ApiError(400, f"The request has {number} pictures; at most {self._limits.max_images} are taken.")
         names = ("num_image_tokens", "keep_rate", "max_total_image_tokens", "visual_mode")
@@ -342,7 +342,7 @@ class Api:
             {"type": "text", "text": part.text}
             if part.type == "text"
             else {"type": "image", "image": self._reader.read(part.image_url.url)}
-            for part in message.content
+            for part in message.parts
         ]
         return {"role": role, "content": parts}
 

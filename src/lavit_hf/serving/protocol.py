@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .jobs import ImageResult, Usage
 
@@ -82,18 +82,41 @@ class ImagePart(_Form):
     image_url: ImageUrl
 
 
+class DrawnPart(ImagePart):
+    """A picture that an answer holds; those of streams are numbered."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class Message(BaseModel):
-    """A message; what answers hold beside role and content may come back, and is not read."""
+    """A message; what answers hold beside role, content and pictures may come back, and is not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    images: list[DrawnPart] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_drawn(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("role") != "assistant":
+            return {name: value for name, value in values.items() if name != "images"}
+        if values.get("images") and values.get("content") in (None, ""):  # the latter in streams
+            return {**values, "content": []}
+        return values
 
     @field_validator("content", mode="before")
     @classmethod
     def _to_parts(cls, content: Any) -> Any:
         return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        """Its content, and behind it what it drew."""
+        return [*self.content, *self.images]
 
 
 class StreamOptions(_Form):
@@ -201,14 +224,13 @@ def parse(form: type[BaseModel], body: bytes) -> Any:
         ApiError: It is no JSON, or not of this form.
     """
     try:
-        values = json.loads(body, parse_constant=_refuse_constant)
+        values = json.loads(body, parse_constant=_refuse_constant, object_hook=_drop_nulls)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The request is not JSON: {str(error)[:200] or 'nested too deep'}.") from error
     if not isinstance(values, dict):
         raise ApiError(400, f"The request must be an object of JSON, not {type(values).__name__}.")
     try:
-        # OpenAI's clients send null for what is not given.
-        return form.model_validate({name: value for name, value in values.items() if value is not None})
+        return form.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         first = max(found, key=lambda one: len(one["loc"]))  # of several forms, that which fits best
@@ -216,6 +238,11 @@ def parse(form: type[BaseModel], body: bytes) -> Any:
         if first["type"] == "extra_forbidden":
             raise ApiError(400, f"Unknown option: {param!r}.", code="unknown_parameter", param=param) from None
         raise ApiError(400, f"{param}: {first['msg']}.", code="invalid_value", param=param) from None
+
+
+def _drop_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's clients send null for what is not given, in parts of messages, too."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _refuse_constant(name: str) -> None:
