@@ -109,6 +109,37 @@ def test_bad_chats(server, body, message: str) -> None:
     assert message in answer["error"]["message"]
 
 
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_options_of_other_answers(server, modality: str) -> None:
+    """What would be ignored is refused, even if it is as by default."""
+    of_text = {"min_tokens": 1, "stop": ["a"], "num_beams": 1, "length_penalty": 0.5}
+    of_pictures = {
+        "size": "auto",
+        "negative_prompt": "a dog",
+        "guidance_scale": 2.5,
+        "decoder_guidance_scale": 2.5,
+        "num_inference_steps": 2,
+        "min_drawn_tokens": 1,
+        "max_drawn_tokens": 2,
+        "image_end_bias": 0.5,
+        "output_format": "png",
+    }
+    for name, value in (of_pictures if modality == "text" else of_text).items():
+        status, _, answer = send(server, chat(modalities=[modality], **{name: value}))
+        assert status == 400 and answer["error"]["code"] == "unsupported_parameter"
+        assert answer["error"]["param"] == name and answer["error"]["message"].startswith(f"{name} is an option of")
+    # Clients send null for what is not given, and a limit of text with every request.
+    steps = {} if modality == "text" else {"num_inference_steps": 1}
+    given = {"size": None, "stop": None, "max_completion_tokens": 4, **steps}
+    assert send(server, chat(modalities=[modality], **given))[0] == 200
+
+
+def test_a_length_penalty_needs_a_search(server) -> None:
+    status, _, answer = send(server, chat(length_penalty=0))
+    assert status == 400 and answer["error"]["code"] == "unsupported_parameter"
+    assert answer["error"]["param"] == "length_penalty" and "num_beams" in answer["error"]["message"]
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -25,6 +25,20 @@ _Word = Annotated[str, Field(min_length=1)]
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Scale = Annotated[float, Field(ge=0, le=100)]
 _FORM = re.compile(r"(constrained-)?str$|int$|list\[")  # pydantic puts it between names if there are several forms
+_OF_TEXT = frozenset({"length_penalty", "min_tokens", "num_beams", "stop"})
+_OF_PICTURES = frozenset(
+    {
+        "decoder_guidance_scale",
+        "guidance_scale",
+        "image_end_bias",
+        "max_drawn_tokens",
+        "min_drawn_tokens",
+        "negative_prompt",
+        "num_inference_steps",
+        "output_format",
+        "size",
+    }
+)
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
@@ -199,6 +213,24 @@ class ChatRequest(_Drawing):
     def stop_words(self) -> list[str]:
         """Words that the text ends before."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
+
+    def check_options(self) -> None:
+        """Refuses options that mean nothing for this answer.
+
+        `max_tokens` and `max_completion_tokens` are taken where pictures are drawn, too, and mean nothing there:
+        clients send them with every request. `max_drawn_tokens` limits what is drawn.
+
+        Raises:
+            ApiError: One was given, be it as it is by default.
+        """
+        others = _OF_TEXT if self.is_drawing else _OF_PICTURES
+        kind, modality = ("text", "text") if self.is_drawing else ("pictures", "image")
+        for name in sorted(self.model_fields_set & others):
+            message = f'{name} is an option of {kind}, with modalities: ["{modality}"], and means nothing here.'
+            raise ApiError(400, message, code="unsupported_parameter", param=name)
+        if self.length_penalty is not None and self.num_beams == 1:
+            message = "length_penalty is an option of a search, with num_beams of 2 or more."
+            raise ApiError(400, message, code="unsupported_parameter", param="length_penalty")
 
 
 class ImageRequest(_Drawing):
