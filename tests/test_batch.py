@@ -115,6 +115,12 @@ def test_a_chain_keeps_the_first_reason() -> None:
     assert second["error"][1] is None and second["score"][1] < 0
 
 
+def test_all_that_draws_has_the_dtype_of_the_model() -> None:
+    pipeline = Drawer(str(CHECKPOINT), dtype="bfloat16").pipeline
+    parts = (pipeline.model, pipeline.token_decoder, pipeline.unet, pipeline.vae)
+    assert [part.dtype for part in parts] == [torch.bfloat16] * 4
+
+
 class KilledOnce(Tokenizer):
     """Dies in its third batch, as a machine does that is taken back; its successor does not."""
 

@@ -295,7 +295,10 @@ class Drawer(_Worker):
         self.drawing = dict(drawing or {})
         adapter = find_adapter(checkpoint)
         self.pipeline = LavitTextToImagePipeline.from_pretrained(
-            checkpoint if adapter is None else adapter.base, model=self.model, processor=self.processor
+            checkpoint if adapter is None else adapter.base,
+            dtype=self.model.dtype,  # the pixel decoder's own would be float32
+            model=self.model,
+            processor=self.processor,
         ).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
 
