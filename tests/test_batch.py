@@ -84,6 +84,43 @@ def test_pictures_are_those_of_their_prompts() -> None:
     assert len({found["picture"][index] for index in (0, 2, 3)}) == 3
 
 
+def test_bad_rows_to_draw_stay() -> None:
+    drawer = Drawer(str(CHECKPOINT), seed_column="number", drawing={"num_inference_steps": 1, "max_new_tokens": 6})
+    prompts = ["a cat", "a cat", "a cat", "a cat", "an <image> of a cat", "a cat"]
+    found = drawer({"prompt": prompts, "number": [None, float("nan"), float("inf"), "one", 0, 0.0]})
+    assert [picture is None for picture in found["picture"]] == [True] * 5 + [False]
+    assert all("the seed is no integer: " in error for error in found["error"][:4])
+    assert "<image> placeholder" in found["error"][4] and found["error"][5] is None
+
+
+def test_rows_that_failed_before_stay_failed() -> None:
+    class Reader(Tokenizer):
+        def read(self, row):
+            assert row["id"] in (2, 3, 4), "it is worked on"
+            return super().read(row)
+
+    images = [None, PICTURES[0], PICTURES[0], b"no picture", PICTURES[1]]
+    before = np.array(["no caption", "no score", None, "", float("nan")], dtype=object)
+    found = Reader(str(CHECKPOINT))({"id": range(5), "image": images, "error": before})
+    assert [codes is None for codes in found["codes"]] == [True, True, False, True, False]
+    assert list(found["error"][:3]) == ["no caption", "no score", None]
+    assert found["error"][3] and found["error"][4] is None
+    assert before[3] == "", "what was given stays as it is"
+
+
+def test_a_chain_keeps_the_first_reason() -> None:
+    first = Captioner(str(CHECKPOINT), generation=FEW)({"image": [b"no picture", PICTURES[0]]})
+    second = Scorer(str(CHECKPOINT), text_column="caption")({**first, "caption": [None, "a cat"]})
+    assert second["error"][0] == first["error"][0] and second["score"][0] is None
+    assert second["error"][1] is None and second["score"][1] < 0
+
+
+def test_all_that_draws_has_the_dtype_of_the_model() -> None:
+    pipeline = Drawer(str(CHECKPOINT), dtype="bfloat16").pipeline
+    parts = (pipeline.model, pipeline.token_decoder, pipeline.unet, pipeline.vae)
+    assert [part.dtype for part in parts] == [torch.bfloat16] * 4
+
+
 class KilledOnce(Tokenizer):
     """Dies in its third batch, as a machine does that is taken back; its successor does not."""
 

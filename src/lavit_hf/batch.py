@@ -18,9 +18,9 @@ Scheduling, retries and resources are the engine's:
 >>> captions.drop_columns(["bytes"]).write_parquet("captions/")
 ```
 
-A row that cannot be used stays, with `None` in the new column and the reason in `error`. What is made of a row depends
-on the row alone (but for the rounding of half precision), so that one that an engine repeats after a failure becomes
-the same.
+A row that cannot be used stays, with `None` in the new column and the reason in `error`. One that comes with a reason
+there, from another of these classes, is not worked on and keeps it. What is made of a row depends on the row alone
+(but for the rounding of half precision), so that one that an engine repeats after a failure becomes the same.
 """
 
 from __future__ import annotations
@@ -82,17 +82,20 @@ class _Worker:
             batch: Columns by name, as arrays or lists.
 
         Returns:
-            The same, with the new column and `error`.
+            The same, with the new column and `error`. Rows that have a text there already are not worked on, and keep
+            it; to try them again, drop the column.
 
         Raises:
             KeyError: If a column is missing.
         """
         size = len(next(iter(batch.values()), ()))
         results: list[Any] = [None] * size
-        errors: list[str | None] = [None] * size
+        errors = [_known_error(value) for value in batch.get("error", [None] * size)]
         good: list[int] = []
         inputs: list[Any] = []
         for index in range(size):
+            if errors[index] is not None:
+                continue
             try:
                 inputs.append(self.read({name: values[index] for name, values in batch.items()}))
                 good.append(index)
@@ -124,6 +127,11 @@ def _column(values: Sequence[Any]) -> np.ndarray:
     for index, value in enumerate(values):
         column[index] = value
     return column
+
+
+def _known_error(value: Any) -> str | None:
+    """What another worker has said of a row; a column without any may hold NaN, too."""
+    return value if isinstance(value, str) and value else None
 
 
 def _take(row: Mapping[str, Any], name: str) -> Any:
@@ -287,7 +295,10 @@ class Drawer(_Worker):
         self.drawing = dict(drawing or {})
         adapter = find_adapter(checkpoint)
         self.pipeline = LavitTextToImagePipeline.from_pretrained(
-            checkpoint if adapter is None else adapter.base, model=self.model, processor=self.processor
+            checkpoint if adapter is None else adapter.base,
+            dtype=self.model.dtype,  # the pixel decoder's own would be float32
+            model=self.model,
+            processor=self.processor,
         ).to(self.device)
         self.pipeline.set_progress_bar_config(disable=True)
 
@@ -297,7 +308,9 @@ class Drawer(_Worker):
         if not isinstance(prompt, str):
             raise ValueError(f"the prompt is of type {type(prompt).__name__}")
         check_text(prompt)
-        seed = self.seed if self.seed_column is None else int(_take(row, self.seed_column))
+        if self.processor.image_token in prompt:
+            raise ValueError(f"the prompt has an {self.processor.image_token} placeholder: no image stands for it")
+        seed = self.seed if self.seed_column is None else _read_seed(_take(row, self.seed_column))
         return prompt, sample_seed(seed, 0, 0, prompt)
 
     def work(self, inputs: list[Any]) -> list[bytes]:
@@ -306,6 +319,18 @@ class Drawer(_Worker):
         generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
         images = self.pipeline(list(prompts), generator=generators, **self.drawing).images
         return [_png(image) for image in images]
+
+
+def _read_seed(value: Any) -> int:
+    """A seed from a column, where `None`, NaN and infinity are three different errors.
+
+    Raises:
+        ValueError: If it is no integer.
+    """
+    try:
+        return int(value)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"the seed is no integer: {value!r}") from error
 
 
 def _png(image: Any) -> bytes:

@@ -175,6 +175,27 @@ def test_pictures_out(client, pipeline, images) -> None:
     assert text_of(ask(client, [picture_message(picture["image_url"]["url"], text="What is it?")]))
 
 
+def test_drawn_answers_can_be_sent_back(client, pipeline) -> None:
+    prompt = {"role": "user", "content": "a cat"}
+    options = {"modalities": ["image"], "seed": 5, "extra_body": {"num_inference_steps": 2}}
+    drawn = ask(client, [prompt], **options).choices[0].message
+    assert drawn.content is None
+    url = drawn.images[0]["image_url"]["url"]
+    picture = {"type": "image", "image": open_base64(url.partition(",")[2])}
+    question = {"role": "user", "content": "What is it?"}
+    answer = ask(client, [prompt, drawn, question])
+    by_hand = [prompt, {"role": "assistant", "content": [picture]}, question]
+    assert text_of(answer) == generated(pipeline, by_hand)
+    assert answer.usage.prompt_tokens_details.image_tokens > 0
+    # Pieces of a stream hold empty text instead, and number their pictures.
+    streamed = {"role": "assistant", "content": "", "images": [{**drawn.images[0], "index": 0}]}
+    assert text_of(ask(client, [prompt, streamed, question])) == text_of(answer)
+    # It can be changed, too, as if the user had sent it.
+    changed = ask(client, [prompt, drawn, {"role": "user", "content": "in the snow"}], **options)
+    expected = ask(client, [prompt, picture_message(url, text="in the snow")], **options)
+    assert changed.choices[0].message.images == expected.choices[0].message.images
+
+
 def test_a_trained_checkpoint_describes_a_scene(serve) -> None:
     scenes = default_checkpoint()
     model = LavitForConditionalGeneration.from_pretrained(scenes).eval()

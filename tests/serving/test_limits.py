@@ -67,11 +67,15 @@ def parts(*contents) -> list:
         (chat(seed=2**64), "seed"),
         (chat(seed=1.5), "seed"),
         (chat(stop=["a", "b", "c", "d", "e"]), "stop takes at most 4"),
-        (chat(stop=[""]), "stop"),
+        (chat(stop=[""]), "stop.0: String should have at least 1 character"),
+        (chat(stop=""), "stop: String should have at least 1 character"),
         (chat(messages=[]), "messages"),
         (chat(messages="hello"), "messages"),
         (chat(messages=[{"role": "king", "content": "x"}]), "messages.0.role: "),
         (chat(messages=[{"role": "user"}]), "messages.0.content"),
+        (chat(messages=[{"role": "user", "content": None}]), "messages.0.content: Field required"),
+        (chat(messages=[{"role": "assistant", "content": None}]), "messages.0.content: Field required"),
+        (chat(messages=[{"role": "assistant", "images": [{"type": "image_url"}]}]), "messages.0.images.0.image_url: "),
         (chat(messages=parts({"type": "video"})), "messages.0.content"),
         (chat(messages=parts({"type": "image_url", "image_url": {"url": 3}})), "image_url.url: "),
         (chat(messages=parts({"type": "image_url", "image_url": {"url": "data:,"}})), "data URL"),
@@ -103,6 +107,37 @@ def test_bad_chats(server, body, message: str) -> None:
     assert set(answer["error"]) == {"message", "type", "param", "code"}
     assert answer["error"]["type"] == "invalid_request_error"
     assert message in answer["error"]["message"]
+
+
+@pytest.mark.parametrize("modality", ["text", "image"])
+def test_options_of_other_answers(server, modality: str) -> None:
+    """What would be ignored is refused, even if it is as by default."""
+    of_text = {"min_tokens": 1, "stop": ["a"], "num_beams": 1, "length_penalty": 0.5}
+    of_pictures = {
+        "size": "auto",
+        "negative_prompt": "a dog",
+        "guidance_scale": 2.5,
+        "decoder_guidance_scale": 2.5,
+        "num_inference_steps": 2,
+        "min_drawn_tokens": 1,
+        "max_drawn_tokens": 2,
+        "image_end_bias": 0.5,
+        "output_format": "png",
+    }
+    for name, value in (of_pictures if modality == "text" else of_text).items():
+        status, _, answer = send(server, chat(modalities=[modality], **{name: value}))
+        assert status == 400 and answer["error"]["code"] == "unsupported_parameter"
+        assert answer["error"]["param"] == name and answer["error"]["message"].startswith(f"{name} is an option of")
+    # Clients send null for what is not given, and a limit of text with every request.
+    steps = {} if modality == "text" else {"num_inference_steps": 1}
+    given = {"size": None, "stop": None, "max_completion_tokens": 4, **steps}
+    assert send(server, chat(modalities=[modality], **given))[0] == 200
+
+
+def test_a_length_penalty_needs_a_search(server) -> None:
+    status, _, answer = send(server, chat(length_penalty=0))
+    assert status == 400 and answer["error"]["code"] == "unsupported_parameter"
+    assert answer["error"]["param"] == "length_penalty" and "num_beams" in answer["error"]["message"]
 
 
 @pytest.mark.parametrize(
@@ -171,6 +206,7 @@ def test_large_requests(serve, images) -> None:
         ([picture_message(data_url(large))], "100 x 100 pixels"),
         ([picture_message("data:image/png;base64," + "A" * 4000)], "larger than 2,000 bytes"),
         ([picture_message(*[data_url(small)] * 3)], "has 3 pictures"),
+        ([{"role": "assistant", "images": picture_message(*[data_url(small)] * 3)["content"]}], "has 3 pictures"),
     ]:
         status, _, answer = send(server, chat(messages=messages))
         assert status == 400 and message in answer["error"]["message"]

@@ -232,10 +232,11 @@ class Api:
         deadline = time.monotonic() + self._limits.max_seconds
         form: ChatRequest = await self._read(request, ChatRequest)
         self._check_model(form.model)
+        if set(form.modalities) not in ({"text"}, {"image"}):
+            raise ApiError(400, 'An answer is text or pictures: ["text"] or ["image"].', param="modalities")
+        form.check_options()
         if form.is_drawing:
             return await self._chat_in_pictures(request, form, deadline)
-        if set(form.modalities) != {"text"}:
-            raise ApiError(400, 'An answer is text or pictures: ["text"] or ["image"].', param="modalities")
         prompt = await self._prepare_chat(form)
         pieces: asyncio.Queue = asyncio.Queue()
         jobs = self._make_text_jobs(form, prompt, deadline, pieces if form.stream else None)
@@ -308,7 +309,7 @@ class Api:
         return await anyio.to_thread.run_sync(parse, form, bytes(body))
 
     async def _prepare_chat(self, form: ChatRequest, **options: Any) -> Prompt:
-        number = sum(part.type == "image_url" for one in form.messages for part in one.content)
+        number = sum(part.type == "image_url" for one in form.messages for part in one.parts)
         if number > self._limits.max_images:
             raise ApiError(400, f"The request has {number} pictures; at most {self._limits.max_images} are taken.")
         names = ("num_image_tokens", "keep_rate", "max_total_image_tokens", "visual_mode")
@@ -342,7 +343,7 @@ class Api:
             {"type": "text", "text": part.text}
             if part.type == "text"
             else {"type": "image", "image": self._reader.read(part.image_url.url)}
-            for part in message.content
+            for part in message.parts
         ]
         return {"role": role, "content": parts}
 
@@ -382,7 +383,7 @@ class Api:
             top_p=1.0 if form.top_p is None or not temperature else form.top_p,
             top_k=(form.top_k or 0) if temperature else 0,
             num_beams=form.num_beams,
-            length_penalty=form.length_penalty if form.num_beams > 1 else None,
+            length_penalty=form.length_penalty,
             min_new_tokens=form.min_tokens,
             max_new_tokens=max_tokens if form.num_beams > 1 else None,
         )

@@ -16,14 +16,29 @@ from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from .jobs import ImageResult, Usage
 
 _COLDEST = 0.01
+_Word = Annotated[str, Field(min_length=1)]
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Scale = Annotated[float, Field(ge=0, le=100)]
-_FORM = re.compile(r"str$|int$|list\[")  # what pydantic puts between names where there are several forms
+_FORM = re.compile(r"(constrained-)?str$|int$|list\[")  # pydantic puts it between names if there are several forms
+_OF_TEXT = frozenset({"length_penalty", "min_tokens", "num_beams", "stop"})
+_OF_PICTURES = frozenset(
+    {
+        "decoder_guidance_scale",
+        "guidance_scale",
+        "image_end_bias",
+        "max_drawn_tokens",
+        "min_drawn_tokens",
+        "negative_prompt",
+        "num_inference_steps",
+        "output_format",
+        "size",
+    }
+)
 _FORMATS = {"png": "PNG", "jpeg": "JPEG", "webp": "WEBP"}
 
 
@@ -81,18 +96,41 @@ class ImagePart(_Form):
     image_url: ImageUrl
 
 
+class DrawnPart(ImagePart):
+    """A picture that an answer holds; those of streams are numbered."""
+
+    model_config = ConfigDict(extra="ignore")
+
+
 class Message(BaseModel):
-    """A message; what answers hold beside role and content may come back, and is not read."""
+    """A message; what answers hold beside role, content and pictures may come back, and is not read."""
 
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
     content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
+    images: list[DrawnPart] = []
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_drawn(cls, values: Any) -> Any:
+        if not isinstance(values, dict):
+            return values
+        if values.get("role") != "assistant":
+            return {name: value for name, value in values.items() if name != "images"}
+        if values.get("images") and values.get("content") in (None, ""):  # the latter in streams
+            return {**values, "content": []}
+        return values
 
     @field_validator("content", mode="before")
     @classmethod
     def _to_parts(cls, content: Any) -> Any:
         return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+    @property
+    def parts(self) -> list[TextPart | ImagePart]:
+        """Its content, and behind it what it drew."""
+        return [*self.content, *self.images]
 
 
 class StreamOptions(_Form):
@@ -146,7 +184,7 @@ class ChatRequest(_Drawing):
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    stop: str | list[Annotated[str, Field(min_length=1)]] | None = None
+    stop: _Word | list[_Word] | None = None
     stream_options: StreamOptions | None = None
     num_beams: Annotated[int, Field(ge=1, le=16)] = 1
     length_penalty: Annotated[float, Field(ge=-10, le=10)] | None = None
@@ -176,6 +214,24 @@ class ChatRequest(_Drawing):
         """Words that the text ends before."""
         return [self.stop] if isinstance(self.stop, str) else list(self.stop or [])
 
+    def check_options(self) -> None:
+        """Refuses options that mean nothing for this answer.
+
+        `max_tokens` and `max_completion_tokens` are taken where pictures are drawn, too, and mean nothing there:
+        clients send them with every request. `max_drawn_tokens` limits what is drawn.
+
+        Raises:
+            ApiError: One was given, be it as it is by default.
+        """
+        others = _OF_TEXT if self.is_drawing else _OF_PICTURES
+        kind, modality = ("text", "text") if self.is_drawing else ("pictures", "image")
+        for name in sorted(self.model_fields_set & others):
+            message = f'{name} is an option of {kind}, with modalities: ["{modality}"], and means nothing here.'
+            raise ApiError(400, message, code="unsupported_parameter", param=name)
+        if self.length_penalty is not None and self.num_beams == 1:
+            message = "length_penalty is an option of a search, with num_beams of 2 or more."
+            raise ApiError(400, message, code="unsupported_parameter", param="length_penalty")
+
 
 class ImageRequest(_Drawing):
     """`/v1/images/generations`."""
@@ -200,14 +256,13 @@ def parse(form: type[BaseModel], body: bytes) -> Any:
         ApiError: It is no JSON, or not of this form.
     """
     try:
-        values = json.loads(body, parse_constant=_refuse_constant)
+        values = json.loads(body, parse_constant=_refuse_constant, object_hook=_drop_nulls)
     except (ValueError, RecursionError) as error:
         raise ApiError(400, f"The request is not JSON: {str(error)[:200] or 'nested too deep'}.") from error
     if not isinstance(values, dict):
         raise ApiError(400, f"The request must be an object of JSON, not {type(values).__name__}.")
     try:
-        # OpenAI's clients send null for what is not given.
-        return form.model_validate({name: value for name, value in values.items() if value is not None})
+        return form.model_validate(values)
     except ValidationError as error:
         found = error.errors(include_url=False, include_input=False, include_context=False)
         first = max(found, key=lambda one: len(one["loc"]))  # of several forms, that which fits best
@@ -215,6 +270,11 @@ def parse(form: type[BaseModel], body: bytes) -> Any:
         if first["type"] == "extra_forbidden":
             raise ApiError(400, f"Unknown option: {param!r}.", code="unknown_parameter", param=param) from None
         raise ApiError(400, f"{param}: {first['msg']}.", code="invalid_value", param=param) from None
+
+
+def _drop_nulls(values: dict[str, Any]) -> dict[str, Any]:
+    """OpenAI's clients send null for what is not given, in parts of messages, too."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def _refuse_constant(name: str) -> None:
