@@ -50,6 +50,18 @@ def test_a_benchmark(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     assert [json.loads(line)["references"] for line in lines] == [["red"], ["blue"]]
 
 
+def test_all_tasks_are_those_that_the_data_fit(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "0.jpg")
+    content = {"0": {"imageId": "0", "question": "What color is it?", "answer": "red"}}
+    (tmp_path / "questions.json").write_text(json.dumps(content))
+    command = ["evaluate", random_checkpoint, "--data", tmp_path / "questions.json", "--task", "all", *FAST]
+    result = lavit(*command, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    assert [one["task"] for one in results] == ["vqa", "reconstruction"]
+    assert "Left out, as questions.json does not fit: caption, text-to-image\n" in result.stderr
+
+
 def test_own_data_is_asked_as_by_lavit_ask(lavit, tmp_path: Path) -> None:
     """Regression: the paper's settings, which lavit-scenes is not for, made all answers wrong."""
     rows = []

@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -63,6 +64,39 @@ def test_data_are_read_as_the_settings_say(tmp_path: Path) -> None:
     (task,) = build_tasks(settings)
     assert task.data.samples[0].references == ("red",)
     assert task.data.samples[0].open_image().getpixel((0, 0)) == (255, 0, 0)
+
+
+def save_captions(folder: Path) -> str:
+    Image.new("RGB", (8, 8), "red").save(folder / "0.jpg")
+    content = {"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [{"image_id": 1, "caption": "Red."}]}
+    (folder / "captions.json").write_text(json.dumps(content))
+    return str(folder / "captions.json")
+
+
+def test_without_names_tasks_that_the_data_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    """Regression: all tasks had captions and questions among them, and no file of a benchmark has both."""
+    captions = EvaluationSettings(save_captions(tmp_path), options={"num_candidates": 1})
+    expected = ["caption", "text-to-image", "reconstruction"]
+    assert [task.name for task in build_tasks(captions)] == expected
+    assert [task.name for task in build_tasks(replace(captions, tasks=captions.tasks[:2], options={}))] == ["caption"]
+    asked = {"imageId": "0", "question": "What color is it?", "answer": "red"}
+    (tmp_path / "questions.json").write_text(json.dumps({"0": asked}))
+    questions = EvaluationSettings(str(tmp_path / "questions.json"))
+    assert [task.name for task in build_tasks(questions)] == ["vqa", "reconstruction"]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.jpg", "text": "red"}) + "\n")
+    rows = EvaluationSettings(str(tmp_path / "rows.jsonl"))
+    assert [task.name for task in build_tasks(rows)] == expected
+
+
+def test_data_that_fit_no_task_or_not_the_one_that_was_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no questions, which the task vqa needs"):
+        build_tasks(EvaluationSettings(save_captions(tmp_path), ["caption", "vqa"]))
+    (tmp_path / "rows.jsonl").write_text('{"picture": "0.jpg"}\n')
+    with pytest.raises(ValueError, match=r"fits none of the tasks:\n.*has no column 'image'") as caught:
+        build_tasks(EvaluationSettings(str(tmp_path / "rows.jsonl")))
+    assert str(caught.value).count("no column") == 1
+    with pytest.raises(ValueError, match="does not exist"):
+        build_tasks(EvaluationSettings(str(tmp_path / "nowhere.json")))
 
 
 def test_refusals() -> None:

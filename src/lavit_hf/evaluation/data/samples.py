@@ -148,6 +148,10 @@ def _read(world: World, task: str, split: str, index: int) -> list[EvaluationSam
     ]
 
 
+class UnfitDataError(ValueError):
+    """Data do not have what a task needs."""
+
+
 class Columns(NamedTuple):
     """Where things are in a dataset; `text` and `answer` may be one text per row, or a list of them."""
 
@@ -172,7 +176,8 @@ class TableSamples(Sequence):
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: There is no such dataset, split, or column.
+        UnfitDataError: There is no such column.
+        ValueError: There is no such dataset or split.
     """
 
     def __init__(
@@ -198,7 +203,7 @@ class TableSamples(Sequence):
         if self._has_texts:
             wanted += [columns.question, columns.answer] if self._has_questions else [columns.text]
         if missing := [column for column in wanted if column not in dataset.column_names]:
-            raise ValueError(
+            raise UnfitDataError(
                 f"{name} has no column {missing[0]!r}; it has {', '.join(map(repr, dataset.column_names))}. See "
                 "--image-column, --text-column, --question-column and --answer-column."
             )
@@ -237,4 +242,4 @@ class TableSamples(Sequence):
         )
 
 
-__all__ = ["Columns", "EvaluationData", "EvaluationSample", "TableSamples"]
+__all__ = ["Columns", "EvaluationData", "EvaluationSample", "TableSamples", "UnfitDataError"]
