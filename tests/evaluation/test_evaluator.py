@@ -7,6 +7,7 @@ import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -23,8 +24,9 @@ from lavit_hf.evaluation import (
     evaluate,
     read_data,
 )
-from lavit_hf.evaluation.evaluator import _with_images, format_metrics
+from lavit_hf.evaluation.evaluator import _predict, _with_images, format_metrics
 from lavit_hf.evaluation.measurement import Measurement
+from lavit_hf.evaluation.predictions import PredictionDirectory
 from lavit_hf.evaluation.tasks import Prediction, VqaTask
 
 
@@ -233,6 +235,33 @@ def test_long_questions_come_first_and_share_batches(evaluated, tmp_path: Path) 
     assert asked == [["another long one?", "a long question?"], ["middle one?", "a?"], ["b?"]]
     lines = (tmp_path / "vqa" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == questions  # in the order of the data
+
+
+def test_what_is_not_finished_is_shared(evaluated, tmp_path: Path) -> None:
+    """Regression: shares were those of a whole evaluation, and what was left could be that of a single process."""
+    picture = Image.new("RGB", (8, 8))
+    samples = [EvaluationSample(str(number), picture, ("yes",), question="a?") for number in range(8)]
+    computed = []
+    for process in range(2):
+
+        class Counted(VqaTask):
+            def predict(
+                self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]
+            ) -> list[Prediction]:
+                computed.append((process, [sample.id for sample in samples]))  # noqa: B023
+                return [Prediction({"prediction": ""}) for _ in samples]
+
+        directory = PredictionDirectory(tmp_path / str(process))
+        directory.open({})
+        with directory.writer(0) as writer:
+            for number in (0, 1, 3, 4, 5):  # of the batches 0 to 3, the first and third are complete
+                writer.write({"id": str(number)})
+        state = SimpleNamespace(
+            process_index=process, num_processes=2, device="cpu", is_main_process=False, wait_for_everyone=lambda: None
+        )
+        _predict(evaluated, Counted(EvaluationData("questions", None, samples)), directory, state, 2, False)
+        assert set(directory.finished()) == {"0", "1", "3", "4", "5", *computed[-1][1]}
+    assert computed == [(0, ["2", "3"]), (1, ["6", "7"])]
 
 
 def test_images_are_read_ahead_by_one_batch(tmp_path: Path) -> None:

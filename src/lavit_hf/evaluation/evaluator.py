@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from ..utils.atomic_files import write_json
-from ..utils.distributed import process_state
+from ..utils.distributed import process_state, take_from_first_process
 from ..utils.json_files import read_json_object
 from ..utils.progress import progress_bar
 from ..utils.public_text import one_line, public_name, without_paths
@@ -277,14 +277,18 @@ def _predict(
     samples = task.data.samples
     finished = directory.finished()
     state.wait_for_everyone()  # before anyone writes to what others are still reading
-    if len(finished) == len(samples):
-        return
     order = task.order()
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
-    wanted = (
-        batch for batch in ([samples[index] for index in numbers] for numbers in mine) if _lacks(batch, finished)
+    # Shared are those that something is missing of, by what the first process has read: were the lists of two
+    # processes not the same, a batch could be nobody's. They are computed as a whole, to stay the same batches.
+    lacking = torch.tensor(
+        [not finished or any(samples[index].id not in finished for index in batch) for batch in batches]
     )
+    unfinished = take_from_first_process(lacking.to(state.device, torch.uint8)).nonzero()[:, 0].tolist()
+    if not unfinished:
+        return
+    mine = [batches[number] for number in unfinished[state.process_index :: state.num_processes]]
+    wanted = ([samples[index] for index in batch] for batch in mine)
     progress = progress and state.is_main_process
     if progress and task.data.benchmark is not None:
         hours = estimate_hours(checkpoint, task, state.num_processes) * (1 - len(finished) / len(samples))
@@ -309,11 +313,6 @@ def _predict(
             writer.flush()
             bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))  # others are about as fast
     state.wait_for_everyone()
-
-
-def _lacks(batch: Sequence[EvaluationSample], finished: Mapping[str, Any]) -> bool:
-    """A batch of which anything is missing is computed as a whole, so that it stays the same batch."""
-    return any(sample.id not in finished for sample in batch)
 
 
 _DECODERS = 4  # threads that decode images
