@@ -108,8 +108,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--data",
-            help="scenes or emoji; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; VQAv2, OK-VQA, "
-            "GQA or VizWiz questions); or a dataset, as for lavit tokenize.",
+            help="scenes, emoji or emoji-small; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; "
+            "VQAv2, OK-VQA, GQA or VizWiz questions); or a dataset, as for lavit tokenize.",
             show_default=False,
         ),
     ] = None,

@@ -1,12 +1,14 @@
 """`lavit evaluate`: what it prints, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.data.worlds import WORLDS
 from lavit_hf.evaluation import format_metrics
 
 FAST = ["--max-new-tokens", 4, "--beams", 1, "--steps", 2]
@@ -29,6 +31,10 @@ def test_all_tasks_of_scenes_in_one_command(lavit, random_checkpoint: Path, tmp_
     assert metrics["checkpoint"] == random_checkpoint.name
     assert metrics["results"][0]["options"]["max_new_tokens"] == 4
     assert metrics["results"][-1]["options"]["num_inference_steps"] == 2
+
+
+def test_help_names_all_worlds(lavit) -> None:
+    assert set(WORLDS) <= set(re.findall(r"[\w-]+", lavit("evaluate", "--help").stdout))
 
 
 def test_a_benchmark(lavit, random_checkpoint: Path, tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ def read_data(
     """Reads data for a task.
 
     Args:
-        name: `"scenes"` or `"emoji"`; a benchmark's JSON file (COCO, NoCaps or Karpathy captions, VQAv2, OK-VQA, GQA
-            or VizWiz questions), recognized by what is in it; or a dataset as for `load_data`.
+        name: `"scenes"`, `"emoji"` or `"emoji-small"`; a benchmark's JSON file (COCO, NoCaps or Karpathy captions,
+            VQAv2, OK-VQA, GQA or VizWiz questions), recognized by what is in it; or a dataset as for `load_data`.
         task: Name of the task.
         split: Of scenes and emoji one of theirs, by default `"validation"`; of Karpathy's files and of datasets by
             default `"test"`. Other formats have none.

@@ -108,7 +108,7 @@ def read_scenes(
     """Makes samples of scenes.
 
     Args:
-        task: For `"vqa"`, a sample is a question, of which a scene has four to seven; for `"editing"` a scene with
+        task: For `"vqa"`, a sample is a question, of which a scene has five to eight; for `"editing"` a scene with
             words that change it; otherwise a scene.
         split: One of the world's, by default the second, `"validation"`.
         num_samples: How many scenes, by default 1000; more of them begin with the same.
