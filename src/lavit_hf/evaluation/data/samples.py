@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,17 @@ class EvaluationSample:
         except ValueError as error:
             raise ValueError(f"Sample {self.id}: the image cannot be read ({error}).") from error
         return image
+
+    def image_key(self) -> str | bytes:
+        """Returns what samples of the same image have in common, as far as that can be told without decoding it."""
+        image = self.image
+        if isinstance(image, Mapping):
+            image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if isinstance(image, Image.Image):
+            image = image.tobytes()
+        if isinstance(image, bytes):
+            return hashlib.sha256(image).digest()
+        return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"sample {self.id}"
 
 
 @dataclass(frozen=True)
