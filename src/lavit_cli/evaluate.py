@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import sys
 from collections.abc import Mapping
 from enum import StrEnum
 from pathlib import Path
@@ -107,8 +108,8 @@ def evaluate(
         str | None,
         typer.Option(
             "--data",
-            help="scenes or emoji; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; VQAv2, OK-VQA, "
-            "GQA or VizWiz questions); or a dataset, as for lavit tokenize.",
+            help="scenes, emoji or emoji-small; the JSON file of a benchmark (COCO, NoCaps or Karpathy captions; "
+            "VQAv2, OK-VQA, GQA or VizWiz questions); or a dataset, as for lavit tokenize.",
             show_default=False,
         ),
     ] = None,
@@ -248,6 +249,7 @@ def evaluate(
     checkpoint = find_model(checkpoint)
 
     from lavit_hf import evaluation
+    from lavit_hf.utils.public_text import public_name
 
     from .loading import join_processes, load, load_pipeline
 
@@ -295,6 +297,9 @@ def evaluate(
     state, device = join_processes(device)
     with state.main_process_first():  # so that one process fills the cache of `datasets`
         tasks = evaluation.build_tasks(settings)
+    left_out = [name for name in settings.tasks if name not in {task.name for task in tasks}]
+    if left_out and state.is_main_process:
+        print(f"Left out, as {public_name(given_data)} does not fit: {', '.join(left_out)}", file=sys.stderr)
     lavit = load(checkpoint, device, dtype.value, compile)
     evaluated = evaluation.EvaluatedCheckpoint(
         checkpoint, lavit.model, lavit.processor, functools.partial(load_pipeline, lavit)

@@ -30,7 +30,9 @@ def plot(
     ] = Path("out/curves.png"),
     metric: Annotated[
         list[str] | None,
-        typer.Option("--metric", help="What to draw; may be given several times.", show_default="all"),
+        typer.Option(
+            "--metric", help="What to draw, with or without eval_; may be given several times.", show_default="all"
+        ),
     ] = None,
 ) -> None:
     """Draw the curves of trainings: the loss, the learning rate, and what else they logged.
@@ -47,10 +49,11 @@ def plot(
         check_source(run, "RUN")
     check_picture_output(output)
     logs = {_name(run, runs): _read_log(run) for run in runs}
-    found = list(dict.fromkeys(_title(name) for log in logs.values() for row in log for name in row))
-    if unknown := [name for name in metric or [] if name not in found]:
+    names = (name for log in logs.values() for row in log for name in row if name != "step")
+    found = list(dict.fromkeys(map(_title, names)))
+    if unknown := [name for name in metric or [] if _title(name) not in found]:
         raise ValueError(f"{', '.join(unknown)}: nobody logged that. There are {', '.join(found)}.")
-    _save_figure(logs, metric or found, output)
+    _save_figure(logs, list(dict.fromkeys(map(_title, metric or found))), output)
     print(f"Wrote {output}")
 
 
@@ -110,7 +113,6 @@ def _save_figure(logs: Mapping[str, Sequence[Mapping[str, float]]], titles: Sequ
 
     from .pictures import save_picture
 
-    titles = [title for title in titles if title != "step"]
     columns = min(len(titles), _COLUMNS)
     rows = -(-len(titles) // columns)
     figure = Figure(figsize=(4 * columns, 3 * rows), layout="constrained")

@@ -51,7 +51,9 @@ def publish(
     ] = None,
     space: Annotated[
         str | None,
-        typer.Option(metavar="USER/NAME", help="Also publish the page of lavit demo --web for it, as this Space."),
+        typer.Option(
+            metavar="USER/NAME", help="Also publish the page of lavit demo --web for it, as this Space; needs main."
+        ),
     ] = None,
 ) -> None:
     """Publish a checkpoint on the Hugging Face Hub.
@@ -69,6 +71,11 @@ def publish(
     """
     if card and not dry_run:
         raise ValueError("--card shows the card that would be published; it goes with --dry-run.")
+    if space and revision not in (None, "main"):
+        raise ValueError(
+            f"The page of a Space loads the branch main, so --space cannot be given with --revision {revision}: "
+            "publish to main, or leave --space out."
+        )
     source = Path(find_checkpoint(str(checkpoint)))
     check_source(source, "CHECKPOINT")
 

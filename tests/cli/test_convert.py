@@ -106,5 +106,8 @@ def test_verify(lavit, original_dir: Path, tmp_path: Path) -> None:
     assert result.exit_code == 1 and not list(tmp_path.iterdir())
     lines = result.stdout.splitlines()
     assert len(lines) == 6 and all(line.startswith(f"{tmp_path}/") and "is missing." in line for line in lines)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    result = lavit("verify", tmp_path)
+    assert result.exit_code == 1 and "holds adapters of LoRA" in result.stderr and result.stderr.count("\n") == 1
     result = lavit("verify", tmp_path / "nowhere")
     assert result.exit_code == 1 and "does not exist" in result.stderr and not result.stdout

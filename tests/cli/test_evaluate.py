@@ -1,12 +1,14 @@
 """`lavit evaluate`: what it prints, and what it refuses."""
 
 import json
+import re
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
 from lavit_hf.data.scenes import make_scenes
+from lavit_hf.data.worlds import WORLDS
 from lavit_hf.evaluation import format_metrics
 
 FAST = ["--max-new-tokens", 4, "--beams", 1, "--steps", 2]
@@ -31,6 +33,10 @@ def test_all_tasks_of_scenes_in_one_command(lavit, random_checkpoint: Path, tmp_
     assert metrics["results"][-1]["options"]["num_inference_steps"] == 2
 
 
+def test_help_names_all_worlds(lavit) -> None:
+    assert set(WORLDS) <= set(re.findall(r"[\w-]+", lavit("evaluate", "--help").stdout))
+
+
 def test_a_benchmark(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     images = tmp_path / "images"
     images.mkdir()
@@ -48,6 +54,18 @@ def test_a_benchmark(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     assert str(tmp_path) not in (tmp_path / "out" / "vqa" / "samples.html").read_text()
     lines = (tmp_path / "out" / "vqa" / "predictions.jsonl").read_text().splitlines()
     assert [json.loads(line)["references"] for line in lines] == [["red"], ["blue"]]
+
+
+def test_all_tasks_are_those_that_the_data_fit(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
+    Image.new("RGB", (32, 32), "red").save(tmp_path / "0.jpg")
+    content = {"0": {"imageId": "0", "question": "What color is it?", "answer": "red"}}
+    (tmp_path / "questions.json").write_text(json.dumps(content))
+    command = ["evaluate", random_checkpoint, "--data", tmp_path / "questions.json", "--task", "all", *FAST]
+    result = lavit(*command, "--output", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    results = json.loads((tmp_path / "out" / "metrics.json").read_text())["results"]
+    assert [one["task"] for one in results] == ["vqa", "reconstruction"]
+    assert "Left out, as questions.json does not fit: caption, text-to-image\n" in result.stderr
 
 
 def test_own_data_is_asked_as_by_lavit_ask(lavit, tmp_path: Path) -> None:

@@ -44,6 +44,20 @@ def test_curves(lavit, run: Path, tmp_path: Path) -> None:
     assert "loss, learning_rate" in unknown.stderr and "epoch" not in unknown.stderr
 
 
+def test_names_of_metrics(lavit, run: Path, tmp_path: Path) -> None:
+    """Regression: the step is no curve, and a metric may be called what the training called it."""
+    output = tmp_path / "curves.png"
+    refused = lavit("plot", run, "--metric", "step", "-o", output)
+    assert refused.exit_code == 1 and "step: nobody logged that. There are loss, learning_rate." in refused.stderr
+    assert not output.exists()
+    contents = []
+    for names in (["loss"], ["eval_loss"], ["eval_loss", "loss"]):
+        options = [option for name in names for option in ("--metric", name)]
+        assert lavit("plot", run, *options, "-o", output).exit_code == 0
+        contents.append(output.read_bytes())
+    assert contents[0] == contents[1] == contents[2]
+
+
 def test_runs_are_compared(lavit, run: Path, tmp_path: Path) -> None:
     other = save_log(tmp_path / "deep" / "run", [{"step": step, "loss": 2 / step} for step in range(1, 6)])
     alone, both = tmp_path / "alone.png", tmp_path / "both.png"

@@ -76,6 +76,17 @@ def test_options_and_report(lavit, monkeypatch: pytest.MonkeyPatch, tmp_path: Pa
     assert calls[-1][2]["private"] is None  # what is usual for the owner
 
 
+def test_a_space_of_another_branch_is_refused(lavit, monkeypatch: pytest.MonkeyPatch, random_checkpoint: Path) -> None:
+    """Regression: the page of such a Space loaded the branch main."""
+    command = ["publish", random_checkpoint, "me/tiny", "--space", "me/page"]
+    with monkeypatch.context() as patch:
+        for name in ("publish", "publish_space"):
+            patch.setattr(hub, name, lambda *_, **options: pytest.fail("published"))
+        result = lavit(*command, "--revision", "next")
+    assert result.exit_code == 1 and "--space cannot be given with --revision next" in result.stderr
+    assert lavit(*command, "--revision", "main", "--dry-run").exit_code == 0
+
+
 def test_export_llama(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     result = lavit("export-llama", random_checkpoint, tmp_path / "llama", "--max-shard-size", "100KB")
     assert result.exit_code == 0, result.output

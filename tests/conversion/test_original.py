@@ -265,6 +265,19 @@ def test_license_files_travel(original):
     assert (original.parent / "back/language_model/LICENSE").read_text() == "Llama 2 license"
 
 
+def test_license_files_of_parts_stay_with_them(original):
+    """Regression: they were dropped."""
+    (original / "highres_pixel_decoding/unet/LICENSE").write_text("Stable Diffusion license")
+    (original / "pixel_decoding/vae/LICENSE.md").write_text("license of the VAE")
+    converted = _round_trip(original)
+    assert (converted / "unet/LICENSE").read_text() == "Stable Diffusion license"
+    assert (converted / "lowres/vae/LICENSE.md").read_text() == "license of the VAE"
+    assert not (converted / "LICENSE").exists() and "Llama 2" in (converted / "NOTICE").read_text()
+    back = original.parent / "back"
+    for name in ("highres_pixel_decoding/unet/LICENSE", "pixel_decoding/vae/LICENSE.md"):
+        assert (back / name).read_text() == (original / name).read_text()
+
+
 def test_a_notice_stands_in_for_missing_licenses(original):
     converted = _round_trip(original)
     assert "Llama 2" in (converted / "NOTICE").read_text()

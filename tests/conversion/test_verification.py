@@ -186,6 +186,14 @@ def test_a_configuration_of_something_else(converted, content):
     assert problems(converted)
 
 
+def test_adapters_are_called_so(tmp_path):
+    """Regression: parts of the original layout were missing, said a line each."""
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ConversionError, match="holds adapters of LoRA.* verify their base, or what lavit merge"):
+        verify(tmp_path)
+
+
 def test_no_directory(tmp_path):
     with pytest.raises(ConversionError, match="does not exist"):
         verify(tmp_path / "nowhere")

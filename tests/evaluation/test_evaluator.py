@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
@@ -22,8 +24,9 @@ from lavit_hf.evaluation import (
     evaluate,
     read_data,
 )
-from lavit_hf.evaluation.evaluator import _with_images, format_metrics
+from lavit_hf.evaluation.evaluator import _predict, _with_images, format_metrics
 from lavit_hf.evaluation.measurement import Measurement
+from lavit_hf.evaluation.predictions import PredictionDirectory
 from lavit_hf.evaluation.tasks import Prediction, VqaTask
 
 
@@ -63,6 +66,39 @@ def test_data_are_read_as_the_settings_say(tmp_path: Path) -> None:
     (task,) = build_tasks(settings)
     assert task.data.samples[0].references == ("red",)
     assert task.data.samples[0].open_image().getpixel((0, 0)) == (255, 0, 0)
+
+
+def save_captions(folder: Path) -> str:
+    Image.new("RGB", (8, 8), "red").save(folder / "0.jpg")
+    content = {"images": [{"id": 1, "file_name": "0.jpg"}], "annotations": [{"image_id": 1, "caption": "Red."}]}
+    (folder / "captions.json").write_text(json.dumps(content))
+    return str(folder / "captions.json")
+
+
+def test_without_names_tasks_that_the_data_do_not_fit_are_left_out(tmp_path: Path) -> None:
+    """Regression: all tasks had captions and questions among them, and no file of a benchmark has both."""
+    captions = EvaluationSettings(save_captions(tmp_path), options={"num_candidates": 1})
+    expected = ["caption", "text-to-image", "reconstruction"]
+    assert [task.name for task in build_tasks(captions)] == expected
+    assert [task.name for task in build_tasks(replace(captions, tasks=captions.tasks[:2], options={}))] == ["caption"]
+    asked = {"imageId": "0", "question": "What color is it?", "answer": "red"}
+    (tmp_path / "questions.json").write_text(json.dumps({"0": asked}))
+    questions = EvaluationSettings(str(tmp_path / "questions.json"))
+    assert [task.name for task in build_tasks(questions)] == ["vqa", "reconstruction"]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"image": "0.jpg", "text": "red"}) + "\n")
+    rows = EvaluationSettings(str(tmp_path / "rows.jsonl"))
+    assert [task.name for task in build_tasks(rows)] == expected
+
+
+def test_data_that_fit_no_task_or_not_the_one_that_was_named(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="holds no questions, which the task vqa needs"):
+        build_tasks(EvaluationSettings(save_captions(tmp_path), ["caption", "vqa"]))
+    (tmp_path / "rows.jsonl").write_text('{"picture": "0.jpg"}\n')
+    with pytest.raises(ValueError, match=r"fits none of the tasks:\n.*has no column 'image'") as caught:
+        build_tasks(EvaluationSettings(str(tmp_path / "rows.jsonl")))
+    assert str(caught.value).count("no column") == 1
+    with pytest.raises(ValueError, match="does not exist"):
+        build_tasks(EvaluationSettings(str(tmp_path / "nowhere.json")))
 
 
 def test_refusals() -> None:
@@ -199,6 +235,33 @@ def test_long_questions_come_first_and_share_batches(evaluated, tmp_path: Path) 
     assert asked == [["another long one?", "a long question?"], ["middle one?", "a?"], ["b?"]]
     lines = (tmp_path / "vqa" / "predictions.jsonl").read_text(encoding="utf-8").splitlines()
     assert [json.loads(line)["prediction"] for line in lines] == questions  # in the order of the data
+
+
+def test_what_is_not_finished_is_shared(evaluated, tmp_path: Path) -> None:
+    """Regression: shares were those of a whole evaluation, and what was left could be that of a single process."""
+    picture = Image.new("RGB", (8, 8))
+    samples = [EvaluationSample(str(number), picture, ("yes",), question="a?") for number in range(8)]
+    computed = []
+    for process in range(2):
+
+        class Counted(VqaTask):
+            def predict(
+                self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]
+            ) -> list[Prediction]:
+                computed.append((process, [sample.id for sample in samples]))  # noqa: B023
+                return [Prediction({"prediction": ""}) for _ in samples]
+
+        directory = PredictionDirectory(tmp_path / str(process))
+        directory.open({})
+        with directory.writer(0) as writer:
+            for number in (0, 1, 3, 4, 5):  # of the batches 0 to 3, the first and third are complete
+                writer.write({"id": str(number)})
+        state = SimpleNamespace(
+            process_index=process, num_processes=2, device="cpu", is_main_process=False, wait_for_everyone=lambda: None
+        )
+        _predict(evaluated, Counted(EvaluationData("questions", None, samples)), directory, state, 2, False)
+        assert set(directory.finished()) == {"0", "1", "3", "4", "5", *computed[-1][1]}
+    assert computed == [(0, ["2", "3"]), (1, ["6", "7"])]
 
 
 def test_images_are_read_ahead_by_one_batch(tmp_path: Path) -> None:

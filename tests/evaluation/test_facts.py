@@ -4,6 +4,7 @@ from lavit_hf.data import emoji
 from lavit_hf.data.scenes import Facts, ObjectFacts, Scene, SceneObject, captions_of, facts_of
 from lavit_hf.data.worlds import WORLDS
 from lavit_hf.evaluation.facts import compare_facts, measure_facts, read_facts, wrong_parts
+from lavit_hf.evaluation.measurement import cluster_interval, wilson_interval
 
 RED, BLUE = SceneObject("square", "red", "large", 16, 32), SceneObject("ring", "blue", "small", 48, 32)
 SCENE = Scene("white", (RED, BLUE))
@@ -60,6 +61,15 @@ def test_shares_are_of_scenes_objects_and_relations():
     assert (found["prefix/fully_right"].value, found["prefix/fully_right"].n) == (0.5, 2)
     assert (found["prefix/color"].value, found["prefix/color"].n) == (2 / 3, 3)
     assert (found["prefix/relation"].value, found["prefix/relation"].n) == (1.0, 1)
+
+
+def test_objects_of_a_scene_are_no_independent_ones():
+    """Regression: their intervals were Wilson's, as if every object were drawn by itself."""
+    right, wrong = compare_facts(facts_of(SCENE), SCENE), compare_facts(None, SCENE)
+    found = measure_facts([right] * 10 + [wrong] * 10)
+    assert found["fully_right"].interval == found["relation"].interval == wilson_interval(10, 20)
+    assert found["color"].interval == cluster_interval([2] * 10 + [0] * 10, [2] * 20)
+    assert measure_facts([right] * 10)["color"].interval == wilson_interval(10, 10)
 
 
 def test_facts_of_emoji():

@@ -7,6 +7,8 @@ import pytest
 
 from lavit_hf.evaluation.measurement import (
     bootstrap_interval,
+    cluster_interval,
+    measure_clusters,
     measure_correlation,
     measure_mean,
     measure_share,
@@ -48,6 +50,36 @@ def test_bootstrap_interval_follows_its_seed() -> None:
     assert bootstrap_interval([0.5] * 4) == (0.5, 0.5)
 
 
+def test_intervals_of_clusters_hold_the_truth() -> None:
+    """Regression: Wilson's interval takes what is wrong together for independent, and holds the truth too rarely."""
+    generator = np.random.default_rng(0)
+    hits = wilson = 0
+    for _ in range(500):
+        totals = generator.integers(1, 5, size=150)
+        share = generator.choice([0.3, 0.9], size=150)  # of easy and of hard scenes; 0.6 on average
+        right = generator.binomial(totals, share * (generator.random(150) < 0.9))  # of some scenes all is wrong
+        low, high = cluster_interval(right.tolist(), totals.tolist(), num_resamples=1000)
+        hits += low <= 0.54 <= high
+        low, high = wilson_interval(int(right.sum()), int(totals.sum()))
+        wilson += low <= 0.54 <= high
+    assert 0.91 <= hits / 500 <= 0.98 and wilson / 500 < 0.9
+
+
+def test_intervals_of_clusters_of_one_are_those_of_a_mean() -> None:
+    right = np.random.default_rng(0).integers(0, 2, size=500).tolist()
+    assert cluster_interval(right, [1] * 500) == pytest.approx(bootstrap_interval(right), abs=0.006)
+    # How many things all clusters have changes nothing, nor do clusters of none.
+    once, twice = cluster_interval([1, 2, 0], [2, 2, 3]), cluster_interval([2, 4, 0], [4, 4, 6])
+    assert once == twice == cluster_interval([1, 2, 0, 0], [2, 2, 3, 0])
+
+
+def test_intervals_of_clusters_are_never_points() -> None:
+    assert cluster_interval([3, 2], [3, 2]) == wilson_interval(2, 2)
+    assert cluster_interval([0, 0, 0], [3, 2, 1]) == wilson_interval(0, 3)
+    low, high = cluster_interval([1, 2], [2, 4])
+    assert low < 0.5 < high
+
+
 def test_bad_input() -> None:
     for successes, total in ((3, 2), (-1, 2), (0, 0)):
         with pytest.raises(ValueError, match="no proportion"):
@@ -57,6 +89,9 @@ def test_bad_input() -> None:
             bootstrap_interval(scores)
     with pytest.raises(ValueError, match="confidence"):
         wilson_interval(1, 2, confidence=95)
+    for right, totals in (([], []), ([0], [0]), ([math.nan], [1])):
+        with pytest.raises(ValueError, match="clusters with something in them"):
+            cluster_interval(right, totals)
 
 
 def test_shares():
@@ -81,8 +116,21 @@ def test_means():
     assert measure_mean([0.3, 1.0], is_share=True).is_share
 
 
+def test_things_of_a_cluster_are_measured_together():
+    right, totals = [3, 0, 1], [3, 2, 1]
+    found = measure_clusters(right, totals, "objects")
+    assert (found.value, found.n, found.unit, found.is_share) == (4 / 6, 6, "objects", True)
+    assert found.interval == cluster_interval(right, totals)
+    assert measure_clusters([1, 0, 0], [1, 1, 0], "objects") == measure_share(1, 2, "objects")
+    scores, images = [1.0, 1.0, 1.0, 0.0, 0.0, 1.0], ["a", "a", "a", "b", "b", "c"]
+    mean = measure_mean(scores, "questions", is_share=True, clusters=images)
+    assert mean.value == measure_mean(scores).value and mean.interval == found.interval
+    alone = measure_mean(scores, "questions", is_share=True, clusters=range(6))
+    assert alone == measure_mean(scores, "questions", is_share=True)
+
+
 def test_nothing_to_measure():
-    for found in (measure_share(0, 0), measure_mean([]), measure_mean([], is_share=True)):
+    for found in (measure_share(0, 0), measure_mean([]), measure_mean([], is_share=True, clusters=[])):
         assert found.value is None and found.interval is None and found.n == 0
 
 

@@ -10,6 +10,7 @@ from lavit_hf.data.scenes import Scene, captions_of, object_coverage, render
 from lavit_hf.data.worlds import WORLDS
 from lavit_hf.evaluation import EvaluatedCheckpoint
 from lavit_hf.evaluation.data.samples import EvaluationData, EvaluationSample, read_scenes
+from lavit_hf.evaluation.measurement import cluster_interval, wilson_interval
 from lavit_hf.evaluation.tasks import (
     TASKS,
     CaptionTask,
@@ -199,6 +200,10 @@ def test_answers_are_scored_by_kind(evaluated, tmp_path):
     assert found["exact_match/yes_no"].n == 6 and found["exact_match"].n == len(data.samples)
     colors = sum(sample.meta["kind"] == "color" for sample in data.samples)
     assert found["exact_match"].value == pytest.approx(1 - colors / len(data.samples))
+    kinds = [(sample.id.partition("-")[0], sample.meta["kind"]) for sample in data.samples]
+    of_scene = [[kind != "color" for scene, kind in kinds if scene == f"{index:06d}"] for index in range(6)]
+    expected = cluster_interval([*map(sum, of_scene)], [*map(len, of_scene)])
+    assert found["exact_match"].interval == expected and found["exact_match/yes_no"].interval == wilson_interval(6, 6)
     shown = task.show(data.samples[0], records[0], tmp_path)
     assert shown.is_right is False and ("right answer", data.samples[0].references[0]) in shown.lines
 

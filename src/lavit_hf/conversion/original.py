@@ -103,14 +103,9 @@ class OriginalCheckpoint:
         return [file for folder in present for file in _small_files(self.root, folder)]
 
     def notices(self) -> list[str]:
-        """Licenses, notices and use policies at the root and in the known folders."""
-        folders = [self.root, *(path for path in sorted(self.root.iterdir()) if path.is_dir())]
-        return [
-            path.relative_to(self.root).as_posix()
-            for folder in folders
-            for path in sorted(folder.iterdir())
-            if path.is_file() and is_notice(path.name)
-        ]
+        """Licenses, notices and use policies at the root and in its folders; those of components are theirs."""
+        folders = [".", *(path.name for path in sorted(self.root.iterdir()) if path.is_dir())]
+        return [file for folder in folders for file in _notices(self.root, folder)]
 
 
 def _check_layout(root: Path) -> None:
@@ -150,7 +145,9 @@ def component_target(folder: str) -> str:
 def _component(root: Path, folder: str) -> Component:
     paths, stem = find_component_weights(root / folder)
     weights = Weights(paths) if paths else None
-    return Component(folder, component_target(folder), weights, stem, _small_files(root, folder))
+    # Its licenses stay beside its weights: at the root, they would pass for those of the language model.
+    files = [*_small_files(root, folder), *_notices(root, folder)]
+    return Component(folder, component_target(folder), weights, stem, files)
 
 
 def _small_files(root: Path, folder: str) -> list[str]:
@@ -158,6 +155,14 @@ def _small_files(root: Path, folder: str) -> list[str]:
         path.relative_to(root).as_posix()
         for path in sorted((root / folder).iterdir())
         if path.is_file() and path.suffix in _SMALL_FILES and not is_notice(path.name)
+    ]
+
+
+def _notices(root: Path, folder: str) -> list[str]:
+    return [
+        path.relative_to(root).as_posix()
+        for path in sorted((root / folder).iterdir())
+        if path.is_file() and is_notice(path.name)
     ]
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from transformers.utils import logging
+from transformers.utils.peft_utils import ADAPTER_CONFIG_NAME
 
 from ..utils.paths import check_links
 from ..utils.progress import progress_bar
@@ -56,11 +57,16 @@ def verify(src: str | os.PathLike[str], *, progress: bool = True) -> list[str]:
         The problems, a line each. Without any, `convert` or `from_pretrained` finds all it needs.
 
     Raises:
-        ConversionError: There is no such directory.
+        ConversionError: There is no such directory, or it holds adapters.
     """
     root = Path(src)
     if not root.is_dir():
         raise ConversionError(f"{root} is not a directory." if root.exists() else f"{root} does not exist.")
+    if (root / ADAPTER_CONFIG_NAME).is_file() and not (root / "config.json").is_file():
+        raise ConversionError(
+            f"{root} holds adapters of LoRA, which cannot be verified alone: verify their base, or what "
+            f"lavit merge {root} OUT makes of both."
+        )
     problems = _Problems()
     with problems.noted():
         check_links(root, ConversionError)

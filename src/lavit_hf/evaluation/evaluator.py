@@ -15,14 +15,14 @@ from typing import Any
 import torch
 
 from ..utils.atomic_files import write_json
-from ..utils.distributed import process_state
+from ..utils.distributed import process_state, take_from_first_process
 from ..utils.json_files import read_json_object
 from ..utils.progress import progress_bar
 from ..utils.public_text import one_line, public_name, without_paths
 from .benchmarks import BENCHMARKS
 from .checkpoint import EvaluatedCheckpoint
 from .data import read_data
-from .data.samples import Columns, EvaluationSample
+from .data.samples import Columns, EvaluationSample, UnfitDataError
 from .duration import estimate_hours, format_hours
 from .original_tasks import LAVIT, ORIGINAL_TASKS, PLAIN, PROTOCOLS, describe_protocol
 from .predictions import PredictionDirectory, write_samples_page
@@ -49,7 +49,7 @@ class EvaluationSettings:
 
     Attributes:
         data: What the samples are read from; this and what is not described here is as for [`read_data`].
-        tasks: Names of tasks; none for all that the data are for.
+        tasks: Names of tasks; none for all that the data fit.
         splits: Every task is evaluated on each of them; by default on the one that `read_data` chooses.
         num_samples: How many images or questions at most, the first ones.
         num_drawings: The same for tasks that draw; `num_samples` by default.
@@ -62,6 +62,8 @@ class EvaluationSettings:
         options: Options of the tasks by name; `None` leaves one to the task. Each task takes those that it has.
         benchmark: Name of the benchmark of the paper that the data are, as [`benchmark_settings`] sets it.
         protocol: `"lavit"` for the protocol of its published number.
+        only_fitting: Whether tasks that the data do not fit are left out instead of refused; by default if none are
+            named.
     """
 
     data: str
@@ -78,8 +80,11 @@ class EvaluationSettings:
     options: Mapping[str, Any] = field(default_factory=dict)
     benchmark: str | None = None
     protocol: str = PLAIN
+    only_fitting: bool | None = None
 
     def __post_init__(self) -> None:
+        if self.only_fitting is None:
+            self.only_fitting = not self.tasks
         self.tasks = self.tasks or tasks_for(self.data)
 
 
@@ -136,15 +141,27 @@ def build_tasks(settings: EvaluationSettings) -> list[Task]:
         settings: What to evaluate on, and how.
 
     Returns:
-        The tasks for [`evaluate`], each on every split.
+        The tasks for [`evaluate`], each on every split; without names, those that the data fit.
 
     Raises:
-        ValueError: There is no task of a name, none has a use for an option, or the data do not exist or do not fit.
+        ValueError: There is no task of a name, none has a use for an option, or the data do not exist or do not fit
+            a task that was named.
     """
     if unknown := [name for name in settings.tasks if name not in TASKS]:
         raise ValueError(f"There is no task {unknown[0]!r}; there are {', '.join(TASKS)}.")
     splits: list[str | None] = list(dict.fromkeys(settings.splits)) or [None]
-    tasks = [_build_task(settings, name, split) for name in dict.fromkeys(settings.tasks) for split in splits]
+    tasks: list[Task] = []
+    unfit: list[str] = []
+    for name in dict.fromkeys(settings.tasks):
+        for split in splits:
+            try:
+                tasks.append(_build_task(settings, name, split))
+            except UnfitDataError as error:
+                if not settings.only_fitting:
+                    raise
+                unfit.append(str(error))
+    if not tasks:
+        raise UnfitDataError("\n".join([f"{settings.data} fits none of the tasks:", *dict.fromkeys(unfit)]))
     known = {option for task in tasks for option in task.options}
     for option, value in settings.options.items():
         if value is not None and option not in known:
@@ -260,14 +277,18 @@ def _predict(
     samples = task.data.samples
     finished = directory.finished()
     state.wait_for_everyone()  # before anyone writes to what others are still reading
-    if len(finished) == len(samples):
-        return
     order = task.order()
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    mine = batches[state.process_index :: state.num_processes]
-    wanted = (
-        batch for batch in ([samples[index] for index in numbers] for numbers in mine) if _lacks(batch, finished)
+    # Shared are those that something is missing of, by what the first process has read: were the lists of two
+    # processes not the same, a batch could be nobody's. They are computed as a whole, to stay the same batches.
+    lacking = torch.tensor(
+        [not finished or any(samples[index].id not in finished for index in batch) for batch in batches]
     )
+    unfinished = take_from_first_process(lacking.to(state.device, torch.uint8)).nonzero()[:, 0].tolist()
+    if not unfinished:
+        return
+    mine = [batches[number] for number in unfinished[state.process_index :: state.num_processes]]
+    wanted = ([samples[index] for index in batch] for batch in mine)
     progress = progress and state.is_main_process
     if progress and task.data.benchmark is not None:
         hours = estimate_hours(checkpoint, task, state.num_processes) * (1 - len(finished) / len(samples))
@@ -292,11 +313,6 @@ def _predict(
             writer.flush()
             bar.update(min(len(batch) * state.num_processes, bar.total - bar.n))  # others are about as fast
     state.wait_for_everyone()
-
-
-def _lacks(batch: Sequence[EvaluationSample], finished: Mapping[str, Any]) -> bool:
-    """A batch of which anything is missing is computed as a whole, so that it stays the same batch."""
-    return any(sample.id not in finished for sample in batch)
 
 
 _DECODERS = 4  # threads that decode images

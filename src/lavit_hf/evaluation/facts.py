@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 from ..data.worlds import WORLDS, World
-from .measurement import Measurement, measure_share
+from .measurement import Measurement, measure_clusters
 
 WHOLE = "fully_right"
 _COUNT = "object_count"
@@ -60,12 +60,12 @@ def wrong_parts(comparison: Comparison) -> list[str]:
 def measure_facts(
     comparisons: Iterable[Comparison], prefix: str = "", world: World = _SCENES
 ) -> dict[str, Measurement]:
-    """Sums comparisons up: the share that is right, for each part."""
+    """Sums comparisons up: the share that is right, for each part. Objects of a scene may be wrong together."""
     comparisons = list(comparisons)
     return {
-        prefix + part: measure_share(
-            sum(comparison[part][0] for comparison in comparisons),
-            sum(comparison[part][1] for comparison in comparisons),
+        prefix + part: measure_clusters(
+            [comparison[part][0] for comparison in comparisons],
+            [comparison[part][1] for comparison in comparisons],
             unit,
         )
         for part, unit in {WHOLE: "scenes", **world.fact_units}.items()

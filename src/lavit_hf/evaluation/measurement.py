@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any, NamedTuple
@@ -18,7 +18,7 @@ class Interval(NamedTuple):
     high: float
 
 
-def wilson_interval(successes: int, total: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: float, total: int, confidence: float = 0.95) -> Interval:
     """Computes the interval of a proportion, for scores that are right or wrong.
 
     Unlike the textbook interval it stays within 0 and 1 and is right near them, and with few samples
@@ -77,6 +77,47 @@ def bootstrap_interval(
     return Interval(float(low), float(high))
 
 
+def cluster_interval(
+    right: Sequence[float],
+    totals: Sequence[int],
+    confidence: float = 0.95,
+    num_resamples: int = 2000,
+    seed: int = 0,
+) -> Interval:
+    """Computes the interval of a share of things that come in clusters, such as the objects of scenes.
+
+    Things of a cluster may be wrong together, so that they tell less than as many independent ones: whole clusters are
+    drawn again, with replacement, and the interval is made of percentiles of their shares. If these do not vary, as
+    where everything is right, it is Wilson's of as many independent things as there are clusters.
+
+    Args:
+        right: How many are right, or the sum of their scores, for each cluster.
+        totals: Out of how many; clusters of none say nothing.
+        confidence: Share of such intervals that hold the true share.
+        num_resamples: How often the clusters are drawn again.
+        seed: The same seed gives the same interval.
+
+    Returns:
+        The interval.
+
+    Raises:
+        ValueError: There is nothing in the clusters, or the numbers do not fit together.
+    """
+    _check_confidence(confidence)
+    pairs = np.asarray([pair for pair in zip(right, totals, strict=True) if pair[1] > 0], dtype=np.float64)
+    if not len(pairs) or not np.isfinite(pairs).all():
+        raise ValueError("The interval of a share needs clusters with something in them, and finite scores.")
+    # Clusters of the same numbers are alike: it is drawn how many there are of each kind.
+    kinds, counts = np.unique(pairs, axis=0, return_counts=True)
+    drawn = np.random.default_rng(seed).multinomial(len(pairs), counts / len(pairs), size=num_resamples)
+    sums = drawn @ kinds
+    low, high = np.quantile(sums[:, 0] / sums[:, 1], [(1 - confidence) / 2, (1 + confidence) / 2])
+    if math.isclose(low, high):
+        share = math.fsum(pairs[:, 0]) / math.fsum(pairs[:, 1])
+        return wilson_interval(share * len(pairs), len(pairs), confidence)
+    return Interval(float(low), float(high))
+
+
 def _check_confidence(confidence: float) -> None:
     if not 0 < confidence < 1:
         raise ValueError(f"confidence has to lie between 0 and 1, {confidence} does not.")
@@ -122,8 +163,43 @@ def measure_share(successes: int, total: int, unit: str = "samples") -> Measurem
     return Measurement(successes / total, total, unit, wilson_interval(successes, total), is_share=True)
 
 
-def measure_mean(scores: Sequence[float], unit: str = "samples", is_share: bool = False) -> Measurement:
-    """Measures a mean, with a bootstrap interval; with Wilson's if all scores are 0 or 1 and it is a share."""
+def measure_clusters(right: Sequence[int], totals: Sequence[int], unit: str) -> Measurement:
+    """Measures the share of all things in clusters that is right, with the interval of [`cluster_interval`].
+
+    Where no cluster has more than one thing, the interval is Wilson's.
+
+    Args:
+        right: How many are right, for each cluster.
+        totals: Out of how many.
+        unit: What the things are.
+    """
+    if max(totals, default=0) <= 1:
+        return measure_share(sum(right), sum(totals), unit)
+    interval = cluster_interval(right, totals)
+    return Measurement(sum(right) / sum(totals), sum(totals), unit, interval, is_share=True)
+
+
+def measure_mean(
+    scores: Sequence[float],
+    unit: str = "samples",
+    is_share: bool = False,
+    clusters: Sequence[Hashable] | None = None,
+) -> Measurement:
+    """Measures a mean, with a bootstrap interval; with Wilson's if all scores are 0 or 1 and it is a share.
+
+    Args:
+        scores: The scores.
+        unit: What has them.
+        is_share: Whether the mean is one of 1.
+        clusters: What each score of a share belongs to, such as an image; if several belong to the same, the interval
+            is that of [`cluster_interval`].
+    """
+    if is_share and clusters is not None and len(set(clusters)) < len(scores):
+        of_cluster: dict[Hashable, list[float]] = {}
+        for cluster, score in zip(clusters, scores, strict=True):
+            of_cluster.setdefault(cluster, []).append(score)
+        interval = cluster_interval([math.fsum(one) for one in of_cluster.values()], [*map(len, of_cluster.values())])
+        return Measurement(math.fsum(scores) / len(scores), len(scores), unit, interval, is_share=True)
     if is_share and set(scores) <= {0, 1}:
         return measure_share(round(sum(scores)), len(scores), unit)
     if not scores:
@@ -146,6 +222,8 @@ __all__ = [
     "Interval",
     "Measurement",
     "bootstrap_interval",
+    "cluster_interval",
+    "measure_clusters",
     "measure_correlation",
     "measure_mean",
     "measure_share",

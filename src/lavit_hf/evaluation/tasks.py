@@ -368,10 +368,12 @@ class VqaTask(Task):
     ) -> dict[str, Measurement]:
         metric, scores = self.data.answer_metric, self.score_answers(records)
         kinds = [record["meta"].get("kind") for record in records]
-        found = {metric: measure_mean(scores, "questions", is_share=True)}
+        images = [self.data.samples[index].image_key() for index in range(len(records))]
+        found = {metric: measure_mean(scores, "questions", is_share=True, clusters=images)}
         for kind in dict.fromkeys(kind for kind in kinds if kind is not None):
-            of_kind = [score for score, its in zip(scores, kinds, strict=True) if its == kind]
-            found[f"{metric}/{kind}"] = measure_mean(of_kind, "questions", is_share=True)
+            numbers = [number for number, its in enumerate(kinds) if its == kind]
+            of_kind, their_images = [scores[number] for number in numbers], [images[number] for number in numbers]
+            found[f"{metric}/{kind}"] = measure_mean(of_kind, "questions", is_share=True, clusters=their_images)
         return found
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:

@@ -33,6 +33,7 @@ from .files import (
     mapped_modules,
     read_object,
 )
+from .uploads import UPLOAD_ERRORS, create_commit, describe_error
 
 _PREFIX = "lavit-publish-"
 # Where libraries note what they loaded something from, which may be a directory of this machine.
@@ -263,7 +264,7 @@ def publish(
 
     Raises:
         PublishError: If the checkpoint is incomplete or lacks a license, if `include` asks for what is never
-            published, or if the Hub refuses it.
+            published, or if the Hub refuses it or does not answer.
     """
     if not is_hub_name(repository) or repository.count("/") != 1:
         raise PublishError(f"{repository} is not the name of a repository: it looks like user/name.")
@@ -276,11 +277,12 @@ def publish(
             return report
         try:
             return _upload(publication, report, HfApi(token=token), private, revision, commit_message)
-        except (HfHubHTTPError, RuntimeError, ConnectionError) as error:  # the second: a file could not be uploaded
+        except UPLOAD_ERRORS as error:
             if isinstance(error, HfHubHTTPError) and error.response.status_code in (401, 403):
                 reason = f"The Hub does not let you write to {repository}: log in with `hf auth login`. ({error})"
             else:
-                reason = f"{repository} was not changed: {error} The same command goes on with what is missing."
+                why = describe_error(error)
+                reason = f"{repository} was not changed: {why} The same command goes on with what is missing."
             raise PublishError(reason) from error
 
 
@@ -303,6 +305,7 @@ def _upload(
         *(CommitOperationAdd(name, path) for name, path in publication.files.items()),
         *(CommitOperationDelete(name) for name in removed),
     ]
-    commit = api.create_commit(report.repository, operations, commit_message=message, revision=revision)
+    name = report.repository
+    commit = create_commit(api, name, operations, name, commit_message=message, revision=revision)
     url = f"{api.endpoint}/{report.repository}"
     return replace(report, removed=removed, url=url, commit=commit.oid)

@@ -12,11 +12,11 @@ from importlib import metadata
 from pathlib import Path
 
 from huggingface_hub import CommitOperationAdd, HfApi, SpaceCardData
-from huggingface_hub.errors import HfHubHTTPError
 
 from .card import is_hub_name
 from .facts import read_config
 from .files import PublishError
+from .uploads import UPLOAD_ERRORS, create_commit, describe_error
 
 GRADIO = "6.31.0"
 """The version of gradio that the page was tested with; Spaces install it by themselves."""
@@ -129,7 +129,7 @@ def publish_space(
         What was published.
 
     Raises:
-        PublishError: If the checkpoint is no whole LaVIT, a name is none, or the Hub refuses it.
+        PublishError: If the checkpoint is no whole LaVIT, a name is none, or the Hub refuses it or does not answer.
     """
     files = space_files(space, model, checkpoint)
     sizes = {name: len(file) if isinstance(file, bytes) else file.stat().st_size for name, file in files.items()}
@@ -142,9 +142,10 @@ def publish_space(
     operations = [CommitOperationAdd(name, file) for name, file in files.items()]
     try:
         api.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
-        commit = api.create_commit(space, operations, commit_message="Upload a page for LaVIT", repo_type="space")
-    except (HfHubHTTPError, RuntimeError, ConnectionError) as error:
-        raise PublishError(f"The Space {space} was not changed: {error}") from error
+        message = "Upload a page for LaVIT"
+        commit = create_commit(api, space, operations, f"The Space {space}", commit_message=message, repo_type="space")
+    except UPLOAD_ERRORS as error:
+        raise PublishError(f"The Space {space} was not changed: {describe_error(error)}") from error
     return SpaceReport(space, sizes, hints, f"{api.endpoint}/spaces/{space}", commit.oid)
 
 

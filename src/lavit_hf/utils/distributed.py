@@ -6,10 +6,14 @@ Without a process group the latter do nothing.
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import distributed
+
+# Processes wait for one that scores, downloads or fills a cache. One that died ends the others by their launcher.
+_LONGEST_WAIT = timedelta(hours=24)
 
 
 def world_size() -> int:
@@ -66,7 +70,7 @@ def take_from_first_process(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def process_state(device: torch.device | str) -> Any:
-    """Joins the other processes.
+    """Joins the other processes, which wait for each other for up to a day; by default it would be minutes.
 
     Args:
         device: Where this process computes. accelerate does not find out by itself that CPU processes of torchrun
@@ -83,7 +87,7 @@ def process_state(device: torch.device | str) -> Any:
         from accelerate import PartialState  # type: ignore[import-untyped]
     except ImportError as error:
         raise ImportError("This needs the package `accelerate`: pip install 'lavit-hf[training]'") from error
-    state = PartialState(cpu=torch.device(device).type == "cpu")
+    state = PartialState(cpu=torch.device(device).type == "cpu", timeout=_LONGEST_WAIT)
     started = int(os.environ.get("WORLD_SIZE", 1))
     if state.num_processes != started:
         raise ValueError(

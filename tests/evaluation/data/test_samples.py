@@ -7,7 +7,7 @@ import pytest
 
 from lavit_hf.data.scenes import Scene, facts_of, judge, make_scenes, parse_caption
 from lavit_hf.evaluation import read_data
-from lavit_hf.evaluation.data.samples import Columns, TableSamples, read_scenes
+from lavit_hf.evaluation.data.samples import Columns, EvaluationSample, TableSamples, read_scenes
 
 
 def test_scenes_are_those_of_the_dataset():
@@ -33,6 +33,15 @@ def test_every_question_of_a_scene_is_a_sample():
     ]
     assert len({sample.id for sample in data.samples}) == len(data.samples) > 3
     assert data.samples[0].id == "000000-color"
+
+
+def test_samples_of_the_same_image_know_it(tmp_path):
+    questions = read_scenes("vqa", None, 2).samples
+    scenes = {(sample.id.partition("-")[0], sample.image_key()) for sample in questions}
+    assert len(scenes) == len({key for _, key in scenes}) == 2
+    pictures = [tmp_path / "a.png", {"path": "a.png", "bytes": None}, "b.png", {"path": "a.png", "bytes": b"1"}, b"1"]
+    keys = [EvaluationSample(str(number), picture).image_key() for number, picture in enumerate([*pictures, None, []])]
+    assert len(set(keys)) == 6 and keys[3] == keys[4]
 
 
 def test_more_scenes_begin_with_the_same():

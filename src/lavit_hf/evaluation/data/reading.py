@@ -21,7 +21,7 @@ from .benchmarks import (
     read_vizwiz,
     read_vqav2,
 )
-from .samples import Columns, EvaluationData, EvaluationSample, TableSamples, read_scenes
+from .samples import Columns, EvaluationData, EvaluationSample, TableSamples, UnfitDataError, read_scenes
 
 _SAFE = re.compile(r"[\w.-]+")  # ids become names of files
 
@@ -41,8 +41,8 @@ def read_data(
     """Reads data for a task.
 
     Args:
-        name: `"scenes"` or `"emoji"`; a benchmark's JSON file (COCO, NoCaps or Karpathy captions, VQAv2, OK-VQA, GQA
-            or VizWiz questions), recognized by what is in it; or a dataset as for `load_data`.
+        name: `"scenes"`, `"emoji"` or `"emoji-small"`; a benchmark's JSON file (COCO, NoCaps or Karpathy captions,
+            VQAv2, OK-VQA, GQA or VizWiz questions), recognized by what is in it; or a dataset as for `load_data`.
         task: Name of the task.
         split: Of scenes and emoji one of theirs, by default `"validation"`; of Karpathy's files and of datasets by
             default `"test"`. Other formats have none.
@@ -57,7 +57,8 @@ def read_data(
         The samples.
 
     Raises:
-        ValueError: Something does not exist, or does not fit the task.
+        UnfitDataError: The data do not have what the task needs.
+        ValueError: Something does not exist or is damaged.
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"The number of samples must be at least 1, got {num_samples}.")
@@ -129,9 +130,9 @@ def _check(data: EvaluationData, task: str) -> None:
     if not len(data.samples):
         raise ValueError(f"{data.name} holds no samples.")
     if task == "vqa" and data.samples[0].question is None:
-        raise ValueError(f"{data.name} holds no questions, which the task vqa needs.")
+        raise UnfitDataError(f"{data.name} holds no questions, which the task vqa needs.")
     if task in ("caption", "text-to-image") and (data.samples[0].question or not data.samples[0].references):
-        raise ValueError(f"{data.name} holds no captions, which the task {task} needs.")
+        raise UnfitDataError(f"{data.name} holds no captions, which the task {task} needs.")
     if isinstance(data.samples, TableSamples):
         return  # numbered by us
     seen: set[str] = set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -52,6 +53,17 @@ class EvaluationSample:
         except ValueError as error:
             raise ValueError(f"Sample {self.id}: the image cannot be read ({error}).") from error
         return image
+
+    def image_key(self) -> str | bytes:
+        """Returns what samples of the same image have in common, as far as that can be told without decoding it."""
+        image = self.image
+        if isinstance(image, Mapping):
+            image = image.get("path") if image.get("bytes") is None else image["bytes"]
+        if isinstance(image, Image.Image):
+            image = image.tobytes()
+        if isinstance(image, bytes):
+            return hashlib.sha256(image).digest()
+        return os.fspath(image) if isinstance(image, (str, os.PathLike)) else f"sample {self.id}"
 
 
 @dataclass(frozen=True)
@@ -108,7 +120,7 @@ def read_scenes(
     """Makes samples of scenes.
 
     Args:
-        task: For `"vqa"`, a sample is a question, of which a scene has four to seven; for `"editing"` a scene with
+        task: For `"vqa"`, a sample is a question, of which a scene has five to eight; for `"editing"` a scene with
             words that change it; otherwise a scene.
         split: One of the world's, by default the second, `"validation"`.
         num_samples: How many scenes, by default 1000; more of them begin with the same.
@@ -148,6 +160,10 @@ def _read(world: World, task: str, split: str, index: int) -> list[EvaluationSam
     ]
 
 
+class UnfitDataError(ValueError):
+    """Data do not have what a task needs."""
+
+
 class Columns(NamedTuple):
     """Where things are in a dataset; `text` and `answer` may be one text per row, or a list of them."""
 
@@ -172,7 +188,8 @@ class TableSamples(Sequence):
 
     Raises:
         ImportError: `datasets` is not installed.
-        ValueError: There is no such dataset, split, or column.
+        UnfitDataError: There is no such column.
+        ValueError: There is no such dataset or split.
     """
 
     def __init__(
@@ -198,7 +215,7 @@ class TableSamples(Sequence):
         if self._has_texts:
             wanted += [columns.question, columns.answer] if self._has_questions else [columns.text]
         if missing := [column for column in wanted if column not in dataset.column_names]:
-            raise ValueError(
+            raise UnfitDataError(
                 f"{name} has no column {missing[0]!r}; it has {', '.join(map(repr, dataset.column_names))}. See "
                 "--image-column, --text-column, --question-column and --answer-column."
             )
@@ -237,4 +254,4 @@ class TableSamples(Sequence):
         )
 
 
-__all__ = ["Columns", "EvaluationData", "EvaluationSample", "TableSamples"]
+__all__ = ["Columns", "EvaluationData", "EvaluationSample", "TableSamples", "UnfitDataError"]
