@@ -244,12 +244,6 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         )
         return self.accelerator.prepare(data_loader)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-        """The batches of an update; none if a finished run is resumed, which `Trainer` would give another update."""
-        return super().get_batch_samples(
-            iter(()) if self.state.global_step >= self.state.max_steps else epoch_iterator, *args, **kwargs
-        )
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """An optimizer with the groups of `parameter_groups`."""
         if self.optimizer is None:
