@@ -402,8 +402,12 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
             "use_ema": self.args.use_ema,
         }
 
-    def require_same_run(self, checkpoint: Path) -> None:
+    def require_same_run(self, checkpoint: Path, other_samples: bool = False) -> None:
         """Checks that what follows in a checkpoint's run would follow here.
+
+        Args:
+            checkpoint: Directory of the checkpoint.
+            other_samples: As in [`ResumableTrainerMixin`].
 
         Raises:
             ValueError: Something else would, or a file is missing or damaged.
@@ -413,7 +417,7 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
             missing.append("rng_state.pth")
         if missing:
             raise ValueError(f"{checkpoint} has no {missing[0]}. Resume from another checkpoint of this training.")
-        super().require_same_run(checkpoint)
+        super().require_same_run(checkpoint, other_samples)
 
     def show(self, image: PIL.Image.Image) -> None:
         """Saves a validation image, and shows it to the trackers that take images."""
