@@ -229,6 +229,20 @@ def test_other_samples_would_follow(monkeypatch, tmp_path, script, change, reaso
         assert main(command(script, tmp_path, **options, ignore_data_skip=True)).state.global_step == 2
 
 
+@pytest.mark.parametrize("ignore_data_skip", [False, True])
+def test_phases_of_stage_1_stay(monkeypatch, tmp_path, ignore_data_skip):
+    """Regression: shares followed from the number of updates of the resumed run, which bypassed the merger again."""
+    main = example(monkeypatch, "train_tokenizer")
+    shares = {"bypass_merger_steps": 0.2, "selector_steps": 0.2, "quantize_after_steps": 0.4}
+    options = {"save_strategy": "steps", "save_steps": 5, "max_steps": 5, **shares}
+    main(command("train_tokenizer", tmp_path, **options))
+    options |= {"resume_from_checkpoint": "latest", "max_steps": 10, "ignore_data_skip": ignore_data_skip}
+    with pytest.raises(ValueError, match="quantize_after_steps was 2, is 4.*resume with the same --max_steps"):
+        main(command("train_tokenizer", tmp_path, **options))
+    limits = {"bypass_merger_steps": 1, "selector_steps": 1, "quantize_after_steps": 2}
+    assert main(command("train_tokenizer", tmp_path, **options | limits)).state.global_step == 10
+
+
 def test_streamed_stage_1_has_as_many_forward_passes_in_an_update(monkeypatch, tmp_path):
     """Regression: of streams nothing was compared, as other samples may follow there."""
     main = example(monkeypatch, "train_tokenizer")
