@@ -9,7 +9,7 @@ import pytest
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 from tiny_models import build_visual_tokenizer
-from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, pictures, unet_config
+from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, pictures, share_codes, unet_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -25,6 +25,7 @@ def options(tmp_path) -> dict[str, str]:
     """Everything from scratch, and a folder of pictures."""
     parts = {"token_decoder": build_token_decoder(cross_attention_dims=[9]), "vae": build_vae()}
     parts["visual_tokenizer"] = build_visual_tokenizer()
+    share_codes(parts["token_decoder"], parts["visual_tokenizer"])
     for name, part in parts.items():
         part.save_pretrained(tmp_path / name)
     LavitImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "visual_tokenizer")
