@@ -255,6 +255,20 @@ def test_streamed_stage_1_has_as_many_forward_passes_in_an_update(monkeypatch, t
     assert resumed.state.global_step == 2
 
 
+@pytest.mark.parametrize("script", ["train_tokenizer", "train_lm", "finetune_lora"])
+def test_a_new_run_does_not_mix_with_an_old_one(monkeypatch, tmp_path, script):
+    """Regression: only stage 3 refused it; `latest` went on with either run, whose checkpoints replaced each other."""
+    main = example(monkeypatch, script)
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    main(command(script, tmp_path, **options))
+    (tmp_path / "out" / "checkpoint-9").mkdir()  # of a run that is writing it
+    with pytest.raises(FileExistsError, match="out holds checkpoints of another run .checkpoint-1.*or choose another"):
+        main(command(script, tmp_path, **options))
+    assert (tmp_path / "out" / "checkpoint-9").is_dir()
+    options |= {"resume_from_checkpoint": "latest", "max_steps": 2}
+    assert main(command(script, tmp_path, **options)).state.global_step == 2
+
+
 def test_an_update_of_as_many_samples_follows_however_it_is_divided(monkeypatch, tmp_path, uninterrupted):
     main = example(monkeypatch, "train_lm")
     options = {"save_strategy": "steps", "save_steps": 3, "resume_from_checkpoint": "latest"}

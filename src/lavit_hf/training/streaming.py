@@ -670,6 +670,7 @@ class StreamTrainerMixin(ResumableTrainerMixin):
         """As that of `Trainer`.
 
         Raises:
+            FileExistsError: If `output_dir` has checkpoints and none is to be resumed from.
             ValueError: If the checkpoint does not say what was read, or is of other data or settings.
         """
         if isinstance(self.train_dataset, StreamedTrainingDataset):

@@ -178,6 +178,7 @@ class ResumableTrainerMixin:
         """As that of `Trainer`.
 
         Raises:
+            FileExistsError: If `output_dir` has checkpoints and none is to be resumed from.
             ValueError: If the checkpoint belongs to a run with other data or settings, or was sharded in a way that
                 this run cannot read; or if processes would not train the same model.
         """
@@ -189,6 +190,8 @@ class ResumableTrainerMixin:
             fsdp_state = state and next((name for name in (_FULL, _SHARDED) if name in state), state)
             require_same_sharding(Path(found), self.args.world_size, fsdp_state, self.is_deepspeed_enabled)
             self.require_same_run(Path(found), other_samples=self.args.ignore_data_skip)
+        else:
+            require_no_run(str(self.args.output_dir))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def save_model(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
@@ -256,6 +259,19 @@ class ResumableTrainerMixin:
             "An update has processes x per_device_train_batch_size x gradient_accumulation_steps samples; here are "
             f"{self.args.world_size} process(es)."
         ]
+
+
+def require_no_run(output_dir: str | os.PathLike[str]) -> None:
+    """Checks that a new run will not be mixed with another one: `"latest"` would find either's checkpoints.
+
+    Raises:
+        FileExistsError: The directory has complete checkpoints.
+    """
+    if found := list_checkpoints(output_dir):
+        raise FileExistsError(
+            f"{output_dir} holds checkpoints of another run ({found[0].name}). Go on with it "
+            f"(resume_from_checkpoint={LATEST!r}), or choose another output_dir."
+        )
 
 
 def require_sound_sharding(model: torch.nn.Module, accelerator: Any) -> None:

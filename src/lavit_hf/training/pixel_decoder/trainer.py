@@ -26,9 +26,9 @@ from ..trainer_checkpoints import (
     LATEST,
     CheckpointCallback,
     find_trainer_checkpoint,
-    list_checkpoints,
     remove_incomplete_checkpoints,
     require_finite,
+    require_no_run,
 )
 from ..validation_pictures import show_picture
 
@@ -355,11 +355,8 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         checkpoint = find_trainer_checkpoint(name, folder)
         if checkpoint is not None:
             self.require_same_run(Path(checkpoint))
-        elif name is None and (found := list_checkpoints(folder)):
-            raise FileExistsError(
-                f"{folder} holds checkpoints of another run ({found[0].name}). Go on with it "
-                f"(resume_from_checkpoint={LATEST!r}), or choose another output_dir."
-            )
+        else:  # before anything is cleaned up there
+            require_no_run(folder)
         try:
             return super().train(checkpoint, *args, **kwargs)
         except BaseException:  # on a full disk nothing should lie around that is of no use
