@@ -219,6 +219,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
 
 def load_model(model_args: ModelArguments) -> tuple[LavitForConditionalGeneration, ImageTextProcessor]:
     """The model and its processor, loaded or new."""
+    parts = (model_args.text_model, model_args.visual_tokenizer, model_args.vision_model)
+    if model_args.model is not None and any(part is not None for part in parts):
+        raise SystemExit(
+            "Give either --model, which has all parts, or --text_model with --visual_tokenizer or --vision_model."
+        )
     if model_args.model is not None:
         model = LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=model_args.dtype)
         return model, ImageTextProcessor.from_pretrained(model_args.model)

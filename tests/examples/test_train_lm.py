@@ -154,6 +154,13 @@ def test_a_new_lavit(train, tmp_path):
     assert saved.config.text_config.vocab_size == trainer.model.config.text_config.vocab_size
 
 
+@pytest.mark.parametrize("part", ["text_model", "visual_tokenizer", "vision_model"])
+def test_a_model_has_its_parts(train, part):
+    """Regression: they were ignored."""
+    with pytest.raises(SystemExit, match="either --model, which has all parts, or --text_model"):
+        train(model=CHECKPOINT, dataset="scenes", num_scenes=8, **{part: CHECKPOINT})
+
+
 def test_a_new_lavit_starts_at_what_its_tokenizer_knows(train, tmp_path):
     trainer = train(
         text_model=save_text(tmp_path / "text"),

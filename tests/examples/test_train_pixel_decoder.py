@@ -64,3 +64,13 @@ def test_a_folder_of_pictures_and_a_new_decoder(main, options, tmp_path, monkeyp
 def test_what_to_train_has_to_be_clear(main, options, change):
     with pytest.raises(SystemExit, match="Give either --pixel_decoder, or --token_decoder, --vae and --unet_config"):
         main(arguments({name: value for name, value in (options | change).items() if value}))
+
+
+def test_options_of_the_other_way_are_refused(main, options):
+    """Regression: they were ignored."""
+    with pytest.raises(SystemExit, match="--decoder says which one of --pixel_decoder"):
+        main(arguments(options | {"decoder": "lowres"}))
+    scratch = ("token_decoder", "vae", "unet_config")
+    trained = {name: value for name, value in options.items() if name not in scratch}
+    with pytest.raises(SystemExit, match="--scheduler_config is for a pixel decoder from scratch"):
+        main(arguments(trained | {"pixel_decoder": "somewhere"}))
