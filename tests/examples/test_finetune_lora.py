@@ -86,6 +86,17 @@ def test_a_split_to_evaluate_on_is_evaluated_on_at_the_end(finetune, tmp_path, c
         assert len(finetune(**options, streaming=streaming).eval_dataset) == 4
 
 
+def test_batches_of_similar_length(finetune, tmp_path):
+    """Regression: nothing measured the lengths, and `Trainer` could not infer them."""
+    options = {"train_sampling_strategy": "group_by_length", "max_steps": 1}
+    trainer = finetune(dataset="scenes", num_scenes=8, eval_split="held_out", num_eval_rows=3, **options)
+    assert trainer.train_dataset.has_lengths and trainer.eval_dataset.has_lengths
+    rows = [{**row, "length": 10 + index} for index, row in enumerate(picture_rows(8))]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    known = finetune(dataset=tmp_path / "rows", **options).train_dataset
+    assert [len(row["input_ids"]) for row in known] == list(range(10, 18))
+
+
 def test_random_budgets(finetune):
     trainer = finetune(dataset="scenes", num_scenes=16, keep_rate_range="0.1 0.9", image_first_probability=1)
     counts = next(iter(trainer.get_train_dataloader()))["num_image_tokens"].tolist()

@@ -141,6 +141,17 @@ def test_tokenized_images_and_packing(train, tmp_path):
     assert learned and all(name.startswith(("lm_head", "model.language_model")) for name in learned)
 
 
+def test_lengths_that_are_known_are_not_measured(train, tmp_path):
+    """Regression: those of codes were replaced by longer ones, in which every patch is kept."""
+    processor = ImageTextProcessor.from_pretrained(
+        CHECKPOINT, visual_tokenizer=LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+    )
+    tokenize_dataset(datasets.Dataset.from_list(picture_rows(8)), tmp_path / "codes", processor, progress=False)
+    options = {"dataset": tmp_path / "codes", "train_sampling_strategy": "group_by_length", "max_steps": 1}
+    rows = train(model=CHECKPOINT, **options).train_dataset
+    assert [len(row["input_ids"]) for row in rows] == list(rows.dataset["length"])
+
+
 def test_a_new_lavit(train, tmp_path):
     trainer = train(
         text_model=save_text(tmp_path / "text"),
