@@ -94,7 +94,7 @@ def build_pixel_decoder(
     """
     channels = vae.config.latent_channels
     unet = UNet2DConditionModel.from_config({**unet_config, "in_channels": channels, "out_channels": channels})
-    width, pooled = _condition_widths(unet.config)
+    width, pooled = condition_widths(unet.config)
     config = token_decoder.config
     if sum(config.cross_attention_dims) != width or config.pooled_size != pooled:
         token_decoder = with_condition_heads(token_decoder, [width], pooled)
@@ -109,8 +109,12 @@ def build_pixel_decoder(
     )
 
 
-def _condition_widths(unet_config: Any) -> tuple[int, int | None]:
-    """Width of the U-Net's condition, and of the pooled one if it takes one."""
+def condition_widths(unet_config: Any) -> tuple[int, int | None]:
+    """Width of a U-Net's condition, and of the pooled one if it takes one.
+
+    Raises:
+        ValueError: It has no single `cross_attention_dim`, or lacks what SDXL needs.
+    """
     width = unet_config.cross_attention_dim
     if not isinstance(width, int):
         raise ValueError(f"The U-Net needs one `cross_attention_dim` for all blocks; got {width!r}.")
