@@ -39,6 +39,7 @@ from lavit_hf.training import (
     get_lora_config,
     is_sharded_run,
     load_data,
+    load_first_rows,
     merge_adapter,
     parse_script_arguments,
     save_adapter_card,
@@ -85,6 +86,7 @@ class DataArguments:
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
     text_column: str = field(default="text", metadata={"help": "Column of the text to learn."})
     num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes' and 'emoji': how many."})
+    num_eval_rows: int = field(default=200, metadata={"help": "How many rows of the evaluation split to use."})
     image_first_probability: float = field(
         default=0.5, metadata={"help": "How often an image is read and its text learned; otherwise it is drawn."}
     )
@@ -129,12 +131,18 @@ def main(arguments: list[str] | None = None) -> Trainer:
     upcast_trained_weights(adapted)
     adapted.print_trainable_parameters()
     train_dataset = load_training_data(data_args, stream_args, args)
+    eval_dataset = None
+    if data_args.eval_split is not None:
+        num_rows, streaming = data_args.num_eval_rows, stream_args.streaming
+        eval_dataset = load_split(data_args, data_args.eval_split, num_rows, streaming)
+    if args.train_sampling_strategy == "group_by_length":
+        measure_lengths([train_dataset, eval_dataset], processor)
     smoothing = args.label_smoothing_factor
     trainer = StreamTrainer(
         model=adapted,
         args=args,
         train_dataset=train_dataset,
-        eval_dataset=None if data_args.eval_split is None else load_split(data_args, data_args.eval_split),
+        eval_dataset=eval_dataset,
         data_collator=LavitDataCollator(
             processor,
             seed=args.seed,
@@ -151,7 +159,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
         # Trainer itself would smooth labels that are not shifted.
         compute_loss_func=LanguageModelingLoss(adapted, smoothing) if smoothing else None,
     )
-    if trainer.eval_dataset is not None and (pictures := first_pictures(trainer.eval_dataset, NUM_SHOWN)):
+    if eval_dataset is not None and (pictures := first_pictures(eval_dataset, NUM_SHOWN)):
         ValidationPictures(lambda shown: draw_captions(shown, processor, pictures)).attach(trainer)
     trainer.train(resume_from_checkpoint=checkpoint)
     trainer.save_model()
@@ -160,6 +168,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         save_adapter_card(args.output_dir, model_args.model)
     if trainer.train_dataset.num_bad_samples:
         print(f"{trainer.train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
+    if eval_dataset is not None:
+        trainer.log_metrics("eval", trainer.evaluate())
     if args.push_to_hub:
         trainer.push_to_hub(tasks="image-text-to-text")
     if model_args.merge_to is not None and trainer.is_world_process_zero():
@@ -209,11 +219,18 @@ def load_training_data(
     return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
 
 
-def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
-    """A split of a dataset on disk or on the Hub, or of scenes."""
+def load_split(
+    data_args: DataArguments, split: str, num_rows: int | None = None, streaming: bool = False
+) -> TrainingDataset:
+    """A split of a dataset on disk or on the Hub, or of scenes; or its first rows."""
     if data_args.dataset is None:
         raise SystemExit("Name the data: --dataset.")
-    rows, root = load_data(data_args.dataset, split, num_scenes=data_args.num_scenes)
+    if streaming and num_rows is not None:
+        rows, root = load_first_rows(data_args.dataset, split, num_rows)
+    else:
+        rows, root = load_data(data_args.dataset, split, num_scenes=num_rows or data_args.num_scenes)
+    if num_rows is not None and len(rows) > num_rows:
+        rows = rows.select(range(num_rows))
     return TrainingDataset(
         rows,
         image_column=data_args.image_column,
@@ -221,6 +238,13 @@ def load_split(data_args: DataArguments, split: str) -> TrainingDataset:
         on_bad_sample=data_args.on_bad_sample,
         image_root=root,
     )
+
+
+def measure_lengths(datasets: list[Any], processor: ImageTextProcessor) -> None:
+    """Measures what does not know its lengths; `lavit tokenize` counted them exactly, and a stream has no order."""
+    for dataset in datasets:
+        if isinstance(dataset, TrainingDataset) and not dataset.has_lengths:
+            dataset.measure_lengths(processor)
 
 
 if __name__ == "__main__":

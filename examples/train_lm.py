@@ -170,13 +170,12 @@ def main(arguments: list[str] | None = None) -> Trainer:
     blank_image = reads_features
     if args.ddp_find_unused_parameters is None:
         args.ddp_find_unused_parameters = False
-    if args.train_sampling_strategy == "group_by_length" and not stream_args.is_used:
-        train_dataset.measure_lengths(processor)
     eval_dataset = None
     if data_args.eval_split is not None:
         num_rows, streaming = data_args.num_eval_rows, stream_args.streaming
         eval_dataset = load_split(data_args, data_args.eval_split, model, num_rows, streaming)
-        eval_dataset.measure_lengths(processor)
+    if args.train_sampling_strategy == "group_by_length":
+        measure_lengths([train_dataset, eval_dataset], processor)
     smoothing = args.label_smoothing_factor
     trainer = StreamTrainer(
         model=model,
@@ -219,6 +218,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
 
 def load_model(model_args: ModelArguments) -> tuple[LavitForConditionalGeneration, ImageTextProcessor]:
     """The model and its processor, loaded or new."""
+    parts = (model_args.text_model, model_args.visual_tokenizer, model_args.vision_model)
+    if model_args.model is not None and any(part is not None for part in parts):
+        raise SystemExit(
+            "Give either --model, which has all parts, or --text_model with --visual_tokenizer or --vision_model."
+        )
     if model_args.model is not None:
         model = LavitForConditionalGeneration.from_pretrained(model_args.model, dtype=model_args.dtype)
         return model, ImageTextProcessor.from_pretrained(model_args.model)
@@ -285,6 +289,13 @@ def load_split(
         rows = rows.select(range(num_rows))
     columns = (data_args.image_column, data_args.text_column)
     return TrainingDataset(rows, *columns, data_args.on_bad_sample, image_root=root)
+
+
+def measure_lengths(datasets: list[Any], processor: ImageTextProcessor) -> None:
+    """Measures what does not know its lengths; `lavit tokenize` counted them exactly, and a stream has no order."""
+    for dataset in datasets:
+        if isinstance(dataset, TrainingDataset) and not dataset.has_lengths:
+            dataset.measure_lengths(processor)
 
 
 def add_evaluation(trainer: Trainer, samples: TrainingDataset, processor: ImageTextProcessor) -> None:

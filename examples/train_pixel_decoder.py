@@ -99,9 +99,13 @@ def load_pixel_decoder(model_args: ModelArguments) -> Any:
     """The pixel decoder to train, as a pipeline."""
     scratch = (model_args.token_decoder, model_args.vae, model_args.unet_config)
     if model_args.pixel_decoder is not None and not any(scratch):
+        if model_args.scheduler_config is not None:
+            raise SystemExit("--scheduler_config is for a pixel decoder from scratch: --pixel_decoder keeps its own.")
         return LavitPixelDecoderPipeline.from_pretrained(model_args.pixel_decoder, decoder=model_args.decoder)
     if model_args.pixel_decoder is not None or not all(scratch):
         raise SystemExit("Give either --pixel_decoder, or --token_decoder, --vae and --unet_config.")
+    if model_args.decoder is not None:
+        raise SystemExit("--decoder says which one of --pixel_decoder to fine-tune; from scratch there is one alone.")
     return build_pixel_decoder(
         LavitTokenDecoder.from_pretrained(model_args.token_decoder),
         AutoencoderKL.from_pretrained(model_args.vae),

@@ -231,6 +231,11 @@ def load_model(
         return model
     if model_args.selector_only:
         raise SystemExit("--selector_only is for a --vision_model that is a visual tokenizer, without --new_codes.")
+    if model_args.token_decoder is not None:
+        raise SystemExit(
+            "--token_decoder is for a --vision_model that is a visual tokenizer, without --from_scratch and "
+            "--new_codes: a new one learns with a new token decoder."
+        )
     new = {"codebook_size": model_args.codebook_size, "codebook_dim": model_args.codebook_dim}
     common = {"initializer_range": model_args.initializer_range}
     selector_steps = 0 if selector is not None else method_args.selector_steps

@@ -5,7 +5,7 @@ import torch
 from diffusers import AutoencoderKL
 from PIL import Image
 
-from lavit_hf import LavitTokenDecoder, LavitTokenDecoderConfig
+from lavit_hf import LavitTokenDecoder, LavitTokenDecoderConfig, LavitVisualTokenizer
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 from lavit_hf.training.pixel_decoder.pixel_decoder import build_pixel_decoder
 
@@ -35,6 +35,13 @@ def build_token_decoder(**overrides) -> LavitTokenDecoder:
         "initializer_range": 0.2,
     }
     return LavitTokenDecoder(LavitTokenDecoderConfig(**{**values, **overrides}))
+
+
+@torch.no_grad()
+def share_codes(token_decoder: LavitTokenDecoder, visual_tokenizer: LavitVisualTokenizer) -> LavitTokenDecoder:
+    """Gives a token decoder the codebook of a visual tokenizer, as stage 1 does."""
+    token_decoder.codebook.weight.copy_(visual_tokenizer.discrete.quantizer.codebook.weight)
+    return token_decoder
 
 
 def build_vae(**overrides) -> AutoencoderKL:

@@ -4,6 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from peft import PeftModel, get_peft_model
@@ -50,6 +51,7 @@ def test_scenes(finetune, tmp_path):
         dataset="scenes",
         num_scenes=16,
         eval_split="held_out",
+        num_eval_rows=16,
         eval_strategy="steps",
         eval_steps=2,
         merge_to=tmp_path / "merged",
@@ -68,6 +70,31 @@ def test_scenes(finetune, tmp_path):
     assert "Adapters of LoRA for a LaVIT" in card and str(CHECKPOINT) not in card
     with pytest.raises(ValueError, match="merged exists; --merge_to takes a new directory"):  # before any training
         finetune(dataset="nothing", merge_to=tmp_path / "merged")
+
+
+def test_a_split_to_evaluate_on_is_evaluated_on_at_the_end(finetune, tmp_path, capsys):
+    """Regression: without eval_strategy it did nothing; and it was loaded as a whole."""
+    trainer = finetune(dataset="scenes", num_scenes=8, max_steps=1, eval_split="held_out", num_eval_rows=3)
+    assert len(trainer.eval_dataset) == 3 and len(losses(trainer, "eval_loss")) == 1
+    assert "eval_loss" in capsys.readouterr().out
+    rows = datasets.Dataset.from_list(picture_rows(10)).cast_column("image", datasets.Image())
+    for split in ("train", "test"):
+        (tmp_path / "data").mkdir(exist_ok=True)
+        rows.to_parquet(tmp_path / "data" / f"{split}-00000-of-00001.parquet")
+    options = {"dataset": tmp_path / "data", "eval_split": "test", "num_eval_rows": 4, "max_steps": 1}
+    for streaming in (False, True):
+        assert len(finetune(**options, streaming=streaming).eval_dataset) == 4
+
+
+def test_batches_of_similar_length(finetune, tmp_path):
+    """Regression: nothing measured the lengths, and `Trainer` could not infer them."""
+    options = {"train_sampling_strategy": "group_by_length", "max_steps": 1}
+    trainer = finetune(dataset="scenes", num_scenes=8, eval_split="held_out", num_eval_rows=3, **options)
+    assert trainer.train_dataset.has_lengths and trainer.eval_dataset.has_lengths
+    rows = [{**row, "length": 10 + index} for index, row in enumerate(picture_rows(8))]
+    datasets.Dataset.from_list(rows).save_to_disk(tmp_path / "rows")
+    known = finetune(dataset=tmp_path / "rows", **options).train_dataset
+    assert [len(row["input_ids"]) for row in known] == list(range(10, 18))
 
 
 def test_random_budgets(finetune):

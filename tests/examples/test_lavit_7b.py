@@ -16,7 +16,7 @@ from lavit_hf.training import plan_training, read_recipe
 from lavit_hf.training.planning import DEFAULTS
 from tiny_models import build_visual_tokenizer
 from tiny_parts import CHECKPOINT, save_dual, save_text
-from tiny_pixel_decoders import build_token_decoder, build_vae, unet_config
+from tiny_pixel_decoders import build_token_decoder, build_vae, share_codes, unet_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 FOLDER = EXAMPLES / "lavit_7b"
@@ -122,6 +122,7 @@ def small(tmp_path, name) -> dict[str, object]:
         "vae": build_vae(),
         "visual_tokenizer": build_visual_tokenizer(),
     }
+    share_codes(parts["token_decoder"], parts["visual_tokenizer"])
     for part, network in parts.items():
         network.save_pretrained(tmp_path / part)
     save_image_size(tmp_path / "visual_tokenizer")

@@ -141,6 +141,17 @@ def test_tokenized_images_and_packing(train, tmp_path):
     assert learned and all(name.startswith(("lm_head", "model.language_model")) for name in learned)
 
 
+def test_lengths_that_are_known_are_not_measured(train, tmp_path):
+    """Regression: those of codes were replaced by longer ones, in which every patch is kept."""
+    processor = ImageTextProcessor.from_pretrained(
+        CHECKPOINT, visual_tokenizer=LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+    )
+    tokenize_dataset(datasets.Dataset.from_list(picture_rows(8)), tmp_path / "codes", processor, progress=False)
+    options = {"dataset": tmp_path / "codes", "train_sampling_strategy": "group_by_length", "max_steps": 1}
+    rows = train(model=CHECKPOINT, **options).train_dataset
+    assert [len(row["input_ids"]) for row in rows] == list(rows.dataset["length"])
+
+
 def test_a_new_lavit(train, tmp_path):
     trainer = train(
         text_model=save_text(tmp_path / "text"),
@@ -152,6 +163,13 @@ def test_a_new_lavit(train, tmp_path):
     assert len(losses(trainer)) == 2
     saved = LavitForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert saved.config.text_config.vocab_size == trainer.model.config.text_config.vocab_size
+
+
+@pytest.mark.parametrize("part", ["text_model", "visual_tokenizer", "vision_model"])
+def test_a_model_has_its_parts(train, part):
+    """Regression: they were ignored."""
+    with pytest.raises(SystemExit, match="either --model, which has all parts, or --text_model"):
+        train(model=CHECKPOINT, dataset="scenes", num_scenes=8, **{part: CHECKPOINT})
 
 
 def test_a_new_lavit_starts_at_what_its_tokenizer_knows(train, tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
 from tiny_models import build_visual_tokenizer
-from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, pictures, unet_config
+from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, pictures, share_codes, unet_config
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 
@@ -25,6 +25,7 @@ def options(tmp_path) -> dict[str, str]:
     """Everything from scratch, and a folder of pictures."""
     parts = {"token_decoder": build_token_decoder(cross_attention_dims=[9]), "vae": build_vae()}
     parts["visual_tokenizer"] = build_visual_tokenizer()
+    share_codes(parts["token_decoder"], parts["visual_tokenizer"])
     for name, part in parts.items():
         part.save_pretrained(tmp_path / name)
     LavitImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(tmp_path / "visual_tokenizer")
@@ -63,3 +64,13 @@ def test_a_folder_of_pictures_and_a_new_decoder(main, options, tmp_path, monkeyp
 def test_what_to_train_has_to_be_clear(main, options, change):
     with pytest.raises(SystemExit, match="Give either --pixel_decoder, or --token_decoder, --vae and --unet_config"):
         main(arguments({name: value for name, value in (options | change).items() if value}))
+
+
+def test_options_of_the_other_way_are_refused(main, options):
+    """Regression: they were ignored."""
+    with pytest.raises(SystemExit, match="--decoder says which one of --pixel_decoder"):
+        main(arguments(options | {"decoder": "lowres"}))
+    scratch = ("token_decoder", "vae", "unet_config")
+    trained = {name: value for name, value in options.items() if name not in scratch}
+    with pytest.raises(SystemExit, match="--scheduler_config is for a pixel decoder from scratch"):
+        main(arguments(trained | {"pixel_decoder": "somewhere"}))

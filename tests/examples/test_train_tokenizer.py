@@ -112,6 +112,13 @@ def test_only_a_trained_tokenizer_has_a_selector_that_learns_alone(train, option
         train(**options, dataset="scenes", num_scenes=8, selector_only=True)
 
 
+@pytest.mark.parametrize("new", ["from_scratch", "new_codes"])
+def test_a_new_tokenizer_learns_with_a_new_token_decoder(train, new):
+    """Regression: one that was given was ignored."""
+    with pytest.raises(SystemExit, match="--token_decoder is for a --vision_model that is a visual tokenizer"):
+        train(vision_model=CHECKPOINT, token_decoder=CHECKPOINT, dataset="scenes", num_scenes=8, **{new: True})
+
+
 def test_a_run_that_is_resumed_equals_one_that_is_not(train, tmp_path):
     vision = {"model_type": "vit", "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     sizes = {"intermediate_size": 32, "image_size": 32, "patch_size": 8}

@@ -17,7 +17,7 @@ from lavit_hf import LavitForConditionalGeneration, LavitImageProcessorPil
 from lavit_hf.data.scenes import make_scenes
 from lavit_hf.training import get_lora_config
 from tiny_models import build_visual_tokenizer
-from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, unet_config
+from tiny_pixel_decoders import EPSILON, build_token_decoder, build_vae, share_codes, unet_config
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
@@ -145,8 +145,9 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         rows.append(json.dumps({"file_name": f"{index}.png", "text": scene["text"]}))
     (folder / "pictures" / "metadata.jsonl").write_text("\n".join(rows))
     build_vae().save_pretrained(folder / "vae")
-    build_token_decoder().save_pretrained(folder / "token_decoder")
-    build_visual_tokenizer().save_pretrained(folder / "tokenizer")
+    tokenizer = build_visual_tokenizer()
+    tokenizer.save_pretrained(folder / "tokenizer")
+    share_codes(build_token_decoder(), tokenizer).save_pretrained(folder / "token_decoder")
     LavitImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(folder / "tokenizer")
     model = LavitForConditionalGeneration.from_pretrained(TINY)
     get_peft_model(model, get_lora_config(model)).save_pretrained(folder / "adapter")

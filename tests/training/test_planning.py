@@ -1,9 +1,11 @@
 """Plans of trainings: what they count is what real steps compute and hold; times are near measured ones."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from peft import get_peft_model
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -17,7 +19,9 @@ from lavit_hf.training import (
     planning,
     upcast_trained_weights,
 )
+from tiny_models import visual_tokenizer_config
 from tiny_parts import CODES, build_vision_model, text_config, vision_config
+from tiny_pixel_decoders import unet_config
 
 TOKENS = 48
 H200 = planning.GPUS["h200"]
@@ -175,6 +179,20 @@ def test_memory_of_a_run_is_within_30_percent(published, run):
 def tiny_plan(stage="stage2", num_samples=1000, **options):
     sizes = {"vision_config": vision_config(), "text_config": text_config()}
     return plan_training(stage, num_samples, **{**sizes, **options})
+
+
+def test_widths_of_stage_3_are_those_of_its_u_net(tmp_path):
+    """Regression: the pooled condition of SDXL had 1280 numbers, whatever the U-Net took."""
+    learned = []
+    for highres in (True, False):
+        path = tmp_path / "unet.json"
+        path.write_text(json.dumps(unet_config(highres)))
+        plan = plan_training(
+            "stage3", 100, recipe={"unet_config": str(path)}, vision_config=visual_tokenizer_config(), num_gpus=1
+        )
+        unet = UNet2DConditionModel.from_config(unet_config(highres))
+        learned.append(plan.num_parameters[1] - sum(value.numel() for value in unet.parameters()))
+    assert 0 < learned[1] < learned[0], "heads learn, and the U-Net of SDXL's kind has one more"
 
 
 def test_more_gpus_and_larger_ones_are_faster():

@@ -222,7 +222,51 @@ def test_other_samples_would_follow(monkeypatch, tmp_path, script, change, reaso
     options |= {"resume_from_checkpoint": "latest", "max_steps": 2, **change}
     with pytest.raises(ValueError, match=f"checkpoint-1 belongs to another run .{reason}"):
         main(command(script, tmp_path, **options))
-    assert main(command(script, tmp_path, **options, ignore_data_skip=True)).state.global_step == 2
+    if script == "train_tokenizer":  # it is not about samples
+        with pytest.raises(ValueError, match=reason):
+            main(command(script, tmp_path, **options, ignore_data_skip=True))
+    else:
+        assert main(command(script, tmp_path, **options, ignore_data_skip=True)).state.global_step == 2
+
+
+@pytest.mark.parametrize("ignore_data_skip", [False, True])
+def test_phases_of_stage_1_stay(monkeypatch, tmp_path, ignore_data_skip):
+    """Regression: shares followed from the number of updates of the resumed run, which bypassed the merger again."""
+    main = example(monkeypatch, "train_tokenizer")
+    shares = {"bypass_merger_steps": 0.2, "selector_steps": 0.2, "quantize_after_steps": 0.4}
+    options = {"save_strategy": "steps", "save_steps": 5, "max_steps": 5, **shares}
+    main(command("train_tokenizer", tmp_path, **options))
+    options |= {"resume_from_checkpoint": "latest", "max_steps": 10, "ignore_data_skip": ignore_data_skip}
+    with pytest.raises(ValueError, match="quantize_after_steps was 2, is 4.*resume with the same --max_steps"):
+        main(command("train_tokenizer", tmp_path, **options))
+    limits = {"bypass_merger_steps": 1, "selector_steps": 1, "quantize_after_steps": 2}
+    assert main(command("train_tokenizer", tmp_path, **options | limits)).state.global_step == 10
+
+
+def test_streamed_stage_1_has_as_many_forward_passes_in_an_update(monkeypatch, tmp_path):
+    """Regression: of streams nothing was compared, as other samples may follow there."""
+    main = example(monkeypatch, "train_tokenizer")
+    options = {"streaming": True, "save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    main(command("train_tokenizer", tmp_path, **options))
+    options |= {"resume_from_checkpoint": "latest", "max_steps": 2}
+    with pytest.raises(ValueError, match="gradient_accumulation_steps was 1, is 2"):
+        main(command("train_tokenizer", tmp_path, **options, gradient_accumulation_steps=2))
+    resumed = main(command("train_tokenizer", tmp_path, **options, per_device_train_batch_size=2))
+    assert resumed.state.global_step == 2
+
+
+@pytest.mark.parametrize("script", ["train_tokenizer", "train_lm", "finetune_lora"])
+def test_a_new_run_does_not_mix_with_an_old_one(monkeypatch, tmp_path, script):
+    """Regression: only stage 3 refused it; `latest` went on with either run, whose checkpoints replaced each other."""
+    main = example(monkeypatch, script)
+    options = {"save_strategy": "steps", "save_steps": 1, "max_steps": 1}
+    main(command(script, tmp_path, **options))
+    (tmp_path / "out" / "checkpoint-9").mkdir()  # of a run that is writing it
+    with pytest.raises(FileExistsError, match="out holds checkpoints of another run .checkpoint-1.*or choose another"):
+        main(command(script, tmp_path, **options))
+    assert (tmp_path / "out" / "checkpoint-9").is_dir()
+    options |= {"resume_from_checkpoint": "latest", "max_steps": 2}
+    assert main(command(script, tmp_path, **options)).state.global_step == 2
 
 
 def test_an_update_of_as_many_samples_follows_however_it_is_divided(monkeypatch, tmp_path, uninterrupted):

@@ -12,7 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
-from lavit_hf.training import MixturePart, StreamedTrainingDataset, StreamSource, load_stream, streaming
+from lavit_hf.training import (
+    MixturePart,
+    StreamedTrainingDataset,
+    StreamSource,
+    StreamTrainer,
+    load_stream,
+    streaming,
+)
 from lavit_hf.training.streaming import ShardProgress
 from tiny_parts import picture_rows
 from training import tiny_training
@@ -321,6 +328,18 @@ def test_a_run_that_is_over_does_nothing(tmp_path, pictures):
     again = build_trainer(tmp_path / "out", stream=pictures, **STEPS)
     again.train(resume_from_checkpoint=str(tmp_path / "out" / "checkpoint-7"))
     assert again.state.global_step == 7
+    for name, value in trainer.model.state_dict().items():
+        assert torch.equal(again.model.state_dict()[name], value), name
+
+
+def test_a_run_that_ended_in_the_middle_of_an_epoch_does_nothing(tmp_path):
+    """Regression: without a stream, it made one more update, as `Trainer` does."""
+    options = {"num_samples": 6, "per_device_train_batch_size": 2, "max_steps": 4, "trainer_class": StreamTrainer}
+    trainer = build_trainer(tmp_path, save_strategy="steps", save_steps=4, **options)
+    trainer.train()
+    again = build_trainer(tmp_path, **options)
+    again.train(resume_from_checkpoint=str(tmp_path / "checkpoint-4"))
+    assert again.state.global_step == 4 and losses(again) == losses(trainer)
     for name, value in trainer.model.state_dict().items():
         assert torch.equal(again.model.state_dict()[name], value), name
 

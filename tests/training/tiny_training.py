@@ -28,11 +28,13 @@ def build_trainer(
     collator: dict | None = None,
     num_samples: int = NUM_SAMPLES,
     stream: str | None = None,
+    trainer_class: type[Trainer] | None = None,
     **arguments,
 ) -> Trainer:
     """
     Args:
         stream: A directory of Parquet files to stream, in the place of so many samples.
+        trainer_class: By default `Trainer`, or `StreamTrainer` if there is a stream.
     """
     torch.manual_seed(0)
     model = freeze_for_language_modeling(LavitForConditionalGeneration.from_pretrained(CHECKPOINT))
@@ -49,7 +51,7 @@ def build_trainer(
         "disable_tqdm": True,
     }
     dataset = TrainingDataset(picture_rows(num_samples))
-    return (Trainer if stream is None else StreamTrainer)(
+    return (trainer_class or (Trainer if stream is None else StreamTrainer))(
         model=model,
         args=TrainingArguments(str(output_dir), **{**defaults, **arguments}),
         train_dataset=dataset if stream is None else load_stream([MixturePart(stream)], shuffle_buffer=3),

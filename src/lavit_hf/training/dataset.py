@@ -442,6 +442,11 @@ class TrainingDataset(FollowsEpoch, Dataset):
         """How many these are."""
         return len(self.bad_samples)
 
+    @property
+    def has_lengths(self) -> bool:
+        """Whether the length of every row is known, given or measured."""
+        return self._lengths is not None
+
     def measure_lengths(self, processor: ImageTextProcessor) -> TrainingDataset:
         """Counts the ids of every row, which `train_sampling_strategy="group_by_length"` needs; decodes no image.
 

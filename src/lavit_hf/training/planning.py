@@ -448,7 +448,7 @@ def language_model_works(whole: nn.Module, model: Any, tokens: int, checkpointin
 def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, text_tokens: int) -> Networks:
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
-    from .pixel_decoder.pixel_decoder import with_condition_heads
+    from .pixel_decoder.pixel_decoder import condition_widths, with_condition_heads
 
     vision = find_visual_config(vision_config or LavitVisualTokenizerConfig())
     if not isinstance(vision, LavitVisualTokenizerConfig):
@@ -473,9 +473,9 @@ def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, tex
         vae = AutoencoderKL.from_config(SDXL_VAE).requires_grad_(False)
         tokenizer = LavitVisualTokenizer(vision).requires_grad_(False)
         decoder = LavitTokenDecoder(decoder_config)
-        is_sdxl = unet.config.addition_embed_type is not None
-        if not is_sdxl:
-            decoder = with_condition_heads(decoder, [unet.config.cross_attention_dim])
+        condition_width, pooled = condition_widths(unet.config)
+        if (sum(decoder_config.cross_attention_dims), decoder_config.pooled_size) != (condition_width, pooled):
+            decoder = with_condition_heads(decoder, [condition_width], pooled)
         decoder.requires_grad_(bool(values.get("train_token_decoder", False)))
         decoder.codebook.requires_grad_(False)
         heads = [decoder.condition_projections, *([decoder.pooler] if decoder.pooler is not None else [])]
@@ -483,9 +483,9 @@ def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, tex
             head.requires_grad_(True)
         height, wide = (values.get(name) or 8 * unet.config.sample_size for name in ("height", "width"))
         kept = _num_kept(patches, values)
-        condition = torch.empty(1, patches, unet.config.cross_attention_dim)
+        condition = torch.empty(1, patches, condition_width)
         latents = torch.empty(1, unet.config.in_channels, height // 8, wide // 8)
-        added = {"text_embeds": torch.empty(1, 1280), "time_ids": torch.empty(1, 6)} if is_sdxl else None
+        added = None if pooled is None else {"text_embeds": torch.empty(1, pooled), "time_ids": torch.empty(1, 6)}
         works = [
             _trace(lambda: unet(latents, 500, condition, added_cond_kwargs=added))._replace(
                 passes=3 + _checkpoints(values)

@@ -670,6 +670,7 @@ class StreamTrainerMixin(ResumableTrainerMixin):
         """As that of `Trainer`.
 
         Raises:
+            FileExistsError: If `output_dir` has checkpoints and none is to be resumed from.
             ValueError: If the checkpoint does not say what was read, or is of other data or settings.
         """
         if isinstance(self.train_dataset, StreamedTrainingDataset):
@@ -682,9 +683,7 @@ class StreamTrainerMixin(ResumableTrainerMixin):
 
     def get_batch_samples(self: Any, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
         """The batches of an update; none if a finished run is resumed, which `Trainer` would give another update."""
-        is_over = isinstance(self.train_dataset, StreamedTrainingDataset) and (
-            self.state.global_step >= self.state.max_steps
-        )
+        is_over = self.state.global_step >= self.state.max_steps
         return super().get_batch_samples(iter(()) if is_over else epoch_iterator, *args, **kwargs)  # type: ignore[misc]
 
     def save_model(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:

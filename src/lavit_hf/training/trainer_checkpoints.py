@@ -39,6 +39,7 @@ _STATE = "trainer_state.json"  # written last
 _WEIGHTS = ("model", "adapter_model", "pytorch_model", "pytorch_model_fsdp")
 _OPTIONS = "training_args.bin"  # a pickle that `Trainer` writes and never reads
 _RUN_FILE = "run.json"
+_OF_SAMPLES = ("seed", "dataset_size", "samples_per_update")  # settings that say which ones follow
 _FULL, _SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"  # of accelerate's configuration
 
 
@@ -177,6 +178,7 @@ class ResumableTrainerMixin:
         """As that of `Trainer`.
 
         Raises:
+            FileExistsError: If `output_dir` has checkpoints and none is to be resumed from.
             ValueError: If the checkpoint belongs to a run with other data or settings, or was sharded in a way that
                 this run cannot read; or if processes would not train the same model.
         """
@@ -187,8 +189,9 @@ class ResumableTrainerMixin:
             state = str(self.accelerator.state.fsdp_plugin.state_dict_type) if self.is_fsdp_enabled else None
             fsdp_state = state and next((name for name in (_FULL, _SHARDED) if name in state), state)
             require_same_sharding(Path(found), self.args.world_size, fsdp_state, self.is_deepspeed_enabled)
-            if not self.args.ignore_data_skip:
-                self.require_same_run(Path(found))
+            self.require_same_run(Path(found), other_samples=self.args.ignore_data_skip)
+        else:
+            require_no_run(str(self.args.output_dir))
         return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
 
     def save_model(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
@@ -218,11 +221,15 @@ class ResumableTrainerMixin:
             "samples_per_update": self.get_total_train_batch_size(self.args),
         }
 
-    def require_same_run(self: Any, checkpoint: Path) -> None:
+    def require_same_run(self: Any, checkpoint: Path, other_samples: bool = False) -> None:
         """Checks that what follows in a checkpoint's run would follow here. Those of plain `Trainer` do not say it.
 
+        Args:
+            checkpoint: Directory of the checkpoint.
+            other_samples: Whether other samples may follow, as they do by `ignore_data_skip`.
+
         Raises:
-            ValueError: Other samples would follow, or the file that says so is damaged.
+            ValueError: Something else would follow, or the file that says so is damaged.
         """
         if not (checkpoint / _RUN_FILE).is_file():
             return
@@ -233,18 +240,38 @@ class ResumableTrainerMixin:
                 f"{checkpoint / _RUN_FILE} is damaged ({error!s:.200}): resume from another checkpoint."
             ) from error
         settings = self.run_settings
-        if changed := [name for name, value in settings.items() if saved.get(name) != value]:
-            differences = ", ".join(f"{name} was {saved.get(name)}, is {settings[name]}" for name in changed)
-            hint = ""
-            if "samples_per_update" in changed:
-                hint = (
-                    " An update has processes x per_device_train_batch_size x gradient_accumulation_steps samples; "
-                    f"here are {self.args.world_size} process(es)."
-                )
+        if other_samples:
+            settings = {name: value for name, value in settings.items() if name not in _OF_SAMPLES}
+        # What is not there was not noted yet by the version that wrote it.
+        if changed := [name for name, value in settings.items() if name in saved and saved[name] != value]:
+            differences = ", ".join(f"{name} was {saved[name]}, is {settings[name]}" for name in changed)
+            hints = "".join(f" {hint}" for hint in self.explain_changes(changed))
             raise ValueError(
                 f"{checkpoint} belongs to another run ({differences}). Resume with the same data and settings, or "
-                f"start a new run in another output_dir.{hint}"
+                f"start a new run in another output_dir.{hints}"
             )
+
+    def explain_changes(self: Any, changed: list[str]) -> list[str]:
+        """What else to say about settings that a checkpoint does not share."""
+        if "samples_per_update" not in changed:
+            return []
+        return [
+            "An update has processes x per_device_train_batch_size x gradient_accumulation_steps samples; here are "
+            f"{self.args.world_size} process(es)."
+        ]
+
+
+def require_no_run(output_dir: str | os.PathLike[str]) -> None:
+    """Checks that a new run will not be mixed with another one: `"latest"` would find either's checkpoints.
+
+    Raises:
+        FileExistsError: The directory has complete checkpoints.
+    """
+    if found := list_checkpoints(output_dir):
+        raise FileExistsError(
+            f"{output_dir} holds checkpoints of another run ({found[0].name}). Go on with it "
+            f"(resume_from_checkpoint={LATEST!r}), or choose another output_dir."
+        )
 
 
 def require_sound_sharding(model: torch.nn.Module, accelerator: Any) -> None:

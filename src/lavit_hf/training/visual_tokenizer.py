@@ -58,13 +58,36 @@ class VisualTokenizerDataCollator(FollowsEpoch):
         return {"pixel_values": pixel_values, "sample_seeds": torch.tensor(seeds)}
 
 
+# Where phases of a training end.
+_PHASES = ("bypass_merger_steps", "selector_steps", "calibration_steps", "quantize_after_steps")
+
+
 class VisualTokenizerTrainer(StreamTrainer):
-    """[`StreamTrainer`] for a model that counts its forward passes: a resumed run has as many of them in an update."""
+    """[`StreamTrainer`] for a model that counts its forward passes.
+
+    A resumed run has as many of them in an update, and the same phases, whatever data follow.
+    """
+
+    model: LavitVisualTokenizerForPreTraining
 
     @property
     def run_settings(self) -> dict[str, Any]:
         """What a checkpoint has to share with a run that goes on from it."""
-        return {**super().run_settings, "gradient_accumulation_steps": self.args.gradient_accumulation_steps}
+        return {
+            **super().run_settings,
+            "gradient_accumulation_steps": self.args.gradient_accumulation_steps,
+            **{name: getattr(self.model.config, name) for name in _PHASES},
+        }
+
+    def explain_changes(self, changed: list[str]) -> list[str]:
+        """What else to say about settings that a checkpoint does not share."""
+        hints = super().explain_changes(changed)
+        if set(changed) & set(_PHASES):  # or the selector would be calibrated once more, say
+            hints.append(
+                "Phases have to end where they did, in forward passes; those that are shares follow from all updates: "
+                "resume with the same --max_steps (or epochs) and gradient_accumulation_steps."
+            )
+        return hints
 
 
 _ON_FAILURE = ("warn", "raise", "ignore")

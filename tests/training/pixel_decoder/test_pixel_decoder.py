@@ -19,7 +19,16 @@ from lavit_hf.training.pixel_decoder.pixel_decoder import (
     with_condition_heads,
 )
 from tiny_models import build_visual_tokenizer
-from tiny_pixel_decoders import EPSILON, build_pipeline, build_token_decoder, build_vae, pictures, rows, unet_config
+from tiny_pixel_decoders import (
+    EPSILON,
+    build_pipeline,
+    build_token_decoder,
+    build_vae,
+    pictures,
+    rows,
+    share_codes,
+    unet_config,
+)
 from training.pixel_decoder.tiny_trainers import OPTIONS, build_trainer
 
 
@@ -74,6 +83,7 @@ def test_the_token_decoder_but_for_its_codebook_is_trained_on_request(tmp_path):
 
 def test_the_visual_tokenizer_is_frozen_and_its_codes_are_used(tmp_path):
     pipeline, tokenizer = build_pipeline(), build_visual_tokenizer()
+    share_codes(pipeline.token_decoder, tokenizer)
     collator = PixelDecoderDataCollator(
         pipeline, image_processor=LavitImageProcessorPil(size={"height": 16, "width": 16})
     )
@@ -89,6 +99,15 @@ def test_the_visual_tokenizer_is_frozen_and_its_codes_are_used(tmp_path):
     assert all(parameter.grad is not None for parameter in trainer.trained.values())
     with pytest.raises(ValueError, match="no codes, and there is no visual tokenizer"):
         build_trainer(tmp_path, pipeline, collator).prepare(batch)
+
+
+@pytest.mark.parametrize(
+    ("codes", "message"), [({}, "not the same .they differ."), ({"codebook_size": 20}, r"\[20, 6\] and \[24, 6\]")]
+)
+def test_codes_of_another_visual_tokenizer_are_refused(tmp_path, codes, message):
+    """Regression: training went on with codes that meant something else to the token decoder."""
+    with pytest.raises(ValueError, match=f"{message}.*visual_tokenizer and the token_decoder of one stage 1"):
+        build_trainer(tmp_path, tokenizer=build_visual_tokenizer(**codes))
 
 
 def test_what_a_run_writes(tmp_path):

@@ -17,6 +17,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ...modeling.modeling_lavit_token_decoder import LavitTokenDecoder
+from ...modeling.modeling_lavit_visual_tokenizer import same_codebooks
 from ...pipelines import LavitPixelDecoderPipeline
 from ...utils.seeds import sample_seed
 from ..dataset import TrainingDataset
@@ -93,7 +94,7 @@ def build_pixel_decoder(
     """
     channels = vae.config.latent_channels
     unet = UNet2DConditionModel.from_config({**unet_config, "in_channels": channels, "out_channels": channels})
-    width, pooled = _condition_widths(unet.config)
+    width, pooled = condition_widths(unet.config)
     config = token_decoder.config
     if sum(config.cross_attention_dims) != width or config.pooled_size != pooled:
         token_decoder = with_condition_heads(token_decoder, [width], pooled)
@@ -108,8 +109,12 @@ def build_pixel_decoder(
     )
 
 
-def _condition_widths(unet_config: Any) -> tuple[int, int | None]:
-    """Width of the U-Net's condition, and of the pooled one if it takes one."""
+def condition_widths(unet_config: Any) -> tuple[int, int | None]:
+    """Width of a U-Net's condition, and of the pooled one if it takes one.
+
+    Raises:
+        ValueError: It has no single `cross_attention_dim`, or lacks what SDXL needs.
+    """
     width = unet_config.cross_attention_dim
     if not isinstance(width, int):
         raise ValueError(f"The U-Net needs one `cross_attention_dim` for all blocks; got {width!r}.")
@@ -185,7 +190,8 @@ class PixelDecoderTrainer(DiffusersTrainer):
         callbacks: Further callbacks.
 
     Raises:
-        ValueError: If VAE and U-Net have different latents, or the schedule cannot be trained.
+        ValueError: If VAE and U-Net have different latents, the visual tokenizer other codes than the token decoder,
+            or the schedule cannot be trained.
     """
 
     args: PixelDecoderArguments
@@ -203,6 +209,8 @@ class PixelDecoderTrainer(DiffusersTrainer):
         channels, expected = pipeline.vae.config.latent_channels, pipeline.unet.config.in_channels
         if channels != expected:
             raise ValueError(f"The VAE's latents have {channels} channels, but the U-Net takes {expected}.")
+        if visual_tokenizer is not None:
+            _require_same_codes(visual_tokenizer, pipeline.token_decoder)
         self.pipeline, self.visual_tokenizer = pipeline, visual_tokenizer
         self._has_warned = False
         for component in (pipeline.unet, pipeline.token_decoder, pipeline.vae):
@@ -291,6 +299,17 @@ class PixelDecoderTrainer(DiffusersTrainer):
     def save_networks(self, folder: Path) -> None:
         """Saves the pipeline."""
         self.pipeline.save_pretrained(folder)
+
+
+def _require_same_codes(visual_tokenizer: Any, token_decoder: LavitTokenDecoder) -> None:
+    own, theirs = visual_tokenizer.discrete.quantizer.codebook.weight, token_decoder.codebook.weight
+    if not same_codebooks(own, theirs):
+        what = "they differ" if own.shape == theirs.shape else f"{list(own.shape)} and {list(theirs.shape)}"
+        raise ValueError(
+            "The token decoder was trained with the codes of another visual tokenizer: their codebooks are not the "
+            f"same ({what}). Take the visual_tokenizer and the token_decoder of one stage 1, or the visual tokenizer "
+            "that belongs to the pixel decoder."
+        )
 
 
 def train_pixel_decoder(

@@ -26,9 +26,9 @@ from ..trainer_checkpoints import (
     LATEST,
     CheckpointCallback,
     find_trainer_checkpoint,
-    list_checkpoints,
     remove_incomplete_checkpoints,
     require_finite,
+    require_no_run,
 )
 from ..validation_pictures import show_picture
 
@@ -244,12 +244,6 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         )
         return self.accelerator.prepare(data_loader)
 
-    def get_batch_samples(self, epoch_iterator: Iterator[Any], *args: Any, **kwargs: Any) -> Any:
-        """The batches of an update; none if a finished run is resumed, which `Trainer` would give another update."""
-        return super().get_batch_samples(
-            iter(()) if self.state.global_step >= self.state.max_steps else epoch_iterator, *args, **kwargs
-        )
-
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """An optimizer with the groups of `parameter_groups`."""
         if self.optimizer is None:
@@ -361,11 +355,8 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         checkpoint = find_trainer_checkpoint(name, folder)
         if checkpoint is not None:
             self.require_same_run(Path(checkpoint))
-        elif name is None and (found := list_checkpoints(folder)):
-            raise FileExistsError(
-                f"{folder} holds checkpoints of another run ({found[0].name}). Go on with it "
-                f"(resume_from_checkpoint={LATEST!r}), or choose another output_dir."
-            )
+        else:  # before anything is cleaned up there
+            require_no_run(folder)
         try:
             return super().train(checkpoint, *args, **kwargs)
         except BaseException:  # on a full disk nothing should lie around that is of no use
@@ -408,8 +399,12 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
             "use_ema": self.args.use_ema,
         }
 
-    def require_same_run(self, checkpoint: Path) -> None:
+    def require_same_run(self, checkpoint: Path, other_samples: bool = False) -> None:
         """Checks that what follows in a checkpoint's run would follow here.
+
+        Args:
+            checkpoint: Directory of the checkpoint.
+            other_samples: As in [`ResumableTrainerMixin`].
 
         Raises:
             ValueError: Something else would, or a file is missing or damaged.
@@ -419,7 +414,7 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
             missing.append("rng_state.pth")
         if missing:
             raise ValueError(f"{checkpoint} has no {missing[0]}. Resume from another checkpoint of this training.")
-        super().require_same_run(checkpoint)
+        super().require_same_run(checkpoint, other_samples)
 
     def show(self, image: PIL.Image.Image) -> None:
         """Saves a validation image, and shows it to the trackers that take images."""
