@@ -527,7 +527,8 @@ class LavitGenerationMixin(_Generative):
                 "generation_mode='image' or 'interleaved', and input_ids."
             )
         # No image has more codes than patches. The grammar of interleaved ones knows; who suppresses the end counts.
-        if is_limited or (mode == "image" and self.config.eoi_token_id not in (options.get("suppress_tokens") or ())):
+        is_capped = mode == "image" and self.config.eoi_token_id not in (options.get("suppress_tokens") or ())
+        if prompt is not None and (is_limited or is_capped):
             length = ImageLength(self.config, *limits)
             length.check_number(len(prompt))
             processors.append(length)

@@ -465,8 +465,13 @@ class LavitVisualTokenizer(PreTrainedModel):
                 keep_rate=keep_rate,
                 log_prior=log_prior,
             )
-        policy = {"selection": selection, "num_tokens": num_tokens, "keep_rate": keep_rate, "log_prior": log_prior}
-        policy["generator"] = generator
+        policy = {
+            "selection": selection,
+            "num_tokens": num_tokens,
+            "keep_rate": keep_rate,
+            "log_prior": log_prior,
+            "generator": generator,
+        }
         if given := [name for name, value in policy.items() if value is not None]:
             raise ValueError(f"keep_mask says which patches are kept already; leave {', '.join(given)} out.")
         return partial(self._check_keep_mask, keep_mask)

@@ -236,8 +236,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         model, processor = kwargs.pop("model", None), kwargs.pop("processor", None)
         model_class, processor_class = language_model_classes()
         quantization = kwargs.get("quantization_config") if model is None else None
-        is_global = quantization is not None and quantization.quant_mapping is None
-        if is_global and "model" in (quantization.components_to_quantize or ["model"]):
+        if quantization is not None and _covers_language_model(quantization):
             raise ValueError(
                 "The language model needs a quantization of its own. Name the components: "
                 'PipelineQuantizationConfig(quant_mapping={"model": ..., "unet": ...}), with a configuration of '
@@ -677,6 +676,11 @@ def _joined(outputs: list[LavitTextToImagePipelineOutput]) -> LavitTextToImagePi
 
 def _as_asked(output: LavitTextToImagePipelineOutput, return_dict: bool) -> LavitTextToImagePipelineOutput | tuple:
     return output if return_dict else (output.images, output.codes, output.nsfw_content_detected)
+
+
+def _covers_language_model(quantization: Any) -> bool:
+    """Whether a `PipelineQuantizationConfig` has one backend for all parts, the language model among them."""
+    return quantization.quant_mapping is None and "model" in (quantization.components_to_quantize or ["model"])
 
 
 def _check_parts(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -40,8 +39,9 @@ def assign_budgets(given: Mapping[str, Any], counts: Sequence[int], num_patches:
             f"Give one of {', '.join(f'`{name}`' for name in named)}: each says how many tokens there are."
         )
     if (total := named.get("max_total_image_tokens")) is not None:
-        if not isinstance(total, Integral) or isinstance(total, bool):
+        if not isinstance(total, (int, np.integer)) or isinstance(total, bool):
             raise ValueError(f"`max_total_image_tokens` must be an integer; got {total!r}.")
+        total = int(total)
         budgets = []
         for index, count in enumerate(counts):
             if count > total:
