@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import GenerationConfig, HfArgumentParser
@@ -26,6 +25,10 @@ class Arguments:
     trained: Path = field(metadata={"help": "Directory of train.py."})
     output_dir: Path = field(metadata={"help": "Directory to write."})
     guidance: float = field(default=1.5, metadata={"help": "How much drawings follow their prompts by default."})
+    without_code: bool = field(
+        default=False,
+        metadata={"help": "Leave out the code that checkpoints bring to where lavit-hf is not installed."},
+    )
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -33,7 +36,9 @@ def main(arguments: list[str] | None = None) -> None:
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
     model = LavitForConditionalGeneration.from_pretrained(args.trained / "lavit")
     processor = ImageTextProcessor.from_pretrained(args.trained / "lavit")
-    pipeline = LavitPixelDecoderPipeline.from_pretrained(args.trained / "pixel_decoder")
+    longer = args.trained / "pixel_decoder_longer"  # of recipes that train it in two parts
+    pixel_decoder = longer if longer.exists() else args.trained / "pixel_decoder"
+    pipeline = LavitPixelDecoderPipeline.from_pretrained(pixel_decoder)
     pipeline.register_to_config(
         visual_token_offset=model.config.visual_token_offset, eoi_token_id=model.config.eoi_token_id
     )
@@ -49,7 +54,12 @@ def main(arguments: list[str] | None = None) -> None:
     for path in (args.output_dir / "config.json", args.output_dir / "token_decoder" / "config.json"):
         load_as_float32(path)
     for path in args.output_dir.rglob("config.json"):
-        forget_sources(path)
+        forget(path, "_name_or_path")  # folders of this machine, which mean nothing elsewhere
+    if args.without_code:
+        for path in args.output_dir.rglob("*.py"):
+            path.unlink()
+        for path in args.output_dir.rglob("*config.json"):
+            forget(path, "auto_map")
 
 
 def load_as_float32(path: Path) -> None:
@@ -59,14 +69,12 @@ def load_as_float32(path: Path) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
 
 
-def forget_sources(path: Path) -> None:
-    """Removes where parts were loaded from: folders of this machine, which mean nothing elsewhere."""
-    values = json.loads(path.read_text(encoding="utf-8"), object_hook=_without_source)
+def forget(path: Path, name: str) -> None:
+    """Removes a key, wherever it is in a JSON file."""
+    values = json.loads(
+        path.read_text(encoding="utf-8"), object_hook=lambda found: {k: v for k, v in found.items() if k != name}
+    )
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _without_source(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in values.items() if name != "_name_or_path"}
 
 
 if __name__ == "__main__":

@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lavit_hf.data.scenes import make_scenes
+from lavit_hf import default_checkpoint
 from lavit_hf.data.worlds import WORLDS
 from lavit_hf.evaluation import format_metrics
+from lavit_hf.hub.facts import world_of
 
 FAST = ["--max-new-tokens", 4, "--beams", 1, "--steps", 2]
 
@@ -69,9 +70,9 @@ def test_all_tasks_are_those_that_the_data_fit(lavit, random_checkpoint: Path, t
 
 
 def test_own_data_is_asked_as_by_lavit_ask(lavit, tmp_path: Path) -> None:
-    """Regression: the paper's settings, which lavit-scenes is not for, made all answers wrong."""
+    """Regression: the paper's settings, which the checkpoint that comes along is not for, made all answers wrong."""
     rows = []
-    for index, scene in enumerate(make_scenes("validation", num_scenes=4)):
+    for index, scene in enumerate(world_of(default_checkpoint()).make_dataset("validation", 4)):
         scene["image"].save(tmp_path / f"{index}.png")
         rows += [
             {"image": f"{index}.png", "question": one["question"], "answer": one["answer"]}
@@ -80,7 +81,7 @@ def test_own_data_is_asked_as_by_lavit_ask(lavit, tmp_path: Path) -> None:
     (tmp_path / "own.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     command = [
         "evaluate",
-        "lavit-scenes",
+        default_checkpoint(),
         "--data",
         tmp_path / "own.jsonl",
         "--task",

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
-from lavit_hf.data.scenes import scene_row
+from lavit_hf.hub.facts import world_of
 from lavit_hf.pipelines.image_to_text import question_prompt
 
 NUM_SCENES, NUM_DRAWN = 32, 16
@@ -69,7 +69,8 @@ def make_reference() -> Reference:
     path = Path(default_checkpoint())
     model = LavitForConditionalGeneration.from_pretrained(path, dtype=torch.float32).eval()
     processor = ImageTextProcessor.from_pretrained(path, visual_tokenizer=model.visual_tokenizer)
-    scenes = [scene_row("validation", 0, index) for index in range(NUM_SCENES)]
+    world = world_of(path)
+    scenes = [world.row("validation", 0, index) for index in range(NUM_SCENES)]
     pictures = [Image.open(io.BytesIO(scene["image"]["bytes"])).convert("RGB") for scene in scenes]
     questions = [scene["questions"][0]["question"] for scene in scenes]
     end_of_text = model.generation_config.eos_token_id

@@ -125,7 +125,7 @@ WRITERS = {
         results=("*.safetensors",),
     ),
     "make_dataset": script("worlds/make_dataset.py", "--output_dir", OUT, "--num_rows", 60, results=("*.arrow",)),
-    "assemble lavit-scenes": script(
+    "assemble a trained one": script(
         *("worlds/assemble.py", "--trained", "{inputs}/trained", "--output_dir", OUT), results=("*.safetensors",)
     ),
     "recipe": script(

@@ -105,7 +105,8 @@ def test_generation_config_is_kept(tmp_path: Path) -> None:
     stored = json.loads((checkpoint / "generation_config.json").read_text())
     kept = json.loads((folder / "generation_config.json").read_text())
     assert stored["min_new_tokens"] == 1
-    assert kept == {**stored, "suppress_tokens": [0]}
+    placeholder = json.loads((checkpoint / "config.json").read_text())["image_token_id"]
+    assert kept == {**stored, "suppress_tokens": [placeholder]}
     assert '"min_tokens": 1' in (folder / "README.md").read_text()
 
 

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from lavit_hf import default_checkpoint
+from lavit_hf.hub.facts import world_of
 from lavit_hf.modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
 
 HERE = Path(__file__).resolve().parents[2] / "examples" / "worlds"
 FEW = [
     "--world",
-    "scenes",
+    world_of(default_checkpoint()).name,
     "--tokenizer_steps",
     "24",
     "--caption_steps",
