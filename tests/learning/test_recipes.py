@@ -36,6 +36,14 @@ _TOKENIZER = {
 }
 _AUTOENCODER = {"max_steps": 2, "num_scenes": 8, "per_device_train_batch_size": 4, "num_validation_rows": 4}
 _SELECTOR = {**_TOKENIZER, "selector_steps": 1, "warmup_steps": 1}
+_PIXEL_DECODER = {
+    "max_steps": 2,
+    "num_scenes": 8,
+    "per_device_train_batch_size": 4,
+    "num_validation_rows": 4,
+    "num_validation_images": 1,
+    "validation_inference_steps": 2,
+}
 FEW: dict[str, dict[str, Any]] = {
     "shape_encoder": _ENCODER,
     "random_patches": _SELECTOR,
@@ -49,14 +57,8 @@ FEW: dict[str, dict[str, Any]] = {
     "lavit_drawing": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
     "dataset": {"num_rows": 24},
     "lavit": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
-    "pixel_decoder": {
-        "max_steps": 2,
-        "num_scenes": 8,
-        "per_device_train_batch_size": 4,
-        "num_validation_rows": 4,
-        "num_validation_images": 1,
-        "validation_inference_steps": 2,
-    },
+    "pixel_decoder": _PIXEL_DECODER,
+    "pixel_decoder_longer": _PIXEL_DECODER,
 }
 
 
