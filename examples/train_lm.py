@@ -175,7 +175,9 @@ def main(arguments: list[str] | None = None) -> Trainer:
         num_rows, streaming = data_args.num_eval_rows, stream_args.streaming
         eval_dataset = load_split(data_args, data_args.eval_split, model, num_rows, streaming)
     if args.train_sampling_strategy == "group_by_length":
-        measure_lengths([train_dataset, eval_dataset], processor)
+        for dataset in (train_dataset, eval_dataset):
+            if isinstance(dataset, TrainingDataset):  # a stream has no order
+                dataset.measure_lengths(processor)
     smoothing = args.label_smoothing_factor
     trainer = StreamTrainer(
         model=model,
@@ -289,13 +291,6 @@ def load_split(
         rows = rows.select(range(num_rows))
     columns = (data_args.image_column, data_args.text_column)
     return TrainingDataset(rows, *columns, data_args.on_bad_sample, image_root=root)
-
-
-def measure_lengths(datasets: list[Any], processor: ImageTextProcessor) -> None:
-    """Measures what does not know its lengths; `lavit tokenize` counted them exactly, and a stream has no order."""
-    for dataset in datasets:
-        if isinstance(dataset, TrainingDataset) and not dataset.has_lengths:
-            dataset.measure_lengths(processor)
 
 
 def add_evaluation(trainer: Trainer, samples: TrainingDataset, processor: ImageTextProcessor) -> None:

@@ -450,10 +450,13 @@ class TrainingDataset(FollowsEpoch, Dataset):
     def measure_lengths(self, processor: ImageTextProcessor) -> TrainingDataset:
         """Counts the ids of every row, which `train_sampling_strategy="group_by_length"` needs; decodes no image.
 
+        Lengths that are known already stay: `lavit tokenize` has counted the codes of every image.
+
         Returns:
             Itself.
         """
-        self._lengths = _measure_lengths(self.dataset, processor, self.image_column, self.text_column or "text")
+        if not self.has_lengths:
+            self._lengths = _measure_lengths(self.dataset, processor, self.image_column, self.text_column or "text")
         return self
 
     def __len__(self) -> int:
