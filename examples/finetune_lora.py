@@ -92,7 +92,8 @@ class DataArguments:
     )
     condition_dropout: float = field(default=0.1, metadata={"help": "How often an image is drawn without its text."})
     keep_rate_range: list[float] | None = field(
-        default=None, metadata={"help": "Two numbers: images become shares of their patches drawn from between them."}
+        default=None,
+        metadata={"help": "Two numbers: images that are read become shares of their patches drawn from between them."},
     )
     max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about bad samples: skip or raise."})

@@ -116,8 +116,8 @@ class DataArguments:
     keep_rate_range: list[float] | None = field(
         default=None,
         metadata={
-            "help": "Two numbers: images become shares of their patches that are drawn from between them, so "
-            "that the model learns all budgets. By default the visual tokenizer decides."
+            "help": "Two numbers: images that are read become shares of their patches that are drawn from between "
+            "them, so that the model learns all budgets. By default the visual tokenizer decides."
         },
     )
     max_length: int | None = field(default=None, metadata={"help": "Longer rows lose text."})

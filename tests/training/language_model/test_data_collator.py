@@ -393,7 +393,7 @@ def test_codes_do_not_depend_on_training_mode(processor, model):
 
 
 def test_images_of_random_budgets(processor, model):
-    """Every image gets its share by its sample and epoch, whatever else is in the batch, read or drawn."""
+    """Every image that is read gets its share by its sample and epoch, whatever else is in the batch."""
     options = {"keep_rate_range": (0.1, 0.7)}
     read = LavitDataCollator(processor, image_first_probability=1, **options)
     rows = [row(sample_id=index, images=1 + index % 2) for index in range(8)]
@@ -405,15 +405,26 @@ def test_images_of_random_budgets(processor, model):
     again = read(rows[3:4])
     assert again["num_image_tokens"].tolist() == counts[4:6]
     assert read([{**one, "epoch": 1} for one in rows])["num_image_tokens"].tolist() != counts
-    draw = LavitDataCollator(processor, image_first_probability=0, condition_dropout=0, **options)
-    drawn = draw(rows)["input_ids"]
-    assert [int((ids >= CODE_0).sum()) for ids in drawn][::2] == [counts[index] for index in (0, 3, 6, 9)]
     loss = model(**batch).loss
     loss.backward()
     assert torch.isfinite(loss)
     model.zero_grad()
     blank = LavitDataCollator(processor, blank_image=True, **options)([row(images=0)])
     assert blank["num_image_tokens"].tolist() == [1]
+
+
+def test_images_that_are_drawn_have_the_tokens_that_the_selector_keeps(processor):
+    """No prompt says how many there are to be; images in the prompt of a drawing have their budgets."""
+    options = {"image_first_probability": 0, "condition_dropout": 0}
+    rows = [row(sample_id=index) for index in range(4)]
+    ranged = LavitDataCollator(processor, keep_rate_range=(0.1, 0.7), **options)(rows)
+    assert torch.equal(ranged["input_ids"], LavitDataCollator(processor, **options)(rows)["input_ids"])
+    prompt = {"images": [picture(), picture(1)], "prompt": "<image> in blue", "text": "<image>", "sample_id": 0}
+    batches = [LavitDataCollator(processor, keep_rate_range=rates)([prompt]) for rates in (None, (0.25, 0.25))]
+    free, ranged = (batch["input_ids"][0].tolist() for batch in batches)
+    start = processor.tokenizer.boi_token_id
+    assert sum(index >= CODE_0 for index in ranged[: ranged.index(start)]) == processor.image_seq_length // 4
+    assert ranged[ranged.index(start) :] == free[free.index(start) :]
 
 
 @pytest.mark.parametrize("max_length", [None, 48])

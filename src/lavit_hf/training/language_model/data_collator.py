@@ -295,8 +295,9 @@ class LavitDataCollator(FollowsEpoch):
         text_noise: Share of the words of learned text after an image that the model reads wrong, so that it relies on
             the image more than on what it wrote. They are replaced by others of the batch; what is learned stays.
             `Trainer` evaluates with the same collator, so that its `eval_loss` is of text with noise, too.
-        keep_rate_range: Every image becomes another share of its patches as tokens, drawn from this range, so that one
-            model learns to read and draw with all budgets. By default the visual tokenizer decides.
+        keep_rate_range: Every image that is read becomes another share of its patches as tokens, drawn from this range,
+            so that one model learns to read with all budgets. By default the visual tokenizer decides, as it always
+            does of images that are drawn: a prompt does not tell the model how many tokens there are to be.
         max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
             cut.
         packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Images can enter as
@@ -416,7 +417,7 @@ class LavitDataCollator(FollowsEpoch):
         segments = self._order(sample, key)
         if self.keep_rate_range is not None:
             low, high = self.keep_rate_range
-            images = [segment for segment in segments if segment.use is not None and not segment.has_known_ids]
+            images = [segment for segment in segments if segment.use in ("read", "bare") and not segment.has_known_ids]
             for index, segment in enumerate(images):
                 rate = low + (high - low) * sample_uniform(*key, f"keep rate/{index}")
                 segment.num_tokens = max(round(rate * self.processor.image_seq_length), 1)
@@ -480,12 +481,13 @@ class LavitDataCollator(FollowsEpoch):
             )
         # The model's own one is in training mode, where encoders with dropout would give other codes every time.
         with _evaluation_mode(visual_tokenizer):
-            budgets = [segment.num_tokens for segment in images if segment.num_tokens is not None]
-            pixels = [segment.pixel_values for segment in images if segment.pixel_values is not None]
-            rows = self.processor.tokenize_pixels(torch.stack(pixels), num_tokens=budgets or None)
-        for segment, ids in zip(images, rows, strict=True):
-            segment.pixel_values = None
-            segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
+            for group in _by_budget(images):
+                budgets = [segment.num_tokens for segment in group if segment.num_tokens is not None]
+                pixels = [segment.pixel_values for segment in group if segment.pixel_values is not None]
+                rows = self.processor.tokenize_pixels(torch.stack(pixels), num_tokens=budgets or None)
+                for segment, ids in zip(group, rows, strict=True):
+                    segment.pixel_values = None
+                    segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
 
     def _between_start_and_end(self, ids: Sequence[int]) -> list[int]:
         return [self.processor.tokenizer.boi_token_id, *ids, self.processor.tokenizer.eoi_token_id]
@@ -522,6 +524,14 @@ def _without_codes(rows: Iterable[TrainingRow]) -> list[Segment]:
     """Images that are to become codes, and have only pixels yet."""
     segments = [segment for row in rows for segment in row.segments]
     return [segment for segment in segments if segment.pixel_values is not None and segment.use != "read"]
+
+
+def _by_budget(images: Sequence[Segment]) -> list[list[Segment]]:
+    """Images with a budget, and those of which the visual tokenizer decides: it takes budgets for all or for none."""
+    groups: list[list[Segment]] = [[], []]
+    for segment in images:
+        groups[segment.num_tokens is None].append(segment)
+    return [group for group in groups if group]
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from ...modeling.modeling_lavit_token_decoder import LavitTokenDecoder, LavitTokenDecoderOutput
+from .guided_attention import GuidedAttention
 
 _PREDICTION_TYPES = ("epsilon", "v_prediction")
 
@@ -87,13 +89,19 @@ class PixelDecoderLoss(nn.Module):
             predicts (`prediction_type`: `"epsilon"` or `"v_prediction"`).
         snr_gamma: Weighs timesteps by min(SNR, gamma), which evens out how they pull at the weights (Hang et al. 2023,
             https://arxiv.org/abs/2303.09556; 5 is customary). By default all weigh the same.
+        guided_attention_weight: Weight of the loss of [`GuidedAttention`], for images whose condition is not dropped.
 
     Raises:
-        ValueError: If the U-Net cannot be trained with that schedule.
+        ValueError: If the U-Net cannot be trained with that schedule, or its attention not be guided.
     """
 
     def __init__(
-        self, unet: Any, token_decoder: LavitTokenDecoder, scheduler_config: Any, snr_gamma: float | None = None
+        self,
+        unet: Any,
+        token_decoder: LavitTokenDecoder,
+        scheduler_config: Any,
+        snr_gamma: float | None = None,
+        guided_attention_weight: float = 0.0,
     ):
         super().__init__()
         self.unet: Any = unet
@@ -101,6 +109,10 @@ class PixelDecoderLoss(nn.Module):
         # Sampling schedulers differ in how they add noise; all are trained as DDPM, from their betas.
         self.scheduler = DDPMScheduler.from_config(scheduler_config)
         self.snr_gamma = snr_gamma
+        self.guided_attention_weight = guided_attention_weight
+        self.guided_attention = (
+            GuidedAttention(unet, token_decoder.config.num_queries) if guided_attention_weight else None
+        )
         self._check_schedule()
 
     def _check_schedule(self) -> None:
@@ -125,7 +137,16 @@ class PixelDecoderLoss(nn.Module):
             raise ValueError(f"snr_gamma must be positive; got {self.snr_gamma}.")
 
     def enable_gradient_checkpointing(self) -> None:
-        """Saves memory at the cost of time."""
+        """Saves memory at the cost of time.
+
+        Raises:
+            ValueError: With guided attention, which keeps what gradient checkpointing throws away.
+        """
+        if self.guided_attention is not None:
+            raise ValueError(
+                "Guided attention does not work with gradient checkpointing: leave out gradient_checkpointing or "
+                "guided_attention_weight."
+            )
         self.unet.enable_gradient_checkpointing()
         if any(value.requires_grad for value in self.token_decoder.layers.parameters()):
             self.token_decoder.gradient_checkpointing_enable()
@@ -160,17 +181,25 @@ class PixelDecoderLoss(nn.Module):
             time_ids: Sizes for an SDXL U-Net, `[batch, 6]`.
 
         Returns:
-            `loss`, a scalar; `per_sample`, the losses it is the mean of, `[batch]`; and `without_codes`, the share of
-            images without a code.
+            `loss`, a scalar; `per_sample`, the losses of drawing that it is the mean of, `[batch]`; `without_codes`,
+            the share of images without a code; and with guided attention `guided_attention`, its loss, a scalar that
+            `loss` has in it by its weight.
         """
         decoded = self.token_decoder(codes, num_tokens)
         condition, options = self.conditions(decoded, drop_condition, time_ids)
         noisy = self.scheduler.add_noise(latents, noise, timesteps)
-        (prediction,) = self.unet(noisy, timesteps, encoder_hidden_states=condition, return_dict=False, **options)
+        guided = self.guided_attention
+        with nullcontext() if guided is None else guided.watch():
+            (prediction,) = self.unet(noisy, timesteps, encoder_hidden_states=condition, return_dict=False, **options)
         losses = F.mse_loss(prediction.float(), self._target(latents, noise, timesteps), reduction="none")
         losses = losses.mean(dim=(1, 2, 3)) * self._weights(timesteps)
         is_empty = torch.as_tensor(num_tokens, device=losses.device) == 0
-        return {"loss": losses.mean(), "per_sample": losses.detach(), "without_codes": is_empty.float().mean()}
+        output = {"loss": losses.mean(), "per_sample": losses.detach(), "without_codes": is_empty.float().mean()}
+        if guided is not None:
+            surprise = guided.loss(*latents.shape[-2:]).masked_fill(drop_condition, 0.0).mean()
+            output["loss"] = output["loss"] + self.guided_attention_weight * surprise
+            output["guided_attention"] = surprise.detach()
+        return output
 
     def conditions(
         self, decoded: LavitTokenDecoderOutput, drop_condition: torch.Tensor, time_ids: torch.Tensor | None
