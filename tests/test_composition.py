@@ -190,6 +190,15 @@ def test_keeps_its_text_trains_generates_saves_and_loads(model_type, tmp_path):
     assert (again.lm_head.weight is again.get_input_embeddings().weight) == config.tie_word_embeddings
 
 
+def test_a_language_model_that_ties_its_embeddings_can_be_untied(tmp_path):
+    combine("gpt2", tie_word_embeddings=False).save_pretrained(tmp_path)
+    model = LavitForConditionalGeneration.from_pretrained(tmp_path)
+    assert not model.config.tie_word_embeddings and not model.config.text_config.tie_word_embeddings
+    head, table = model.lm_head.weight, model.get_input_embeddings().weight
+    assert head is not table
+    torch.testing.assert_close(head[:TEXT_VOCAB], table[:TEXT_VOCAB])
+
+
 @pytest.mark.parametrize(("model_type", "is_tied"), [("llama", False), ("gpt2", True), ("phi", False)])
 def test_new_rows_start_like_the_others(model_type, is_tied):
     text_model = build_text_model(model_type)

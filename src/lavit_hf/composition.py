@@ -90,6 +90,8 @@ def join_configs(
     text = text_config.to_dict()
     first_visual_id = text["vocab_size"]
     text["vocab_size"] = first_visual_id + 2 + visual_config.codebook_size + 1  # the last one is the placeholder's
+    # Whoever decides about it decides against the language model, too.
+    text |= {name: value for name, value in kwargs.items() if name == "tie_word_embeddings"}
     return {
         "text_config": text,
         "visual_tokenizer_config": visual_config.to_dict(),
@@ -431,6 +433,8 @@ def _text_weights(model: PreTrainedModel, is_tied: bool) -> dict[str, torch.Tens
     head = model.get_output_embeddings().state_dict()
     if is_tied:
         del head["weight"]
+    elif model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        head["weight"] = head["weight"].clone()  # which a language model ties is one tensor
     return weights | {f"lm_head.{name}": tensor for name, tensor in head.items()}
 
 

@@ -295,9 +295,9 @@ class LavitDataCollator(FollowsEpoch):
         text_noise: Share of the words of learned text after an image that the model reads wrong, so that it relies on
             the image more than on what it wrote. They are replaced by others of the batch; what is learned stays.
             `Trainer` evaluates with the same collator, so that its `eval_loss` is of text with noise, too.
-        keep_rate_range: Every image that is read becomes another share of its patches as tokens, drawn from this range,
-            so that one model learns to read with all budgets. By default the visual tokenizer decides, as it always
-            does of images that are drawn: a prompt does not tell the model how many tokens there are to be.
+        keep_rate_range: Every image that is read becomes another share of its patches as tokens, from this range, so
+            that one model learns to read with all budgets. By default the visual tokenizer decides, as it always does
+            of images that are drawn: a prompt does not tell the model how many tokens there are to be.
         max_length: Longer rows lose text: prompts first, from their start, then the end of the rest. Images are never
             cut.
         packing: Puts several rows into one sequence (of at most `max_length`) instead of padding. Images can enter as
