@@ -2,7 +2,11 @@
 
     python examples/worlds/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
 
-Rows are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
+With `--drawn_by ARTIST --visual_tokenizer DIR` one artist draws all that is to be drawn: rows have the codes of the
+scene as that artist draws it, beside the picture that is read, by anybody. With `--for_pixels true` it is the dataset
+of stage 3 instead: the drawing by that artist (`image`), and codes of the scene, one time in two as others drew it.
+
+Rows of stage 2 are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
 `messages`), and drawings from a prompt (`images`, `prompt`, `text`): from a layout, which lists all objects and their
 places, or after a picture, words that
 change it (other objects, or another background). Layouts are asked for in conversations, too. No
@@ -17,15 +21,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import datasets
+import torch
 from PIL import Image
 from transformers import HfArgumentParser
 
+from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
 from lavit_hf.data.scenes import MAX_OBJECTS, PortableRng
 from lavit_hf.data.worlds import World, find_world
 from lavit_hf.training import exit_on_write_errors
 
 _PURPOSE = 1000  # of the rng; those of scenes are far below
 _ROWS_AT_A_TIME = 2000
+_PICTURES_AT_A_TIME = 64
+_TRIES = 50  # to find a change that the artist can draw
 _QUESTIONS = 4  # in a conversation of yes or no, and as many others
 _LAYOUT_QUESTION = "What is where?"
 
@@ -44,36 +52,68 @@ class Arguments:
     question_share: float = field(default=0.3, metadata={"help": "Share of rows with questions."})
     layout_share: float = field(default=0.2, metadata={"help": "Share of rows with a layout to draw."})
     change_share: float = field(default=0.05, metadata={"help": "Share of rows with a changed picture to draw."})
+    drawn_by: str | None = field(default=None, metadata={"help": "The artist who draws all that is to be drawn."})
+    visual_tokenizer: str | None = field(default=None, metadata={"help": "What gives drawings by that artist codes."})
+    for_pixels: bool = field(default=False, metadata={"help": "Rows of stage 3: a drawing, and codes of its scene."})
 
 
-def make_row(args: Arguments, index: int) -> dict[str, Any]:
+@dataclass
+class Row:
+    """A row of stage 2 without pictures, and the scenes of its images.
+
+    Attributes:
+        values: Its other columns.
+        scenes: What its images show, as they are read.
+        is_drawn: Which of them can become something to draw.
+    """
+
+    values: dict[str, Any]
+    scenes: list[Any]
+    is_drawn: list[bool]
+
+
+def make_row(args: Arguments, index: int) -> Row:
     """Row `index`: what it is follows from seed and index alone."""
     world = find_world(args.world)
     scene, rng = choose_scene(args, index), PortableRng(args.seed, index, _PURPOSE)
-    row: dict[str, Any] = {"images": [scene], "text": None, "prompt": None, "messages": None, "sample_id": index}
+    row: dict[str, Any] = {"text": None, "prompt": None, "messages": None, "sample_id": index}
     kind = rng.below(1_000_000) / 1_000_000
     if kind < args.question_share:
-        row["messages"] = converse(world, scene, rng)
-    elif kind < args.question_share + args.layout_share:
-        row |= {"prompt": world.write_layout(scene), "text": "<image>"}
-    elif kind < args.question_share + args.layout_share + args.change_share:
-        change, changed, _ = world.change_scene(scene, rng)
-        row["images"].append(changed)
-        row |= {"prompt": f"<image>{change}", "text": "<image>"}
-    else:
-        row["text"] = world.write_caption(scene, rng)
-    return row | {"images": [to_png(world.render(one)) for one in row["images"]]}
+        return Row(row | {"messages": converse(world, scene, rng)}, [scene], [False])
+    if kind < args.question_share + args.layout_share:
+        return Row(row | {"prompt": world.write_layout(scene), "text": "<image>"}, [scene], [True])
+    if kind < args.question_share + args.layout_share + args.change_share:
+        change, changed = choose_change(args, scene, rng)
+        return Row(row | {"prompt": f"<image>{change}", "text": "<image>"}, [scene, changed], [False, True])
+    return Row(row | {"text": world.write_caption(scene, rng)}, [scene], [True])
 
 
 def choose_scene(args: Arguments, index: int) -> Any:
-    """The scene of this index, or the next one that has many objects; no two rows have one in common."""
+    """The scene of this index, or the next one that has many objects, if the row wants them, and that can be drawn.
+
+    No two rows have one in common.
+    """
     wants_many = PortableRng(args.seed, index, _PURPOSE + 1).below(1_000_000) < args.many_share * 1_000_000
     world = find_world(args.world)
-    scene = world.sample_scene(world.splits[0], args.seed, index)
-    while wants_many and world.num_objects(scene) < MAX_OBJECTS:
-        index += args.num_rows
+    while True:
         scene = world.sample_scene(world.splits[0], args.seed, index)
-    return scene
+        if (world.num_objects(scene) == MAX_OBJECTS or not wants_many) and as_drawn(args, scene) is not None:
+            return scene
+        index += args.num_rows
+
+
+def choose_change(args: Arguments, scene: Any, rng: PortableRng) -> tuple[str, Any]:
+    """Words for a change that the artist can draw, and the scene after it."""
+    for _ in range(_TRIES):
+        change, changed, _ = find_world(args.world).change_scene(scene, rng)
+        if as_drawn(args, changed) is not None:
+            return change, changed
+    raise SystemExit(f"{args.drawn_by} can draw none of {_TRIES} changes of {scene}: choose another --drawn_by.")
+
+
+def as_drawn(args: Arguments, scene: Any) -> Any | None:
+    """The scene as it is to be drawn; `None` if it cannot be."""
+    return scene if args.drawn_by is None else find_world(args.world).redraw(scene, args.drawn_by)
 
 
 def converse(world: World, scene: Any, rng: PortableRng) -> list[dict[str, Any]]:
@@ -101,9 +141,68 @@ def to_png(picture: Image.Image) -> dict[str, Any]:
     return {"bytes": file.getvalue(), "path": None}
 
 
-def features() -> datasets.Features:
+class Coder:
+    """Gives pictures their codes, a batch at a time."""
+
+    def __init__(self, path: str) -> None:
+        self.visual_tokenizer = LavitVisualTokenizer.from_pretrained(path).eval()
+        self.image_processor = LavitImageProcessorPil.from_pretrained(path)
+
+    @torch.no_grad()
+    def encode(self, pictures: list[Image.Image]) -> list[list[int]]:
+        """The codes of each picture."""
+        found: list[list[int]] = []
+        for start in range(0, len(pictures), _PICTURES_AT_A_TIME):
+            batch = self.image_processor(pictures[start : start + _PICTURES_AT_A_TIME], return_tensors="pt")
+            output = self.visual_tokenizer.encode(batch["pixel_values"])
+            found += [codes.tolist() for codes in output.codes.split(output.num_tokens.tolist())]
+        return found
+
+
+def complete_rows(args: Arguments, rows: list[Row], coder: Coder | None) -> list[dict[str, Any]]:
+    """Rows of stage 2 with their pictures, and with codes where something is drawn by one artist."""
+    world = find_world(args.world)
+    pictures = [[world.render(scene) for scene in row.scenes] for row in rows]
+    complete = [
+        row.values | {"images": [to_png(picture) for picture in of_row]}
+        for row, of_row in zip(rows, pictures, strict=True)
+    ]
+    if coder is None:
+        return complete
+    # An image of a prompt to draw from enters as codes, too: those of the picture as it is.
+    encoded = [
+        world.render(as_drawn(args, scene)) if is_drawn else picture
+        for row, of_row in zip(rows, pictures, strict=True)
+        if any(row.is_drawn)
+        for scene, is_drawn, picture in zip(row.scenes, row.is_drawn, of_row, strict=True)
+    ]
+    codes = iter(coder.encode(encoded))
+    return [
+        values | {"codes": [next(codes) for _ in row.scenes] if any(row.is_drawn) else None}
+        for row, values in zip(rows, complete, strict=True)
+    ]
+
+
+def make_pixel_rows(args: Arguments, indices: range, coder: Coder) -> list[dict[str, Any]]:
+    """Rows of stage 3: drawings by one artist, and codes of their scenes, every other one as it was before."""
+    world = find_world(args.world)
+    scenes = [choose_scene(args, index) for index in indices]
+    drawings = [world.render(as_drawn(args, scene)) for scene in scenes]
+    encoded = [
+        world.render(scene) if index % 2 else drawing
+        for index, scene, drawing in zip(indices, scenes, drawings, strict=True)
+    ]
+    return [
+        {"image": to_png(drawing), "codes": [codes]}
+        for drawing, codes in zip(drawings, coder.encode(encoded), strict=True)
+    ]
+
+
+def features(args: Arguments) -> datasets.Features:
     """Columns of the dataset."""
-    text = datasets.Value("string")
+    text, codes = datasets.Value("string"), datasets.List(datasets.List(datasets.Value("int32")))
+    if args.for_pixels:
+        return datasets.Features({"image": datasets.Image(), "codes": codes})
     return datasets.Features(
         {
             "images": datasets.List(datasets.Image()),
@@ -111,20 +210,41 @@ def features() -> datasets.Features:
             "prompt": text,
             "messages": datasets.List({"role": text, "content": datasets.List({"type": text, "text": text})}),
             "sample_id": datasets.Value("int64"),
+            **({} if args.visual_tokenizer is None else {"codes": codes}),
         }
     )
 
 
 def chunks(args: Arguments) -> Iterator[datasets.Dataset]:
     """The dataset in parts, because rows as Python objects take many times the memory."""
+    coder = None if args.visual_tokenizer is None else Coder(args.visual_tokenizer)
     for start in range(0, args.num_rows, _ROWS_AT_A_TIME):
-        rows = [make_row(args, index) for index in range(start, min(start + _ROWS_AT_A_TIME, args.num_rows))]
-        yield datasets.Dataset.from_list(rows, features=features())
+        indices = range(start, min(start + _ROWS_AT_A_TIME, args.num_rows))
+        if args.for_pixels:
+            assert coder is not None  # see `check`
+            rows = make_pixel_rows(args, indices, coder)
+        else:
+            rows = complete_rows(args, [make_row(args, index) for index in indices], coder)
+        yield datasets.Dataset.from_list(rows, features=features(args))
+
+
+def check(args: Arguments) -> None:
+    """Refuses options that do not go together."""
+    if (args.drawn_by is None) != (args.visual_tokenizer is None):
+        raise SystemExit(
+            "--drawn_by and --visual_tokenizer go together: who draws, and what gives drawings their codes."
+        )
+    if args.for_pixels and args.drawn_by is None:
+        raise SystemExit(
+            "--for_pixels is for pictures that one artist draws: name the artist, --drawn_by. To draw every scene as "
+            "it is, train_pixel_decoder.py takes --dataset WORLD."
+        )
 
 
 def main(arguments: list[str] | None = None) -> None:
     """Makes the dataset."""
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
+    check(args)
     datasets.concatenate_datasets(list(chunks(args))).save_to_disk(args.output_dir)
 
 

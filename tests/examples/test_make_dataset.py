@@ -1,11 +1,19 @@
 """The dataset that lavit-scenes learns from in stage 2."""
 
 import importlib
+import io
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
+from PIL import Image
 
+import tiny_models
+from lavit_hf import LavitImageProcessorPil, LavitVisualTokenizer
+from lavit_hf.data import emoji
 from lavit_hf.data.scenes import place_of, write_layout
+from lavit_hf.training import TrainingDataset
 
 FOLDER = Path(__file__).resolve().parents[2] / "examples" / "worlds"
 
@@ -18,7 +26,7 @@ def example(monkeypatch):
 
 def make_rows(example, count=200, **options) -> list[dict]:
     arguments = example.Arguments("unused", num_rows=count, **options)
-    return [example.make_row(arguments, index) for index in range(count)]
+    return example.complete_rows(arguments, [example.make_row(arguments, index) for index in range(count)], None)
 
 
 def test_shares_of_rows(example):
@@ -66,3 +74,83 @@ def test_more_rows_about_many_objects(example):
 
     assert count(many_share=1.0) == 100
     assert count() < 60 < count(many_share=0.7) < 100
+
+
+# One artist draws.
+
+
+@pytest.fixture(scope="module")
+def tokenizer_path(tmp_path_factory):
+    """A tiny visual tokenizer; what it makes of a picture is all that matters."""
+    path = tmp_path_factory.mktemp("tokenizer")
+    tiny_models.build_visual_tokenizer().save_pretrained(path)
+    LavitImageProcessorPil(size={"height": 16, "width": 16}).save_pretrained(path)
+    return path
+
+
+def codes_of(path: Path, picture: Image.Image) -> list[int]:
+    pixels = LavitImageProcessorPil.from_pretrained(path)(picture, return_tensors="pt")["pixel_values"]
+    return LavitVisualTokenizer.from_pretrained(path).encode(pixels).codes.tolist()
+
+
+def draw_options(path: Path, **options) -> dict:
+    return {"world": "emoji-small", "drawn_by": "noto", "visual_tokenizer": str(path), **options}
+
+
+def test_one_artist_draws_and_all_are_read(example, tokenizer_path):
+    options = draw_options(tokenizer_path, num_rows=24, question_share=0.2, layout_share=0.2, change_share=0.3)
+    args = example.Arguments("unused", **options)
+    rows = [example.make_row(args, index) for index in range(24)]
+    complete = example.complete_rows(args, rows, example.Coder(str(tokenizer_path)))
+    assert {len(row.scenes) for row in rows} == {1, 2} and any(values["codes"] is None for values in complete)
+    for row, values in zip(rows, complete, strict=True):
+        pictures = [Image.open(io.BytesIO(image["bytes"])) for image in values["images"]]
+        for picture, scene in zip(pictures, row.scenes, strict=True):
+            assert np.array_equal(picture, emoji.render(scene))  # read as it is
+        assert (values["codes"] is None) == (values["messages"] is not None)
+        for codes, scene, is_drawn in zip(values["codes"] or [], row.scenes, row.is_drawn, strict=False):
+            drawn = emoji.redraw(scene, "noto") if is_drawn else scene
+            assert codes == codes_of(tokenizer_path, emoji.render(drawn))
+    artists = {item.artist for row in rows for scene in row.scenes for item in scene.objects}
+    assert len(artists) > 3
+
+
+def test_what_pixels_are_learned_from(example, tokenizer_path, tmp_path):
+    options = [f"--{name}={value}" for name, value in draw_options(tokenizer_path, num_rows=6).items()]
+    example.main([*options, "--for_pixels=true", f"--output_dir={tmp_path}"])
+    rows = datasets.load_from_disk(str(tmp_path))
+    args = example.Arguments("unused", **draw_options(tokenizer_path, num_rows=6))
+    assert len(rows) == 6 and set(rows.column_names) == {"image", "codes"}
+    for index, row in enumerate(rows):
+        scene = example.choose_scene(args, index)
+        drawn = emoji.redraw(scene, "noto")
+        assert np.array_equal(row["image"], emoji.render(drawn))
+        assert row["codes"] == [codes_of(tokenizer_path, emoji.render(scene if index % 2 else drawn))]
+
+
+def test_both_datasets_are_trained_on(example, tokenizer_path, tmp_path):
+    """Rows without codes beside rows with them, and what they are for."""
+    options = [f"--{name}={value}" for name, value in draw_options(tokenizer_path, num_rows=12).items()]
+    example.main([*options, f"--output_dir={tmp_path}"])
+    rows = TrainingDataset(datasets.load_from_disk(str(tmp_path)), "images")
+    kinds = [("codes" in row, "messages" in row) for row in (rows[index] for index in range(len(rows)))]
+    assert set(kinds) == {(True, False), (False, True)}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"drawn_by": "noto"}, "go together"),
+        ({"visual_tokenizer": "x"}, "go together"),
+        ({"for_pixels": True}, "name the artist, --drawn_by"),
+    ],
+)
+def test_options_that_do_not_go_together(example, options, message):
+    with pytest.raises(SystemExit, match=message):
+        example.check(example.Arguments("unused", **options))
+
+
+def test_scenes_have_no_artists(example, tokenizer_path):
+    args = example.Arguments("unused", **draw_options(tokenizer_path, world="scenes"))
+    with pytest.raises(ValueError, match="No artist drew the world of scenes, not 'noto' either"):
+        example.make_row(args, 0)

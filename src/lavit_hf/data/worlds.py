@@ -104,6 +104,13 @@ class World(Protocol):
     def change_scene(self, scene: Any, rng: scenes.PortableRng, /) -> tuple[str, Any, str]:
         """Returns words for a change, the scene after it, and which kind of change it is."""
 
+    def redraw(self, scene: Any, artist: str, /) -> Any | None:
+        """Returns the scene as that artist draws it; `None` if this cannot be.
+
+        Raises:
+            ValueError: There is no such artist.
+        """
+
     def parse_caption(self, text: str, /) -> Any | None:
         """Reads facts from a caption; `None` if it is not worded as captions are."""
 
@@ -168,6 +175,9 @@ class SceneWorld(_Common):
 
     def change_scene(self, scene: scenes.Scene, rng: scenes.PortableRng) -> tuple[str, scenes.Scene, str]:
         return *scenes.change_scene(scene, rng), "background"
+
+    def redraw(self, scene: scenes.Scene, artist: str) -> scenes.Scene | None:
+        raise ValueError(f"No artist drew the world of scenes, not {artist!r} either.")
 
     def num_objects(self, scene: scenes.Scene) -> int:
         return len(scene.objects)
@@ -238,6 +248,7 @@ class EmojiWorld(_Common):
     render = staticmethod(emoji.render)
     write_caption = staticmethod(emoji.write_caption)
     write_layout = staticmethod(emoji.write_layout)
+    redraw = staticmethod(emoji.redraw)
     facts_of = staticmethod(emoji.facts_of)
     judge = staticmethod(emoji.judge)
 

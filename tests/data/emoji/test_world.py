@@ -1,5 +1,7 @@
 """Scenes of emoji, drawn at random."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -11,10 +13,13 @@ from lavit_hf.data.emoji import (
     UNSEEN_ARTIST,
     Scene,
     SceneArrays,
+    facts_of,
     is_held_out,
     load_pack,
+    redraw,
     sample_scene,
     sample_scenes,
+    world,
 )
 from lavit_hf.data.emoji.world import ArrayRng, held_out_pairs, visible_on
 
@@ -109,6 +114,35 @@ def test_all_concepts_are_about_equally_common() -> None:
     assert count.min() > 60 and count.max() < 5 * count.min()
     number = np.bincount((scenes.concept >= 0).sum(axis=1)) / len(scenes)
     assert number[1:] == pytest.approx([0.29, 0.41, 0.3], abs=0.06)
+
+
+def test_another_artist_draws_the_same() -> None:
+    scenes = [sample_scene("train", 3, index) for index in range(300)]
+    redrawn = [redraw(scene, "noto") for scene in scenes]
+    assert redrawn.count(None) < 120  # most can be
+    for before, after in zip(scenes, redrawn, strict=True):
+        if after is None:
+            continue
+        assert {item.artist for item in after.objects} == {"noto"} and facts_of(after) == facts_of(before)
+        assert after == replace(
+            before, objects=tuple(replace(item, artist="noto") for item in before.objects)
+        )  # where, how large, turned, flipped
+    assert not world._is_for_validation(SceneArrays.from_scenes([scene for scene in redrawn if scene])).any()
+    validation = [redraw(sample_scene("validation", 3, index), "noto") for index in range(100)]
+    assert world._is_for_validation(SceneArrays.from_scenes([scene for scene in validation if scene])).all()
+
+
+def test_what_an_artist_cannot_draw() -> None:
+    pack = load_pack()
+    concept, artist = (int(numbers[0]) for numbers in np.nonzero(~pack.is_drawn))
+    scene = next(
+        found
+        for found in (sample_scene("train", 0, index) for index in range(20000))
+        if pack.concepts[concept] in [item.concept for item in found.objects]
+    )
+    assert redraw(scene, pack.artists[artist]) is None
+    with pytest.raises(ValueError, match="'picasso' is no artist of a scene of emoji"):
+        redraw(scene, "picasso")
 
 
 def test_dictionaries() -> None:

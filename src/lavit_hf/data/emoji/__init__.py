@@ -47,6 +47,7 @@ from .world import (
     SceneArrays,
     SceneObject,
     is_held_out,
+    redraw,
     sample_scene,
     sample_scenes,
 )
@@ -85,6 +86,7 @@ __all__ = [
     "make_emoji",
     "object_area",
     "parse_caption",
+    "redraw",
     "render",
     "render_scenes",
     "sample_scene",

@@ -9,7 +9,7 @@ import functools
 import operator
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
@@ -454,6 +454,32 @@ def _is_for_validation(scenes: SceneArrays) -> np.ndarray:
         parts += [scenes.concept[:, column] + 1, scenes.artist[:, column], scenes.size[:, column]]
         parts += [scenes.place[:, column]]
     return ArrayRng(*parts).below(_VALIDATION_SHARE) == 0
+
+
+def redraw(scene: Scene, artist: str) -> Scene | None:
+    """Has another artist draw a scene: what is where, how large, turned and flipped stays.
+
+    Args:
+        scene: What the picture shows.
+        artist: Who draws all of it, one of `load_pack().artists`.
+
+    Returns:
+        The scene; `None` if the artist did not draw one of its concepts, if one of these could not be seen on the
+        background, or if one of the two scenes is for validation and the other one is not.
+
+    Raises:
+        ValueError: There is no such artist.
+    """
+    pack = load_pack()
+    _check_value("artist", artist, pack.artists)
+    number = pack.artists.index(artist)
+    concepts = [pack.concepts.index(item.concept) for item in scene.objects]
+    background = list(BACKGROUNDS).index(scene.background)
+    if not (pack.is_drawn[concepts, number] & visible_on()[concepts, number, background]).all():
+        return None
+    redrawn = replace(scene, objects=tuple(replace(item, artist=artist) for item in scene.objects))
+    before, after = _is_for_validation(SceneArrays.from_scenes([scene, redrawn]))
+    return redrawn if before == after else None
 
 
 _CONTRAST = 40  # least difference of a channel, of 255, that can be seen
