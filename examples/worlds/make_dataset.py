@@ -55,6 +55,7 @@ class Arguments:
     drawn_by: str | None = field(default=None, metadata={"help": "The artist who draws all that is to be drawn."})
     visual_tokenizer: str | None = field(default=None, metadata={"help": "What gives drawings by that artist codes."})
     for_pixels: bool = field(default=False, metadata={"help": "Rows of stage 3: a drawing, and codes of its scene."})
+    num_validation_rows: int = field(default=256, metadata={"help": "Of stage 3: rows of the split `validation`."})
 
 
 @dataclass
@@ -88,7 +89,7 @@ def make_row(args: Arguments, index: int) -> Row:
     return Row(row | {"text": world.write_caption(scene, rng)}, [scene], [True])
 
 
-def choose_scene(args: Arguments, index: int) -> Any:
+def choose_scene(args: Arguments, index: int, split: int = 0) -> Any:
     """The scene of this index, or the next one that has many objects, if the row wants them, and that can be drawn.
 
     No two rows have one in common.
@@ -96,7 +97,7 @@ def choose_scene(args: Arguments, index: int) -> Any:
     wants_many = PortableRng(args.seed, index, _PURPOSE + 1).below(1_000_000) < args.many_share * 1_000_000
     world = find_world(args.world)
     while True:
-        scene = world.sample_scene(world.splits[0], args.seed, index)
+        scene = world.sample_scene(world.splits[split], args.seed, index)
         if (world.num_objects(scene) == MAX_OBJECTS or not wants_many) and as_drawn(args, scene) is not None:
             return scene
         index += args.num_rows
@@ -183,10 +184,10 @@ def complete_rows(args: Arguments, rows: list[Row], coder: Coder | None) -> list
     ]
 
 
-def make_pixel_rows(args: Arguments, indices: range, coder: Coder) -> list[dict[str, Any]]:
+def make_pixel_rows(args: Arguments, indices: range, coder: Coder, split: int) -> list[dict[str, Any]]:
     """Rows of stage 3: drawings by one artist, and codes of their scenes, every other one as it was before."""
     world = find_world(args.world)
-    scenes = [choose_scene(args, index) for index in indices]
+    scenes = [choose_scene(args, index, split) for index in indices]
     drawings = [world.render(as_drawn(args, scene)) for scene in scenes]
     encoded = [
         world.render(scene) if index % 2 else drawing
@@ -215,17 +216,26 @@ def features(args: Arguments) -> datasets.Features:
     )
 
 
-def chunks(args: Arguments) -> Iterator[datasets.Dataset]:
+def chunks(args: Arguments, coder: Coder | None, split: int = 0) -> Iterator[datasets.Dataset]:
     """The dataset in parts, because rows as Python objects take many times the memory."""
-    coder = None if args.visual_tokenizer is None else Coder(args.visual_tokenizer)
-    for start in range(0, args.num_rows, _ROWS_AT_A_TIME):
-        indices = range(start, min(start + _ROWS_AT_A_TIME, args.num_rows))
+    num_rows = args.num_validation_rows if split else args.num_rows
+    for start in range(0, num_rows, _ROWS_AT_A_TIME):
+        indices = range(start, min(start + _ROWS_AT_A_TIME, num_rows))
         if args.for_pixels:
             assert coder is not None  # see `check`
-            rows = make_pixel_rows(args, indices, coder)
+            rows = make_pixel_rows(args, indices, coder, split)
         else:
             rows = complete_rows(args, [make_row(args, index) for index in indices], coder)
         yield datasets.Dataset.from_list(rows, features=features(args))
+
+
+def make_dataset(args: Arguments) -> datasets.Dataset | datasets.DatasetDict:
+    """All rows; those of stage 3 in two splits."""
+    coder = None if args.visual_tokenizer is None else Coder(args.visual_tokenizer)
+    if not args.for_pixels:
+        return datasets.concatenate_datasets(list(chunks(args, coder)))
+    parts = {name: list(chunks(args, coder, split)) for split, name in enumerate(("train", "validation"))}
+    return datasets.DatasetDict({name: datasets.concatenate_datasets(part) for name, part in parts.items() if part})
 
 
 def check(args: Arguments) -> None:
@@ -245,7 +255,7 @@ def main(arguments: list[str] | None = None) -> None:
     """Makes the dataset."""
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
     check(args)
-    datasets.concatenate_datasets(list(chunks(args))).save_to_disk(args.output_dir)
+    make_dataset(args).save_to_disk(args.output_dir)
 
 
 if __name__ == "__main__":

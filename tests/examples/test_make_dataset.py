@@ -117,9 +117,14 @@ def test_one_artist_draws_and_all_are_read(example, tokenizer_path):
 
 def test_what_pixels_are_learned_from(example, tokenizer_path, tmp_path):
     options = [f"--{name}={value}" for name, value in draw_options(tokenizer_path, num_rows=6).items()]
-    example.main([*options, "--for_pixels=true", f"--output_dir={tmp_path}"])
-    rows = datasets.load_from_disk(str(tmp_path))
+    example.main([*options, "--for_pixels=true", "--num_validation_rows=2", f"--output_dir={tmp_path}"])
+    splits = datasets.load_from_disk(str(tmp_path))
+    assert len(splits["validation"]) == 2
+    rows = splits["train"]
     args = example.Arguments("unused", **draw_options(tokenizer_path, num_rows=6))
+    validation = [emoji.sample_scene("validation", 0, index, True) for index in range(0, 600, 6)]
+    drawn = next(found for found in (emoji.redraw(scene, "noto") for scene in validation) if found)
+    assert np.array_equal(splits["validation"][0]["image"], emoji.render(drawn))
     assert len(rows) == 6 and set(rows.column_names) == {"image", "codes"}
     for index, row in enumerate(rows):
         scene = example.choose_scene(args, index)

@@ -57,6 +57,7 @@ FEW: dict[str, dict[str, Any]] = {
     "lavit_drawing": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
     "dataset": {"num_rows": 24},
     "lavit": {"max_steps": 2, "per_device_train_batch_size": 4, "warmup_steps": 1},
+    "drawings": {"num_rows": 24, "num_validation_rows": 4},
     "pixel_decoder": _PIXEL_DECODER,
     "pixel_decoder_longer": _PIXEL_DECODER,
 }
