@@ -357,3 +357,25 @@ def test_what_must_not_be_read_is_not_left_out(root, locked):
     with forbidden(root / locked, root), pytest.raises(PermissionError, match=locked):
         read(root / "in")
     assert len(read(root / "in")) == 100
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"config": "large"}, "scenes, whose scenes are made, has no use for config: leave it out ('large')"),
+        ({"revision": "v2"}, "has no use for revision"),
+        ({"columns": ("picture", "text", "question", "answer")}, "has no use for columns"),
+        ({"images": "photos"}, "has no use for images"),
+        ({"annotations": "answers.json"}, "has no use for annotations"),
+    ],
+)
+def test_worlds_refuse_what_they_would_ignore(options, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        read_data("scenes", "caption", num_samples=1, **options)
+
+
+def test_files_and_datasets_refuse_what_they_would_ignore(write, folder, tmp_path):
+    with pytest.raises(ValueError, match="the file of a benchmark, has no use for config"):
+        read_data(write(GQA_CONTENT), "vqa", images=folder, config="large")
+    with pytest.raises(ValueError, match="a dataset, has no use for annotations"):
+        read_data(str(tmp_path), "vqa", annotations=write(vqav2_answers(), "answers.json"))

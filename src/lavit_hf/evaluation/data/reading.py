@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,13 +58,20 @@ def read_data(
 
     Raises:
         UnfitDataError: The data do not have what the task needs.
-        ValueError: Something does not exist or is damaged.
+        ValueError: Something does not exist or is damaged, or was given that these data have no use for.
     """
     if num_samples is not None and num_samples < 1:
         raise ValueError(f"The number of samples must be at least 1, got {num_samples}.")
     if task == "editing" and name not in WORLDS:
         raise ValueError(f"The task editing is for made scenes ({', '.join(WORLDS)}), which {name} is not.")
+    of_files = {"images": images, "annotations": annotations}
+    of_datasets = {
+        "columns": columns if Columns(*columns) != Columns() else None,
+        "config": config,
+        "revision": revision,
+    }
     if name in WORLDS:
+        _require_no(f"{name}, whose scenes are made,", of_files | of_datasets)
         return read_scenes(task, split, num_samples, WORLDS[name])
     path = Path(name)
     folder = Path(images) if images else None
@@ -74,12 +81,22 @@ def read_data(
         raise ValueError(f"{name} looks like the file of a benchmark, but is incomplete ({error!r}).") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
-    if data is None:
+    if data is not None:
+        _require_no(f"{name}, the file of a benchmark,", of_datasets)
+    else:
+        _require_no(f"{name}, a dataset,", {"annotations": annotations})
         split = split or "test"
         table = TableSamples(name, task, split, Columns(*columns), folder, num_samples, config, revision)
         data = EvaluationData(name, split, table)
     _check(data, task)
     return data
+
+
+def _require_no(what: str, given: Mapping[str, Any]) -> None:
+    """Refuses what would be ignored."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{what} has no use for {name}: leave it out ({value!r}).")
 
 
 def _read_json(path: Path) -> Any:
