@@ -374,7 +374,9 @@ def test_worlds_refuse_what_they_would_ignore(options, message):
         read_data("scenes", "caption", num_samples=1, **options)
 
 
-def test_files_and_datasets_refuse_what_they_would_ignore(write, folder, tmp_path):
+def test_files_and_datasets_refuse_what_they_would_ignore(write, folder, add_image, tmp_path):
+    for name in ("n161313.jpg", "n235859.jpg"):
+        add_image(name)
     with pytest.raises(ValueError, match="the file of a benchmark, has no use for config"):
         read_data(write(GQA_CONTENT), "vqa", images=folder, config="large")
     with pytest.raises(ValueError, match="a dataset, has no use for annotations"):
