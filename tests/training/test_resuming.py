@@ -193,7 +193,8 @@ def test_torchrun_goes_on_by_itself_after_a_worker_was_killed(python, tmp_path, 
     noted = {"sigkill_at": 5}
     done = run(python, "train_lm", tmp_path, 2, noted=noted, resume_from_checkpoint="latest", **options)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "There is no complete checkpoint" in done.stderr and "exitcode: -9" in done.stderr
+    # Of the two that failed, it names the killed one or the one that waited for it, whichever it finds first.
+    assert "There is no complete checkpoint" in done.stderr and "failed (exitcode: " in done.stderr
     assert losses(tmp_path) == pytest.approx(losses(uninterrupted("train_lm")), abs=1e-5)
     found, expected = samples(tmp_path), samples(uninterrupted("train_lm"))
     assert len(found[5]) > len(expected[5]), "the update that was not saved is computed again"
