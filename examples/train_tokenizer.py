@@ -99,9 +99,6 @@ class MethodArguments:
     revive_every_steps: int = field(default=20, metadata={"help": "Unused codes are moved that often; 0: never."})
     kmeans_tokens_per_code: int = field(default=8, metadata={"help": "Tokens for k-means, per code."})
     center_targets: bool = field(default=False, metadata={"help": "Compare features without their position's mean."})
-    dropped_patch_weight: float = field(
-        default=1.0, metadata={"help": "How much patches count that the selector by itself drops; kept ones count 1."}
-    )
     on_failure: str = field(default="warn", metadata={"help": "If the run fails in a known way: warn, raise, ignore."})
 
 
@@ -203,7 +200,6 @@ def load_model(
 
     names = ("keep_rate", "keep_rate_weight", "keep_rate_range", "keep_rate_per_image", "commitment_weight")
     names += ("revive_every_steps", "kmeans_tokens_per_code", "center_targets")
-    names += ("dropped_patch_weight",)
     values = {name: getattr(method_args, name) for name in names}
     values["seed"] = args.seed
     calibration_steps = max(1, min(20, updates // 20)) * args.gradient_accumulation_steps

@@ -358,8 +358,6 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
         revive_every_steps: Codes that nothing used for that many steps are moved to tokens in need of one; 0 never.
         center_targets: Whether features are compared after the mean feature of their position has been subtracted from
             both. The plain cosine flatters: a constant feature scores well already.
-        dropped_patch_weight: Weight in the reconstruction of patches that the selector by itself drops; those it keeps
-            weigh 1. Where most patches are background, less than the authors' 1 leaves more of the codes to the rest.
         zero_init_merger: Whether a new merger starts as the identity, its output projections at zero.
         seed: Decides about k-means and revived codes.
 
@@ -409,7 +407,6 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
     kmeans_iterations: int = 10
     revive_every_steps: int = 20
     center_targets: bool = False
-    dropped_patch_weight: float | int = 1.0
     zero_init_merger: bool = True
     seed: int = 0
 
@@ -439,8 +436,6 @@ class LavitPreTrainingConfig(NamedConfigMixin, PreTrainedConfig):
         for name in ("keep_rate", "ema_decay"):
             if not 0 < getattr(self, name) < 1:
                 raise ValueError(f"{name} must be between 0 and 1, got {getattr(self, name)}.")
-        if not 0 < self.dropped_patch_weight <= 1:
-            raise ValueError(f"dropped_patch_weight must be above 0 and at most 1, got {self.dropped_patch_weight}.")
         rates = self.keep_rate_range
         if rates is not None and not (len(rates) == 2 and 0 < rates[0] <= rates[1] <= 1):
             raise ValueError(f"keep_rate_range must be two rates in order, above 0 and at most 1; got {rates}.")

@@ -502,7 +502,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         sequence, bias = torch.compiler.disable(self.token_decoder.embed)(embeddings, num_tokens.tolist())
         features = self.token_decoder.decode(sequence, bias)
         losses = {
-            "reconstruction_loss": self._reconstruction_loss(features, patch_features, own_keep.detach() > 0),
+            "reconstruction_loss": self._reconstruction_loss(features, patch_features),
             "keep_rate_loss": keep_rate_loss(own_keep, self.config),
             "commitment_loss": commitment_loss,
         }
@@ -583,18 +583,13 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         self.token_decoder.codebook.weight.copy_(quantizer.codebook.weight)
 
     @torch.compiler.disable(recursive=False)
-    def _reconstruction_loss(
-        self, features: torch.Tensor, targets: torch.Tensor, is_kept: torch.Tensor
-    ) -> torch.Tensor:
+    def _reconstruction_loss(self, features: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         features, targets = features.float(), targets.float()
         if self.mean_features is not None:
             if self.training:
                 self._follow_mean(targets)
             features, targets = features - self.mean_features, targets - self.mean_features
-        weights = torch.where(is_kept, 1.0, float(self.config.dropped_patch_weight))
-        losses = 1 - F.cosine_similarity(features, targets, dim=-1)
-        # Processes differ in what is kept, and gradients are averaged over processes.
-        return (losses * weights).sum() / (sum_over_processes(weights.sum()) / world_size())
+        return (1 - F.cosine_similarity(features, targets, dim=-1)).mean()
 
     @torch.compiler.disable
     @torch.no_grad()
