@@ -114,6 +114,10 @@ class DataArguments:
     eval_split: str | None = field(default=None, metadata={"help": "Split to evaluate on; by default none."})
     num_eval_rows: int = field(default=2000, metadata={"help": "How many rows of it to use."})
     image_column: str = field(default="image", metadata={"help": "Column of the images."})
+    target_image_column: str | None = field(
+        default=None,
+        metadata={"help": "Column of images to rebuild from codes of the others; by default the images themselves."},
+    )
     num_scenes: int = field(default=10_000, metadata={"help": "For 'scenes' and 'emoji': how many."})
     on_bad_sample: str = field(default="skip", metadata={"help": "What to do about corrupt images: skip or raise."})
 
@@ -283,6 +287,8 @@ def load_training_data(
     """What to train on: a dataset, or what is read while training goes on."""
     if not stream_args.is_used:
         return load_split(data_args, data_args.train_split, data_args.num_scenes)
+    if data_args.target_image_column is not None:
+        raise SystemExit("--target_image_column is for datasets that are not streamed.")
     columns = (data_args.image_column, None)
     options = {"on_bad_sample": data_args.on_bad_sample, "num_scenes": data_args.num_scenes}
     return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
@@ -298,7 +304,8 @@ def load_split(data_args: DataArguments, split: str, num_rows: int, streaming: b
         rows, root = load_data(data_args.dataset, split, num_scenes=num_rows)
     if split != data_args.train_split and not streaming:
         rows = rows.select(range(min(len(rows), num_rows)))
-    return TrainingDataset(rows, data_args.image_column, None, data_args.on_bad_sample, image_root=root)
+    columns = {"image_column": data_args.image_column, "target_image_column": data_args.target_image_column}
+    return TrainingDataset(rows, **columns, text_column=None, on_bad_sample=data_args.on_bad_sample, image_root=root)
 
 
 def save(trainer: Trainer, image_processor: LavitImageProcessorPil, warns: bool) -> None:

@@ -1,10 +1,13 @@
-"""Makes the dataset of stage 2: pictures of scenes with captions, questions, layouts, and changes to draw.
+"""Makes the dataset of a stage: for stage 2 pictures of scenes with captions, questions, layouts, and changes to draw.
 
     python examples/worlds/make_dataset.py --output_dir out/lavit-scenes/dataset --num_rows 60000
 
 With `--drawn_by ARTIST --visual_tokenizer DIR` one artist draws all that is to be drawn: rows have the codes of the
-scene as that artist draws it, beside the picture that is read, by anybody. With `--for_pixels true` it is the dataset
-of stage 3 instead: the drawing by that artist (`image`), and codes of the scene, one time in two as others drew it.
+scene as that artist draws it, beside the picture that is read, by anybody. The other stages have datasets of their own
+only if one artist draws. That of `--stage 1` has pictures by anybody (`image`), one time in four by that artist, and
+that artist's picture of the same scene (`target_image`): codes learn what it looks like there, and need not tell
+artists apart. That of `--stage 3` has drawings by that artist (`image`), and codes of their scenes, one time in two as
+others drew them.
 
 Rows of stage 2 are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
 `messages`), and drawings from a prompt (`images`, `prompt`, `text`): from a layout, which lists all objects and their
@@ -54,8 +57,10 @@ class Arguments:
     change_share: float = field(default=0.05, metadata={"help": "Share of rows with a changed picture to draw."})
     drawn_by: str | None = field(default=None, metadata={"help": "The artist who draws all that is to be drawn."})
     visual_tokenizer: str | None = field(default=None, metadata={"help": "What gives drawings by that artist codes."})
-    for_pixels: bool = field(default=False, metadata={"help": "Rows of stage 3: a drawing, and codes of its scene."})
-    num_validation_rows: int = field(default=256, metadata={"help": "Of stage 3: rows of the split `validation`."})
+    stage: int = field(default=2, metadata={"help": "What the rows are for: 1, 2 or 3.", "choices": [1, 2, 3]})
+    num_validation_rows: int = field(
+        default=256, metadata={"help": "Of the stages 1 and 3: rows of the split `validation`."}
+    )
 
 
 @dataclass
@@ -184,6 +189,17 @@ def complete_rows(args: Arguments, rows: list[Row], coder: Coder | None) -> list
     ]
 
 
+def make_pairs(args: Arguments, indices: range, split: int) -> list[dict[str, Any]]:
+    """Rows of stage 1: pictures, and the same scene by one artist, who drew every fourth of the pictures, too."""
+    world = find_world(args.world)
+    rows = []
+    for index in indices:
+        scene = choose_scene(args, index, split)
+        target = to_png(world.render(as_drawn(args, scene)))
+        rows.append({"image": to_png(world.render(scene)) if index % 4 else target, "target_image": target})
+    return rows
+
+
 def make_pixel_rows(args: Arguments, indices: range, coder: Coder, split: int) -> list[dict[str, Any]]:
     """Rows of stage 3: drawings by one artist, and codes of their scenes, every other one as it was before."""
     world = find_world(args.world)
@@ -202,7 +218,9 @@ def make_pixel_rows(args: Arguments, indices: range, coder: Coder, split: int) -
 def features(args: Arguments) -> datasets.Features:
     """Columns of the dataset."""
     text, codes = datasets.Value("string"), datasets.List(datasets.List(datasets.Value("int32")))
-    if args.for_pixels:
+    if args.stage == 1:
+        return datasets.Features({"image": datasets.Image(), "target_image": datasets.Image()})
+    if args.stage == 3:
         return datasets.Features({"image": datasets.Image(), "codes": codes})
     return datasets.Features(
         {
@@ -221,7 +239,9 @@ def chunks(args: Arguments, coder: Coder | None, split: int = 0) -> Iterator[dat
     num_rows = args.num_validation_rows if split else args.num_rows
     for start in range(0, num_rows, _ROWS_AT_A_TIME):
         indices = range(start, min(start + _ROWS_AT_A_TIME, num_rows))
-        if args.for_pixels:
+        if args.stage == 1:
+            rows = make_pairs(args, indices, split)
+        elif args.stage == 3:
             assert coder is not None  # see `check`
             rows = make_pixel_rows(args, indices, coder, split)
         else:
@@ -230,9 +250,9 @@ def chunks(args: Arguments, coder: Coder | None, split: int = 0) -> Iterator[dat
 
 
 def make_dataset(args: Arguments) -> datasets.Dataset | datasets.DatasetDict:
-    """All rows; those of stage 3 in two splits."""
+    """All rows; those of the stages 1 and 3 in two splits."""
     coder = None if args.visual_tokenizer is None else Coder(args.visual_tokenizer)
-    if not args.for_pixels:
+    if args.stage == 2:
         return datasets.concatenate_datasets(list(chunks(args, coder)))
     parts = {name: list(chunks(args, coder, split)) for split, name in enumerate(("train", "validation"))}
     return datasets.DatasetDict({name: datasets.concatenate_datasets(part) for name, part in parts.items() if part})
@@ -240,14 +260,17 @@ def make_dataset(args: Arguments) -> datasets.Dataset | datasets.DatasetDict:
 
 def check(args: Arguments) -> None:
     """Refuses options that do not go together."""
-    if (args.drawn_by is None) != (args.visual_tokenizer is None):
+    if args.stage != 2 and args.drawn_by is None:
+        script = "train_tokenizer.py" if args.stage == 1 else "train_pixel_decoder.py"
+        raise SystemExit(
+            f"--stage {args.stage} is for what one artist draws: name the artist, --drawn_by. For pictures as they "
+            f"are, {script} takes --dataset WORLD."
+        )
+    if args.stage == 1 and args.visual_tokenizer is not None:
+        raise SystemExit("--stage 1 is what a visual tokenizer learns from: leave out --visual_tokenizer.")
+    if args.stage != 1 and (args.drawn_by is None) != (args.visual_tokenizer is None):
         raise SystemExit(
             "--drawn_by and --visual_tokenizer go together: who draws, and what gives drawings their codes."
-        )
-    if args.for_pixels and args.drawn_by is None:
-        raise SystemExit(
-            "--for_pixels is for pictures that one artist draws: name the artist, --drawn_by. To draw every scene as "
-            "it is, train_pixel_decoder.py takes --dataset WORLD."
         )
 
 

@@ -117,7 +117,7 @@ def test_one_artist_draws_and_all_are_read(example, tokenizer_path):
 
 def test_what_pixels_are_learned_from(example, tokenizer_path, tmp_path):
     options = [f"--{name}={value}" for name, value in draw_options(tokenizer_path, num_rows=6).items()]
-    example.main([*options, "--for_pixels=true", "--num_validation_rows=2", f"--output_dir={tmp_path}"])
+    example.main([*options, "--stage=3", "--num_validation_rows=2", f"--output_dir={tmp_path}"])
     splits = datasets.load_from_disk(str(tmp_path))
     assert len(splits["validation"]) == 2
     rows = splits["train"]
@@ -131,6 +131,21 @@ def test_what_pixels_are_learned_from(example, tokenizer_path, tmp_path):
         drawn = emoji.redraw(scene, "noto")
         assert np.array_equal(row["image"], emoji.render(drawn))
         assert row["codes"] == [codes_of(tokenizer_path, emoji.render(scene if index % 2 else drawn))]
+
+
+def test_what_codes_are_learned_from(example, tmp_path):
+    options = ["--stage=1", "--world=emoji-small", "--drawn_by=noto", "--num_rows=8", "--num_validation_rows=4"]
+    example.main([*options, f"--output_dir={tmp_path}"])
+    splits = datasets.load_from_disk(str(tmp_path))
+    assert [len(splits[name]) for name in ("train", "validation")] == [8, 4]
+    args = example.Arguments("unused", stage=1, world="emoji-small", drawn_by="noto", num_rows=8)
+    for index, row in enumerate(splits["train"]):
+        scene = example.choose_scene(args, index)
+        drawing = emoji.render(emoji.redraw(scene, "noto"))
+        assert np.array_equal(row["target_image"], drawing)
+        assert np.array_equal(row["image"], emoji.render(scene) if index % 4 else drawing)
+    rows = TrainingDataset(splits["train"], "image", None, target_image_column="target_image")
+    assert len(rows[1]["images"]) == len(rows[1]["target_images"]) == 1
 
 
 def test_both_datasets_are_trained_on(example, tokenizer_path, tmp_path):
@@ -147,7 +162,9 @@ def test_both_datasets_are_trained_on(example, tokenizer_path, tmp_path):
     [
         ({"drawn_by": "noto"}, "go together"),
         ({"visual_tokenizer": "x"}, "go together"),
-        ({"for_pixels": True}, "name the artist, --drawn_by"),
+        ({"stage": 3}, "name the artist, --drawn_by.*train_pixel_decoder.py takes"),
+        ({"stage": 1}, "name the artist, --drawn_by.*train_tokenizer.py takes"),
+        ({"stage": 1, "drawn_by": "noto", "visual_tokenizer": "x"}, "leave out --visual_tokenizer"),
     ],
 )
 def test_options_that_do_not_go_together(example, options, message):

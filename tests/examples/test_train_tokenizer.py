@@ -4,6 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
+import datasets
 import pytest
 import torch
 from transformers import AutoModelForPreTraining
@@ -160,3 +161,15 @@ def test_the_encoder_is_given_once(train, given):
 def test_label_smoothing_is_refused(train):
     with pytest.raises(SystemExit, match="stage 1 has no labels"):
         train(vision_model=CHECKPOINT, dataset="scenes", num_scenes=8, label_smoothing_factor=0.1)
+
+
+def test_codes_of_an_image_can_tell_another_one(train, tmp_path):
+    rows = picture_rows(24)
+    table = [{"image": row["image"], "target_image": rows[-1 - index]["image"]} for index, row in enumerate(rows)]
+    datasets.Dataset.from_list(table).save_to_disk(str(tmp_path / "pairs"))
+    options = {"vision_model": CHECKPOINT, "from_scratch": True, **SIZES, "dataset": tmp_path / "pairs"}
+    trainer = train(**options, target_image_column="target_image")
+    assert "target_pixel_values" in next(iter(trainer.get_train_dataloader()))
+    assert trainer.model.phase == "quantized"
+    with pytest.raises(SystemExit, match="not streamed"):
+        train(**options, target_image_column="target_image", streaming=True)

@@ -354,6 +354,20 @@ def test_centered_targets_take_out_what_every_image_has(pixels):
     assert model._reconstruction_loss(targets, targets) == pytest.approx(0, abs=1e-5)
 
 
+def test_other_images_can_be_the_targets(pixels):
+    """Tokens are those of the images; what is made of them is compared with the targets."""
+    model, targets = build_pretraining_model().eval(), random_pixels(8, seed=5)
+    output, plain = model(pixels, target_pixel_values=targets), model(pixels)
+    wanted = model.visual_tokenizer.get_patch_features(targets)
+    assert torch.equal(output.features, plain.features) and torch.equal(output.patch_features, plain.patch_features)
+    expected = 1 - F.cosine_similarity(output.features, wanted, dim=-1).mean()
+    torch.testing.assert_close(output.reconstruction_loss, expected)
+    assert abs(output.reconstruction_loss - plain.reconstruction_loss) > 1e-4
+    torch.testing.assert_close(model(pixels, target_pixel_values=pixels).loss, plain.loss)
+    with pytest.raises(ValueError, match="3 target images for 8 images"):
+        model(pixels, target_pixel_values=targets[:3])
+
+
 @pytest.mark.parametrize("given", [None, torch.arange(3)])
 def test_training_without_seeds_is_refused(pixels, given):
     with pytest.raises(ValueError, match="VisualTokenizerDataCollator"):

@@ -98,6 +98,14 @@ def test_without_text_column():
     assert dataset[1]["sample_id"] == 0, "an image is all there is to a sample here"
 
 
+@pytest.mark.parametrize("target", [None, [], b"no image", [picture(), picture()]])
+def test_an_image_without_its_target_is_bad(target):
+    table = [{"image": picture(), "target": target}, {"image": picture("blue"), "target": picture()}]
+    dataset = TrainingDataset(table, text_column=None, target_image_column="target")
+    assert dataset[0]["sample_id"] == 1 and dataset.bad_samples == [0]
+    assert dataset[0]["target_images"][0].getpixel((0, 0)) == (255, 0, 0)
+
+
 def test_tokenized_rows_keep_their_id_and_length():
     table = {"codes": [[[1, 2], [3]], [[4]]], "text": ["a", "b"], "length": [9, 5], "sample_id": [70, 71]}
     dataset = TrainingDataset(datasets.Dataset.from_dict(table))
@@ -307,6 +315,7 @@ def test_float_arrays_are_no_images():
         ({"text_column": "caption"}, ValueError, r"no column 'caption' for `text_column`; it has \['image', 'text'\]"),
         ({"image_column": "img", "text_column": None}, ValueError, "no column 'img' for `image_column`"),
         ({"lengths": [1]}, ValueError, "Got 1 lengths for 4 rows"),
+        ({"target_image_column": "x"}, ValueError, "no column 'x' for `target_image_column`"),
     ],
 )
 def test_arguments_are_checked(arguments, error, message):

@@ -179,6 +179,23 @@ class TestCollator:
         with pytest.raises(ValueError, match="Sample 7 has no image"):
             self.collator([{"images": [], "sample_id": 7, "epoch": 0}])
 
+    def test_targets_stand_beside_their_images(self):
+        red, blue = Image.new("RGB", (16, 16), "red"), Image.new("RGB", (16, 16), "blue")
+        table = [{"image": [red, red], "drawing": [blue, red], "sample_id": 3}, {"image": red, "drawing": blue}]
+        dataset = TrainingDataset(table, text_column=None, target_image_column="drawing")
+        batch = self.collator([dataset[0], dataset[1]])
+        colors = self.collator([{"image": red}, {"image": blue}])["pixel_values"]
+        assert torch.equal(batch["target_pixel_values"], colors[[1, 0, 1]])
+        assert torch.equal(batch["pixel_values"], colors[[0, 0, 0]])
+        plain = self.collator([{"image": red, "target_image": blue}])
+        assert torch.equal(plain["target_pixel_values"], colors[[1]])
+        assert "target_pixel_values" not in self.collator([{"image": red}])
+
+    def test_targets_for_some_rows_only_are_refused(self):
+        image = Image.new("RGB", (16, 16), "red")
+        with pytest.raises(ValueError, match="2 images has 1 target images: either all rows need them, or none"):
+            self.collator([{"image": image, "target_image": image}, {"image": image}])
+
     def test_a_corrupt_image_is_replaced_by_the_next(self):
         good = Image.new("RGB", (16, 16), "blue")
         dataset = TrainingDataset([{"image": b"no image"}, {"image": good}], text_column=None)

@@ -29,10 +29,11 @@ class LavitVisualTokenizerForPreTrainingOutput(ModelOutput):
 
     Args:
         loss: The terms that follow, weighted by the configuration.
-        reconstruction_loss: Mean of 1 - cosine between the features of all patches and their reconstruction.
+        reconstruction_loss: Mean of 1 - cosine between the reconstruction and the features of all patches, of the
+            images or of their targets.
         keep_rate_loss: Squared distance of the share that the selector keeps by itself from the wanted one.
         commitment_loss: Mean squared distance between tokens and their codes; 0 without quantization.
-        cosine: Mean cosine similarity of features and reconstruction, never centered.
+        cosine: Mean cosine similarity of the reconstruction and what it should be, never centered.
         keep_rate: Mean share of kept patches.
         keep_rate_spread: Its standard deviation over the images.
         argmax_keep_rate: What inference would keep.
@@ -43,7 +44,7 @@ class LavitVisualTokenizerForPreTrainingOutput(ModelOutput):
         keep_mask: True where a patch was kept, `[batch, num_patches]`.
         selector_log_probs: Log-probabilities of keeping (index 0) and dropping, `[batch, num_patches, 2]`.
         features: The reconstruction, `[batch, num_patches, hidden]`.
-        patch_features: Features of the vision encoder, `[batch, num_patches, hidden]`.
+        patch_features: Features of the images from the vision encoder, `[batch, num_patches, hidden]`.
     """
 
     loss: torch.Tensor | None = None
@@ -475,21 +476,32 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         pixel_values: torch.Tensor,
         sample_seeds: torch.Tensor | None = None,
         return_loss: bool = True,
+        target_pixel_values: torch.Tensor | None = None,
     ) -> LavitVisualTokenizerForPreTrainingOutput:
         """
         Args:
             pixel_values: Preprocessed images, `[batch, channels, height, width]`.
             sample_seeds: Seeds of the images' noise and budgets, `[batch]`; needed in training mode only.
             return_loss: Tells `Trainer` that evaluation has a loss without labels.
+            target_pixel_values: Images whose features are to be reconstructed from tokens of `pixel_values`, in the
+                same shape: the same scenes in another style, without noise, in full light. By default the images
+                themselves, as in the paper.
 
         Returns:
             [`LavitVisualTokenizerForPreTrainingOutput`].
 
         Raises:
-            ValueError: If training lacks seeds, or pixel values have the wrong size or are not finite.
+            ValueError: If training lacks seeds, if pixel values have the wrong size or are not finite, or if there
+                are not as many targets as images.
         """
         with torch.no_grad():
-            patch_features = self.visual_tokenizer.get_patch_features(pixel_values)
+            targets = patch_features = self.visual_tokenizer.get_patch_features(pixel_values)
+            if target_pixel_values is not None:
+                targets = self.visual_tokenizer.get_patch_features(target_pixel_values)
+                if targets.shape != patch_features.shape:
+                    raise ValueError(
+                        f"Got {len(target_pixel_values)} target images for {len(pixel_values)} images: each needs one."
+                    )
         log_probs, keep, own_keep = self.selector_learner(
             self.visual_tokenizer.discrete.selector, patch_features, sample_seeds, int(self.step)
         )
@@ -502,11 +514,11 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         sequence, bias = torch.compiler.disable(self.token_decoder.embed)(embeddings, num_tokens.tolist())
         features = self.token_decoder.decode(sequence, bias)
         losses = {
-            "reconstruction_loss": self._reconstruction_loss(features, patch_features),
+            "reconstruction_loss": self._reconstruction_loss(features, targets),
             "keep_rate_loss": keep_rate_loss(own_keep, self.config),
             "commitment_loss": commitment_loss,
         }
-        cosine = F.cosine_similarity(features.detach().float(), patch_features.float(), dim=-1)
+        cosine = F.cosine_similarity(features.detach().float(), targets.float(), dim=-1)
         metrics = self.train_metrics if self.training else self.eval_metrics
         metrics.update(losses, cosine, is_kept, log_probs, codes)
         if self.training:

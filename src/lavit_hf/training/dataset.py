@@ -104,13 +104,13 @@ def read_sample(
 
     Args:
         row: A row with `codes`, `images` or `image` (one or a list of them), `text`, `prompt` and `messages`, as far
-            as it has them. What is read already stays as it is.
+            as it has them, and with `target_images`. What is read already stays as it is.
         needs_text: Whether images alone will not do.
         image_root: As in `read_images`.
 
     Returns:
-        `images`, and `codes` if the row has them (then there may be no `images`); `text`; and `prompt` and `messages`
-        if the row has them.
+        `images`, and `codes` if the row has them (then there may be no `images`); `text`; and `target_images`,
+        `prompt` and `messages` if the row has them.
 
     Raises:
         ValueError: If it is bad.
@@ -122,6 +122,8 @@ def read_sample(
     if pictures is not None or "codes" not in sample:
         sample["images"] = read_images(pictures, image_root)
     num_images = len(image_contents(sample))
+    if row.get("target_images") is not None:
+        sample["target_images"] = _read_targets(row["target_images"], num_images, image_root)
     sample["text"] = row.get("text")
     if row.get("prompt") is not None:
         sample["prompt"] = row["prompt"]
@@ -143,6 +145,14 @@ def read_sample(
     elif num_images == 0:
         raise ValueError("the image is missing")
     return sample
+
+
+def _read_targets(value: Any, num_images: int, root: str | os.PathLike[str] | None) -> list[Image.Image]:
+    """What stage 1 is to rebuild, one for each image."""
+    targets = read_images(value, root)
+    if len(targets) != num_images:
+        raise ValueError(f"it has {num_images} image(s), but {len(targets)} target image(s)")
+    return targets
 
 
 def _read_content(content: Any, root: str | os.PathLike[str] | None) -> Any:
@@ -377,7 +387,7 @@ class TrainingDataset(FollowsEpoch, Dataset):
     A sample is `{"images": [RGB images], "text": str or None, "sample_id": int, "epoch": int}`. Rows that were
     tokenized before have `"codes"` (a list of codes per image) instead of `"images"`, or beside them; `"prompt"` and
     `"messages"` are handed on if the dataset has such columns. `sample_id` is the row's index, or its column of this
-    name.
+    name. With a `target_image_column`, stage 1 finds `"target_images"` there.
 
     A sample is bad if an image cannot be decoded (of the column or of a message), if its text, or all that the
     assistant says, is missing or blank, or if the `<image>` placeholders in its text are not as many as its images.
@@ -393,6 +403,7 @@ class TrainingDataset(FollowsEpoch, Dataset):
         image_column: Where the images are: one, or a list of them, or `None` for a row of text alone.
         text_column: Where the text is; `None` for images without text.
         on_bad_sample: `"skip"`, or `"raise"` to stop at the first one.
+        target_image_column: Where what stage 1 is to rebuild is, one for each image; by default the images themselves.
         lengths: Length of every row in ids, for `train_sampling_strategy="group_by_length"`; by default those of the
             dataset's column `length`, if it has one. `measure_lengths` finds them out.
         image_root: Where relative paths of images start, and what no path may leave: one that does makes a bad sample.
@@ -411,6 +422,7 @@ class TrainingDataset(FollowsEpoch, Dataset):
         on_bad_sample: str = "skip",
         lengths: Sequence[int] | None = None,
         image_root: str | os.PathLike[str] | None = None,
+        target_image_column: str | None = None,
     ) -> None:
         super().__init__()
         if not hasattr(dataset, "__len__"):
@@ -424,10 +436,16 @@ class TrainingDataset(FollowsEpoch, Dataset):
             raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
         names = list(getattr(dataset, "column_names", None) or dataset[0])
         self.image_column = find_columns(names, image_column, text_column)
+        if target_image_column is not None and target_image_column not in names:
+            raise ValueError(
+                f"The dataset has no column {target_image_column!r} for `target_image_column`; it has {names}."
+            )
         self.text_column = text_column
+        self.target_image_column = target_image_column
         self.on_bad_sample = on_bad_sample
         self.image_root = image_root
         wanted = {self.image_column, "codes", text_column, "prompt", "messages", "sample_id", "length"}
+        wanted.add(target_image_column)
         self.dataset = leave_undecoded(dataset, [name for name in names if name in wanted])
         self._lengths = _row_lengths(dataset, lengths, names)
         self._is_bad = torch.zeros(len(dataset), dtype=torch.bool).share_memory_()  # filled by worker processes
@@ -486,6 +504,9 @@ class TrainingDataset(FollowsEpoch, Dataset):
 
     def _read(self, row: Mapping[str, Any], index: int) -> dict[str, Any]:
         named = name_columns(row, self.image_column, self.text_column)
+        if self.target_image_column is not None:
+            target = row.get(self.target_image_column)
+            named["target_images"] = [] if target is None else target
         sample = read_sample(named, needs_text=self.text_column is not None, image_root=self.image_root)
         sample["sample_id"] = read_sample_id(row, index)
         sample["epoch"] = self.epoch
@@ -596,6 +617,7 @@ def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) 
 
 
 _COLUMNS = ("images", "image", "codes", "text", "prompt", "messages")
+_TARGETS = ("target_images", "target_image")
 
 
 def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = False) -> dict[str, Any]:
@@ -623,6 +645,9 @@ def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = Fals
             sample = read_sample(row)
         else:
             sample = {**row, "images": read_images(row.get("images", row.get("image")))}
+            targets = next((row[name] for name in _TARGETS if row.get(name) is not None), None)
+            if targets is not None:
+                sample["target_images"] = _read_targets(targets, len(sample["images"]), None)
     except ValueError as error:
         reason = str(error).rstrip(".")
         raise ValueError(f"Sample {sample_id} is bad: {reason}. TrainingDataset skips such samples.") from error

@@ -36,15 +36,19 @@ class VisualTokenizerDataCollator(FollowsEpoch):
         """
         Args:
             rows: Rows of a [`TrainingDataset`], each with one image or several, or of any dataset with a column
-                `image`. The latter are numbered by their content, and get their epoch from [`EpochCallback`].
+                `image`, and maybe `target_image`. The latter are numbered by their content, and get their epoch from
+                [`EpochCallback`].
 
         Returns:
-            `pixel_values` `[images, channels, height, width]` and `sample_seeds` `[images]`.
+            `pixel_values` `[images, channels, height, width]` and `sample_seeds` `[images]`; and
+            `target_pixel_values`, in the shape of `pixel_values`, if rows say what is to be rebuilt.
 
         Raises:
-            ValueError: If a row has no image.
+            ValueError: If a row has no image, or if some rows have targets and others have none.
         """
-        images, seeds = [], []
+        images: list[Any] = []
+        targets: list[Any] = []
+        seeds = []
         for row in (complete_row(row, self.epoch) for row in rows):
             if not row.get("images"):
                 raise ValueError(
@@ -54,8 +58,17 @@ class VisualTokenizerDataCollator(FollowsEpoch):
             for index, image in enumerate(row["images"]):
                 images.append(image)
                 seeds.append(sample_seed(self.seed, row["epoch"], row["sample_id"], f"gumbel/{index}"))
+            targets += row.get("target_images") or []
         pixel_values = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
-        return {"pixel_values": pixel_values, "sample_seeds": torch.tensor(seeds)}
+        batch = {"pixel_values": pixel_values, "sample_seeds": torch.tensor(seeds)}
+        if targets:
+            if len(targets) != len(images):
+                raise ValueError(
+                    f"A batch of {len(images)} images has {len(targets)} target images: either all rows need them, or "
+                    "none. For a row that is its own target, give its image twice."
+                )
+            batch["target_pixel_values"] = self.image_processor(images=targets, return_tensors="pt")["pixel_values"]
+        return batch
 
 
 # Where phases of a training end.
