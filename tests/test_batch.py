@@ -3,6 +3,7 @@
 import io
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -82,6 +83,19 @@ def test_pictures_are_those_of_their_prompts() -> None:
     first, second = (np.asarray(Image.open(io.BytesIO(data))) for data in (found["picture"][2], again["picture"][0]))
     assert np.abs(first.astype(int) - second).max() <= 1, "but for rounding in another batch"
     assert len({found["picture"][index] for index in (0, 2, 3)}) == 3
+
+
+def test_seeds_mean_the_same_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawer, drawn_with = Drawer(str(CHECKPOINT)), []
+
+    def draw(prompts, generator, **options):
+        drawn_with.extend(generator)
+        return SimpleNamespace(images=[Image.new("RGB", (4, 4))] * len(prompts))
+
+    monkeypatch.setattr(drawer, "pipeline", draw)
+    monkeypatch.setattr(drawer, "device", torch.device("cuda"))
+    drawer.work([("a cat", 7), ("a dog", 8)])
+    assert [(one.device.type, one.initial_seed()) for one in drawn_with] == [("cpu", 7), ("cpu", 8)]
 
 
 def test_bad_rows_to_draw_stay() -> None:

@@ -316,7 +316,7 @@ class Drawer(_Worker):
     def work(self, inputs: list[Any]) -> list[bytes]:
         """Pictures."""
         prompts, seeds = zip(*inputs, strict=True)
-        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         images = self.pipeline(list(prompts), generator=generators, **self.drawing).images
         return [_png(image) for image in images]
 

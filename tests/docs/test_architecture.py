@@ -1,6 +1,7 @@
 """What ARCHITECTURE.md promises: imports go one way, and importing the package stays cheap."""
 
 import ast
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -112,3 +113,60 @@ def test_importing_the_package_takes_no_time() -> None:
         result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
         shares.append(float(result.stdout))
     assert min(shares) <= 0.05
+
+
+LIBRARIES = (
+    "accelerate",
+    "datasets",
+    "diffusers",
+    "evaluate",
+    "huggingface_hub",
+    "peft",
+    "tokenizers",
+    "transformers",
+)
+DEFINITIONS = (ast.AsyncFunctionDef, ast.ClassDef, ast.FunctionDef)
+PUBLIC = {"_asdict", "_make"}  # documented, of named tuples
+NOT_IMPORTED = ("lmms_eval_model", "vllm", "web")  # need what may not be installed
+
+
+def is_private(name: object) -> bool:
+    return isinstance(name, str) and name.startswith("_") and not name.startswith("__") and name.isidentifier()
+
+
+def names_of_others(files: list[Path]) -> dict[str, str]:
+    """Private names that are read in these files, and that none of them gives to anything; with a file of each."""
+    nodes = [(path, node) for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    own = {node.name for _, node in nodes if isinstance(node, DEFINITIONS)}
+    own |= {node.id for _, node in nodes if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    own |= {node.attr for _, node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store)}
+    read = {node.attr: path.name for path, node in nodes if isinstance(node, ast.Attribute)}
+    for path, node in nodes:
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("getattr", "hasattr"):
+            read |= {node.args[1].value: path.name} if isinstance(node.args[1], ast.Constant) else {}
+        if isinstance(node, ast.ImportFrom) and node.level == 0:
+            read |= {alias.name: path.name for alias in node.names}
+    return {name: path for name, path in read.items() if is_private(name) and name not in own | PUBLIC}
+
+
+def names_of_bases(path: Path) -> dict[str, str]:
+    """Private names of classes of libraries that classes of this file define, with a class of each."""
+    module = importlib.import_module(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts))
+    found = {}
+    for cls in vars(module).values():
+        if isinstance(cls, type) and cls.__module__ == module.__name__:
+            bases = [base for base in cls.__mro__ if base.__module__.split(".")[0] in LIBRARIES]
+            names = {name for base in bases for name in {**vars(base), **vars(base).get("__annotations__", {})}}
+            found |= {name: cls.__name__ for name in vars(cls) if is_private(name) and name in names}
+    return {name: cls for name, cls in found.items() if name != "_abc_impl"}
+
+
+def test_private_names_of_libraries_are_listed() -> None:
+    text = (PACKAGE.parents[1] / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    table = text.partition("## Private names of libraries")[2].partition("\n## ")[0]
+    found = names_of_others(list(PACKAGE.parent.rglob("*.py")))
+    for path in FILES:
+        if not set(NOT_IMPORTED) & {*path.relative_to(PACKAGE).parts, path.stem}:
+            found |= names_of_bases(path)
+    assert {"_execution_device", "_hf_hook", "_sample", "_mark_tower_model"} <= set(found), "the search finds them"
+    assert {name: where for name, where in found.items() if name not in table} == {}

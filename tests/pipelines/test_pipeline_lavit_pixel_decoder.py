@@ -11,7 +11,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler, EulerAncestral
 from diffusers.callbacks import SDXLCFGCutoffCallback
 
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitPixelDecoderPipelineOutput
-from lavit_hf.pipelines.pipeline_lavit_pixel_decoder import ASPECT_RATIOS, codes_of_ids, resolve_size, split_images
+from lavit_hf.pipelines.pipeline_lavit_pixel_decoder import ASPECT_RATIOS, codes_of_ids, resolve_size, rows_of_ids
 
 STEPS = {"num_inference_steps": 2}
 
@@ -446,7 +446,7 @@ def test_ids_that_are_no_codes_are_dropped():
     ],
 )
 def test_forms_of_codes(values, expected):
-    found = split_images(values, "codes")
+    found = rows_of_ids(values, "codes")
     assert [codes.tolist() for codes in found] == expected
     assert all(codes.dtype == torch.long for codes in found)
 

@@ -207,6 +207,12 @@ def test_split_images(tokenizer, ids, runs, kind):
     assert [tuple(run) for run in tokenizer.split_images(kind(ids))] == runs
 
 
+def test_tokens_are_counted_between_a_start_and_its_end(processor):
+    """New ids alone of an image that the prompt had begun have no start, and the last image may have no end."""
+    ids = [CODE, CODE, END, 5, START, CODE, END, START, CODE, CODE + 1, END, START, CODE]
+    assert processor.get_num_image_tokens([ids, [START, END]]) == [[1, 2], [0]]
+
+
 def test_split_images_takes_one_sequence(tokenizer):
     with pytest.raises(ValueError, match="one sequence, got 2"):
         tokenizer.split_images([[5], [6]])

@@ -10,7 +10,7 @@ from PIL import Image
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
 from lavit_hf.serving import TransformersBackend
 
-from .conftest import NAME, ROOT, data_url, open_base64, picture_message, wait_until
+from .conftest import NAME, ROOT, TINY, data_url, open_base64, picture_message, wait_until
 
 SCENE = ROOT / "examples" / "images" / "scene.png"
 QUESTION = {"role": "user", "content": "What color is the cat?"}
@@ -221,3 +221,14 @@ def test_a_trained_checkpoint_describes_a_scene(serve) -> None:
 def test_models(client) -> None:
     (model,) = client.models.list().data
     assert model.id == NAME and client.models.retrieve(NAME).id == NAME
+
+
+def test_added_tokens_are_no_images(pipeline) -> None:
+    """They come after the codes; prompts with images are drawn with another guidance."""
+    processor = ImageTextProcessor.from_pretrained(TINY, visual_tokenizer=pipeline.model)
+    processor.tokenizer.add_tokens(["<point>"])
+    backend = TransformersBackend(pipeline.model, processor, pipeline)
+    (added,) = processor.tokenizer.encode("<point>", add_special_tokens=False)
+    assert added > pipeline.model.config.visual_token_offset
+    prompt = backend.prepare([{"role": "user", "content": "a <point> cat"}], generation_mode="image")
+    assert added in prompt.input_ids and not prompt.has_images

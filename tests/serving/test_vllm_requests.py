@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from lavit_hf import ImageTextProcessor, default_checkpoint
-from lavit_hf.serving.vllm.requests import PictureOptions, place_images, read_options
+from lavit_hf.serving.vllm.requests import PictureOptions, place_pictures, read_options
 
 
 def read(request: dict, server: dict | None = None, num_images: int = 2) -> PictureOptions:
@@ -69,16 +69,16 @@ def test_prompts_are_tokenized_as_by_the_processor(path: Path | str) -> None:
         (row,) = processor(images=pictures, text=text, num_image_tokens=1)["input_ids"]
         expected = [index for index in row if index not in (tokenizer.boi_token_id, tokenizer.eoi_token_id)]
         assert expected.count(placeholder) == count
-        assert place_images(tokenizer.encode(text), tokenizer, "<image>", count) == expected
+        assert place_pictures(tokenizer.encode(text), tokenizer, "<image>", count) == expected
 
 
 def test_ids_of_pictures_stay() -> None:
     tokenizer = ImageTextProcessor.from_pretrained(TINY).tokenizer
     codes = [tokenizer.boi_token_id, tokenizer.visual_token_offset + 7, tokenizer.eoi_token_id]
     text = tokenizer.encode("a cat")
-    assert place_images([*codes, *text], tokenizer, "<image>", 0) == [*codes, *text]
+    assert place_pictures([*codes, *text], tokenizer, "<image>", 0) == [*codes, *text]
     mixed = [*codes, *tokenizer.encode("a<image>b"), tokenizer.image_token_id]
-    placed = place_images(mixed, tokenizer, "<image>", 2)
+    placed = place_pictures(mixed, tokenizer, "<image>", 2)
     assert placed[:3] == codes and placed.count(tokenizer.image_token_id) == 2
 
 
@@ -86,6 +86,6 @@ def test_text_beside_pictures_does_not_spell_one() -> None:
     tokenizer = ImageTextProcessor.from_pretrained(TINY).tokenizer
     ids = tokenizer.encode("<image>Question: what is <image>? Answer:")
     with pytest.raises(ValueError, match="holds 2 <image> for 1 pictures"):
-        place_images(ids, tokenizer, "<image>", 1)
+        place_pictures(ids, tokenizer, "<image>", 1)
     with pytest.raises(ValueError, match="holds 0 <image> for 1 pictures"):
-        place_images(tokenizer.encode("a cat"), tokenizer, "<image>", 1)
+        place_pictures(tokenizer.encode("a cat"), tokenizer, "<image>", 1)

@@ -534,6 +534,9 @@ def test_collators_of_pictures_take_plain_rows():
     ):
         batch = collator([row, {"images": [row["image"]], "text": "a", "sample_id": 3, "epoch": 0}])
         assert len(batch["pixel_values"]) == 2 and len(set(batch["sample_seeds"].tolist())) == 2
+        collator.set_epoch(1)  # as EpochCallback does: another epoch, other noise
+        later = collator([row, {"images": [row["image"]], "text": "a", "sample_id": 3, "epoch": 0}])
+        assert (later["sample_seeds"] == batch["sample_seeds"]).tolist() == [False, True]
         with pytest.raises(ValueError, match=r"nothing but \['label'\].*remove_unused_columns=False"):
             collator([{"label": 0}])
         for image in (5, "data:,x", b"no image"):

@@ -1,6 +1,7 @@
 """What the page asks of a checkpoint, without a page."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -56,6 +57,13 @@ def test_cost_is_what_the_language_model_sees(studio: Studio, picture: Image.Ima
     output = studio.model(**inputs, use_cache=True)
     held = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
     assert held == look.positions[0] * look.cache_bytes
+
+
+def test_the_cache_of_a_model_without_grouped_heads(studio: Studio, picture: Image.Image, monkeypatch) -> None:
+    """GPT-2's configuration, say, has no `num_key_value_heads`."""
+    sizes = {"hidden_size": 64, "num_attention_heads": 4, "num_hidden_layers": 3}
+    monkeypatch.setattr(studio.model.config, "text_config", SimpleNamespace(**sizes))
+    assert studio.look(picture).cache_bytes == 2 * 3 * 64 * studio.model.dtype.itemsize
 
 
 def test_known_pictures_have_the_same_code(studio: Studio) -> None:

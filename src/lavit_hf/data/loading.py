@@ -55,9 +55,9 @@ def load_data(
     """Loads a dataset, or makes it.
 
     Args:
-        name: `"scenes"` or `"emoji"`, which are made (`"./emoji"` is a directory), a directory saved by
-            `save_to_disk`, a directory of images (with `metadata.csv` or `metadata.jsonl`) or of data files, a single
-            JSON, JSON lines, CSV, TSV, Parquet, Arrow or tar (WebDataset) file or several by a pattern
+        name: A world, which is made: `"scenes"`, `"emoji"` or `"emoji-small"` (`"./emoji"` is a folder); a directory
+            saved by `save_to_disk`, a directory of images (with `metadata.csv` or `metadata.jsonl`) or of data files,
+            a single JSON, JSON lines, CSV, TSV, Parquet, Arrow or tar (WebDataset) file or several by a pattern
             (`"shards/*.tar"`), or the name of a dataset on the Hub.
         split: Which split.
         config: Which configuration of a dataset on the Hub.

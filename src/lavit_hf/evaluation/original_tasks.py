@@ -75,7 +75,7 @@ class OriginalVqaTask(VqaTask):
             first = [self._first_question.format(question) for question in questions]
             for prediction, answer in zip(predictions, self._answer(checkpoint, images, first), strict=True):
                 prediction.values.update(first_answer=answer)
-                if "no" in answer:
+                if "no" in answer:  # the original's rule, which takes "know" for a no, too: docs/evaluation.md
                     prediction.values.update(prediction=UNANSWERABLE, answer=prediction.values["prediction"])
         return predictions
 

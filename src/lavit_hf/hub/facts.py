@@ -69,7 +69,7 @@ class Facts:
         return self.config is not None and self.config.model_type == "lavit"
 
 
-def read_facts(root: Path, files: list[str], config: Any, adapter: AdapterFacts | None = None) -> Facts:
+def read_checkpoint(root: Path, files: list[str], config: Any, adapter: AdapterFacts | None = None) -> Facts:
     """Reads the facts of a checkpoint: a model with a configuration, or an adapter."""
     parameters: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()

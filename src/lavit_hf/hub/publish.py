@@ -19,7 +19,7 @@ from ..training.assembly import PROCESSOR_FILES
 from ..utils.atomic_files import temporary_folder, write_json
 from ..utils.public_text import is_path, without_paths
 from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, write_card
-from .facts import AdapterFacts, is_adapter, read_adapter, read_config, read_facts
+from .facts import AdapterFacts, is_adapter, read_adapter, read_checkpoint, read_config
 from .files import (
     CONFIGURATIONS,
     WEIGHTS,
@@ -95,7 +95,7 @@ def prepare(
     found = list_files(checkpoint, include, include_evaluation)
     files = found.published
     _check_files(checkpoint, found)
-    facts = read_facts(checkpoint, files, config, adapter)
+    facts = read_checkpoint(checkpoint, files, config, adapter)
     has_processor = facts.is_whole or bool(set(PROCESSOR_FILES) & set(files))
     if has_processor and (missing := sorted(set(PROCESSOR_FILES) - set(files))):
         raise PublishError(f"{checkpoint} has no {missing[0]}: save the processor there, too.")

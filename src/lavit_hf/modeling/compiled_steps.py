@@ -62,7 +62,10 @@ _kept: WeakKeyDictionary[PreTrainedModel, KeptCache] = WeakKeyDictionary()
 
 
 def take_cache(model: PreTrainedModel, rows: int, length: int) -> KeptCache:
-    """An empty cache for a call: the one that was kept, if it fits, or a new one. Nobody else gets it until then."""
+    """An empty cache for a call: the one that was kept, if it fits, or a new one.
+
+    Calls of other threads get another one, until [`keep_cache`] has it back.
+    """
     kept = _kept.pop(model, None)
     if kept is not None and kept.fits(model, rows, length):
         kept.reset()

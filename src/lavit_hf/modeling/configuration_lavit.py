@@ -214,7 +214,7 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
             )
         codebook_size = self.visual_tokenizer_config.codebook_size
         vocab_size, last_code = self.text_config.vocab_size, self.visual_token_offset + codebook_size - 1
-        if self.boi_token_id < 0 or max(self.boi_token_id, self.eoi_token_id, last_code) >= vocab_size:
+        if self.boi_token_id < 0 or last_code >= vocab_size:
             raise ValueError(
                 f"text_config.vocab_size ({vocab_size}) has no room for image start ({self.boi_token_id}), image end "
                 f"({self.eoi_token_id}) and {codebook_size} visual codes from {self.visual_token_offset} on. Resize "
@@ -264,8 +264,8 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
     @property
     def visual_token_ids(self) -> list[int]:
         """Every id that belongs to images: start, end and the codes."""
-        codes = range(self.visual_token_offset, self.visual_token_offset + self.visual_tokenizer_config.codebook_size)
-        return sorted({self.boi_token_id, self.eoi_token_id, *codes})
+        end = self.visual_token_offset + self.visual_tokenizer_config.codebook_size
+        return list(range(self.boi_token_id, end))  # they follow one another: `validate_architecture`
 
 
 @strict

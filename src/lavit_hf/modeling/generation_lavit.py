@@ -1,11 +1,12 @@
 """Generation with images: encoded once before the decoding loop, and drawn by it.
 
-transformers runs the loop, `GenerationMixin._sample`. A call of `generate` that draws adds at most three processors of
-logits, which [`LavitGenerationMixin._sample`] puts in order around those of transformers and of the caller:
+transformers runs the loop, `GenerationMixin._sample`. A call of `generate` that draws adds processors of logits, which
+[`LavitGenerationMixin._sample`] puts in order around those of transformers and of the caller:
 
 1. [`Guidance`]: the model computes two rows per prompt, the prompt's own and an unconditional one;
    `prepare_inputs_for_generation` adds the latter, and the processor makes one row of scores out of both.
 2. [`InterleavedGrammar`]: text may follow text, and codes may follow codes. [`ImageLength`]: how many.
+   [`SuppressIds`]: what no image may hold, or end with.
 3. [`GeneratorDraw`]: the caller's `generator` draws, and leaves nothing else to choose from.
 """
 
@@ -526,7 +527,8 @@ class LavitGenerationMixin(_Generative):
                 "min_drawn_tokens, max_drawn_tokens and image_end_bias are for images that are drawn: pass "
                 "generation_mode='image' or 'interleaved', and input_ids."
             )
-        # No image has more codes than patches. The grammar of interleaved ones knows; who suppresses the end counts.
+        # No image has more codes than patches. `InterleavedGrammar` ends those of interleaved text by itself, and
+        # callers who suppress the image end count for themselves.
         is_capped = mode == "image" and self.config.eoi_token_id not in (options.get("suppress_tokens") or ())
         if prompt is not None and (is_limited or is_capped):
             length = ImageLength(self.config, *limits)
@@ -541,7 +543,7 @@ class LavitGenerationMixin(_Generative):
         static_cache = self._take_static_cache(options, processors, args)
         if static_cache is not None:
             kwargs[CACHE_NAME] = static_cache
-        output = super().generate(  # type: ignore[misc]  # what transformers takes for itself no model fits
+        output = super().generate(  # type: ignore[misc]  # transformers annotates `self` as a protocol that no model of its own fulfills
             None, options.generation_config, processors, *args, **kwargs
         )
         if static_cache is not None:
@@ -603,18 +605,15 @@ class LavitGenerationMixin(_Generative):
         forbidden = [self.config.image_token_id]
         if mode == "text":
             forbidden += self.config.visual_token_ids
-        elif mode == "image" and options.get("suppress_tokens") is None:
-            if options.kwargs.get("vocab_slice") is None:
-                allowed = set(self._drawable_ids())
-                forbidden += [id for id in range(self.config.text_config.vocab_size) if id not in allowed]
-        elif mode == "image":  # tokens that a user added are no part of an image, whatever else may be drawn
-            after_codes = self.config.visual_token_offset + self.config.visual_tokenizer_config.codebook_size
-            forbidden += range(after_codes, self.config.text_config.vocab_size)
+        elif mode == "image" and options.get("suppress_tokens") is not None:
+            # Tokens that a user added are no part of an image, whatever else may be drawn.
+            forbidden += range(self._drawable_ids().stop, self.config.text_config.vocab_size)
         return forbidden
 
-    def _drawable_ids(self) -> list[int]:
-        start = self.config.boi_token_id  # looked up once: attributes of a configuration are slow
-        return [id for id in self.config.visual_token_ids if id != start]
+    def _drawable_ids(self) -> range:
+        """Image end and codes."""
+        end = self.config.visual_token_offset + self.config.visual_tokenizer_config.codebook_size
+        return range(self.config.eoi_token_id, end)
 
     def _prepare_drawing(self, mode: str, options: _Options) -> list[LogitsProcessor]:
         """Sets options of a call that draws, and makes its processors of logits."""
@@ -642,10 +641,9 @@ class LavitGenerationMixin(_Generative):
             options.set("eos_token_id", self.config.eoi_token_id)
         if options.get("max_new_tokens") is None and not options.get("max_length"):
             options.set("max_new_tokens", self.config.visual_tokenizer_config.num_patches + 1)
-        drawable = self._drawable_ids()
-        is_contiguous = drawable == list(range(drawable[0], drawable[-1] + 1))
-        if options.get("suppress_tokens") is None and is_contiguous:
-            options.kwargs["vocab_slice"] = (drawable[0], drawable[-1] + 1)
+        if options.get("suppress_tokens") is None:
+            drawable = self._drawable_ids()
+            options.kwargs["vocab_slice"] = (drawable.start, drawable.stop)
 
     def _prepare_unconditional_rows(self, mode: str, options: _Options) -> dict[str, torch.Tensor]:
         """Checks that rows can be doubled.

@@ -33,7 +33,7 @@ def split_image_features(is_placeholder: torch.Tensor, image_features: torch.Ten
     if sum(lengths) != len(image_features):
         raise ValueError(
             f"The prompts hold {sum(lengths)} image placeholders, but image_features has {len(image_features)} "
-            "tokens. Pass the two as the processor returned them together. Did truncation cut an image?"
+            "tokens. There has to be one placeholder for each token. Did truncation cut an image?"
         )
     return lengths
 

@@ -183,8 +183,8 @@ class LavitModel(LavitPreTrainedModel):
         Args:
             input_ids: Ids of text, visual codes and image placeholders, `[batch, sequence]`.
             pixel_values: Images of the placeholders, in order, `[images, channels, height, width]`.
-            image_features: The images as the processor encoded them, `[total tokens, vision hidden]`; instead of
-                `pixel_values`.
+            image_features: The images as the visual tokenizer encoded them (`features` of its `embed`),
+                `[total tokens, vision hidden]`; instead of `pixel_values`.
             attention_mask: Mask of real tokens, `[batch, past + sequence]`, or a 4D mask if no image has empty
                 placeholders.
             position_ids: Positions, `[batch, sequence]`; by default they count real tokens.
@@ -379,8 +379,8 @@ class LavitModel(LavitPreTrainedModel):
             return
         if is_placeholder.any():
             raise ValueError(
-                "The prompt holds image placeholders but no images were given. Pass what the processor returned: "
-                "pixel_values or image_features."
+                "The prompt holds image placeholders but no images were given. Pass the pixel_values that the "
+                "processor returned beside the ids."
             )
 
 

@@ -73,7 +73,7 @@ def resolve_size(
     return int(height or native_size), int(width or native_size)
 
 
-def split_images(values: Any, name: str) -> list[torch.Tensor]:
+def rows_of_ids(values: Any, name: str) -> list[torch.Tensor]:
     """Brings codes or ids to one 1-D tensor per image, on the CPU.
 
     Args:
@@ -489,14 +489,14 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         if (codes is None) == (input_ids is None):
             raise ValueError("Give either `codes` or `input_ids`.")
         if codes is not None:
-            images = split_images(codes, "codes")
+            images = rows_of_ids(codes, "codes")
         elif self.config["visual_token_offset"] is None:
             raise ValueError(
                 "This pipeline does not know the ids of visual codes (`visual_token_offset`): pass `codes`."
             )
         else:
             images = codes_of_ids(
-                split_images(input_ids, "input_ids"),
+                rows_of_ids(input_ids, "input_ids"),
                 self.config["visual_token_offset"],
                 config.codebook_size,
                 self.config["eoi_token_id"],

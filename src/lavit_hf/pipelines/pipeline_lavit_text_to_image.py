@@ -311,7 +311,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             visual_token_offset=self.model.config.visual_token_offset,
             eoi_token_id=self.model.config.eoi_token_id,
         )
-        decoder._progress_bar_config = getattr(self, "_progress_bar_config", {})
+        decoder.set_progress_bar_config(**getattr(self, "_progress_bar_config", {}))
         return decoder
 
     @torch.no_grad()

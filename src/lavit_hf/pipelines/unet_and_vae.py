@@ -112,11 +112,11 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
     def _bar_of_warm_up(self) -> Iterator[None]:
         """Says on the bars of the pipeline what they are for."""
         options = getattr(self, "_progress_bar_config", {})
-        self._progress_bar_config = {**options, "desc": "Warming up"}
+        self.set_progress_bar_config(**{**options, "desc": "Warming up"})
         try:
             yield
         finally:
-            self._progress_bar_config = options
+            self.set_progress_bar_config(**options)
 
     def _draw_in_memory(self, draw: Callable[[], Any]) -> None:
         """Draws, and has the VAE take less memory if there is not enough."""

@@ -113,7 +113,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
     """
 
     valid_processor_kwargs = ImageTextProcessorKwargs
-    generation_mode = "text"
+    generation_mode = "text"  # of calls that do not say
 
     def __init__(
         self,
@@ -298,13 +298,18 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
 
     def get_num_image_tokens(self, input_ids: Any) -> list[list[int]]:
         """Ids between start and end of every image, per row: the patches of a continuous one, the codes of a discrete
-        one. Codes alone, without start and end, do not count.
+        one. Codes without a start or without an end do not count.
         """
         counts: list[list[int]] = []
         for row in input_ids.tolist() if hasattr(input_ids, "tolist") else input_ids:
-            starts = [i for i, index in enumerate(row) if index == self.tokenizer.boi_token_id]
-            ends = [i for i, index in enumerate(row) if index == self.tokenizer.eoi_token_id]
-            counts.append([end - start - 1 for start, end in zip(starts, ends, strict=False)])
+            of_row, start = [], None
+            for position, index in enumerate(row):
+                if index == self.tokenizer.boi_token_id:
+                    start = position
+                elif index == self.tokenizer.eoi_token_id and start is not None:
+                    of_row.append(position - start - 1)
+                    start = None
+            counts.append(of_row)
         return counts
 
     def apply_chat_template(  # type: ignore[override]

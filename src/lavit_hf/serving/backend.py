@@ -139,8 +139,13 @@ class TransformersBackend:
             if negative_prompt is not None:
                 negative = self._processor(text=negative_prompt, return_tensors="pt", **drawing)["input_ids"][0]
         ids = inputs["input_ids"][0]
-        is_visual = (ids >= self.model.config.visual_token_offset).any().item() or "pixel_values" in inputs
-        return Prompt(ids, inputs.get("pixel_values"), inputs.get("num_image_tokens"), negative, is_visual)
+        has_images = "pixel_values" in inputs or self._count_codes(ids) > 0
+        return Prompt(ids, inputs.get("pixel_values"), inputs.get("num_image_tokens"), negative, has_images)
+
+    def _count_codes(self, input_ids: torch.Tensor) -> int:
+        """How many ids `[sequence]` are visual codes; tokens that users added come after these."""
+        codes = input_ids - self.model.config.visual_token_offset
+        return int(((codes >= 0) & (codes < self.model.config.visual_tokenizer_config.codebook_size)).sum())
 
     def complete_codes(self, prompt: Prompt, **given: Any) -> CodeOptions:
         """Options for writing codes: those given, and the pipeline's own defaults.
@@ -275,15 +280,12 @@ class TransformersBackend:
         return {"mm_encoder_outputs": {"image": encoded}}
 
     def _count(self, jobs: Sequence[TextJob] | Sequence[ImageJob]) -> None:
-        config = self.model.config
-        codes = range(
-            config.visual_token_offset, config.visual_token_offset + config.visual_tokenizer_config.codebook_size
-        )
+        placeholder = self.model.config.image_token_id
         for job in jobs:
             ids = job.prompt.input_ids
-            placeholders = 0 if job.prompt.pixel_values is None else int((ids == config.image_token_id).sum())
+            placeholders = 0 if job.prompt.pixel_values is None else int((ids == placeholder).sum())
             job.usage.prompt_tokens = len(ids) - placeholders + job.usage.image_tokens
-            job.usage.image_tokens += int(((ids >= codes.start) & (ids < codes.stop)).sum())
+            job.usage.image_tokens += self._count_codes(ids)
 
 
 class _StepWatch:

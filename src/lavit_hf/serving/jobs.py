@@ -53,7 +53,7 @@ class Prompt:
     @property
     def form(self) -> Hashable:
         """What prompts of one batch have in common."""
-        return self.num_image_tokens is None or "budgets", self.negative_ids is None
+        return self.num_image_tokens is not None, self.negative_ids is not None
 
 
 @dataclass(frozen=True)

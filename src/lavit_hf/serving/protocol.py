@@ -198,7 +198,7 @@ class ChatRequest(_Drawing):
     logprobs: Literal[False] = False
     response_format: dict[Literal["type"], Literal["text"]] | None = None
     store: Literal[False] = False
-    # They keep books.
+    # For the books of a caller: taken, and not looked at.
     metadata: dict[str, Any] | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None

@@ -186,8 +186,8 @@ class Work(NamedTuple):
         passes: How often as much is computed: 1 forward, 1 for gradients of inputs, 1 for those of weights, 1 again
             with checkpointing.
         kept: Values that wait for the backward pass.
-        kept_by_layers: With checkpointing, those that go into layers,
-        largest_layer: and those within the layer that is computed again.
+        kept_by_layers: With checkpointing, values that go into layers and wait for the backward pass.
+        largest_layer: With checkpointing, values within the layer that is being computed again.
     """
 
     flops: float

@@ -150,7 +150,8 @@ class Studio:
         read = self.model.visual_tokenizer.embed(pixel_values, num_tokens=num_tokens).keep_mask[0]
         text = self.model.config.text_config
         head_size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        cache = 2 * text.num_hidden_layers * text.num_key_value_heads * head_size * self.model.dtype.itemsize
+        num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        cache = 2 * text.num_hidden_layers * num_heads * head_size * self.model.dtype.itemsize
         count = int(read.sum())
         return Look(
             overlay=grey_out_dropped(fit_panel(image), read, self.grid),

@@ -13,7 +13,7 @@ from lavit_hf.training.language_model.data_collator import (
     LavitDataCollator,
     Segment,
     TrainingRow,
-    pack_rows,
+    join_rows,
     pad_rows,
 )
 from lavit_hf.utils.seeds import sample_uniform
@@ -577,7 +577,7 @@ def samples(count: int = 6) -> list[dict]:
 
 
 def test_everything_in_one_sequence():
-    batch = pack_rows(rows(), pad_token_id=2)
+    batch = join_rows(rows(), pad_token_id=2)
     assert batch["input_ids"].shape == batch["labels"].shape == (1, sum(LENGTHS))
     lengths = sorted(LENGTHS, reverse=True)
     assert batch["position_ids"][0].tolist() == [position for length in lengths for position in range(length)]
@@ -588,7 +588,7 @@ def test_everything_in_one_sequence():
 
 
 def test_no_sequence_is_longer_than_allowed():
-    batch = pack_rows(rows(), pad_token_id=2, max_length=10)
+    batch = join_rows(rows(), pad_token_id=2, max_length=10)
     assert batch["position_ids"].tolist() == [[*range(9)], [*range(7), *range(2)], [*range(5), *range(3), 0]]
     assert batch["input_ids"][2, -1] == 2 and batch["labels"][2, -1] == -100, "the filling is a row of its own"
     filled = batch["input_ids"][batch["input_ids"] != 2]
@@ -597,17 +597,17 @@ def test_no_sequence_is_longer_than_allowed():
 
 def test_sequences_are_about_equally_long():
     """Three full sequences and a fourth of one row would be mostly padding."""
-    batch = pack_rows(rows([10] * 31), pad_token_id=2, max_length=100)
+    batch = join_rows(rows([10] * 31), pad_token_id=2, max_length=100)
     assert batch["input_ids"].shape == (4, 80)
 
 
 def test_a_row_longer_than_a_sequence():
     with pytest.raises(ValueError, match="row of 9 ids does not fit into sequences of 8"):
-        pack_rows(rows(), 2, max_length=8)
+        join_rows(rows(), 2, max_length=8)
 
 
 def test_lengths_can_be_rounded_up():
-    assert pack_rows(rows(), 2, multiple=8)["input_ids"].shape == (1, 32)
+    assert join_rows(rows(), 2, multiple=8)["input_ids"].shape == (1, 32)
     assert pad_rows(rows(), 2, multiple=8)["input_ids"].shape == (5, 16)
 
 

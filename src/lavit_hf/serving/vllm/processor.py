@@ -24,7 +24,7 @@ from vllm.multimodal.processing import (
 )
 
 from ...processing.processing_lavit import ImageTextProcessor
-from .requests import PictureOptions, place_images, read_options
+from .requests import PictureOptions, place_pictures, read_options
 
 
 class LavitProcessingInfo(BaseProcessingInfo):
@@ -82,7 +82,7 @@ class LavitMultiModalProcessor(BaseMultiModalProcessor[LavitProcessingInfo]):
         """
         count = inputs.mm_data_items.get_all_counts().get("image", 0)
         options = self.info.read_options(inputs.hf_processor_mm_kwargs, count).to_dict()
-        prompt = place_images(inputs.prompt, self.info.get_tokenizer(), self.info.processor.image_token, count)
+        prompt = place_pictures(inputs.prompt, self.info.get_tokenizer(), self.info.processor.image_token, count)
         return super().apply(replace(inputs, prompt=prompt, hf_processor_mm_kwargs=options), timing_ctx)
 
     def _call_hf_processor(self, hf_data: Mapping[str, object], hf_kwargs: Mapping[str, Any]) -> BatchFeature:

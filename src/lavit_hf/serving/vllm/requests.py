@@ -93,7 +93,7 @@ def _num_tokens(chosen: Mapping[str, Any], num_images: int, num_patches: int) ->
     return int(resolve_budget(number, rate, 1, num_patches))
 
 
-def place_images(prompt: Sequence[int], tokenizer: Any, image_token: str, count: int) -> list[int]:
+def place_pictures(prompt: Sequence[int], tokenizer: Any, image_token: str, count: int) -> list[int]:
     """Replaces the text of placeholders by their id, and tokenizes each stretch of text between them by itself.
 
     Args:
@@ -133,4 +133,4 @@ def _runs(prompt: Sequence[int], tokenizer: Any) -> Iterator[tuple[bool, list[in
         yield is_text, list(ids)
 
 
-__all__ = ["PictureOptions", "place_images", "read_options"]
+__all__ = ["PictureOptions", "place_pictures", "read_options"]

@@ -401,7 +401,7 @@ class LavitDataCollator(FollowsEpoch):
         if self.packing:
             if self.keep_rate_range is None:
                 self._check_packable(training_rows)
-            return pack_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
+            return join_rows(training_rows, self._pad_token_id, self.max_length, self.pad_to_multiple_of)
         batch = pad_rows(training_rows, self._pad_token_id, self.pad_to_multiple_of)
         if self.text_noise:
             batch["input_ids"] = self._add_noise(batch, training_rows)
@@ -591,7 +591,7 @@ def stack_images(rows: Iterable[TrainingRow]) -> dict[str, torch.Tensor]:
     return {**batch, "num_image_tokens": torch.tensor(counts)} if counts else batch
 
 
-def pack_rows(
+def join_rows(
     rows: Sequence[TrainingRow], pad_token_id: int, max_length: int | None = None, multiple: int | None = None
 ) -> dict[str, Any]:
     """Several rows per sequence, each with positions of its own.
@@ -699,6 +699,6 @@ __all__ = [
     "add_text_noise",
     "arrange_chat",
     "arrange_sample",
-    "pack_rows",
+    "join_rows",
     "pad_rows",
 ]

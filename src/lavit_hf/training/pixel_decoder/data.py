@@ -10,9 +10,9 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from ...pipelines.pipeline_lavit_pixel_decoder import check_codes, resolve_size, split_images
+from ...pipelines.pipeline_lavit_pixel_decoder import check_codes, resolve_size, rows_of_ids
 from ...utils.seeds import sample_seed
-from ..dataset import TrainingDataset, complete_row
+from ..dataset import FollowsEpoch, TrainingDataset, complete_row
 
 
 class PixelDecoderDataset(TrainingDataset):
@@ -66,7 +66,7 @@ def sample_columns(rows: Sequence[Mapping[str, Any]], seed: int, purpose: str) -
     return {"sample_ids": torch.tensor([row["sample_id"] for row in rows]), "sample_seeds": torch.tensor(seeds)}
 
 
-class ImageDataCollator:
+class ImageDataCollator(FollowsEpoch):
     """Makes batches of rows `{"images": [image], "sample_id": ..., "epoch": ...}`, cut around their center.
 
     Args:
@@ -80,6 +80,7 @@ class ImageDataCollator:
     """
 
     def __init__(self, height: int, width: int, multiple: int, seed: int = 0):
+        super().__init__()
         self.height, self.width = resolve_size(height, width, None, height, multiple)
         self.seed = seed
         self.processor = VaeImageProcessor(vae_scale_factor=multiple)
@@ -87,19 +88,20 @@ class ImageDataCollator:
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows of a [`TrainingDataset`], or of any dataset with a column `image`.
+            rows: Rows of a [`TrainingDataset`], or of any dataset with a column `image`. The latter are numbered by
+                their content, and get their epoch from [`EpochCallback`].
 
         Returns:
             `pixel_values` in [-1, 1], `[batch, 3, height, width]`; `sample_ids` and `sample_seeds`, `[batch]`.
         """
-        rows = [complete_row(row) for row in rows]
+        rows = [complete_row(row, self.epoch) for row in rows]
         images = [only_image(row) for row in rows]
         crops = [image.crop(center_box(image, self.height, self.width)) for image in images]
         pixels = self.processor.preprocess(crops, self.height, self.width)
         return {"pixel_values": pixels, **sample_columns(rows, self.seed, "images")}
 
 
-class PixelDecoderDataCollator:
+class PixelDecoderDataCollator(FollowsEpoch):
     """Makes batches of rows `{"images": [image], "sample_id": ..., "epoch": ...}`, with `"codes": [[...]]` or without.
 
     Args:
@@ -130,27 +132,27 @@ class PixelDecoderDataCollator:
         seed: int = 0,
         original_sizes: bool = False,
     ):
-        factor, side = pipeline.vae_scale_factor, pipeline.unet.config.sample_size
-        native_size = (side if isinstance(side, int) else max(side)) * factor
-        self.height, self.width = resolve_size(height, width, None, native_size, factor)
+        super().__init__()
+        self.height, self.width = pipeline.resolve_size(height, width)
         self.image_processor = image_processor
         self.seed = seed
         self.original_sizes = original_sizes
         self.codebook_size = pipeline.token_decoder.config.codebook_size
         self.max_codes = pipeline.token_decoder.config.num_queries
-        self.target_processor = VaeImageProcessor(vae_scale_factor=factor)
+        self.target_processor = VaeImageProcessor(vae_scale_factor=pipeline.vae_scale_factor)
 
     def __call__(self, rows: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
         """
         Args:
-            rows: Rows of a [`TrainingDataset`], or of any dataset with a column `image`.
+            rows: Rows of a [`TrainingDataset`], or of any dataset with a column `image`. The latter are numbered by
+                their content, and get their epoch from [`EpochCallback`].
 
         Returns:
             `pixel_values`, the pictures in [-1, 1], `[batch, 3, height, width]`; `time_ids` `[batch, 6]`;
             `sample_ids` and `sample_seeds` `[batch]`; and either `codes` `[total]` with `num_tokens` `[batch]`, or
             `tokenizer_pixel_values`, the visual tokenizer's input.
         """
-        rows = [complete_row(row) for row in rows]
+        rows = [complete_row(row, self.epoch) for row in rows]
         images = [only_image(row) for row in rows]
         coded = [row.get("codes") is not None for row in rows]
         if any(coded) and not all(coded):
@@ -182,7 +184,7 @@ class PixelDecoderDataCollator:
                     f"Sample {row['sample_id']} has codes of {len(row['codes'])} images; stage 3 draws exactly one."
                 )
             name = f"codes of sample {row['sample_id']}"
-            (image,) = split_images([row["codes"][0]], name)
+            (image,) = rows_of_ids([row["codes"][0]], name)
             try:
                 check_codes([image], self.codebook_size, self.max_codes)
             except ValueError as error:
