@@ -1,6 +1,6 @@
 """A new LaVIT out of any vision encoder and any decoder: configuration, weights, processor; and stage 1's model.
 
-The classes reach this file through [`~modeling.checkpoint_files.import_composition`], so that it does not travel with
+The classes reach this file through [`~modeling.remote_code_mixin.import_composition`], so that it does not travel with
 weights. Which models will do is found out on the meta device, where they cost no memory.
 """
 

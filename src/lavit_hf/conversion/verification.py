@@ -187,7 +187,7 @@ def _verify_converted(root: Path, problems: _Problems, progress: bool) -> None:
 
 def _verify_pixel_decoder(root: Path, folder: str, problems: _Problems) -> None:
     from ..modeling.modeling_lavit_token_decoder import LavitTokenDecoder
-    from ..pipelines.pixel_decoder_loading import check_index
+    from ..pipelines.pixel_decoder_storage import check_index
 
     check_index(root / folder)
     with problems.noted():

@@ -6,7 +6,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .checkpoint_files import NamedConfigMixin, RemoteCodeDictMixin, import_composition
+from .checkpoint_files import NamedConfigMixin
+from .remote_code_mixin import RemoteCodeDictMixin, import_composition
 
 # EVA-CLIP ViT-g/14 as published: 40 layers, none of them skipped as BLIP-2 does.
 _PUBLISHED_VISION = {

@@ -422,9 +422,9 @@ class ReadsImages(Protocol):
         image_log_prior: torch.Tensor | None = None,
     ) -> Any: ...
 
-    def _check_ids(self, input_ids: torch.Tensor) -> None: ...
+    def check_ids(self, input_ids: torch.Tensor) -> None: ...
 
-    def _check_no_placeholders(self, is_placeholder: torch.Tensor) -> None: ...
+    def check_no_placeholders(self, is_placeholder: torch.Tensor) -> None: ...
 
 
 if TYPE_CHECKING:
@@ -821,10 +821,10 @@ class LavitGenerationMixin(_Generative):
             images["mm_encoder_outputs"] = None
         encoded = self.model.encode_images(new_ids, **images)
         if input_ids is not None:
-            self.model._check_ids(input_ids)
+            self.model.check_ids(input_ids)
         if encoded is None or input_ids is None:
             if new_ids is not None:  # the model itself does not look at a single id after cached ones
-                self.model._check_no_placeholders(torch.eq(new_ids, self.config.image_token_id))
+                self.model.check_no_placeholders(torch.eq(new_ids, self.config.image_token_id))
             return
         kwargs["mm_encoder_outputs"] = {"image": encoded}
         is_empty = find_empty_placeholders(

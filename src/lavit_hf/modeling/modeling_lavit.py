@@ -14,7 +14,7 @@ from transformers.processing_utils import Unpack
 from transformers.utils import TransformersKwargs, can_return_tuple, logging
 
 from .cache_lavit import CACHE_NAME, LavitDynamicCache, find_cache, name_cache, remember_mask
-from .checkpoint_files import CheckedLoadingMixin, import_composition
+from .checkpoint_files import CheckedLoadingMixin
 from .configuration_lavit import LavitConfig
 from .generation_lavit import LavitGenerationMixin
 from .image_placeholders import (
@@ -26,6 +26,7 @@ from .image_placeholders import (
 )
 from .modeling_lavit_merger import gather_positions
 from .modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+from .remote_code_mixin import import_composition
 
 logger = logging.get_logger(__name__)
 
@@ -278,12 +279,12 @@ class LavitModel(LavitPreTrainedModel):
         """
         is_placeholder = torch.eq(input_ids, self.config.image_token_id)
         if not is_step:
-            self._check_ids(input_ids)
+            self.check_ids(input_ids)
         # In models of old, placeholders lie outside of the embedding table.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         if images is None:
             if not is_step:
-                self._check_no_placeholders(is_placeholder)
+                self.check_no_placeholders(is_placeholder)
             return inputs_embeds, None, None
         num_tokens = [len(tokens) for tokens in images.pooler_output]
         num_patches = self.config.visual_tokenizer_config.num_patches
@@ -356,7 +357,7 @@ class LavitModel(LavitPreTrainedModel):
                 "placeholder for each of them."
             )
 
-    def _check_ids(self, input_ids: torch.Tensor) -> None:
+    def check_ids(self, input_ids: torch.Tensor) -> None:
         # On a GPU, to look at the ids would be to wait for them, and the lookup itself complains there.
         if input_ids.device.type != "cpu" or torch.compiler.is_compiling() or not input_ids.numel():
             return
@@ -374,7 +375,7 @@ class LavitModel(LavitPreTrainedModel):
             )
 
     @staticmethod
-    def _check_no_placeholders(is_placeholder: torch.Tensor) -> None:
+    def check_no_placeholders(is_placeholder: torch.Tensor) -> None:
         if is_placeholder.is_meta or torch.compiler.is_compiling():
             return
         if is_placeholder.any():

@@ -15,12 +15,13 @@ from transformers import initialization as init
 from transformers.utils import ModelOutput, can_return_tuple
 
 from ..utils.distributed import gather_rows, sum_over_processes, take_from_first_process, world_size
-from .checkpoint_files import CheckedLoadingMixin, import_composition
+from .checkpoint_files import CheckedLoadingMixin
 from .codebook_learner import LavitCodebookLearner
 from .configuration_lavit import LavitPreTrainingConfig
 from .modeling_lavit_merger import padded_positions
 from .modeling_lavit_token_decoder import LavitTokenDecoder
 from .modeling_lavit_visual_tokenizer import KEEP, LavitSelector, LavitVisualTokenizer, select_patches
+from .remote_code_mixin import import_composition
 
 
 @dataclass

@@ -23,8 +23,8 @@ from transformers import PreTrainedModel
 from transformers.image_processing_base import ImageProcessingMixin
 from transformers.utils import logging
 
-from .pixel_decoder_loading import PixelDecoderStorage
-from .unet_and_vae import _WARM_UP_STEPS, UNetAndVaeMixin
+from .pixel_decoder_storage import PixelDecoderStorage
+from .unet_and_vae import WARM_UP_STEPS, UNetAndVaeMixin
 
 logger = logging.get_logger(__name__)
 
@@ -547,7 +547,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         super()._save(save_directory, *args, **kwargs)
 
     def _warm_up(self, batch_size: int, **size: Any) -> None:
-        options: dict[str, Any] = {"num_inference_steps": _WARM_UP_STEPS, "output_type": "pt", **size}
+        options: dict[str, Any] = {"num_inference_steps": WARM_UP_STEPS, "output_type": "pt", **size}
         generator = torch.Generator().manual_seed(0)  # the caller's random state stays as it is
         self._draw_in_memory(lambda: self([[0]] * batch_size, generator=generator, **options))
 

@@ -30,8 +30,8 @@ from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.progress import TokenProgress
 from .overlap import can_overlap, write_and_draw
 from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids
-from .pixel_decoder_loading import _COMPONENTS, _HUB_OPTIONS, _code, keep_config, save_and_push
-from .text_to_image_loading import _TEXT_TO_IMAGE, check_codebooks, language_model_classes, load_beside
+from .pixel_decoder_storage import COMPONENTS, HUB_OPTIONS, code_for, keep_config, save_and_push
+from .text_to_image_loading import TEXT_TO_IMAGE, check_codebooks, language_model_classes, load_beside
 from .unet_and_vae import UNetAndVaeMixin
 
 logger = logging.get_logger(__name__)
@@ -232,7 +232,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         source = os.fspath(pretrained_model_name_or_path)
         if (dtype := kwargs.pop("torch_dtype", None)) is not None:
             kwargs.setdefault("dtype", dtype)
-        located = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+        located = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
         model, processor = kwargs.pop("model", None), kwargs.pop("processor", None)
         model_class, processor_class = language_model_classes()
         quantization = kwargs.get("quantization_config") if model is None else None
@@ -257,7 +257,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
                 options["quantization_config"] = (quantization.quant_mapping or {}).get("model")
             model = model_class.from_pretrained(source, **located, **options)
         check_codebooks(source, model, pixel_decoder.token_decoder)
-        components = {name: getattr(pixel_decoder, name) for name in _COMPONENTS}
+        components = {name: getattr(pixel_decoder, name) for name in COMPONENTS}
         pipeline = cls(model, processor, **components)
         pipeline.register_to_config(_name_or_path=source)
         if kwargs.get("device_map") is not None:
@@ -297,17 +297,17 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         with keep_config(Path(save_directory), variant):
             self.model.save_pretrained(save_directory, variant=variant, **sharding)
         self.processor.save_pretrained(save_directory)
-        code = _code(type(self), "text_to_image_code")
-        (Path(save_directory) / f"{_TEXT_TO_IMAGE[0]}.py").write_text(code, encoding="utf-8")
+        code = code_for(type(self), "text_to_image_code")
+        (Path(save_directory) / f"{TEXT_TO_IMAGE[0]}.py").write_text(code, encoding="utf-8")
         pixel_decoder = self.pixel_decoder
-        pixel_decoder._named_pipeline = _TEXT_TO_IMAGE
+        pixel_decoder._named_pipeline = TEXT_TO_IMAGE
         pixel_decoder._save(save_directory, variant=variant, **kwargs)
 
     @property
     def pixel_decoder(self) -> LavitPixelDecoderPipeline:
         """The second half as a pipeline of its own, of the same components."""
         decoder = LavitPixelDecoderPipeline(
-            **{name: getattr(self, name) for name in _COMPONENTS},
+            **{name: getattr(self, name) for name in COMPONENTS},
             visual_token_offset=self.model.config.visual_token_offset,
             eoi_token_id=self.model.config.eoi_token_id,
         )

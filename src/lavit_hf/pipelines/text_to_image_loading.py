@@ -12,23 +12,23 @@ from typing import Any
 
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer
 
-from ..modeling.checkpoint_files import IS_PACKAGE
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..modeling.modeling_lavit_visual_tokenizer import same_codebooks
+from ..modeling.remote_code_mixin import IS_PACKAGE
 from ..processing.image_processing_lavit import LavitImageProcessor
 from ..processing.image_processing_pil_lavit import LavitImageProcessorPil
 from ..processing.processing_lavit import ImageTextProcessor
 from ..processing.tokenization_lavit import LavitTokenizer
-from .pixel_decoder_loading import _PACKAGE, _lavit_beside, _module_here
+from .pixel_decoder_storage import PACKAGE, lavit_beside, module_here
 
-_TEXT_TO_IMAGE = ("pipeline_lavit_text_to_image", "LavitTextToImagePipeline")
+TEXT_TO_IMAGE = ("pipeline_lavit_text_to_image", "LavitTextToImagePipeline")
 
 
 def language_model_classes() -> tuple[Any, Any]:
     """The classes of a language model and its processor: of the package, or where that is missing, of this file."""
     if not IS_PACKAGE:
-        if (package := _module_here(_PACKAGE)) is not None:
+        if (package := module_here(PACKAGE)) is not None:
             return package.LavitForConditionalGeneration, package.ImageTextProcessor
         # A processor loads its parts with the Auto classes.
         AutoConfig.register(LavitConfig.model_type, LavitConfig, exist_ok=True)
@@ -52,7 +52,7 @@ def load_beside(token_decoder: Any, unet: Any, model: Any = None, processor: Any
     """
     place = getattr(token_decoder, "name_or_path", "")
     folder = Path(place).parent
-    if not place or not _lavit_beside(folder):
+    if not place or not lavit_beside(folder):
         raise ValueError(
             f"There is no LaVIT beside the pixel decoder, in {folder if place else 'any directory'}: give `model` and "
             "`processor`, or load a checkpoint that has both halves (`lavit assemble` makes one)."

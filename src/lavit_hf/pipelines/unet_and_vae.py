@@ -24,7 +24,7 @@ _QUANTIZATIONS = {
 _QUANTIZED_MULTIPLE = 16  # of widths, which kernels of 8 bits want
 _FP8_CAPABILITY = (8, 9)
 _FUSED_LAYERS = ("to_qkv", "to_kv")
-_WARM_UP_STEPS = 2
+WARM_UP_STEPS = 2
 
 
 class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
@@ -33,6 +33,7 @@ class UNetAndVaeMixin(StableDiffusionLoraLoaderMixin):
     _lora_loadable_modules = ["unet"]
     unet: UNet2DConditionModel
     vae: AutoencoderKL
+    set_progress_bar_config: Callable[..., None]  # that of `DiffusionPipeline`
 
     def optimize(
         self,

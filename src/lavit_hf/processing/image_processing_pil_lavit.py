@@ -32,7 +32,7 @@ from transformers.image_utils import (
 from transformers.processing_utils import ImagesKwargs, Unpack
 from transformers.utils import logging
 
-from ..modeling.checkpoint_files import RemoteCodeDictMixin
+from ..modeling.remote_code_mixin import RemoteCodeDictMixin
 
 _ACCEPTED = "a PIL image, a NumPy array, a tensor, a path, a URL or the bytes of an image file"
 logger = logging.get_logger(__name__)

@@ -20,10 +20,11 @@ import torch
 from transformers.feature_extraction_utils import BatchFeature
 from transformers.processing_utils import MultiModalData, ProcessingKwargs, ProcessorMixin
 
-from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin, find_file, hub_options, import_composition
+from ..modeling.checkpoint_files import find_file, hub_options
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.generation_lavit import GENERATION_MODES
 from ..modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+from ..modeling.remote_code_mixin import IS_PACKAGE, RemoteCodeMixin, import_composition
 from ..utils.json_files import read_json_object
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
 from .image_budgets import BUDGETS, assign_budgets, assign_log_prior

@@ -28,7 +28,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerBase
 from transformers.tokenization_utils_tokenizers import TokenizersBackend
 
-from ..modeling.checkpoint_files import IS_PACKAGE, RemoteCodeMixin
+from ..modeling.remote_code_mixin import IS_PACKAGE, RemoteCodeMixin
 from ..utils.json_files import read_json_object
 
 BOI_TOKEN = "<img>"

@@ -33,18 +33,18 @@ _CONFIG_FILES = {
     "safety_checker": "config.json",
     "feature_extractor": "preprocessor_config.json",
 }
-_COMPONENTS = tuple(_CONFIG_FILES)
+COMPONENTS = tuple(_CONFIG_FILES)
 _OF_DIFFUSERS = ("scheduler", "unet", "vae")
-_HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "token", "revision")
 _IDS = ("visual_token_offset", "eoi_token_id")
 
 # `model_index.json` names files beside it, so that diffusers can load the classes without this package ...
 _PIPELINE = ("pipeline_lavit_pixel_decoder", "LavitPixelDecoderPipeline")
 _TOKEN_DECODER = ("lavit_token_decoder", "LavitTokenDecoder")
 # ... which loads its own classes instead, so that no remote code has to be trusted.
-_PACKAGE = "lavit_hf"
-_TOKEN_DECODER_HERE = (f"{_PACKAGE}.modeling.modeling_lavit_token_decoder", "LavitTokenDecoder")
-_CODE_HERE = f"{_PACKAGE}.remote_code"
+PACKAGE = "lavit_hf"
+_TOKEN_DECODER_HERE = (f"{PACKAGE}.modeling.modeling_lavit_token_decoder", "LavitTokenDecoder")
+_CODE_HERE = f"{PACKAGE}.remote_code"
 
 
 class PixelDecoderStorage(DiffusionPipeline):
@@ -84,7 +84,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         if os.path.isdir(source):
             folder = _find_decoder(Path(source), decoder)
         else:
-            hub_options = {name: kwargs[name] for name in _HUB_OPTIONS if name in kwargs}
+            hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
             folder = _find_decoder(Path(cls.download(source, decoder=decoder, **hub_options)), decoder)
         if not (folder / cls.config_name).is_file():
             has_other = (folder / LOWRES / cls.config_name).is_file()
@@ -100,7 +100,7 @@ class PixelDecoderStorage(DiffusionPipeline):
             pipeline = super().from_pretrained(str(folder), **kwargs)
         check_complete(folder, {name: getattr(pipeline, name) for name in ("unet", "vae") if name not in kwargs})
         # A pixel decoder that was trained by itself and then copied to a language model does not know its ids.
-        beside = _lavit_beside(folder.parent if folder.name == LOWRES else folder)
+        beside = lavit_beside(folder.parent if folder.name == LOWRES else folder)
         ids = {name: beside[name] for name in _IDS if isinstance(beside.get(name), int)}
         unknown = {name: value for name, value in ids.items() if pipeline.config.get(name) is None}
         pipeline.register_to_config(_name_or_path=source, **unknown)
@@ -137,7 +137,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         """
         if pretrained_model_name.count("/") > 1 or os.path.isabs(pretrained_model_name):
             raise OSError(f"{pretrained_model_name} is neither a directory nor the id of a repository.")
-        options = {name: value for name, value in kwargs.items() if name in _HUB_OPTIONS}
+        options = {name: value for name, value in kwargs.items() if name in HUB_OPTIONS}
         folder = _snapshot(cls, pretrained_model_name, "lowres/" if decoder == LOWRES else "", options)
         if decoder == LOWRES and not (Path(folder) / LOWRES / cls.config_name).is_file():
             return _snapshot(cls, pretrained_model_name, "", options)
@@ -150,7 +150,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         if isinstance(config, dict):
             config["_class_name"] = cls.__name__
             is_remote = list(config.get("token_decoder") or ()) == list(_TOKEN_DECODER)
-            if is_remote and _module_here(_TOKEN_DECODER_HERE[0]):
+            if is_remote and module_here(_TOKEN_DECODER_HERE[0]):
                 config["token_decoder"] = list(_TOKEN_DECODER_HERE)
         return config
 
@@ -178,10 +178,10 @@ class PixelDecoderStorage(DiffusionPipeline):
 
     def _save(self, save_directory: str | os.PathLike[str], *args: Any, **kwargs: Any) -> None:
         folder = Path(save_directory)
-        codes = {folder / f"{_PIPELINE[0]}.py": _code(PixelDecoderStorage, "pipeline_code")}
+        codes = {folder / f"{_PIPELINE[0]}.py": code_for(PixelDecoderStorage, "pipeline_code")}
         if self.token_decoder is not None:
             file = folder / "token_decoder" / f"{_TOKEN_DECODER[0]}.py"
-            codes[file] = _code(type(self.token_decoder), "token_decoder_code")
+            codes[file] = code_for(type(self.token_decoder), "token_decoder_code")
         for file, code in codes.items():
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_text(code, encoding="utf-8")
@@ -215,7 +215,7 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
     return root / LOWRES if decoder == LOWRES and (root / LOWRES).is_dir() else root
 
 
-def _lavit_beside(root: Path) -> dict[str, Any]:
+def lavit_beside(root: Path) -> dict[str, Any]:
     """The configuration of the LaVIT in a directory; empty if there is none, or it is that of another model."""
     try:
         config = read_json_object(root / "config.json")
@@ -235,14 +235,14 @@ def _kind(folder: Path) -> str | None:
 
 def _snapshot(cls: type[DiffusionPipeline], repository: str, prefix: str, options: dict[str, Any]) -> str:
     # The configuration of the language model says which ids its codes have.
-    wanted = ["config.json", f"{prefix}{cls.config_name}", *(f"{prefix}{name}/*" for name in _COMPONENTS)]
+    wanted = ["config.json", f"{prefix}{cls.config_name}", *(f"{prefix}{name}/*" for name in COMPONENTS)]
     try:
         return snapshot_download(repository, allow_patterns=wanted, ignore_patterns=["*.py"], **options)
     except LocalEntryNotFoundError as error:
         raise OSError(f"{repository} is neither a directory nor a repository that can be reached: {error}") from error
 
 
-def _module_here(name: str) -> Any:
+def module_here(name: str) -> Any:
     """A module of this package, or `None` where this file stands alone, as remote code."""
     try:
         return importlib.import_module(name)
@@ -250,9 +250,9 @@ def _module_here(name: str) -> Any:
         return None
 
 
-def _code(of_class: type, bundle: str) -> str:
+def code_for(of_class: type, bundle: str) -> str:
     """The source of a class as one file: as it is where the class was loaded as remote code, else made for it."""
-    if of_class.__module__.partition(".")[0] == _PACKAGE:
+    if of_class.__module__.partition(".")[0] == PACKAGE:
         return getattr(importlib.import_module(_CODE_HERE), bundle)()
     return Path(inspect.getfile(of_class)).read_text(encoding="utf-8")
 

@@ -117,7 +117,7 @@ def test_repositories_of_the_hub(hub_cache, checkpoint, decoder):
 def test_only_one_decoder_is_downloaded(checkpoint, tmp_path, monkeypatch, decoder):
     from huggingface_hub.utils import filter_repo_objects
 
-    from lavit_hf.pipelines import pixel_decoder_loading
+    from lavit_hf.pipelines import pixel_decoder_storage
 
     def download(repository, allow_patterns, ignore_patterns, **options):
         assert repository == "somebody/lavit" and options == {"revision": "v1"}
@@ -127,7 +127,7 @@ def test_only_one_decoder_is_downloaded(checkpoint, tmp_path, monkeypatch, decod
             shutil.copyfile(checkpoint / file, tmp_path / file)
         return str(tmp_path)
 
-    monkeypatch.setattr(pixel_decoder_loading, "snapshot_download", download)
+    monkeypatch.setattr(pixel_decoder_storage, "snapshot_download", download)
     loaded = LavitPixelDecoderPipeline.from_pretrained("somebody/lavit", decoder=decoder, revision="v1")
     assert loaded.is_highres == (decoder == "highres")
     files = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
