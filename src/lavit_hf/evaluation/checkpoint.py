@@ -5,9 +5,14 @@ from __future__ import annotations
 import functools
 import hashlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ..utils.fingerprints import module_fingerprint
+
+if TYPE_CHECKING:
+    from ..modeling.modeling_lavit import LavitForConditionalGeneration
+    from ..pipelines.pipeline_lavit_text_to_image import LavitTextToImagePipeline
+    from ..processing.processing_lavit import ImageTextProcessor
 
 
 class EvaluatedCheckpoint:
@@ -15,20 +20,24 @@ class EvaluatedCheckpoint:
 
     Args:
         name: Where it was loaded from.
-        model: A `LavitForConditionalGeneration`, on its device and in evaluation mode.
+        model: The model, on its device and in evaluation mode.
         processor: Its processor.
-        load_pipeline: Makes a `LavitTextToImagePipeline` of both and of the pixel decoder of a name (`None` is the
+        load_pipeline: Makes a pipeline of both and of the pixel decoder of a name (`None` is the
             checkpoint's first one); needed only to draw.
     """
 
     def __init__(
-        self, name: str, model: Any, processor: Any, load_pipeline: Callable[[str | None], Any] | None = None
+        self,
+        name: str,
+        model: LavitForConditionalGeneration,
+        processor: ImageTextProcessor,
+        load_pipeline: Callable[[str | None], LavitTextToImagePipeline] | None = None,
     ) -> None:
         self.name = name
         self.model = model
         self.processor = processor
         self._load_pipeline = load_pipeline
-        self._pipelines: dict[str | None, Any] = {}
+        self._pipelines: dict[str | None, LavitTextToImagePipeline] = {}
 
     @property
     def codebook_size(self) -> int:

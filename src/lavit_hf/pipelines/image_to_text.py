@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers import StoppingCriteriaList
+
+if TYPE_CHECKING:
+    from ..modeling.modeling_lavit import LavitForConditionalGeneration
+    from ..processing.processing_lavit import ImageTextProcessor
 
 CAPTION = {"num_beams": 2, "length_penalty": 1.0, "min_new_tokens": 8, "max_new_tokens": 36}
 ANSWER = {"num_beams": 5, "length_penalty": 0.0, "min_new_tokens": 2, "max_new_tokens": 10}
@@ -14,8 +18,8 @@ ANSWER = {"num_beams": 5, "length_penalty": 0.0, "min_new_tokens": 2, "max_new_t
 
 @torch.no_grad()
 def generate_text(
-    model: Any,
-    processor: Any,
+    model: LavitForConditionalGeneration,
+    processor: ImageTextProcessor,
     images: Sequence[Any],
     prompts: Sequence[str],
     options: dict[str, Any],
@@ -27,7 +31,7 @@ def generate_text(
     """Generates one text per image, by beam search or greedily.
 
     Args:
-        model: A `LavitForConditionalGeneration`.
+        model: The model.
         processor: Its processor.
         images: One per prompt.
         prompts: What follows the image.
@@ -56,11 +60,13 @@ def generate_text(
     return [text.strip() for text in processor.batch_decode(new, skip_special_tokens=True)]
 
 
-def merge_options(model: Any, original: dict[str, Any], given: dict[str, Any]) -> dict[str, Any]:
+def merge_options(
+    model: LavitForConditionalGeneration, original: dict[str, Any], given: dict[str, Any]
+) -> dict[str, Any]:
     """Options for `generate`: those given, or what the checkpoint's generation config says, or the original's.
 
     Args:
-        model: A `LavitForConditionalGeneration`.
+        model: The model.
         original: The options of the original for a task, such as `CAPTION`.
         given: Those of the user; `None` is not given.
     """

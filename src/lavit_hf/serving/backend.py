@@ -10,7 +10,7 @@ import copy
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.nn import functional as F
@@ -28,6 +28,10 @@ from .jobs import (
     Prompt,
     TextJob,
 )
+
+if TYPE_CHECKING:
+    from ..modeling.modeling_lavit import LavitForConditionalGeneration
+    from ..processing.processing_lavit import ImageTextProcessor
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of tokenizers that fall back on bytes
 _MAX_TEXT = 256  # ids, where neither the request nor the checkpoint says how many
@@ -65,7 +69,12 @@ class TransformersBackend:
         pipeline: Model, processor and pixel decoder; `None` to write text only.
     """
 
-    def __init__(self, model: Any, processor: Any, pipeline: LavitTextToImagePipeline | None = None):
+    def __init__(
+        self,
+        model: LavitForConditionalGeneration,
+        processor: ImageTextProcessor,
+        pipeline: LavitTextToImagePipeline | None = None,
+    ):
         self.model = model
         self.pipeline = pipeline
         self._processor = copy.copy(processor)  # the caller's stays as it is

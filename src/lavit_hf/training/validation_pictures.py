@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,6 +19,10 @@ from ..pipelines.image_to_text import CAPTION, first_sentence, generate_text, me
 from ..utils.atomic_files import complete_file
 from ..utils.contact_sheet import Panel, contact_sheet
 from ..utils.patch_pictures import fit_panel, grey_out_dropped, patch_grid
+
+if TYPE_CHECKING:
+    from ..modeling.modeling_lavit import LavitForConditionalGeneration
+    from ..processing.processing_lavit import ImageTextProcessor
 
 FOLDER = "validation"
 _PER_ROW = 4
@@ -88,7 +92,9 @@ class ValidationPictures(TrainerCallback):
         show_picture(image, args.output_dir, state.global_step, trainer.callback_handler.callbacks)
 
 
-def draw_captions(model: Any, processor: Any, images: Sequence[Image.Image]) -> Image.Image:
+def draw_captions(
+    model: LavitForConditionalGeneration, processor: ImageTextProcessor, images: Sequence[Image.Image]
+) -> Image.Image:
     """Pictures with what a language model says about them; also one with adapters."""
     options = merge_options(model, CAPTION, {"num_beams": 1})
     del options["length_penalty"]  # of a search

@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from PIL import Image
@@ -21,6 +21,9 @@ from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, first_sentence
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
 from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.patch_pictures import fit_panel, grey_out_dropped, patch_grid
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_lavit_text_to_image import LavitTextToImagePipeline
 
 # Called while pixels are drawn, with how many steps are done and how many there are.
 Progress = Callable[[int, int], object]
@@ -86,10 +89,17 @@ class Studio:
         known_pictures: Pictures in which to look for codes.
     """
 
-    def __init__(self, model: Any, processor: Any, pipeline: Any = None, known_pictures: Sequence[Image.Image] = ()):
-        self.model = model
+    def __init__(
+        self,
+        model: LavitForConditionalGeneration,
+        processor: ImageTextProcessor,
+        pipeline: LavitTextToImagePipeline | None = None,
+        known_pictures: Sequence[Image.Image] = (),
+    ):
+        # Of outputs, what is optional is known to be there.
+        self.model: Any = model
         self.processor = processor
-        self.pipeline = pipeline
+        self.pipeline: Any = pipeline
         self.known_pictures = list(known_pictures)
 
     @classmethod

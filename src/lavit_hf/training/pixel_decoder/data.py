@@ -10,7 +10,7 @@ import PIL.Image
 import torch
 from diffusers.image_processor import VaeImageProcessor
 
-from ...pipelines.pipeline_lavit_pixel_decoder import check_codes, resolve_size, rows_of_ids
+from ...pipelines.pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, check_codes, resolve_size, rows_of_ids
 from ...utils.seeds import sample_seed
 from ..dataset import FollowsEpoch, TrainingDataset, complete_row
 
@@ -125,7 +125,7 @@ class PixelDecoderDataCollator(FollowsEpoch):
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: LavitPixelDecoderPipeline,
         height: int | None = None,
         width: int | None = None,
         image_processor: Any = None,

@@ -17,7 +17,7 @@ from transformers import TrainerCallback
 from transformers.utils import logging
 
 from ...modeling.modeling_lavit_token_decoder import LavitTokenDecoder
-from ...modeling.modeling_lavit_visual_tokenizer import same_codebooks
+from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, same_codebooks
 from ...pipelines import LavitPixelDecoderPipeline
 from ...utils.seeds import sample_seed
 from ..dataset import TrainingDataset
@@ -156,7 +156,9 @@ class PixelDecoderArguments(DiffusersTrainingArguments):
         self.require("head_learning_rate", rate is None or rate > 0, "positive")
 
 
-def select_trained_parameters(pipeline: Any, train_token_decoder: bool = False) -> dict[str, nn.Parameter]:
+def select_trained_parameters(
+    pipeline: LavitPixelDecoderPipeline, train_token_decoder: bool = False
+) -> dict[str, nn.Parameter]:
     """Freezes a pixel decoder but for its U-Net and the heads that make conditions.
 
     Args:
@@ -202,11 +204,11 @@ class PixelDecoderTrainer(DiffusersTrainer):
 
     def __init__(
         self,
-        pipeline: Any,
+        pipeline: LavitPixelDecoderPipeline,
         args: PixelDecoderArguments,
         train_dataset: Any,
         data_collator: PixelDecoderDataCollator,
-        visual_tokenizer: Any = None,
+        visual_tokenizer: LavitVisualTokenizer | None = None,
         eval_dataset: Sequence[Mapping[str, Any]] = (),
         callbacks: Sequence[TrainerCallback] = (),
     ) -> None:
@@ -274,7 +276,7 @@ class PixelDecoderTrainer(DiffusersTrainer):
         elif self.visual_tokenizer is None:
             raise ValueError("The samples have no codes, and there is no visual tokenizer to compute them.")
         else:
-            output = self.visual_tokenizer.encode(batch["tokenizer_pixel_values"])
+            output: Any = self.visual_tokenizer.encode(batch["tokenizer_pixel_values"])
             codes, num_tokens = output.codes, output.num_tokens
         if not self._has_warned and (empty := num_tokens == 0).any():
             self._has_warned = True
@@ -311,8 +313,10 @@ class PixelDecoderTrainer(DiffusersTrainer):
         self.pipeline.save_pretrained(folder)
 
 
-def _require_same_codes(visual_tokenizer: Any, token_decoder: LavitTokenDecoder) -> None:
-    own, theirs = visual_tokenizer.discrete.quantizer.codebook.weight, token_decoder.codebook.weight
+def _require_same_codes(visual_tokenizer: LavitVisualTokenizer, token_decoder: LavitTokenDecoder) -> None:
+    quantizer = visual_tokenizer.discrete.quantizer
+    assert quantizer is not None
+    own, theirs = quantizer.codebook.weight, token_decoder.codebook.weight
     if not same_codebooks(own, theirs):
         what = "they differ" if own.shape == theirs.shape else f"{list(own.shape)} and {list(theirs.shape)}"
         raise ValueError(
@@ -323,11 +327,11 @@ def _require_same_codes(visual_tokenizer: Any, token_decoder: LavitTokenDecoder)
 
 
 def train_pixel_decoder(
-    pipeline: Any,
+    pipeline: LavitPixelDecoderPipeline,
     args: PixelDecoderArguments,
     dataset: Any,
     collator: PixelDecoderDataCollator,
-    visual_tokenizer: Any = None,
+    visual_tokenizer: LavitVisualTokenizer | None = None,
     validation_rows: Sequence[Mapping[str, Any]] = (),
 ) -> PixelDecoderTrainer:
     """Trains a pixel decoder, from `args.resume_from_checkpoint` if there is one, and saves it to `args.output_dir`.
