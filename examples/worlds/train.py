@@ -23,6 +23,7 @@ import yaml
 from lavit_hf.training import exit_on_write_errors
 
 EXAMPLES = Path(__file__).resolve().parents[1]
+_STATE = "trainer_state.json"
 _DONE = (
     "finished.yaml"  # in the directory of a stage that is finished: what it was, what of, when, and how long it took
 )
@@ -91,7 +92,8 @@ def run_stage(name: str, stage: dict[str, Any], out: Path, here: Path) -> None:
     print(f"{name}: {' '.join(command)} >> {log}", flush=True)
     with log.open("a", encoding="utf-8") as file:
         code = run_process(command, file)
-    if code is None:
+    # At their end trainings save the trainer's state; one that got the signal itself has saved a checkpoint only.
+    if code is None or (code == 0 and any(folder.glob("checkpoint-*")) and not (folder / _STATE).exists()):
         raise SystemExit(
             f"{name} was stopped by SIGTERM, after which scripts save. The same command goes on from there."
         )

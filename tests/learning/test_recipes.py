@@ -171,6 +171,11 @@ def test_sigterm_reaches_the_stage_which_is_not_finished_then(tmp_path: Path, mo
         train.run_stage("first", {"script": "stage.py"}, tmp_path / "out", tmp_path)
     assert (tmp_path / "out/first/saved").exists() and not (tmp_path / "out/first/finished.yaml").exists()
     assert signal.getsignal(signal.SIGTERM) is before
+    # The script alone gets the signal.
+    stage.write_text("import pathlib, sys; pathlib.Path(sys.argv[2], 'checkpoint-3').mkdir(exist_ok=True)")
+    with pytest.raises(SystemExit, match="first was stopped by SIGTERM"):
+        train.run_stage("first", {"script": "stage.py"}, tmp_path / "out", tmp_path)
+    assert not (tmp_path / "out/first/finished.yaml").exists()
     stage.write_text("import sys; sys.exit(3)")
     with pytest.raises(SystemExit, match="first failed with exit status 3"):
         train.run_stage("first", {"script": "stage.py"}, tmp_path / "out", tmp_path)
