@@ -143,7 +143,7 @@ def read_adapter(root: Path) -> AdapterFacts:
 
 
 def _decoder_kind(folder: Path) -> str:
-    """As `decoder=` of pipelines and `--decoder` tell them apart: only one of them has a pooled condition."""
+    """The word of model cards for what `decoder=` of pipelines tells apart: only one has a pooled condition."""
     path = folder / "token_decoder" / "config.json"
     config = read_object(path) if path.is_file() else {}
     return "low-resolution" if config.get("pooled_size", 0) is None else "high-resolution"

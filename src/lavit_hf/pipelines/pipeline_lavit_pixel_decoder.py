@@ -90,16 +90,17 @@ def rows_of_ids(values: Any, name: str) -> list[torch.Tensor]:
     """
     if isinstance(values, torch.Tensor) and values.ndim == 2:
         values = list(values)
-    elif isinstance(values, torch.Tensor) or (_is_sequence(values) and values and not any(map(_has_length, values))):
+    elif isinstance(values, torch.Tensor) or (is_sequence(values) and values and not any(map(_has_length, values))):
         values = [values]
-    if not _is_sequence(values):
+    if not is_sequence(values):
         raise TypeError(f"`{name}` must be a list of 1-D integer tensors, one per image; got {type(values).__name__}.")
     if len(values) == 0:
         raise ValueError(f"`{name}` is empty: give one tensor of codes per image.")
     return [_as_integers(image, f"{name}[{index}]") for index, image in enumerate(values)]
 
 
-def _is_sequence(values: Any) -> bool:
+def is_sequence(values: Any) -> bool:
+    """Whether something is a list or the like, and no text."""
     return isinstance(values, Sequence) and not isinstance(values, (str, bytes))
 
 

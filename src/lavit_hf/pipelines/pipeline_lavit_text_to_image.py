@@ -29,7 +29,7 @@ from ..processing.image_processing_pil_lavit import check_images, flatten, prepa
 from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.progress import TokenProgress
 from .overlap import can_overlap, write_and_draw
-from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids
+from .pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids, is_sequence
 from .pixel_decoder_storage import COMPONENTS, HUB_OPTIONS, code_for, keep_config, save_and_push
 from .text_to_image_loading import TEXT_TO_IMAGE, check_codebooks, language_model_classes, load_beside
 from .unet_and_vae import UNetAndVaeMixin
@@ -61,10 +61,12 @@ def split_prompts(prompt: Any, image_token: str) -> tuple[list[str], list[list[A
         TypeError: If something is neither text nor image.
         ValueError: If there is no prompt, or a text holds the placeholder.
     """
-    is_one = isinstance(prompt, str) or (_is_list(prompt) and any(isinstance(part, _IMAGE_TYPES) for part in prompt))
+    is_one = isinstance(prompt, str) or (
+        is_sequence(prompt) and any(isinstance(part, _IMAGE_TYPES) for part in prompt)
+    )
     if isinstance(prompt, _IMAGE_TYPES):
         prompt, is_one = [prompt], True
-    if not is_one and not _is_list(prompt):
+    if not is_one and not is_sequence(prompt):
         raise TypeError(
             f"`prompt` must be a text, a list of texts and PIL images, or a list of prompts; got {_name(prompt)}."
         )
@@ -77,7 +79,7 @@ def split_prompts(prompt: Any, image_token: str) -> tuple[list[str], list[list[A
 
 
 def _join(parts: Any, name: str, image_token: str) -> str:
-    if not _is_list(parts) or not parts:
+    if not is_sequence(parts) or not parts:
         raise TypeError(f"`{name}` must be a text or a list of texts and PIL images; got {_name(parts)}.")
     for part in parts:
         if not isinstance(part, (str, *_IMAGE_TYPES)):
@@ -90,12 +92,8 @@ def _join(parts: Any, name: str, image_token: str) -> str:
     return "".join(part if isinstance(part, str) else image_token for part in parts)
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
-
-
 def _name(value: Any) -> str:
-    return "an empty list" if _is_list(value) and not value else type(value).__name__
+    return "an empty list" if is_sequence(value) and not value else type(value).__name__
 
 
 def original_pixel_values(images: Any, image_processor: Any) -> torch.Tensor:
