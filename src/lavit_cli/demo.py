@@ -85,7 +85,7 @@ def demo(
         print(_RANDOM)
     subjects = given_subjects(images, question, change, prompt) if images else world_subjects(checkpoint)
     save_picture(make_sheet(lavit, pipeline, subjects), output)
-    print(f"Wrote       {output} (dropped patches are grey; seed {SEED})")
+    print(f"Wrote       {output} (dropped patches are gray; seed {SEED})")
     if bad:
         raise ValueError(f"{len(bad)} of {len(sources)} images could not be read.")
 

@@ -95,7 +95,7 @@ def create_demo(
         gr.HTML(known_style(examples.known))
         gr.Markdown(
             f"# {name}\n"
-            "LaVIT reads a picture as *words*: it spends tokens on the patches that matter, and none on the grey "
+            "LaVIT reads a picture as *words*: it spends tokens on the patches that matter, and none on the gray "
             "ones. It writes pictures the same way."
         )
         with gr.Tab("Read a picture"):
