@@ -29,6 +29,7 @@ from lavit_hf.training import (
     load_data,
     load_first_rows,
     parse_script_arguments,
+    replace_token_decoder,
 )
 
 
@@ -38,7 +39,10 @@ class ModelArguments:
 
     pixel_decoder: str | None = field(default=None, metadata={"help": "A LaVIT, or a pixel decoder, to fine-tune."})
     decoder: str | None = field(default=None, metadata={"help": "Which one of a LaVIT: highres or lowres."})
-    token_decoder: str | None = field(default=None, metadata={"help": "From scratch: the token decoder of stage 1."})
+    token_decoder: str | None = field(
+        default=None,
+        metadata={"help": "The token decoder of stage 1: from scratch, or for other codes than --pixel_decoder has."},
+    )
     vae: str | None = field(default=None, metadata={"help": "From scratch: a trained AutoencoderKL."})
     unet_config: str | None = field(default=None, metadata={"help": "From scratch: a JSON file."})
     scheduler_config: str | None = field(default=None, metadata={"help": "From scratch: changes to it, a JSON file."})
@@ -98,12 +102,18 @@ def main(arguments: list[str] | None = None) -> PixelDecoderTrainer:
 def load_pixel_decoder(model_args: ModelArguments) -> Any:
     """The pixel decoder to train, as a pipeline."""
     scratch = (model_args.token_decoder, model_args.vae, model_args.unet_config)
-    if model_args.pixel_decoder is not None and not any(scratch):
+    if model_args.pixel_decoder is not None and not any(scratch[1:]):
         if model_args.scheduler_config is not None:
             raise SystemExit("--scheduler_config is for a pixel decoder from scratch: --pixel_decoder keeps its own.")
-        return LavitPixelDecoderPipeline.from_pretrained(model_args.pixel_decoder, decoder=model_args.decoder)
+        pipeline = LavitPixelDecoderPipeline.from_pretrained(model_args.pixel_decoder, decoder=model_args.decoder)
+        if model_args.token_decoder is not None:
+            replace_token_decoder(pipeline, LavitTokenDecoder.from_pretrained(model_args.token_decoder))
+        return pipeline
     if model_args.pixel_decoder is not None or not all(scratch):
-        raise SystemExit("Give either --pixel_decoder, or --token_decoder, --vae and --unet_config.")
+        raise SystemExit(
+            "Give either --pixel_decoder (and --token_decoder for other codes), or --token_decoder, --vae and "
+            "--unet_config."
+        )
     if model_args.decoder is not None:
         raise SystemExit("--decoder says which one of --pixel_decoder to fine-tune; from scratch there is one alone.")
     return build_pixel_decoder(

@@ -52,6 +52,13 @@ class Arguments:
     many_share: float = field(
         default=0.0, metadata={"help": "Share of rows that are about a scene with as many objects as there can be."}
     )
+    small_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of rows that are about a scene whose objects are small, at least most of them. Codes tell "
+            "least of these, as a few patches are little of the loss."
+        },
+    )
     question_share: float = field(default=0.3, metadata={"help": "Share of rows with questions."})
     layout_share: float = field(default=0.2, metadata={"help": "Share of rows with a layout to draw."})
     change_share: float = field(default=0.05, metadata={"help": "Share of rows with a changed picture to draw."})
@@ -95,17 +102,26 @@ def make_row(args: Arguments, index: int) -> Row:
 
 
 def choose_scene(args: Arguments, index: int, split: int = 0) -> Any:
-    """The scene of this index, or the next one that has many objects, if the row wants them, and that can be drawn.
+    """The scene of this index, or the next one that has what the row wants, and that can be drawn.
 
     No two rows have one in common.
     """
-    wants_many = PortableRng(args.seed, index, _PURPOSE + 1).below(1_000_000) < args.many_share * 1_000_000
+    wants_many, wants_small = (
+        PortableRng(args.seed, index, _PURPOSE + purpose).below(1_000_000) < share * 1_000_000
+        for purpose, share in ((1, args.many_share), (2, args.small_share))
+    )
     world = find_world(args.world)
     while True:
         scene = world.sample_scene(world.splits[split], args.seed, index)
-        if (world.num_objects(scene) == MAX_OBJECTS or not wants_many) and as_drawn(args, scene) is not None:
+        is_wanted = world.num_objects(scene) == MAX_OBJECTS or not wants_many
+        if is_wanted and (is_small(scene) or not wants_small) and as_drawn(args, scene) is not None:
             return scene
         index += args.num_rows
+
+
+def is_small(scene: Any) -> bool:
+    """Whether most of its objects are small."""
+    return 2 * sum(item.size == "small" for item in scene.objects) > len(scene.objects)
 
 
 def choose_change(args: Arguments, scene: Any, rng: PortableRng) -> tuple[str, Any]:

@@ -24,7 +24,7 @@ def run(tmp_path: Path) -> Path:
 
 
 def colored(path: Path) -> int:
-    """Pixels of curves: all else is black, white or grey."""
+    """Pixels of curves: all else is black, white or gray."""
     pixels = np.asarray(Image.open(path).convert("RGB")).astype(int)
     return int(((pixels.max(-1) - pixels.min(-1)) > 60).sum())
 

@@ -133,6 +133,15 @@ def test_what_pixels_are_learned_from(example, tokenizer_path, tmp_path):
         assert row["codes"] == [codes_of(tokenizer_path, emoji.render(scene if index % 2 else drawn))]
 
 
+def test_rows_about_small_objects(example):
+    args = example.Arguments("unused", world="emoji-small", num_rows=40, small_share=1.0, many_share=0.5)
+    scenes = [example.choose_scene(args, index) for index in range(40)]
+    counts = [[item.size == "small" for item in scene.objects] for scene in scenes]
+    assert all(sum(count) > len(count) / 2 for count in counts) and {len(count) for count in counts} == {1, 2, 3}
+    plain = example.Arguments("unused", world="emoji-small", num_rows=40)
+    assert not all(example.is_small(example.choose_scene(plain, index)) for index in range(40))
+
+
 def test_what_codes_are_learned_from(example, tmp_path):
     options = ["--stage=1", "--world=emoji-small", "--drawn_by=noto", "--num_rows=8", "--num_validation_rows=4"]
     example.main([*options, f"--output_dir={tmp_path}"])

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from lavit_hf import LavitImageProcessorPil
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
@@ -60,9 +61,26 @@ def test_a_folder_of_pictures_and_a_new_decoder(main, options, tmp_path, monkeyp
     assert (tmp_path / "out" / "validation" / "step-0000001.png").is_file()
 
 
+def test_a_pixel_decoder_goes_on_with_other_codes(main, options, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "cache")
+    first = main(arguments(options)).pipeline
+    decoder, tokenizer = build_token_decoder(cross_attention_dims=[9]), build_visual_tokenizer(seed=7)
+    share_codes(decoder, tokenizer)
+    decoder.save_pretrained(tmp_path / "other_decoder")
+    tokenizer.save_pretrained(tmp_path / "visual_tokenizer")
+    later = {name: value for name, value in options.items() if name not in ("vae", "unet_config", "scheduler_config")}
+    later |= {"pixel_decoder": str(tmp_path / "out"), "token_decoder": str(tmp_path / "other_decoder")}
+    second = main(arguments(later | {"output_dir": str(tmp_path / "second"), "learning_rate": "1e-12"})).pipeline
+    assert torch.equal(second.token_decoder.codebook.weight, decoder.codebook.weight)
+    projections = [one.token_decoder.condition_projections[0].weight for one in (first, second)]
+    torch.testing.assert_close(*projections)
+
+
 @pytest.mark.parametrize("change", [{"pixel_decoder": "somewhere"}, {"vae": ""}])
 def test_what_to_train_has_to_be_clear(main, options, change):
-    with pytest.raises(SystemExit, match="Give either --pixel_decoder, or --token_decoder, --vae and --unet_config"):
+    with pytest.raises(
+        SystemExit, match="Give either --pixel_decoder .*, or --token_decoder, --vae and --unet_config"
+    ):
         main(arguments({name: value for name, value in (options | change).items() if value}))
 
 

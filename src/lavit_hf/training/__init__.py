@@ -61,6 +61,7 @@ _MODULES = {
     "parse_script_arguments": "script_arguments",
     "plan_training": "planning",
     "read_recipe": "script_arguments",
+    "replace_token_decoder": "pixel_decoder.pixel_decoder",
     "sample_seed": ".utils.seeds",
     "sample_uniform": ".utils.seeds",
     "save_adapter_card": "language_model.adapters",

@@ -15,6 +15,7 @@ from lavit_hf.training.pixel_decoder.data import PixelDecoderDataCollator, Pixel
 from lavit_hf.training.pixel_decoder.pixel_decoder import (
     PixelDecoderArguments,
     build_pixel_decoder,
+    replace_token_decoder,
     train_pixel_decoder,
     with_condition_heads,
 )
@@ -290,6 +291,20 @@ def test_a_new_pixel_decoder_keeps_heads_that_fit():
     highres = build_pixel_decoder(decoder, build_vae(), unet_config(highres=True))
     assert highres.is_highres and highres.token_decoder.config.pooled_size == 10
     assert highres.scheduler.config.prediction_type == "v_prediction"
+
+
+def test_other_codes_keep_the_heads():
+    pipeline, other = build_pipeline(), build_token_decoder(codebook_size=11, cross_attention_dims=[5])
+    before = pipeline.token_decoder
+    replace_token_decoder(pipeline, other)
+    new = pipeline.token_decoder
+    assert new.config.codebook_size == 11 and len(pipeline([[10, 3]], num_inference_steps=1).images) == 1
+    features = other(torch.tensor([1, 10]), [2]).features
+    torch.testing.assert_close(new(torch.tensor([1, 10]), [2]).features, features)
+    condition = torch.cat([project(features) for project in before.condition_projections], dim=-1)
+    torch.testing.assert_close(new(torch.tensor([1, 10]), [2]).condition, condition)
+    with pytest.raises(ValueError, match="heads are for features of width"):
+        replace_token_decoder(pipeline, build_token_decoder(output_size=20))
 
 
 @pytest.mark.parametrize(

@@ -58,14 +58,46 @@ def with_condition_heads(
     config.cross_attention_dims, config.pooled_size = list(cross_attention_dims), pooled_size
     config.num_negative_tokens = 0  # stored rows belong to the old U-Net
     decoder = LavitTokenDecoder(config)
-    kept = {
-        name: value
-        for name, value in token_decoder.state_dict().items()
-        if not name.startswith(_HEADS) and name != "negative_condition"
-    }
+    kept = {name: value for name, value in token_decoder.state_dict().items() if not _is_head(name)}
     missing = set(decoder.load_state_dict(kept, strict=False).missing_keys)
     assert all(name.startswith(_HEADS) for name in missing)
     return decoder.to(token_decoder.dtype)  # type: ignore[arg-type]  # its wrapper hides self
+
+
+def replace_token_decoder(pipeline: LavitPixelDecoderPipeline, token_decoder: LavitTokenDecoder) -> None:
+    """Has a pixel decoder go on with codes of another visual tokenizer, or of one that has learned more.
+
+    U-Net, VAE and heads stay what they are. Drawings are of use as far as the new token decoder makes the same
+    features of its codes as the old one did, for which both have to have learned from one vision encoder.
+
+    Args:
+        pipeline: The pixel decoder, changed in place.
+        token_decoder: That of the other stage 1; copied.
+
+    Raises:
+        ValueError: If the heads do not fit its features.
+    """
+    old, config = pipeline.token_decoder, copy.deepcopy(token_decoder.config)
+    for name in ("cross_attention_dims", "pooled_size", "num_negative_tokens"):
+        setattr(config, name, getattr(old.config, name))
+    decoder = LavitTokenDecoder(config)
+    heads, rest = (
+        {name: value for name, value in part.state_dict().items() if _is_head(name) == is_head}
+        for part, is_head in ((old, True), (token_decoder, False))
+    )
+    wanted = {name: value.shape for name, value in decoder.state_dict().items() if _is_head(name)}
+    if wanted != {name: value.shape for name, value in heads.items()}:
+        raise ValueError(
+            f"The pixel decoder's heads are for features of width {old.config.output_size}, and those of the new "
+            f"token decoder have {token_decoder.config.output_size}: take one of its sizes, or train from scratch."
+        )
+    decoder.load_state_dict({**heads, **rest})
+    pipeline.register_modules(token_decoder=decoder.to(old.device, old.dtype))
+
+
+def _is_head(name: str) -> bool:
+    """Whether weights of a token decoder belong to a U-Net, and are trained in stage 3."""
+    return name.startswith(_HEADS) or name == "negative_condition"
 
 
 def build_pixel_decoder(
