@@ -11,9 +11,9 @@ others drew them.
 
 Rows of stage 2 are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
 `messages`), and drawings from a prompt (`images`, `prompt`, `text`): from a layout, which lists all objects and their
-places, or after a picture, words that
-change it (other objects, or another background). Layouts are asked for in conversations, too. No
-other text says as much in as few words about what belongs together, so that binding is learned from them first.
+places, or after a picture, words that change it (other objects, or another background). Layouts are asked for in
+conversations, too. No other text says as much in as few words about what belongs together, so that binding is learned
+from them first.
 """
 
 from __future__ import annotations

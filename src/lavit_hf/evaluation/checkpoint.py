@@ -22,8 +22,8 @@ class EvaluatedCheckpoint:
         name: Where it was loaded from.
         model: The model, on its device and in evaluation mode.
         processor: Its processor.
-        load_pipeline: Makes a pipeline of both and of the pixel decoder of a name (`None` is the
-            checkpoint's first one); needed only to draw.
+        load_pipeline: Makes a pipeline of both and of the pixel decoder of a name (`None` is the checkpoint's first
+            one); needed only to draw.
     """
 
     def __init__(

@@ -54,14 +54,8 @@ def with_condition_heads(
     Returns:
         The new token decoder; its heads are random.
     """
-    config = copy.deepcopy(token_decoder.config)
-    config.cross_attention_dims, config.pooled_size = list(cross_attention_dims), pooled_size
-    config.num_negative_tokens = 0  # stored rows belong to the old U-Net
-    decoder = LavitTokenDecoder(config)
-    kept = {name: value for name, value in token_decoder.state_dict().items() if not _is_head(name)}
-    missing = set(decoder.load_state_dict(kept, strict=False).missing_keys)
-    assert all(name.startswith(_HEADS) for name in missing)
-    return decoder.to(token_decoder.dtype)  # type: ignore[arg-type]  # its wrapper hides self
+    # Stored negative rows belong to the old U-Net.
+    return _exchange_heads(token_decoder, list(cross_attention_dims), pooled_size, num_negative_tokens=0)
 
 
 def replace_token_decoder(pipeline: LavitPixelDecoderPipeline, token_decoder: LavitTokenDecoder) -> None:
@@ -77,22 +71,35 @@ def replace_token_decoder(pipeline: LavitPixelDecoderPipeline, token_decoder: La
     Raises:
         ValueError: If the heads do not fit its features.
     """
-    old, config = pipeline.token_decoder, copy.deepcopy(token_decoder.config)
-    for name in ("cross_attention_dims", "pooled_size", "num_negative_tokens"):
-        setattr(config, name, getattr(old.config, name))
-    decoder = LavitTokenDecoder(config)
-    heads, rest = (
-        {name: value for name, value in part.state_dict().items() if _is_head(name) == is_head}
-        for part, is_head in ((old, True), (token_decoder, False))
+    old, sizes = pipeline.token_decoder, pipeline.token_decoder.config
+    decoder = _exchange_heads(token_decoder, sizes.cross_attention_dims, sizes.pooled_size, sizes.num_negative_tokens)
+    random, heads = (
+        {name: value for name, value in part.state_dict().items() if _is_head(name)} for part in (decoder, old)
     )
-    wanted = {name: value.shape for name, value in decoder.state_dict().items() if _is_head(name)}
-    if wanted != {name: value.shape for name, value in heads.items()}:
+    if {name: value.shape for name, value in random.items()} != {name: value.shape for name, value in heads.items()}:
         raise ValueError(
             f"The pixel decoder's heads are for features of width {old.config.output_size}, and those of the new "
             f"token decoder have {token_decoder.config.output_size}: take one of its sizes, or train from scratch."
         )
-    decoder.load_state_dict({**heads, **rest})
+    decoder.load_state_dict(heads, strict=False)
     pipeline.register_modules(token_decoder=decoder.to(old.device, old.dtype))
+
+
+def _exchange_heads(
+    token_decoder: LavitTokenDecoder,
+    cross_attention_dims: list[int],
+    pooled_size: int | None,
+    num_negative_tokens: int,
+) -> LavitTokenDecoder:
+    """The same weights with random heads of these sizes."""
+    config = copy.deepcopy(token_decoder.config)
+    config.cross_attention_dims, config.pooled_size = cross_attention_dims, pooled_size
+    config.num_negative_tokens = num_negative_tokens
+    decoder = LavitTokenDecoder(config)
+    kept = {name: value for name, value in token_decoder.state_dict().items() if not _is_head(name)}
+    missing = decoder.load_state_dict(kept, strict=False).missing_keys
+    assert all(map(_is_head, missing))
+    return decoder.to(token_decoder.dtype)  # type: ignore[arg-type]  # its wrapper hides self
 
 
 def _is_head(name: str) -> bool:
