@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
-from lavit_hf.training.pixel_decoder.loss import PixelDecoderLoss, draw_diffusion, encode_latents
+from lavit_hf.training.pixel_decoder.loss import PixelDecoderLoss, biased_timesteps, draw_diffusion, encode_latents
 from tiny_pixel_decoders import EPSILON, build_pipeline
 
 CODES = [torch.tensor([3, 1, 4]), torch.tensor([1, 5, 9, 2, 6]), torch.tensor([23])]
@@ -60,6 +60,20 @@ def test_draws_are_spread_as_they_should_be():
     assert draws.noise.std().item() == pytest.approx(1, abs=0.05)
     other = draw_diffusion(torch.arange(4000), (1,), 1000, 0.9)
     assert torch.equal(other.noise, draws.noise) and other.drop_condition.float().mean() > 0.85
+
+
+def test_no_bias_leaves_every_timestep_as_it_is():
+    assert torch.equal(biased_timesteps(1000, "none", 3.0, 0.5), torch.arange(1000))
+    assert torch.equal(biased_timesteps(1000, "later", 1.0, 0.5), torch.arange(1000))
+
+
+@pytest.mark.parametrize(("strategy", "biased"), [("later", range(60, 100)), ("earlier", range(40))])
+def test_biased_timesteps_come_that_many_times_as_often(strategy, biased):
+    timesteps = biased_timesteps(100, strategy, 2.0, 0.4)
+    # 40 timesteps of weight 2 and 60 of weight 1: 80 of 140 draws, 57 of 100.
+    assert sum(timestep in biased for timestep in timesteps.tolist()) == 57
+    assert timesteps.min() in (0, 1) and timesteps.max() == 99 and len(timesteps) == 100
+    assert set(biased) <= set(timesteps.tolist())
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

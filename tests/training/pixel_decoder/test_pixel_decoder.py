@@ -82,6 +82,22 @@ def test_the_token_decoder_but_for_its_codebook_is_trained_on_request(tmp_path):
     assert changed(before, weights(pipeline)) == trained - {"token_decoder.codebook.weight"}
 
 
+def test_timesteps_are_biased_in_training_and_not_in_validation(tmp_path):
+    pipeline = build_pipeline()
+    collator = PixelDecoderDataCollator(pipeline)
+    batch = collator([{**row, "sample_id": index, "epoch": 0} for index, row in enumerate(rows(12) * 20)])
+    bias = {"timestep_bias_strategy": "later", "timestep_bias_multiplier": 3.0, "timestep_bias_portion": 0.5}
+    biased, plain = (build_trainer(tmp_path, pipeline, collator, **options) for options in (bias, {}))
+    share = {}
+    for trainer in (biased, plain):
+        for mode in (True, False):
+            trainer.model.train(mode)
+            timesteps = trainer.prepare(batch)["timesteps"]
+            share[trainer is biased, mode] = (timesteps >= 500).float().mean().item()
+    assert share[True, True] == pytest.approx(0.75, abs=0.08)
+    assert share[True, False] == share[False, False] == share[False, True] == pytest.approx(0.5, abs=0.08)
+
+
 def test_the_visual_tokenizer_is_frozen_and_its_codes_are_used(tmp_path):
     pipeline, tokenizer = build_pipeline(), build_visual_tokenizer()
     share_codes(pipeline.token_decoder, tokenizer)
@@ -245,6 +261,9 @@ def test_images_without_codes_are_reported_once(tmp_path, caplog):
     [
         ({"per_device_train_batch_size": 0}, "`per_device_train_batch_size` must be at least 1; got 0"),
         ({"condition_dropout": 1.0}, "`condition_dropout` must be in"),
+        ({"timestep_bias_strategy": "range"}, "`timestep_bias_strategy` must be none, earlier or later; got 'range'"),
+        ({"timestep_bias_multiplier": 0.0}, "`timestep_bias_multiplier` must be positive"),
+        ({"timestep_bias_portion": 1.0}, "`timestep_bias_portion` must be between 0 and 1"),
         ({"train_sampling_strategy": "sequential"}, "`train_sampling_strategy` must be random; got 'sequential'"),
         ({"remove_unused_columns": True}, "`remove_unused_columns` must be false"),
         ({"push_to_hub": True}, "`push_to_hub` is not for this training: `lavit publish` uploads what"),

@@ -62,6 +62,30 @@ def draw_diffusion(
     return DiffusionDraws(*map(torch.stack, (drops, timesteps, posterior, noise)))
 
 
+def biased_timesteps(num_timesteps: int, strategy: str, multiplier: float, portion: float) -> torch.Tensor:
+    """Timesteps of which a part is more frequent, as in diffusers' text-to-image examples.
+
+    Args:
+        num_timesteps: Length of the noise schedule.
+        strategy: Which part: `"later"` is much noise, where it is decided what a picture shows; `"earlier"` is little
+            noise, where its details are; `"none"` is no part.
+        multiplier: How many times as often as others its timesteps come.
+        portion: Share of the noise schedule that is this part.
+
+    Returns:
+        `[num_timesteps]`, in ascending order: a uniform draw of one of these is a biased draw of a timestep.
+    """
+    weights = torch.ones(num_timesteps, dtype=torch.float64)
+    num_biased = int(num_timesteps * portion)
+    if strategy == "later":
+        weights[num_timesteps - num_biased :] *= multiplier
+    elif strategy == "earlier":
+        weights[:num_biased] *= multiplier
+    share_up_to = (weights / weights.sum()).cumsum(0)
+    middles = (torch.arange(num_timesteps, dtype=torch.float64) + 0.5) / num_timesteps
+    return torch.searchsorted(share_up_to, middles)
+
+
 @torch.no_grad()
 def encode_latents(vae: Any, pixel_values: torch.Tensor, posterior_noise: torch.Tensor) -> torch.Tensor:
     """Encodes images as the pipeline decodes them: `latents / scaling_factor` gives them back.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from ...pipelines import LavitPixelDecoderPipeline
 from ...utils.seeds import sample_seed
 from ..dataset import TrainingDataset
 from .data import PixelDecoderDataCollator, PixelDecoderDataset
-from .loss import PixelDecoderLoss, draw_diffusion, encode_latents
+from .loss import PixelDecoderLoss, biased_timesteps, draw_diffusion, encode_latents
 from .trainer import DiffusersTrainer, DiffusersTrainingArguments, option
 
 logger = logging.get_logger(__name__)
@@ -179,6 +180,11 @@ class PixelDecoderArguments(DiffusersTrainingArguments):
 
     condition_dropout: float = option(0.1, "How often the condition is dropped, so that guidance has a contrast.")
     snr_gamma: float | None = option(None, "Min-SNR weighting of the loss; 5 is customary. By default none.")
+    timestep_bias_strategy: str = option(
+        "none", "Which timesteps come more often: earlier, later (much noise) or none."
+    )
+    timestep_bias_multiplier: float = option(1.0, "How many times as often as the others.")
+    timestep_bias_portion: float = option(0.25, "Share of the noise schedule that these are.")
     guided_attention_weight: float = option(
         0.0, "For a U-Net from scratch: how much its cross-attention is shown where to look; 0.1 did well."
     )
@@ -190,6 +196,10 @@ class PixelDecoderArguments(DiffusersTrainingArguments):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require("condition_dropout", 0 <= self.condition_dropout < 1, "in [0, 1)")
+        strategies = ("none", "earlier", "later")
+        self.require("timestep_bias_strategy", self.timestep_bias_strategy in strategies, "none, earlier or later")
+        self.require("timestep_bias_multiplier", 0 < self.timestep_bias_multiplier < math.inf, "positive")
+        self.require("timestep_bias_portion", 0 < self.timestep_bias_portion < 1, "between 0 and 1")
         self.require("guided_attention_weight", self.guided_attention_weight >= 0, "at least 0")
         rate = self.head_learning_rate
         self.require("head_learning_rate", rate is None or rate > 0, "positive")
@@ -271,6 +281,12 @@ class PixelDecoderTrainer(DiffusersTrainer):
             args.snr_gamma,
             args.guided_attention_weight,
         )
+        self._biased_timesteps = biased_timesteps(
+            self.loss.num_timesteps,
+            args.timestep_bias_strategy,
+            args.timestep_bias_multiplier,
+            args.timestep_bias_portion,
+        )
         parts = [*pipeline.components.values(), visual_tokenizer]
         super().__init__(
             self.loss,
@@ -299,11 +315,13 @@ class PixelDecoderTrainer(DiffusersTrainer):
         factor = self.pipeline.vae_scale_factor
         shape = (self.pipeline.unet.config.in_channels, pixels.shape[-2] // factor, pixels.shape[-1] // factor)
         draws = draw_diffusion(batch["sample_seeds"], shape, self.loss.num_timesteps, self.args.condition_dropout)
+        # Validation is of all timesteps alike, so that it compares runs of whatever bias.
+        timesteps = self._biased_timesteps[draws.timesteps] if self.loss.training else draws.timesteps
         return {
             "latents": encode_latents(self.pipeline.vae, pixels, draws.posterior_noise.to(pixels.device)),
             "codes": codes,
             "num_tokens": num_tokens,
-            "timesteps": draws.timesteps.to(pixels.device),
+            "timesteps": timesteps.to(pixels.device),
             "noise": draws.noise.to(pixels.device),
             "drop_condition": draws.drop_condition.to(pixels.device),
             "time_ids": batch["time_ids"],
