@@ -93,9 +93,8 @@ def _load(model: str, target: torch.device, dtype: str, compiles: bool) -> Lavit
 def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
     try:
         with bars_of_loading(model):
-            loaded, report = LavitForConditionalGeneration.from_pretrained(
-                model, dtype=dtype, output_loading_info=True
-            )
+            found: Any = LavitForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
+            loaded, report = found
     except SafetensorError as error:
         raise ValueError(f"{model}: the weights are corrupt ({error}).") from error
     except RuntimeError as error:

@@ -386,9 +386,10 @@ def _join_models(
     state_dict |= _text_weights(language_model, config.tie_word_embeddings)
     dtype = language_model.get_input_embeddings().weight.dtype
     # What is missing here is new, and gets its initialization from the classes.
-    model, info = model_class.from_pretrained(
+    loaded: Any = model_class.from_pretrained(
         None, config=config, state_dict=state_dict, dtype=dtype, output_loading_info=True
     )
+    model, info = loaded
     new = ("model.multi_modal_projector.", "model.visual_tokenizer.discrete.", "model.visual_tokenizer.continuous.")
     wrong = [name for name in info["missing_keys"] if not name.startswith(new)]
     # Of the vision encoder, LaVIT leaves the layers after its features.

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from transformers.utils import logging
@@ -209,9 +209,10 @@ def _model_problems(
     logging.set_verbosity(logging.CRITICAL)  # its report, which is returned
     logging.disable_progress_bar()
     try:
-        _, report = model_class.from_pretrained(
+        loaded: Any = model_class.from_pretrained(
             folder, device_map="meta", ignore_mismatched_sizes=True, output_loading_info=True
         )
+        _, report = loaded
     finally:
         logging.set_verbosity(verbosity)
         if has_bars:

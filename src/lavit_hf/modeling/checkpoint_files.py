@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
@@ -85,7 +85,7 @@ class NamedConfigMixin:
     """A configuration whose errors name the file that it was read from."""
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """See [`PreTrainedConfig.from_pretrained`].
 
         Raises:
@@ -96,7 +96,7 @@ class NamedConfigMixin:
             return super().from_pretrained(pretrained_model_name_or_path, *args, **kwargs)  # type: ignore[misc]
 
     @classmethod
-    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Self:
         """See [`PreTrainedConfig.from_dict`]; `AutoConfig` reads the file itself and says where it is."""
         with name_file(file_in(kwargs.get("name_or_path"), "config.json")):
             return super().from_dict(config_dict, **kwargs)  # type: ignore[misc]
@@ -112,7 +112,7 @@ class CheckedLoadingMixin:
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> Any:
+    ) -> Self:
         """See [`PreTrainedModel.from_pretrained`].
 
         Raises:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -417,7 +417,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
                 part.requires_grad_(False)
 
     @classmethod
-    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, *args: Any, **kwargs: Any) -> Self:
         """See [`PreTrainedModel.from_pretrained`]; what is frozen stays so, which transformers leaves to the model."""
         loaded = super().from_pretrained(*args, **kwargs)
         (loaded[0] if isinstance(loaded, tuple) else loaded)._choose_trainable()

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import nn
@@ -513,7 +513,7 @@ class LavitVisualTokenizer(PreTrainedModel):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike | None, *model_args: Any, **kwargs: Any
-    ) -> "LavitVisualTokenizer":
+    ) -> Self:
         """Loads a visual tokenizer from its own checkpoint, or its part of a whole LaVIT's.
 
         Of a sharded checkpoint only the shards that hold the visual tokenizer are read (or downloaded). Arguments are

@@ -39,6 +39,8 @@ ASPECT_RATIOS = {
     "3:4": (1152, 896),
 }
 _PUBLISHED_SIZE = 1024
+# Codes or ids: of several images, or of one.
+RowsOfIds = torch.Tensor | Sequence[torch.Tensor | Sequence[int]] | Sequence[int]
 
 
 def resolve_size(
@@ -289,9 +291,9 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
     @torch.no_grad()
     def __call__(
         self,
-        codes: Any = None,
+        codes: RowsOfIds | None = None,
         *,
-        input_ids: Any = None,
+        input_ids: RowsOfIds | None = None,
         height: int | None = None,
         width: int | None = None,
         aspect_ratio: str | None = None,
@@ -484,7 +486,7 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         native_size = (side if isinstance(side, int) else max(side)) * self.vae_scale_factor
         return resolve_size(height, width, aspect_ratio, native_size, self.vae_scale_factor)
 
-    def _resolve_codes(self, codes: Any, input_ids: Any) -> list[torch.Tensor]:
+    def _resolve_codes(self, codes: RowsOfIds | None, input_ids: RowsOfIds | None) -> list[torch.Tensor]:
         """The codes of every image, checked."""
         config = self.token_decoder.config
         if (codes is None) == (input_ids is None):

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import chain
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import PIL.Image
@@ -25,7 +25,7 @@ from transformers.utils import logging
 from ..modeling.checkpoint_files import find_safetensors
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..processing.image_budgets import assign_log_prior
-from ..processing.image_processing_pil_lavit import check_images, flatten, prepare_array
+from ..processing.image_processing_pil_lavit import Images, check_images, flatten, prepare_array
 from ..processing.processing_lavit import ImageTextProcessor
 from ..utils.progress import TokenProgress
 from .overlap import can_overlap, write_and_draw
@@ -44,6 +44,8 @@ _TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
 _MIN_CODES, _MAX_CODES = 20, 200
 _WARM_UP_CODES = 4
 _IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor)
+PromptPart = str | PIL.Image.Image | np.ndarray | torch.Tensor
+Prompts = PromptPart | Sequence[PromptPart | Sequence[PromptPart]]
 
 
 def split_prompts(prompt: Any, image_token: str) -> tuple[list[str], list[list[Any]]]:
@@ -210,7 +212,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, decoder: str | None = None, **kwargs: Any
-    ) -> LavitTextToImagePipeline:
+    ) -> Self:
         """Loads everything from one LaVIT directory or repository.
 
         Args:
@@ -315,7 +317,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     @torch.no_grad()
     def __call__(
         self,
-        prompt: Any,
+        prompt: Prompts,
         *,
         negative_prompt: str | list[str] | None = None,
         height: int | None = None,
@@ -460,7 +462,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
     @torch.no_grad()
     def reconstruct(
         self,
-        images: Any,
+        images: Images,
         *,
         height: int | None = None,
         width: int | None = None,

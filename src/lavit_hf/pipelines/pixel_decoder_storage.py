@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import torch
@@ -61,7 +61,7 @@ class PixelDecoderStorage(DiffusionPipeline):
     @classmethod
     def from_pretrained(
         cls, pretrained_model_name_or_path: str | os.PathLike[str], *, decoder: str | None = None, **kwargs: Any
-    ) -> Any:
+    ) -> Self:
         """Loads a pixel decoder from a directory or from the Hub.
 
         Args:
@@ -107,7 +107,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         return pipeline
 
     @classmethod
-    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Any:
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> Self:
         """See [`DiffusionPipeline.from_pipe`]. The ids of codes come along, from a language model if there is one."""
         config = getattr(getattr(pipeline, "model", None), "config", None)
         for name in _IDS:

@@ -10,7 +10,7 @@ import io
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from math import isfinite
 from numbers import Real
@@ -34,6 +34,8 @@ from transformers.utils import logging
 
 from ..modeling.remote_code_mixin import RemoteCodeDictMixin
 
+OneImage = Image.Image | np.ndarray | torch.Tensor | str | bytes | os.PathLike
+Images = OneImage | Sequence[OneImage] | Sequence[Sequence[OneImage]]
 _ACCEPTED = "a PIL image, a NumPy array, a tensor, a path, a URL or the bytes of an image file"
 logger = logging.get_logger(__name__)
 # What PIL's decoders raise on damaged files; the exact type depends on the format and on where the damage is.

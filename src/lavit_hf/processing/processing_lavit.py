@@ -14,7 +14,7 @@ import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from transformers.feature_extraction_utils import BatchFeature
@@ -28,7 +28,7 @@ from ..modeling.remote_code_mixin import IS_PACKAGE, RemoteCodeMixin, import_com
 from ..utils.json_files import read_json_object
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
 from .image_budgets import BUDGETS, assign_budgets, assign_log_prior
-from .image_processing_pil_lavit import check_images, flatten, is_nested
+from .image_processing_pil_lavit import Images, check_images, flatten, is_nested
 from .tokenization_lavit import (
     PROCESSOR_FILE,
     TOKENIZER_FILE,
@@ -145,7 +145,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
 
     def __call__(  # type: ignore[override]
         self,
-        images: Any = None,
+        images: Images | None = None,
         text: str | list[str] | None = None,
         **kwargs: Any,
     ) -> BatchFeature:
@@ -198,8 +198,8 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         # 1. Find out which image stands where.
         prompts = check_prompts(text, allow_empty=is_drawing)
         segments = [prompt.split(self.image_token) for prompt in prompts]
-        images = None if images is None or not flatten(images) else check_images(images)
-        flat_images = assign_images(images, [len(parts) - 1 for parts in segments], self.image_token)
+        given_images = None if images is None or not flatten(images) else check_images(images)
+        flat_images = assign_images(given_images, [len(parts) - 1 for parts in segments], self.image_token)
         has_bare_codes = is_drawing and not own["visual_mode"]
         default_mode = "discrete" if has_bare_codes else self.visual_mode
         modes = assign_modes(own["visual_mode"] or default_mode, len(flat_images))
@@ -234,7 +234,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
 
     def tokenize_images(
         self,
-        images: Any,
+        images: Images,
         num_image_tokens: int | Sequence[int] | None = None,
         keep_rate: float | None = None,
         regions: Any = None,
@@ -526,7 +526,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
     @classmethod
     def from_pretrained(  # type: ignore[override]
         cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs: Any
-    ) -> ImageTextProcessor:
+    ) -> Self:
         """Loads a processor.
 
         Args:

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from itertools import groupby
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, overload
+from typing import Any, Literal, NamedTuple, Self, TypeVar, overload
 
 import numpy as np
 import torch
@@ -292,7 +292,7 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
             )
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, *args: Any, **kwargs: Any) -> Any:
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, *args: Any, **kwargs: Any) -> Self:
         """See [`PreTrainedTokenizerBase.from_pretrained`].
 
         Raises:

@@ -10,7 +10,7 @@ import copy
 import re
 import threading
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch.nn import functional as F
@@ -203,7 +203,7 @@ class TransformersBackend:
     def draw(self, jobs: Sequence[ImageJob]) -> None:
         """See [`Backend`]."""
         assert self._pixel_decoder is not None
-        codes = [job.codes for job in jobs]
+        codes = [cast(torch.Tensor, job.codes) for job in jobs]  # written by now
         generators = [job.generator for job in jobs]
         try:
             output: Any = self._pixel_decoder(

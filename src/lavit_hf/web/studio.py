@@ -124,7 +124,8 @@ class Studio:
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-        model = LavitForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).to(device).eval()
+        model = LavitForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval()
+        model.to(torch.device(device))
         processor = ImageTextProcessor.from_pretrained(checkpoint, visual_tokenizer=model)
         pipeline = None
         if any(find_file(checkpoint, f"{folder}{MODEL_INDEX}", {}) for folder in DECODER_FOLDERS):

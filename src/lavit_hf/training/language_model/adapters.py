@@ -260,7 +260,8 @@ def merge_adapter(
     for root in (found.folder, Path(found.base)):  # what the processor is saved from
         for path in (*root.glob("*.json"), *root.glob("*.jinja")):
             resolve_inside(root, path.name, str(root))
-    model, report = LavitForConditionalGeneration.from_pretrained(found.base, output_loading_info=True)
+    loaded: Any = LavitForConditionalGeneration.from_pretrained(found.base, output_loading_info=True)
+    model, report = loaded
     if missing := sorted(report["missing_keys"]):
         raise ValueError(f"{found.base}: {len(missing)} tensors are missing, the first is {missing[0]}.")
     model = apply_adapter(model, found)
