@@ -377,6 +377,13 @@ def test_named_tokens_stay_untypable_when_added_again(built):
     assert not {0, 1, 2} & set(tokenizer.encode("<s> a</s><unk>"))
 
 
+def test_an_image_stands_between_its_start_and_end(extended):
+    codes = extended.convert_codes_to_ids([3, 1])
+    ids = extended.add_image_start_and_end(codes)
+    assert ids == [extended.boi_token_id, *codes, extended.eoi_token_id]
+    assert [tuple(run) for run in extended.split_images(ids)] == [("image", [3, 1])]
+
+
 def test_split_images_keeps_added_tokens(extended):
     first = len(extended) - 3
     runs = extended.split_images([extended.visual_token_offset, first, first + 2])

@@ -259,7 +259,7 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         log_prior = assign_log_prior(flatten(images), regions, region_weight, size, num_patches)
         budget = {"num_tokens": num_image_tokens, "keep_rate": keep_rate, "log_prior": log_prior}
         rows = self.tokenize_pixels(pixel_values, **budget)
-        return [torch.tensor(self._between_start_and_end(ids)) for ids in rows]
+        return [torch.tensor(self.tokenizer.add_image_start_and_end(ids)) for ids in rows]
 
     def tokenize_pixels(self, pixel_values: torch.Tensor, **options: Any) -> list[list[int]]:
         """The ids of the codes of images that are preprocessed already.
@@ -449,13 +449,13 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         continuous = [index for index, mode in enumerate(modes) if mode == "continuous"]
         discrete = [index for index, mode in enumerate(modes) if mode == "discrete"]
         counts = torch.tensor(budgets or [self.image_seq_length] * len(images))
-        ids = [self._between_start_and_end([self.image_token_id] * count) for count in counts.tolist()]
+        ids = [self.tokenizer.add_image_start_and_end([self.image_token_id] * count) for count in counts.tolist()]
         if discrete:
             chosen = {"num_tokens": counts[discrete] if budgets else None}
             chosen["log_prior"] = None if log_prior is None else log_prior[discrete]
             of_codes = self.tokenize_pixels(pixel_values[discrete], **chosen)
             for index, codes in zip(discrete, of_codes, strict=True):
-                ids[index] = codes if has_bare_codes else self._between_start_and_end(codes)
+                ids[index] = codes if has_bare_codes else self.tokenizer.add_image_start_and_end(codes)
         if not continuous:
             return ids, {}
         inputs = {"pixel_values": pixel_values[continuous]}
@@ -464,9 +464,6 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
         if log_prior is not None:
             inputs["image_log_prior"] = log_prior[continuous]
         return ids, inputs
-
-    def _between_start_and_end(self, ids: list[int]) -> list[int]:
-        return [self.tokenizer.boi_token_id, *ids, self.tokenizer.eoi_token_id]
 
     def _build_rows(self, segments: list[list[str]], image_ids: list[list[int]]) -> list[TokenRow]:
         texts = [show_brackets(part, hidden_bracket.get()) for parts in segments for part in parts]

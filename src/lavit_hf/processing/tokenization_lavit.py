@@ -425,6 +425,10 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
         self._check_range(ids, codes.start, codes.stop, "visual token id")
         return _shift(ids, -self.visual_token_offset)
 
+    def add_image_start_and_end(self, ids: Iterable[int]) -> list[int]:
+        """The ids of an image as text has it in it: its start, `ids` (of codes, or placeholders), its end."""
+        return [self.boi_token_id, *ids, self.eoi_token_id]
+
     def split_images(self, ids: Any) -> list[IdRun]:
         """Splits what a model wrote into runs of text and images.
 

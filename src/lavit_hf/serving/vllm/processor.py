@@ -130,7 +130,7 @@ class LavitMultiModalProcessor(BaseMultiModalProcessor[LavitProcessingInfo]):
 
         def replacement(index: int) -> PromptUpdateDetails:
             count = int(out_mm_kwargs["image"][index]["num_tokens"].data)
-            ids = [tokenizer.boi_token_id, *[placeholder] * count, tokenizer.eoi_token_id]
+            ids = tokenizer.add_image_start_and_end([placeholder] * count)
             return PromptUpdateDetails.select_token_id(ids, placeholder)
 
         return [PromptReplacement(modality="image", target=[placeholder], replacement=replacement)]

@@ -440,7 +440,7 @@ class LavitDataCollator(FollowsEpoch):
         for segment in images:
             if segment.has_known_ids:
                 ids = self.processor.tokenizer.convert_codes_to_ids(segment.codes)
-                segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
+                self._set_codes(segment, ids)
         self._preprocess([segment for segment in images if not segment.has_known_ids])
 
     def _tokenize(self, texts: list[Segment]) -> None:
@@ -465,7 +465,8 @@ class LavitDataCollator(FollowsEpoch):
             segment.image, segment.pixel_values = None, pixels
             if segment.use == "read":
                 count = self.processor.image_seq_length if segment.num_tokens is None else segment.num_tokens
-                segment.set_ids(self._between_start_and_end([self.processor.image_token_id] * count))
+                placeholders = [self.processor.image_token_id] * count
+                segment.set_ids(self.processor.tokenizer.add_image_start_and_end(placeholders))
 
     def _encode(self, images: list[Segment]) -> None:
         """Pixels to codes."""
@@ -487,10 +488,11 @@ class LavitDataCollator(FollowsEpoch):
                 rows = self.processor.tokenize_pixels(torch.stack(pixels), num_tokens=budgets or None)
                 for segment, ids in zip(group, rows, strict=True):
                     segment.pixel_values = None
-                    segment.set_ids(ids if segment.use == "bare" else self._between_start_and_end(ids))
+                    self._set_codes(segment, ids)
 
-    def _between_start_and_end(self, ids: Sequence[int]) -> list[int]:
-        return [self.processor.tokenizer.boi_token_id, *ids, self.processor.tokenizer.eoi_token_id]
+    def _set_codes(self, segment: Segment, ids: list[int]) -> None:
+        is_bare = segment.use == "bare"
+        segment.set_ids(ids if is_bare else self.processor.tokenizer.add_image_start_and_end(ids))
 
     def _blank_row(self) -> TrainingRow:
         num_tokens = None if self.keep_rate_range is None else 1
