@@ -2,6 +2,7 @@
 
 import io
 import os
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
 from lavit_hf.batch import Captioner, Drawer, Scorer, Tokenizer
@@ -85,6 +87,16 @@ def test_pictures_are_those_of_their_prompts() -> None:
     assert len({found["picture"][index] for index in (0, 2, 3)}) == 3
 
 
+def test_missing_tensors_are_refused(tmp_path: Path) -> None:
+    """Regression: transformers fills them with random numbers, and a job wrote captions of these."""
+    checkpoint = shutil.copytree(CHECKPOINT, tmp_path / "checkpoint")
+    tensors = load_file(checkpoint / "model.safetensors")
+    del tensors["model.language_model.norm.weight"]
+    save_file(tensors, checkpoint / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match="1 tensors are missing, the first is model.language_model.norm.weight"):
+        Captioner(str(checkpoint))
+
+
 def test_seeds_mean_the_same_on_every_device(monkeypatch: pytest.MonkeyPatch) -> None:
     drawer, drawn_with = Drawer(str(CHECKPOINT)), []
 
@@ -101,7 +113,7 @@ def test_seeds_mean_the_same_on_every_device(monkeypatch: pytest.MonkeyPatch) ->
 def test_bad_rows_to_draw_stay() -> None:
     drawer = Drawer(str(CHECKPOINT), seed_column="number", drawing={"num_inference_steps": 1, "max_new_tokens": 6})
     prompts = ["a cat", "a cat", "a cat", "a cat", "an <image> of a cat", "a cat"]
-    found = drawer({"prompt": prompts, "number": [None, float("nan"), float("inf"), "one", 0, 0.0]})
+    found = drawer({"prompt": prompts, "number": [1.5, float("nan"), float("inf"), "one", 0, 0.0]})
     assert [picture is None for picture in found["picture"]] == [True] * 5 + [False]
     assert all("the seed is no integer: " in error for error in found["error"][:4])
     assert "<image> placeholder" in found["error"][4] and found["error"][5] is None

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from .loading import Lavit
 
+_QUESTION, _CHANGE, _PROMPT = "What animal is this?", "in the snow", "a cat on a red chair"
 _RANDOM = (
     "Note: the weights of this checkpoint are random numbers. What follows shows that everything runs; captions, "
     "answers and drawings mean nothing, and the patches are kept for no reason."
@@ -29,9 +30,11 @@ def demo(
         typer.Option("--image", "-i", help="Picture to look at; may be given several times.", show_default="scenes"),
     ] = None,
     model: Model = None,
-    question: Annotated[str, typer.Option(help="What to ask about it.")] = "What animal is this?",
-    change: Annotated[str, typer.Option(help="What to draw of it: a text after the picture.")] = "in the snow",
-    prompt: Annotated[str, typer.Option(help="What to draw from text alone.")] = "a cat on a red chair",
+    question: Annotated[str | None, typer.Option(help="What to ask about it.", show_default=_QUESTION)] = None,
+    change: Annotated[
+        str | None, typer.Option(help="What to draw of it: a text after the picture.", show_default=_CHANGE)
+    ] = None,
+    prompt: Annotated[str | None, typer.Option(help="What to draw from text alone.", show_default=_PROMPT)] = None,
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="PICTURE", help="File to write, such as a PNG.")
     ] = Path("out/demo.png"),
@@ -58,6 +61,10 @@ def demo(
       lavit demo --image photo.jpg --model lavit-7b-v2 --output photo-patches.png
     """
     sources = image or []
+    asked = {"--question": question, "--change": change, "--prompt": prompt}
+    if not sources and (given := [name for name, value in asked.items() if value is not None]):
+        raise ValueError(f"{given[0]} goes with pictures of yours: give --image, too.")
+    question, change, prompt = question or _QUESTION, change or _CHANGE, prompt or _PROMPT
     check_pictures(sources)
     if not web:
         check_picture_output(output)

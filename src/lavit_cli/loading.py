@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from transformers.utils import logging
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, LavitVisualTokenizer
+from lavit_hf.modeling.checkpoint_files import load_complete
 from lavit_hf.modeling.compiled_steps import compiles_on
 from lavit_hf.training.language_model.adapters import apply_adapter, find_adapter
 from lavit_hf.utils.distributed import process_state
@@ -93,18 +94,13 @@ def _load(model: str, target: torch.device, dtype: str, compiles: bool) -> Lavit
 def _load_model(model: str, dtype: str) -> LavitForConditionalGeneration:
     try:
         with bars_of_loading(model):
-            found: Any = LavitForConditionalGeneration.from_pretrained(model, dtype=dtype, output_loading_info=True)
-            loaded, report = found
+            return load_complete(LavitForConditionalGeneration, model, dtype=dtype)
     except SafetensorError as error:
         raise ValueError(f"{model}: the weights are corrupt ({error}).") from error
     except RuntimeError as error:
         raise ValueError(f"{model}: the weights do not fit the configuration ({error}).") from error
     except OSError as error:
         raise ValueError(f"{model} cannot be loaded: {error}") from error
-    if missing := sorted(report["missing_keys"]):
-        # transformers fills them with random numbers.
-        raise ValueError(f"{model}: {len(missing)} tensors are missing, the first is {missing[0]}.")
-    return loaded
 
 
 def load_processor(model: str, device: str = "auto", dtype: str = "auto") -> ImageTextProcessor:

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from .modeling.checkpoint_files import load_complete
 from .modeling.modeling_lavit import LavitForConditionalGeneration
 from .pipelines.image_to_text import CAPTION, first_sentence, generate_text, merge_options
 from .processing.processing_lavit import ImageTextProcessor
@@ -71,7 +72,7 @@ class _Worker:
         self.dtype = dtype or ("float32" if self.device.type == "cpu" else "auto")
         adapter = find_adapter(checkpoint)
         base, source = (checkpoint, checkpoint) if adapter is None else (adapter.base, adapter.processor)
-        model = LavitForConditionalGeneration.from_pretrained(base, dtype=self.dtype)
+        model = load_complete(LavitForConditionalGeneration, base, dtype=self.dtype)
         self.model = model if adapter is None else apply_adapter(model, adapter)
         self.model.to(self.device).eval()  # type: ignore[arg-type]  # its wrapper hides self
         self.processor = ImageTextProcessor.from_pretrained(source, visual_tokenizer=self.model)
@@ -328,9 +329,12 @@ def _read_seed(value: Any) -> int:
         ValueError: If it is no integer.
     """
     try:
-        return int(value)
+        seed = int(value)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"the seed is no integer: {value!r}") from error
+    if isinstance(value, (float, np.floating)) and seed != value:  # columns with gaps have floats for integers
+        raise ValueError(f"the seed is no integer: {value!r}")
+    return seed
 
 
 def _png(image: Any) -> bytes:

@@ -36,6 +36,7 @@ TELLING = (
         (["reconstruct", "{photo}", "-o", "{file}/a.png"], "is no directory that you may write to"),
         (["demo", "-o", "{empty}"], "is a directory"),
         (["demo", "-i", "missing.png"], "missing.png: no such image file"),
+        (["demo", "--web", "--prompt", "a dog"], "--prompt goes with pictures of yours: give --image, too."),
         (["tokenize", "nowhere.jsonl", "out"], "nowhere.jsonl does not exist"),
         (["tokenize", "./nowhere", "out"], "./nowhere does not exist"),
         (["tokenize", "{empty}", "{file}"], "is a file; name a directory to write to"),

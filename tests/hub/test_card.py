@@ -110,6 +110,13 @@ def test_paths_that_libraries_wrote_into_the_card_go(folder: Path) -> None:
     assert f"Left out of the card: {path}, a path of this machine." in report.hints
 
 
+def test_variants_are_counted_once(folder: Path) -> None:
+    before = card_of(folder)
+    for part in ("model", "unet/diffusion_pytorch_model"):
+        shutil.copyfile(folder / f"{part}.safetensors", folder / f"{part}.fp16.safetensors")
+    assert card_of(folder) == before
+
+
 def test_the_examples_are_code(folder: Path) -> None:
     facts = card_of(folder).partition("<!-- facts")[2]
     blocks = re.findall(r"```python\n(.*?)```", facts, re.DOTALL)

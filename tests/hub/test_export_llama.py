@@ -110,6 +110,13 @@ def test_generation_config_is_kept(tmp_path: Path) -> None:
     assert '"min_tokens": 1' in (folder / "README.md").read_text()
 
 
+def test_another_variant_beside_the_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    checkpoint = shutil.copytree(tiny_checkpoint, tmp_path / "checkpoint")
+    shutil.copyfile(checkpoint / "model.safetensors", checkpoint / "model.fp16.safetensors")
+    folder = export_llama(checkpoint, tmp_path / "llama", progress=False)
+    assert len(AutoModelForCausalLM.from_pretrained(folder).model.layers) > 0
+
+
 @torch.no_grad()
 def test_dtype(tiny_checkpoint: Path, tmp_path: Path) -> None:
     folder = export_llama(tiny_checkpoint, tmp_path / "llama", dtype="bfloat16", progress=False)

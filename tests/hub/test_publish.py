@@ -360,13 +360,16 @@ def test_weights_of_an_earlier_version_go(hub: HubServer, client, tiny_checkpoin
     model = lavit_hf.LavitForConditionalGeneration.from_pretrained(tiny_checkpoint)
     model.save_pretrained(sharded, max_shard_size="1MB")
     lavit_hf.ImageTextProcessor.from_pretrained(tiny_checkpoint).save_pretrained(sharded)
-    hub.add(REPOSITORY, {"notes.txt": tiny_checkpoint / "NOTICE", **{f.name: f for f in sharded.iterdir()}})
-    old = {name for name in hub.files(REPOSITORY) if name.startswith("model-") or name.endswith(".index.json")}
-    assert len(old) > 2
+    model.save_pretrained(sharded, max_shard_size="1MB", variant="fp16")
+    other = dict.fromkeys(("lora/model.safetensors", "mine.safetensors"), tiny_checkpoint / "model.safetensors")
+    stored = {"notes.txt": tiny_checkpoint / "NOTICE", **other, **{f.name: f for f in sharded.iterdir()}}
+    hub.add(REPOSITORY, stored)
+    old = {name for name in stored if name.startswith("model") and ".safetensors" in name}
+    assert len(old) > 4 and {"model.safetensors.index.json", "model.safetensors.index.fp16.json"} < old
     code = f"import sys, lavit_hf.hub; print(*lavit_hf.hub.publish(sys.argv[1], {REPOSITORY!r}).removed)"
     assert set(client(code, tiny_checkpoint).stdout.split()) == old
     files = hub.files(REPOSITORY)
-    assert not old & files.keys() and {"model.safetensors", "notes.txt"} <= files.keys()
+    assert not old & files.keys() and {"model.safetensors", "notes.txt", *other} <= files.keys()
 
 
 def test_private_repositories(hub: HubServer, client, tiny_checkpoint: Path) -> None:

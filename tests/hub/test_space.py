@@ -50,6 +50,17 @@ def test_model_and_space_are_published_by_one_command(hub: HubServer, client: Cl
     assert hub.files("spaces:owner/try-tiny").keys() == files.keys()
 
 
+def test_a_private_model_gets_no_public_space(hub: HubServer, client: Client, tiny_checkpoint: Path) -> None:
+    command = ["publish", tiny_checkpoint, "owner/tiny", "--space", "owner/try-tiny"]
+    client(PUBLISH, *command)
+    before = hub.files("spaces:owner/try-tiny")
+    code = "import sys\nfrom lavit_hf.hub import *\ntry:\n"
+    code += "    publish_space('owner/try-tiny', 'owner/tiny', sys.argv[1], private=True)\n"
+    code += "except PublishError as error:\n    print(error)"
+    assert "owner/try-tiny exists and is public; make it private" in client(code, tiny_checkpoint).stdout
+    assert hub.files("spaces:owner/try-tiny") == before
+
+
 def test_who_may_not_write_is_told(hub: HubServer, client: Client, tiny_checkpoint: Path) -> None:
     code = "import sys\nfrom lavit_hf.hub import *\ntry:\n    publish_space('owner/page', 'owner/tiny', sys.argv[1])\n"
     code += "except PublishError as error:\n    print(error)"

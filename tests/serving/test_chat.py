@@ -1,6 +1,7 @@
 """`/v1/chat/completions`: what the official client gets is what `generate` gives."""
 
 import concurrent.futures
+import time
 
 import openai
 import pytest
@@ -9,8 +10,9 @@ from PIL import Image
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
 from lavit_hf.serving import TransformersBackend
+from lavit_hf.serving.jobs import Prompt, TextJob, TextOptions
 
-from .conftest import NAME, ROOT, TINY, data_url, open_base64, picture_message, wait_until
+from .conftest import NAME, ROOT, SECONDS, TINY, data_url, open_base64, picture_message, wait_until
 
 SCENE = ROOT / "examples" / "images" / "scene.png"
 QUESTION = {"role": "user", "content": "What color is the cat?"}
@@ -94,6 +96,26 @@ def test_requests_share_batches_and_change_nothing(serve, slow, backend, client,
         assert [text_of(answer.result()) for answer in answers] == alone * 4
     # One of what had come first, one of the rest of the texts, and two of the rest of the pictures, of at most 8 each.
     assert server.engine.metrics.registry.get_sample_value("lavit_batch_jobs_count", {"worker": "writer"}) <= 4
+
+
+def test_a_batch_never_needs_more_positions_than_there_are(backend, monkeypatch) -> None:
+    """Regression: a long prompt and a long answer of different rows did, which failed with learned positions."""
+    widths = []
+    generate = backend.model.generate
+
+    def watched(input_ids, max_new_tokens, **options):
+        widths.append((input_ids.shape[1], max_new_tokens))
+        return generate(input_ids=input_ids, max_new_tokens=max_new_tokens, **options)
+
+    monkeypatch.setattr(backend.model, "generate", watched)
+    most = backend.max_length
+    jobs = []
+    for length, new in ((most - 4, 4), (3, 20), (5, 2)):
+        prompt = Prompt(torch.full((length,), 5))
+        jobs.append(TextJob(prompt, time.monotonic() + SECONDS, TextOptions(), new, backend.decode, [-1]))
+    backend.write(jobs)
+    assert all(job.future.done() for job in jobs)
+    assert sorted(widths) == [(5, 20), (most - 4, 4)]
 
 
 def test_seeds_decide_whoever_shares_the_batch(client, pipeline) -> None:

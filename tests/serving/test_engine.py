@@ -9,6 +9,7 @@ from itertools import groupby
 import pytest
 import torch
 
+from lavit_hf.serving.backend import RowWatch
 from lavit_hf.serving.engine import Engine, EngineClosed, QueueFull, WorkerDied
 from lavit_hf.serving.jobs import (
     CodeOptions,
@@ -232,6 +233,27 @@ def test_too_many_are_refused_all_or_none(fake, engine) -> None:
     with pytest.raises(QueueFull) as refusal:
         engine.submit([text_job()])
     assert refusal.value.retry_after >= 1 and engine.size == 16
+
+
+def test_those_who_left_keep_nobody_out(fake, engine) -> None:
+    """Clients that gave up and asked again were told for a whole batch that there are too many of them."""
+    occupy(fake, engine)
+    left = [text_job() for _ in range(15)]
+    engine.submit(left)
+    for job in left:
+        job.cancel()
+    engine.submit([text_job() for _ in range(15)])
+    assert all(job.future.done() for job in left) and engine.size == 16
+
+
+def test_a_row_that_ends_is_answered_before_its_batch() -> None:
+    short, long = text_job(), text_job()
+    short.max_tokens, long.max_tokens = 1, 2
+    watch = RowWatch([short, long])
+    assert watch(torch.tensor([[5], [5]]), None).tolist() == [True, False]
+    assert short.future.result(0).text == "x" and not long.future.done()
+    assert watch(torch.tensor([[5, 5], [5, 5]]), None).tolist() == [True, True]
+    assert long.future.result(0).text == "xx"
 
 
 def test_an_answer_frees_its_place_at_once(fake) -> None:

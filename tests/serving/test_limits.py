@@ -13,6 +13,7 @@ import pytest
 from PIL import Image
 
 from lavit_hf.serving import Engine, ServingLimits
+from lavit_hf.serving import app as serving_app
 from lavit_hf.serving.app import Gate
 from lavit_hf.serving.jobs import Job, Prompt
 
@@ -212,8 +213,16 @@ def test_large_requests(serve, images) -> None:
         assert status == 400 and message in answer["error"]["message"]
 
 
+def test_long_texts_are_refused_before_they_are_tokenized(serve, backend, monkeypatch) -> None:
+    monkeypatch.setattr(type(backend), "prepare", lambda *args, **options: pytest.fail("it was tokenized"))
+    server = serve()
+    for messages in ([{"role": "user", "content": "x" * 10**6}], [{"role": "user", "content": ""}] * 10**5):
+        status, _, answer = send(server, chat(messages=messages))
+        assert status == 400 and answer["error"]["code"] == "context_length_exceeded"
+
+
 def test_keys(serve) -> None:
-    server = serve(api_key="secret")
+    server = serve(api_key=" secret\n")  # as files and variables have it
     assert send(server, "", "/health", "GET")[0] == 200
     for headers in (
         {},
@@ -295,6 +304,23 @@ def test_an_answer_frees_its_place_at_once() -> None:
     engine.close()
     counted = engine.metrics.registry.get_sample_value("lavit_requests_total", {"path": CHAT, "status": "200"})
     assert counted == 2 and engine.metrics.registry.get_sample_value("lavit_requests_in_flight") == 0
+
+
+def test_an_answer_that_nobody_takes_ends(monkeypatch) -> None:
+    monkeypatch.setattr(serving_app, "_SENDING_SECONDS", 0.05)
+
+    async def app(scope, receive, send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await asyncio.Event().wait()  # as where a client does not read
+
+    async def ask() -> None:
+        scope = {"type": "http", "method": "GET", "path": CHAT, "headers": []}
+        await Gate(app, engine, ServingLimits(max_seconds=0.05), None)(scope, None, asyncio.Queue().put)
+
+    engine = Engine(SimpleNamespace(write=None, draw=None))
+    asyncio.run(asyncio.wait_for(ask(), 60))
+    engine.close()
+    assert engine.metrics.registry.get_sample_value("lavit_requests_in_flight") == 0
 
 
 def test_time_passes(serve, slow, backend) -> None:

@@ -3,7 +3,9 @@
 import base64
 import http.server
 import io
+import math
 import threading
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -26,6 +28,13 @@ def web() -> Iterator[str]:
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             path = self.path.partition("?")[0]
+            if path == "/a/slow":  # a byte now and then, which is no silence that a socket would notice
+                self.wfile.write(b"HTTP/1.0 200 OK\r\nX: ")
+                for _ in range(200):
+                    self.wfile.write(b"x")
+                    time.sleep(0.05)
+                self.wfile.write(b"\r\n\r\n" + file.getvalue())
+                return
             self.send_response({"/a/moved": 302, "/a/none": 404}.get(path, 200))
             if path == "/a/moved":
                 self.send_header("Location", "/a/picture.png")
@@ -84,6 +93,15 @@ def test_allowed_addresses(web: str, monkeypatch: pytest.MonkeyPatch) -> None:
     for path, message in [("moved", "status 302"), ("none", "status 404"), ("large", "larger than")]:
         with pytest.raises(PictureError, match=message):
             allowed.read(f"{web}/a/{path}")
+
+
+@pytest.mark.parametrize(("seconds", "deadline"), [(0.3, math.inf), (60.0, 0.0)])
+def test_slow_addresses(web: str, monkeypatch: pytest.MonkeyPatch, seconds: float, deadline: float) -> None:
+    """Regression: the limit began anew with every byte."""
+    monkeypatch.setattr(pictures, "is_public", lambda address: True)
+    monkeypatch.setattr(pictures, "_FETCH_SECONDS", seconds)
+    with pytest.raises(PictureError, match="it takes too long"):
+        reader(f"{web}/a").read(f"{web}/a/slow", deadline)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from ..conversion.weight_files import (
     check_shard_size,
     check_space,
     complete_directory,
+    find_weights,
     write_sharded,
 )
 from ..modeling.configuration_lavit import LavitConfig
@@ -121,7 +122,7 @@ def export_llama(
 
 def _read_weights(source: Path, config: LavitConfig) -> tuple[Weights, dict[str, str]]:
     """The weights, and the names of those of the language model: Llama's to the stored ones."""
-    weights = Weights(sorted(source.glob("model*.safetensors")))
+    weights = Weights(find_weights(source, "model"))  # of other variants, the same once more
     names = {}
     for stored in weights.headers:
         if stored.startswith(_BASE):

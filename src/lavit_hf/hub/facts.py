@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -74,9 +75,14 @@ def read_checkpoint(root: Path, files: list[str], config: Any, adapter: AdapterF
     parameters: Counter[str] = Counter()
     dtypes: Counter[str] = Counter()
     whole = "adapter" if adapter else "language model" if config.model_type == "lavit" else "visual tokenizer"
-    for file in sorted(files, key=lambda name: ("/" in name, name)):  # the model itself first
+    counted: set[tuple[str, str]] = set()
+    for file in sorted(files, key=lambda name: ("/" in name, name.count("."), name)):  # the model itself first
         if file.endswith(WEIGHTS) and not file.startswith("original/"):
             for name, tensor in read_headers(root / file, PublishError).items():
+                key = (os.path.dirname(file), name)
+                if key in counted:  # the same in another precision: a variant
+                    continue
+                counted.add(key)
                 parameters[_part(file, name, whole)] += prod(tensor.shape)
                 dtypes[tensor.dtype] += prod(tensor.shape)
     decoders = {

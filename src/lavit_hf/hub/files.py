@@ -22,6 +22,7 @@ from ..conversion.original import LAYOUT, UNUSED
 from ..evaluation import TASKS
 from ..modeling.configuration_lavit import LavitConfig
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX, read_parts
+from ..pipelines.pixel_decoder_storage import COMPONENTS
 from ..remote_code import PIPELINE_MODULE, TEXT_TO_IMAGE_MODULE, code_files
 from ..utils.json_files import read_json_object
 from ..utils.paths import is_inside
@@ -273,6 +274,13 @@ class _KnownFiles:
         is_index = f"{folder}/" in DECODER_FOLDERS and path.name == MODEL_INDEX
         is_asked = self._include_evaluation and bool(_EVALUATION.fullmatch(name))
         return is_index or is_asked or bool(_CHAT_TEMPLATE.fullmatch(name))
+
+
+def is_weights(name: str) -> bool:
+    """Whether a file, named from the root of a checkpoint, holds weights of one of its models, or is their index."""
+    path = PurePosixPath(name)
+    folders = {".", *(f"{folder}{part}" for folder in DECODER_FOLDERS for part in COMPONENTS)}
+    return str(path.parent) in folders and bool(_WEIGHTS.fullmatch(path.name))
 
 
 def _is_file_of_model(name: str) -> bool:

@@ -22,13 +22,13 @@ from .card import Origin, check_origin, is_hub_name, read_card, remove_paths, wr
 from .facts import AdapterFacts, is_adapter, read_adapter, read_checkpoint, read_config
 from .files import (
     CONFIGURATIONS,
-    WEIGHTS,
     FileList,
     PublishError,
     check_licenses,
     check_weights,
     find_notices,
     is_index,
+    is_weights,
     list_files,
     mapped_modules,
     read_object,
@@ -193,9 +193,6 @@ def _hints(data: ModelCardData, paths: list[str]) -> list[str]:
 # The upload.
 
 
-_OF_WEIGHTS = (WEIGHTS, f"{WEIGHTS}.index.json")
-
-
 @dataclass(frozen=True)
 class PublishReport:
     """What was published, or would be.
@@ -300,7 +297,7 @@ def _upload(
     if revision is not None:
         api.create_branch(report.repository, branch=revision, exist_ok=True)
     stored = api.list_repo_files(report.repository, revision=revision)
-    removed = sorted(file for file in set(stored) - publication.files.keys() if file.endswith(_OF_WEIGHTS))
+    removed = sorted(file for file in set(stored) - publication.files.keys() if is_weights(file))
     operations: list[CommitOperationAdd | CommitOperationCopy | CommitOperationDelete] = [
         *(CommitOperationAdd(name, path) for name, path in publication.files.items()),
         *(CommitOperationDelete(name) for name in removed),

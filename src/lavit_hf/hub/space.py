@@ -121,7 +121,8 @@ def publish_space(
         space: Name of the Space, `user/name`; created if needed.
         model: Name of the published checkpoint.
         checkpoint: Its directory here.
-        private: Whether a new Space is private; by default what is usual for its owner.
+        private: Whether a new Space is private; by default what is usual for its owner. `True` refuses one that is
+            public already.
         dry_run: Only says what would be published; asks nothing of the Hub.
         token: Token of the Hub; by default the stored one.
 
@@ -142,6 +143,8 @@ def publish_space(
     operations = [CommitOperationAdd(name, file) for name, file in files.items()]
     try:
         api.create_repo(space, repo_type="space", space_sdk="gradio", private=private, exist_ok=True)
+        if private and not api.space_info(space).private:  # it would show a private model to everybody
+            raise PublishError(f"The Space {space} exists and is public; make it private in its settings first.")
         message = "Upload a page for LaVIT"
         commit = create_commit(api, space, operations, f"The Space {space}", commit_message=message, repo_type="space")
     except UPLOAD_ERRORS as error:

@@ -9,7 +9,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError, StrictDataclassError
@@ -37,6 +37,7 @@ _BUILT_IN_SECONDS = 1000
 _GIVEN = "The given configuration"
 
 Shapes = dict[str, list[int]]
+_Model = TypeVar("_Model", bound=PreTrainedModel)
 
 
 # Errors about what a file holds say which file it is.
@@ -125,6 +126,20 @@ class CheckedLoadingMixin:
             return super().from_pretrained(  # type: ignore[misc]
                 pretrained_model_name_or_path, *model_args, **kwargs
             )
+
+
+def load_complete(model_class: type[_Model], checkpoint: str | os.PathLike, **kwargs: Any) -> _Model:
+    """Loads a model by `from_pretrained`, unless tensors are missing, which transformers fills with random numbers.
+
+    Raises:
+        OSError: If a file is missing or corrupt.
+        ValueError: If tensors are missing, or the configuration does not fit the weights.
+    """
+    loaded: Any = model_class.from_pretrained(checkpoint, output_loading_info=True, **kwargs)
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):
+        raise ValueError(f"{checkpoint}: {len(missing)} tensors are missing, the first is {missing[0]}.")
+    return model
 
 
 def check_checkpoint(

@@ -52,6 +52,7 @@ from .protocol import (
 _OPEN_PATHS = ("/health",)  # which need no key
 _PREPARING_THREADS = 4  # that decode pictures at a time
 _KEEP_ALIVE_SECONDS = 5.0
+_SENDING_SECONDS = 10.0  # that a client has to take the last of its answer, when the time of its request is over
 _CLOSED_REQUEST = 499  # nobody reads the answer
 
 
@@ -98,7 +99,7 @@ class Gate:
         self._app = app
         self._engine = engine
         self._limits = limits
-        self._api_key = None if api_key is None else api_key.encode()
+        self._api_key = None if api_key is None else api_key.strip().encode()
         self._in_flight = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -133,7 +134,9 @@ class Gate:
 
         self._count(1)
         try:
-            await self._app(scope, receive, send_and_look)
+            # What takes time ends by itself; this ends answers that nobody takes.
+            with anyio.move_on_after(self._limits.max_seconds + _SENDING_SECONDS):
+                await self._app(scope, receive, send_and_look)
         finally:
             end()
 
@@ -237,7 +240,7 @@ class Api:
         form.check_options()
         if form.is_drawing:
             return await self._chat_in_pictures(request, form, deadline)
-        prompt = await self._prepare_chat(form)
+        prompt = await self._prepare_chat(form, deadline)
         pieces: asyncio.Queue = asyncio.Queue()
         jobs = self._make_text_jobs(form, prompt, deadline, pieces if form.stream else None)
         self._submit(jobs)
@@ -258,7 +261,7 @@ class Api:
             raise ApiError(400, "Only one picture can be streamed at a time.", param="n")
         if form.partial_images and not form.stream:
             raise ApiError(400, "partial_images needs stream.", param="partial_images")
-        prompt = await self._prepare([{"role": "user", "content": form.prompt}], form)
+        prompt = await self._prepare([{"role": "user", "content": form.prompt}], form, deadline)
         pieces: asyncio.Queue = asyncio.Queue()
         jobs, size = self._make_image_jobs(form, prompt, deadline, pieces if form.stream else None)
         self._submit(jobs)
@@ -308,33 +311,43 @@ class Api:
                     raise too_large
         return await anyio.to_thread.run_sync(parse, form, bytes(body))
 
-    async def _prepare_chat(self, form: ChatRequest, **options: Any) -> Prompt:
+    async def _prepare_chat(self, form: ChatRequest, deadline: float) -> Prompt:
         number = sum(part.type == "image_url" for one in form.messages for part in one.parts)
         if number > self._limits.max_images:
             raise ApiError(400, f"The request has {number} pictures; at most {self._limits.max_images} are taken.")
+        # Before it is tokenized, which would take much of the server's memory.
+        texts = [part.text for one in form.messages for part in one.parts if part.type == "text"]
+        size = len(form.messages) + len(texts) + sum(map(len, texts))  # each of them becomes something, also if empty
+        if size > self._backend.max_characters:
+            room = f"{self._backend.max_length} tokens, at most {self._backend.max_characters:,} characters"
+            message = f"The prompt is too long: the model has room for {room}."
+            raise ApiError(400, message, code="context_length_exceeded")
         names = ("num_image_tokens", "keep_rate", "max_total_image_tokens", "visual_mode")
-        return await self._prepare(form.messages, form, **{name: getattr(form, name) for name in names})
+        return await self._prepare(form.messages, form, deadline, **{name: getattr(form, name) for name in names})
 
-    async def _prepare(self, messages: Any, form: ChatRequest | ImageRequest, **options: Any) -> Prompt:
+    async def _prepare(
+        self, messages: Any, form: ChatRequest | ImageRequest, deadline: float, **options: Any
+    ) -> Prompt:
         """Makes a prompt in one of few threads, as pictures are decoded there."""
         if form.is_drawing:
             self._check_can_draw()
             options |= {"generation_mode": "image", "negative_prompt": form.negative_prompt}
 
         def prepare() -> Prompt:
-            return self._backend.prepare([self._read_message(one) for one in messages], **options)
+            return self._backend.prepare([self._read_message(one, deadline) for one in messages], **options)
 
         if self._preparing is None:
             self._preparing = anyio.CapacityLimiter(_PREPARING_THREADS)
         try:
-            prompt = await anyio.to_thread.run_sync(prepare, limiter=self._preparing)
+            with anyio.fail_after(max(deadline - time.monotonic(), 0)):
+                prompt = await anyio.to_thread.run_sync(prepare, limiter=self._preparing)
         except (TypeError, ValueError) as error:
             raise ApiError(400, str(error)) from error
         if prompt.length >= self._backend.max_length:
             raise self._too_long(prompt.length, 1)
         return prompt
 
-    def _read_message(self, message: Any) -> dict[str, Any]:
+    def _read_message(self, message: Any, deadline: float) -> dict[str, Any]:
         """A message as the processor takes it."""
         if isinstance(message, dict):
             return message
@@ -342,7 +355,7 @@ class Api:
         parts = [
             {"type": "text", "text": part.text}
             if part.type == "text"
-            else {"type": "image", "image": self._reader.read(part.image_url.url)}
+            else {"type": "image", "image": self._reader.read(part.image_url.url, deadline)}
             for part in message.parts
         ]
         return {"role": role, "content": parts}
@@ -451,7 +464,7 @@ class Api:
             raise _as_api_error(error) from error
 
     async def _chat_in_pictures(self, request: Request, form: ChatRequest, deadline: float) -> Response:
-        prompt = await self._prepare_chat(form)
+        prompt = await self._prepare_chat(form, deadline)
         jobs, _ = self._make_image_jobs(form, prompt, deadline, None)
         self._submit(jobs)
         answer = ChatAnswer(self._name)

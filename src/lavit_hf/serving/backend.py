@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of tokenizers that fall back on bytes
 _MAX_TEXT = 256  # ids, where neither the request nor the checkpoint says how many
+_MANY_POSITIONS = 2**15  # of language models that do not say how many they have, such as Bloom
 
 
 class RowWatch(StoppingCriteria):
@@ -56,7 +57,10 @@ class RowWatch(StoppingCriteria):
         if self._is_search:
             return torch.full((len(input_ids),), all(job.is_over for job in self._jobs), device=input_ids.device)
         for row, (job, new_id) in enumerate(zip(self._jobs, input_ids[:, -1].tolist(), strict=True)):
-            self._is_over[row] = self._is_over[row] or job.take(new_id)
+            if not self._is_over[row] and job.take(new_id):
+                self._is_over[row] = True
+                if isinstance(job, TextJob):
+                    job.complete()  # now, and not when the longest of its batch is written
         return torch.tensor(self._is_over, device=input_ids.device)
 
 
@@ -82,6 +86,7 @@ class TransformersBackend:
         self._is_processing = threading.Lock()  # tokenizers change their own padding while they work
         vocabulary = processor.tokenizer.get_vocab()
         self.byte_ids = frozenset(index for token, index in vocabulary.items() if _BYTE.fullmatch(token))
+        self._longest_token = max(map(len, vocabulary))
         self._pixel_decoder: LavitPixelDecoderPipeline | None = None
         if pipeline is not None:
             self._pixel_decoder = pipeline.pixel_decoder
@@ -92,7 +97,12 @@ class TransformersBackend:
     @property
     def max_length(self) -> int:
         """Positions of the language model, for prompt and answer."""
-        return self.model.config.text_config.max_position_embeddings
+        return getattr(self.model.config.text_config, "max_position_embeddings", _MANY_POSITIONS)
+
+    @property
+    def max_characters(self) -> int:
+        """Characters that would fill all positions, if they made the longest tokens there are."""
+        return self.max_length * self._longest_token
 
     @property
     def end_ids(self) -> list[int]:
@@ -192,13 +202,33 @@ class TransformersBackend:
     @torch.no_grad()
     def write(self, jobs: Sequence[TextJob] | Sequence[ImageJob]) -> None:
         """See [`Backend`]."""
+        if isinstance(jobs[0], TextJob):
+            for part in self._parts_that_fit([job for job in jobs if isinstance(job, TextJob)]):
+                self._write_text(part, self._inputs(part))
+        else:
+            self._write_codes([job for job in jobs if isinstance(job, ImageJob)], self._inputs(jobs))
+
+    def _parts_that_fit(self, jobs: list[TextJob]) -> list[list[TextJob]]:
+        """Splits a batch where its longest prompt and its longest text together need more positions than there are.
+
+        A row that has ended goes on counting positions as long as one of its batch is written.
+        """
+        parts: list[list[TextJob]] = []
+        for job in sorted(jobs, key=lambda job: job.prompt.length):
+            wanted = [*(parts[-1] if parts else []), job]
+            longest = max(one.prompt.length for one in wanted) + max(one.max_tokens for one in wanted)
+            if parts and longest <= self.max_length:
+                parts[-1].append(job)
+            else:
+                parts.append([job])
+        return parts
+
+    def _inputs(self, jobs: Sequence[TextJob] | Sequence[ImageJob]) -> dict[str, Any]:
+        """What `generate` is given of prompts."""
         inputs = self._pad([job.prompt.input_ids for job in jobs])
         inputs |= self._encode_images(jobs)
         self._count(jobs)
-        if isinstance(jobs[0], TextJob):
-            self._write_text([job for job in jobs if isinstance(job, TextJob)], inputs)
-        else:
-            self._write_codes([job for job in jobs if isinstance(job, ImageJob)], inputs)
+        return inputs
 
     def draw(self, jobs: Sequence[ImageJob]) -> None:
         """See [`Backend`]."""

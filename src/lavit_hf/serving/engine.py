@@ -141,6 +141,11 @@ class Worker:
                 return
         job.fail(EngineClosed())
 
+    def drop_over(self) -> None:
+        """Ends jobs that wait here, while nobody waits for them any more."""
+        with self._changed:
+            self._drop_over()
+
     def close(self) -> None:
         """Ends the thread after the batch at work; jobs that wait fail."""
         with self._changed:
@@ -296,6 +301,8 @@ class Engine:
             EngineClosed: The engine takes none any more.
             QueueFull: There are too many already.
         """
+        for worker in (self.writer, self.pixels):
+            worker.drop_over()  # or they would take the place of those that clients have asked for since
         with self._lock:
             if self._is_closed:
                 raise EngineClosed

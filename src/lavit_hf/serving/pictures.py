@@ -11,10 +11,13 @@ import binascii
 import http.client
 import io
 import ipaddress
+import math
 import socket
 import ssl
+import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from PIL import Image
@@ -70,15 +73,19 @@ class PictureReader:
         self._max_pixels = max_pixels
         self._prefixes = [parse_prefix(prefix) for prefix in allowed_prefixes]
 
-    def read(self, url: str) -> Image.Image:
+    def read(self, url: str, deadline: float = math.inf) -> Image.Image:
         """Reads a picture, as RGB and upright.
 
+        Args:
+            url: The picture as a data URL, or its address.
+            deadline: When it is too late, of `time.monotonic`.
+
         Raises:
-            PictureError: It is no picture, too large, or at an address that is not allowed.
+            PictureError: It is no picture, too large, at an address that is not allowed, or takes too long.
         """
         if url[:5].lower() == "data:":
             return self._decode(self._read_data_url(url))
-        return self._decode(self._fetch(url))
+        return self._decode(self._fetch(url, deadline))
 
     def _decode(self, data: bytes) -> Image.Image:
         try:
@@ -112,12 +119,16 @@ class PictureReader:
     def _too_large(self) -> PictureError:
         return PictureError(f"A picture is larger than {self._max_bytes:,} bytes.")
 
-    def _fetch(self, url: str) -> bytes:
+    def _fetch(self, url: str, deadline: float) -> bytes:
         parts = self._check_url(url)
         host, port = str(parts.hostname), parts.port or _PORTS[parts.scheme]
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        until = min(time.monotonic() + _FETCH_SECONDS, deadline)
         connection = _connect(parts.scheme, host, port)
-        until = time.monotonic() + _FETCH_SECONDS
+        # The timeout of a socket begins anew with every byte; this one does not.
+        alarm = threading.Timer(max(until - time.monotonic(), 0), connection.abort)
+        alarm.daemon = True
+        alarm.start()
         try:
             connection.request("GET", path, headers={"Accept-Encoding": "identity", "User-Agent": "lavit-hf"})
             response = connection.getresponse()
@@ -128,12 +139,14 @@ class PictureReader:
                 data += chunk
                 if len(data) > self._max_bytes:
                     raise self._too_large()
-                if time.monotonic() > until:
-                    raise PictureError(f"{_short(url)} takes longer than {_FETCH_SECONDS:g} s.")
+            if connection.is_aborted:  # what was read looks like all of it
+                raise TimeoutError
             return data
         except (OSError, http.client.HTTPException) as error:
-            raise PictureError(f"{_short(url)} cannot be fetched: {error}") from error
+            reason = "it takes too long" if connection.is_aborted or isinstance(error, TimeoutError) else error
+            raise PictureError(f"{_short(url)} cannot be fetched: {reason}") from error
         finally:
+            alarm.cancel()
             connection.close()
 
     def _check_url(self, url: str) -> SplitResult:
@@ -165,15 +178,31 @@ class _CheckedConnection(http.client.HTTPConnection):
 
     def __init__(self, host: str, port: int, address: tuple, context: ssl.SSLContext | None):
         super().__init__(host, port, timeout=_FETCH_SECONDS)
+        self.is_aborted = False
+        self._wire: socket.socket | None = None  # `sock` is let go of as soon as a response reads from it alone
         self._address = address
         self._context = context
 
     def connect(self) -> None:
-        connected = socket.create_connection(self._address, timeout=self.timeout)
-        self.sock = self._context.wrap_socket(connected, server_hostname=self.host) if self._context else connected
+        self.sock = socket.create_connection(self._address, timeout=self.timeout)
+        if self._context:
+            name = self.host
+            self.sock = self._context.wrap_socket(self.sock, server_hostname=name, do_handshake_on_connect=False)
+        self._wire = self.sock
+        if self.is_aborted:
+            raise TimeoutError
+        if isinstance(self.sock, ssl.SSLSocket):
+            self.sock.do_handshake()
+
+    def abort(self) -> None:
+        """Ends whatever another thread waits for here."""
+        self.is_aborted = True
+        if self._wire is not None:
+            with suppress(OSError):  # closed already
+                socket.socket.shutdown(self._wire, socket.SHUT_RDWR)  # below TLS, which is another thread's
 
 
-def _connect(scheme: str, host: str, port: int) -> http.client.HTTPConnection:
+def _connect(scheme: str, host: str, port: int) -> _CheckedConnection:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     except (OSError, UnicodeError) as error:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from ..processing.image_processing_pil_lavit import load_image, to_rgb
 from .examples import Examples
-from .studio import Drawing, Look, Studio
+from .studio import MAX_CHARACTERS, Drawing, Look, Studio
 from .token_strip import known_style, token_strip
 
 VISITORS = 20  # that may wait
@@ -136,6 +136,7 @@ def _add_reading(studio: Studio, examples: Examples, folder: Path, on_gpu: Calla
             placeholder=examples.questions[0],
             scale=3,
             min_width=260,
+            max_length=MAX_CHARACTERS,
             elem_id="question",
             submit_btn=True,
         )
@@ -198,7 +199,13 @@ def _add_reading(studio: Studio, examples: Examples, folder: Path, on_gpu: Calla
 def _add_drawing(studio: Studio, examples: Examples, on_gpu: Callable) -> None:
     with gr.Row():
         with gr.Column():
-            prompt = gr.Textbox(label="Prompt", placeholder=examples.prompts[0], lines=2, elem_id="prompt")
+            prompt = gr.Textbox(
+                label="Prompt",
+                placeholder=examples.prompts[0],
+                lines=2,
+                max_length=MAX_CHARACTERS,
+                elem_id="prompt",
+            )
             pictures = gr.Gallery(
                 label="Pictures before the text, if any", type="filepath", height=180, elem_id="pictures", columns=4
             )
@@ -222,15 +229,16 @@ def _add_drawing(studio: Studio, examples: Examples, on_gpu: Callable) -> None:
     def draw(
         text: str,
         files: list[tuple[str, Any]] | None,
-        number: float,
+        number: float | None,
         scale: float,
         count: float,
         progress: Any = _PROGRESS,
     ) -> tuple[Image.Image, str]:
         images = [open_picture(path) for path, _ in files or ()]
         progress(0, desc="Writing the picture as words")
-        drawn = studio.draw(text, images, int(number), scale, int(count), _steps(progress))
-        return drawn.image, _drawn(drawn, int(number))
+        chosen = int(number or 0)  # of a field that was emptied, none
+        drawn = studio.draw(text, images, chosen, scale, int(count), _steps(progress))
+        return drawn.image, _drawn(drawn, chosen)
 
     gr.on(
         [button.click, prompt.submit],

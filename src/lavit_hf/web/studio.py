@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStreamer
 
-from ..modeling.checkpoint_files import find_file
+from ..modeling.checkpoint_files import find_file, load_complete
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, first_sentence, merge_options, question_prompt
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 # Called while pixels are drawn, with how many steps are done and how many there are.
 Progress = Callable[[int, int], object]
+
+# Of one visitor, while others wait.
+MAX_CHARACTERS = 2000
+MAX_PICTURES = 8
 
 _STOP = "."  # a caption is a sentence
 
@@ -120,11 +124,11 @@ class Studio:
 
         Raises:
             OSError: If the model or its processor is not there.
-            ValueError: If they do not fit together.
+            ValueError: If they do not fit together, or tensors are missing.
         """
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
         dtype = dtype or (torch.float32 if device == "cpu" else "auto")
-        model = LavitForConditionalGeneration.from_pretrained(checkpoint, dtype=dtype).eval()
+        model = load_complete(LavitForConditionalGeneration, checkpoint, dtype=dtype).eval()
         model.to(torch.device(device))
         processor = ImageTextProcessor.from_pretrained(checkpoint, visual_tokenizer=model)
         pipeline = None
@@ -208,10 +212,11 @@ class Studio:
         """Answers a question about a picture; yields the text as far as it is written.
 
         Raises:
-            ValueError: If the question is empty, or has the placeholder of an image in it.
+            ValueError: If the question is empty, too long, or has the placeholder of an image in it.
         """
         if not question.strip():
             raise ValueError("The question is empty.")
+        _check_length("question", question)
         if self.processor.image_token in question:
             raise ValueError(
                 f"{self.processor.image_token} cannot be part of a question: the picture stands before it."
@@ -277,10 +282,13 @@ class Studio:
             progress: Called after each of them.
 
         Raises:
-            ValueError: If there is nothing to draw, or a value is out of range.
+            ValueError: If there is nothing to draw, too much to read before, or a value is out of range.
         """
         if not prompt.strip() and not images:
             raise ValueError("The prompt is empty: say what to draw.")
+        _check_length("prompt", prompt)
+        if len(images) > MAX_PICTURES:
+            raise ValueError(f"There are {len(images)} pictures before the text; at most {MAX_PICTURES} are taken.")
         output = self.pipeline(
             [*images, prompt] if images else prompt,
             guidance_scale=guidance_scale,
@@ -307,6 +315,11 @@ class Studio:
             callback_on_step_end=_report(progress),
         )
         return Drawing(output.images[0], len(output.codes[0]))
+
+
+def _check_length(name: str, text: str) -> None:
+    if len(text) > MAX_CHARACTERS:
+        raise ValueError(f"The {name} has {len(text):,} characters; at most {MAX_CHARACTERS:,} are taken.")
 
 
 class _StopWhen(StoppingCriteria):

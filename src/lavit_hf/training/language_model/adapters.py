@@ -26,6 +26,7 @@ from ...conversion.weight_files import (
     find_weights,
     read_json,
 )
+from ...modeling.checkpoint_files import load_complete
 from ...modeling.modeling_lavit import LavitForConditionalGeneration
 from ...pipelines.pixel_decoder_files import copy_pixel_decoders, link_pixel_decoders
 from ...processing.processing_lavit import ImageTextProcessor
@@ -260,11 +261,7 @@ def merge_adapter(
     for root in (found.folder, Path(found.base)):  # what the processor is saved from
         for path in (*root.glob("*.json"), *root.glob("*.jinja")):
             resolve_inside(root, path.name, str(root))
-    loaded: Any = LavitForConditionalGeneration.from_pretrained(found.base, output_loading_info=True)
-    model, report = loaded
-    if missing := sorted(report["missing_keys"]):
-        raise ValueError(f"{found.base}: {len(missing)} tensors are missing, the first is {missing[0]}.")
-    model = apply_adapter(model, found)
+    model = apply_adapter(load_complete(LavitForConditionalGeneration, found.base), found)
     processor = ImageTextProcessor.from_pretrained(found.processor)
     with complete_directory(target) as folder:
         _save_as_stored(model, Path(found.base), folder, max_shard_size)
