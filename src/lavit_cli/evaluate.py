@@ -132,10 +132,16 @@ def evaluate(
     ] = None,
     config: Annotated[str | None, typer.Option(help="Configuration of the dataset.", show_default=False)] = None,
     revision: Annotated[str | None, typer.Option(help="Revision on the Hub.", show_default=False)] = None,
-    image_column: Annotated[str, typer.Option(help="Column of a dataset.")] = "image",
-    text_column: Annotated[str, typer.Option(help="Column of the caption, or a list of them.")] = "text",
-    question_column: Annotated[str, typer.Option(help="Column of the question.")] = "question",
-    answer_column: Annotated[str, typer.Option(help="Column of the answer, or a list of them.")] = "answer",
+    image_column: Annotated[str | None, typer.Option(help="Column of a dataset.", show_default="image")] = None,
+    text_column: Annotated[
+        str | None, typer.Option(help="Column of the caption, or a list of them.", show_default="text")
+    ] = None,
+    question_column: Annotated[
+        str | None, typer.Option(help="Column of the question.", show_default="question")
+    ] = None,
+    answer_column: Annotated[
+        str | None, typer.Option(help="Column of the answer, or a list of them.", show_default="answer")
+    ] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Samples at a time.")] = 32,
     seed: Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all random choices.")] = 0,
     beams: Annotated[
@@ -233,6 +239,12 @@ def evaluate(
       lavit evaluate lavit-scenes --data scenes --task caption --num-tokens 4 --num-tokens 16 -o out/curve
       lavit evaluate lavit-scenes --data scenes --task caption --visual-mode discrete -o out/codes
     """
+    columns = {
+        "--image-column": image_column,
+        "--text-column": text_column,
+        "--question-column": question_column,
+        "--answer-column": answer_column,
+    }
     given_tasks: list[EvaluationTask] = []
     given_data, given_root = "", Path()
     if benchmark is None:
@@ -240,7 +252,7 @@ def evaluate(
     else:
         set_by_it = {"--task": task, "--data": data, "--split": split, "--num-drawings": num_drawings}
         others = {"--images": images, "--annotations": annotations, "--config": config, "--revision": revision}
-        given_root = _check_benchmark(benchmark, root, inception, {**set_by_it, **others})
+        given_root = _check_benchmark(benchmark, root, inception, {**set_by_it, **others, **columns})
     check_source(images, "--images")
     check_source(annotations, "--annotations", is_file=True)
     check_source(clip, "--clip")
@@ -281,7 +293,12 @@ def evaluate(
             annotations=annotations,
             config=config,
             revision=revision,
-            columns=(image_column, text_column, question_column, answer_column),
+            columns=(
+                image_column or "image",
+                text_column or "text",
+                question_column or "question",
+                answer_column or "answer",
+            ),
             seed=seed,
             options=options,
         )
@@ -305,6 +322,9 @@ def evaluate(
         checkpoint, lavit.model, lavit.processor, functools.partial(load_pipeline, lavit)
     )
     if num_tokens and len(num_tokens) > 1:
+        blind = [task.name for task in tasks if not task.sees_images]
+        if blind and state.is_main_process:
+            print(f"Left out, as it sees no images and has no budget: {', '.join(blind)}", file=sys.stderr)
         curve = evaluation.evaluate_budgets(
             evaluated, settings, num_tokens, output, batch_size=batch_size, num_shown=shown
         )

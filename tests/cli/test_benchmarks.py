@@ -126,6 +126,7 @@ def test_fid(evaluate, tmp_path: Path, protocol: str) -> None:
     deviations = found["protocol"]["deviations"]
     assert "num_inference_steps is 1 instead of 50" in deviations and "num_candidates is 2 instead of 4" in deviations
     assert ("real images keep their sizes" in deviations) == (protocol == "plain")
+    assert any(deviation.startswith("CLIP is not ViT-L/14: hidden_size ") for deviation in deviations)
 
 
 def test_plain_protocol(evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -147,11 +148,12 @@ def test_plain_protocol(evaluate, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_deviations_are_named(evaluate, tmp_path: Path) -> None:
-    result = evaluate("coco", "--num-samples", 2, "--num-tokens", 3)
+    result = evaluate("coco", "--num-samples", 2, "--num-tokens", 3, "--visual-mode", "discrete")
     assert result.exit_code == 0, result.output
     deviations = result_of(tmp_path / "out")["protocol"]["deviations"]
     assert "2 samples instead of 5000" in deviations and "num_image_tokens is 3 instead of None" in deviations
     assert "computed in float32 instead of bfloat16" in deviations
+    assert "images are read as discrete codes instead of features" in deviations
     assert any("patches are selected by 'expected'" in deviation for deviation in deviations)
     assert all(deviation in result.stdout for deviation in deviations)
 

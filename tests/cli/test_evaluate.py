@@ -140,4 +140,6 @@ def test_budgets(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
     useless = lavit(
         "evaluate", random_checkpoint, "--data", "scenes", "-t", "text-to-image", "--num-tokens", 3, "-o", "x"
     )
+    both = lavit(*command, "-t", "text-to-image", "--num-tokens", 5, "-o", tmp_path / "curve")
+    assert both.exit_code == 0 and "Left out, as it sees no images and has no budget: text-to-image" in both.stderr
     assert useless.exit_code == 1 and "None of the tasks has a use for num_image_tokens=3" in useless.stderr

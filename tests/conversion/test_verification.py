@@ -18,7 +18,7 @@ from conversion.original_variants import (
     shard_language_model,
     to_safetensors,
 )
-from lavit_hf.conversion import ConversionError, verify
+from lavit_hf.conversion import ConversionError, convert, verify
 
 pytest.importorskip("diffusers")
 Q_PROJ = "model.layers.1.self_attn.q_proj.weight"
@@ -111,6 +111,26 @@ def test_misnamed_misshapen_and_missing_tensors(original):
         ("highres_pixel_decoding/unet: missing conv_in.bias",),
     ):
         assert sum(all(part in problem for part in parts) for problem in found) == 1, found
+
+
+@pytest.mark.parametrize("part", ["unet", "vae"])
+def test_a_pixel_decoder_without_weights(original, part):
+    """Regression: the largest file of a download was missing, and it was called complete."""
+    weights = next((original / "highres_pixel_decoding" / part).glob("diffusion_pytorch_model.*"))
+    weights.rename(weights.with_name(f"diffusion_pytorch_model.fp16{weights.suffix}"))
+    only(original, f"highres_pixel_decoding/{part} has no weights")
+    with pytest.raises(ConversionError, match=f"highres_pixel_decoding/{part} has no weights"):
+        convert(original, original.parent / "converted", heads="vision=4,merger=4,decoder=4", progress=False)
+    assert not (original.parent / "converted").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["pixel_decoding/scheduler", "pixel_decoding/unet", "visual_tokenizer/tokenizer_decoder.bin"]
+)
+def test_a_pixel_decoder_in_part(original, name):
+    path = original / name
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    only(original, f"{name.removesuffix('.bin')}", "is missing")
 
 
 @pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.float8_e4m3fn])

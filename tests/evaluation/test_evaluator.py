@@ -1,6 +1,8 @@
 """Settings become tasks, tasks become `metrics.json`, and that becomes text; interruptions change nothing."""
 
+import copy
 import json
+import operator
 import os
 import signal
 import subprocess
@@ -176,6 +178,26 @@ def test_a_complete_evaluation_is_only_scored_again(evaluated, tmp_path, monkeyp
     with pytest.raises(ValueError, match="made from other data, by another checkpoint or with other options"):
         evaluate(evaluated, tasks(num_beams=1), tmp_path, progress=False)
     assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("part", "name", "value"),
+    [
+        ("config.visual_tokenizer_config", "selection", "argmax"),
+        ("generation_config", "repetition_penalty", 1.5),
+        ("processor", "visual_mode", "discrete"),
+    ],
+)
+def test_another_configuration_is_another_checkpoint(evaluated, tmp_path, part, name, value):
+    """Regression: predictions were scored again under a configuration that they were not made with."""
+    task = TASKS["caption"](read_data("scenes", "caption", num_samples=1), {"max_new_tokens": 5})
+    evaluate(evaluated, [task], tmp_path, progress=False)
+    model, processor = copy.deepcopy(evaluated.model), copy.copy(evaluated.processor)
+    changed = processor if part == "processor" else operator.attrgetter(part)(model)
+    assert getattr(changed, name) != value
+    setattr(changed, name, value)
+    with pytest.raises(ValueError, match=f"{name}: .* there, {value} now"):
+        evaluate(EvaluatedCheckpoint("x", model, processor), [task], tmp_path, progress=False)
 
 
 def test_a_task_comes_once(evaluated, tmp_path):

@@ -83,8 +83,24 @@ def test_missing_predictions(directory):
     assert not (directory.path / "predictions.jsonl").exists()
 
 
+def test_a_record_that_was_lost_is_made_again(directory):
+    """Regression: what was made again was not seen beside the merged file, however often."""
+    with directory.writer(0) as writer:
+        writer.write({"id": "a"})
+        writer.write({"id": "b"})
+    directory.merge(["a", "b"])
+    merged = directory.path / "predictions.jsonl"
+    merged.write_bytes(merged.read_bytes()[:-3])  # as a copy may end
+    assert list(directory.finished()) == ["a"]
+    with directory.writer(0) as writer:
+        writer.write({"id": "b"})
+    assert directory.merge(["a", "b"]) == [{"id": "a"}, {"id": "b"}]
+
+
 def test_other_settings_are_refused(directory):
     directory.open(SETTINGS)
+    with pytest.raises(ValueError, match=r"\(size.height: None there, 2 now\)"):
+        directory.open({**SETTINGS, "size": {"height": 2}})
     with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
         directory.open({**SETTINGS, "seed": 1})
 

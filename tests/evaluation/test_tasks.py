@@ -151,6 +151,8 @@ def test_wrong_options_are_refused(tmp_path):
     other = other_data([], is_benchmark=True)
     with pytest.raises(ValueError, match="no option 'beams'; it has num_beams"):
         CaptionTask(other, {"beams": 2})
+    with pytest.raises(ValueError, match="at least 8 tokens .min_new_tokens., more than the 5 of max_new_tokens"):
+        CaptionTask(other, {"max_new_tokens": 5})
     with pytest.raises(ValueError, match="best of 4 drawings is chosen by CLIP: --clip takes"):
         TextToImageTask(other)
     with pytest.raises(ValueError, match="--inception takes"):
@@ -282,14 +284,24 @@ def test_changes_are_drawn_after_the_picture(evaluated):
         assert predicted.picture.tobytes() == picture.tobytes()
 
 
-def test_the_best_of_several_drawings_is_kept(evaluated, tmp_path):
+def test_the_best_of_several_drawings_is_kept(evaluated, tmp_path, monkeypatch):
     from evaluation.metrics.tiny_networks import save_tiny_clip
     from lavit_hf.evaluation.metrics.images import ClipSimilarity
 
     clip = str(save_tiny_clip(tmp_path / "clip"))
     data = other_data(read_scenes("text-to-image", None, 3).samples, is_benchmark=True)
     options = {**FAST, "decoder": None, "guidance_scale": 3.0, "decoder_guidance_scale": 3.0}
-    best = TextToImageTask(data, {**options, "num_candidates": 3, "clip": clip}).predict(evaluated, data.samples)
+    pipeline, batch_sizes = evaluated.pipeline("lowres"), []
+    draw = type(pipeline).__call__
+
+    def counted(self, *args, **arguments):
+        batch_sizes.append(arguments.get("batch_size"))
+        return draw(self, *args, **arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(type(pipeline), "__call__", counted)
+        best = TextToImageTask(data, {**options, "num_candidates": 3, "clip": clip}).predict(evaluated, data.samples)
+    assert batch_sizes == [1]  # prompts at a time: three candidates are as many pictures as samples
     task = TextToImageTask(data, {**options, "num_candidates": 1, "clip": clip})
     similarity = ClipSimilarity(clip)
     chosen = []

@@ -113,7 +113,7 @@ _OLD_NAME = re.compile(rf"(.*attentions\.\d+)\.({'|'.join(_OLD_ATTENTION)})\.(we
 
 
 def check_components(source: OriginalCheckpoint) -> None:
-    """Names every unexpected, missing or misshapen tensor of the pixel decoders' models."""
+    """Names every unexpected, missing or misshapen tensor of the pixel decoders' models, and models without any."""
     problems = [problem for part in source.components for problem in component_problems(source.root, part)]
     if problems:
         raise ConversionError(listing("The tensors do not fit the pixel decoders:", problems))
@@ -124,6 +124,8 @@ def component_problems(root: Path, component: Component) -> list[str]:
 
     Without diffusers, which only drawing needs, the tensors are taken as they are.
     """
+    if component.weights is None and component.folder.rpartition("/")[2] in ("unet", "vae"):
+        return [f"{component.folder} has no weights: diffusion_pytorch_model.safetensors or .bin is missing"]
     if component.weights is None or component.stem != "diffusion_pytorch_model":
         return []
     if importlib.util.find_spec("diffusers") is None:

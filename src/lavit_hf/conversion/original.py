@@ -38,6 +38,7 @@ OPTIONAL = (names.LOWRES_DECODER, names.HIGHRES_DECODER, names.UNCONDITIONAL)
 # Folder of the original -> folder of the converted directory. Everything in them is diffusers' or transformers' own.
 PIXEL_DECODERS = {"highres_pixel_decoding": "", "pixel_decoding": "lowres"}
 COMPONENTS = ("unet", "vae", "scheduler", "safety_checker", "feature_extractor")
+_NEEDED = ("unet", "vae", "scheduler")
 _SMALL_FILES = {".json", ".txt", ".md", ".model", ".jinja"}
 
 
@@ -126,6 +127,16 @@ def find_original(root: Path, file: str) -> list[Path]:
     path = root / file
     # transformers calls its pickles differently from its safetensors.
     return find_weights(path.parent, path.name, "pytorch_model" if file == names.LANGUAGE_MODEL else None)
+
+
+def missing_of_pixel_decoders(root: Path) -> list[str]:
+    """What pixel decoders lack that are there in part: they are converted, but nothing could be drawn by them."""
+    missing = []
+    for folder, decoder in zip(PIXEL_DECODERS, (names.HIGHRES_DECODER, names.LOWRES_DECODER), strict=True):
+        if any((root / folder / name).is_dir() for name in COMPONENTS):
+            missing += [f"{folder}/{name}" for name in _NEEDED if not (root / folder / name).is_dir()]
+            missing += [] if find_original(root, decoder) else [f"{decoder}.bin or .safetensors"]
+    return missing
 
 
 def find_component_weights(folder: Path) -> tuple[list[Path], str]:

@@ -29,6 +29,7 @@ from .original import (
     OriginalCheckpoint,
     find_component_weights,
     find_original,
+    missing_of_pixel_decoders,
 )
 from .weight_files import ConversionError, WeightFile, Weights, read_json
 
@@ -108,6 +109,7 @@ def _verify_original(root: Path, problems: _Problems, progress: bool) -> None:
             paths += found
     needed = [root / name for name in (TEXT_CONFIG, TEXT_TOKENIZER)]
     problems.found += [f"{path} is missing." for path in needed if not path.is_file()]
+    problems.found += [f"{root / name} is missing." for name in missing_of_pixel_decoders(root)]
     for folder in PIXEL_DECODERS:
         for name in COMPONENTS:
             with problems.noted():

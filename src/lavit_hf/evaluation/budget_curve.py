@@ -138,13 +138,14 @@ def _draw(figure: Any, points: Sequence[Mapping[str, Any]]) -> None:
         first = points[0]["results"][index]
         for name in shown_metrics(first):
             found = [(mean_tokens(point, index), shown_metrics(point["results"][index]).get(name)) for point in points]
-            *line, (own_tokens, own) = [(tokens, one) for tokens, one in found if one is not None]
+            own_tokens, own = found[-1]
+            line = [(tokens, one) for tokens, one in found[:-1] if one is not None]
             tokens = [tokens for tokens, _ in line]
             (drawn,) = axis.plot(tokens, [one["value"] for _, one in line], marker="o", ms=3, label=name)
             if all(one["interval"] for _, one in line):
                 low, high = ([one["interval"][side] for _, one in line] for side in (0, 1))
                 axis.fill_between(tokens, low, high, alpha=0.15, color=drawn.get_color())
-            if own_tokens is not None:
+            if own_tokens is not None and own is not None:
                 axis.plot([own_tokens], [own["value"]], marker="*", ms=10, color=drawn.get_color())
         axis.set_xscale("log", base=2)
         budgets = [point["num_image_tokens"] for point in points[:-1]]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from ..utils.fingerprints import module_fingerprint
@@ -67,15 +67,37 @@ class EvaluatedCheckpoint:
             "image_processor": self.processor.image_processor.to_dict(),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
+            "config": _without_origin(self.model.config.to_dict()),
+            "generation_config": _without_origin(self.model.generation_config.to_diff_dict()),
+            "visual_mode": self.processor.visual_mode,
         }
 
     def pixel_decoder_settings(self, decoder: str | None) -> dict[str, Any]:
         """Returns what drawings depend on besides."""
         pipeline = self.pipeline(decoder)
+        parts = {name: getattr(pipeline, name) for name in ("token_decoder", "unet", "vae")}
+        configs = {name: part.config for name, part in parts.items()}
         return {
-            "pixel_decoder_weights": module_fingerprint(pipeline.token_decoder, pipeline.unet, pipeline.vae),
+            "pixel_decoder_weights": module_fingerprint(*parts.values()),
+            "pixel_decoder_configs": {
+                name: _without_origin(config.to_dict() if hasattr(config, "to_dict") else dict(config))
+                for name, config in configs.items()
+            },
+            "has_safety_checker": pipeline.safety_checker is not None,
             "scheduler": {"class": type(pipeline.scheduler).__name__, **dict(pipeline.scheduler.config)},
         }
+
+
+# How a configuration was made, and not what a model does.
+_ORIGIN = ("architectures", "auto_map", "disable_compile", "dtype", "torch_dtype", "transformers_version")
+
+
+def _without_origin(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: _without_origin(value) if isinstance(value, Mapping) else value
+        for name, value in values.items()
+        if name not in _ORIGIN and not str(name).startswith("_")
+    }
 
 
 __all__ = ["EvaluatedCheckpoint"]

@@ -87,6 +87,11 @@ class EvaluationSettings:
             self.only_fitting = not self.tasks
         self.tasks = self.tasks or tasks_for(self.data)
 
+    def num_samples_of(self, task: str) -> int | None:
+        """How many samples at most the task of a name is given."""
+        has_own = TASKS[task].draws and self.num_drawings is not None
+        return self.num_drawings if has_own else self.num_samples
+
 
 def benchmark_settings(
     name: str,
@@ -124,7 +129,7 @@ def benchmark_settings(
         str(files["data"]),
         tasks=(benchmark.task,),
         splits=() if benchmark.split is None else (benchmark.split,),
-        num_samples=num_samples or benchmark.num_samples,
+        num_samples=benchmark.num_samples if num_samples is None else num_samples,
         images=files["images"],
         annotations=files.get("annotations"),
         seed=seed,
@@ -174,7 +179,7 @@ def _build_task(settings: EvaluationSettings, name: str, split: str | None) -> T
         settings.data,
         name,
         split=split,
-        num_samples=(settings.num_drawings if TASKS[name].draws else None) or settings.num_samples,
+        num_samples=settings.num_samples_of(name),
         images=settings.images,
         annotations=settings.annotations,
         columns=settings.columns,

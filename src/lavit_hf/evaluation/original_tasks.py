@@ -11,11 +11,13 @@ from dataclasses import replace
 from typing import Any
 
 from PIL import Image
+from transformers import CLIPConfig
 
 from .benchmarks import Benchmark
 from .checkpoint import EvaluatedCheckpoint
 from .data.samples import EvaluationData, EvaluationSample
 from .lemmas import Lemmatizer
+from .metrics.captions import check_tokenizer
 from .protocol import (
     UNANSWERABLE,
     cut_original_answer,
@@ -23,18 +25,32 @@ from .protocol import (
     original_question,
     original_vqa_accuracy,
 )
-from .tasks import PLAIN, CaptionTask, Prediction, Record, Task, TextToImageTask, VqaTask
+from .tasks import PLAIN, VISUAL_MODE, CaptionTask, Prediction, Record, Task, TextToImageTask, VqaTask
 
 LAVIT = "lavit"
 PROTOCOLS = (LAVIT, PLAIN)
 _DTYPE = "bfloat16"
 _REAL_SIZE = (512, 512)
+_VIT_L = {"hidden_size": 1024, "num_hidden_layers": 24, "patch_size": 14}
 
 
 class OriginalCaptionTask(CaptionTask):
-    """Describes images as always; captions are scored by the Java tokenizer of pycocoevalcap."""
+    """Describes images as always; captions are scored by the Java tokenizer of pycocoevalcap.
+
+    Args:
+        data: Captions of a benchmark.
+        options: As for other tasks.
+        seed: As for other tasks.
+
+    Raises:
+        ImportError: The tokenizer, or Java, is not installed.
+    """
 
     protocol = LAVIT
+
+    def __init__(self, data: EvaluationData, options: Mapping[str, Any] | None = None, seed: int = 0) -> None:
+        check_tokenizer("ptb")
+        super().__init__(data, options, seed)
 
     def metric_options(self) -> dict[str, dict[str, Any]]:
         return {name: {"tokenizer": "ptb"} for name in self.data.caption_metrics}
@@ -162,9 +178,21 @@ def _deviations(benchmark: Benchmark, task: Task, checkpoint: EvaluatedCheckpoin
         found.append(f"computed in {dtype} instead of {_DTYPE}")
     defaults = task.default_options(task.data)
     for name, value in task.options.items():
-        if value != defaults[name] and name not in ("clip", "fid_weights"):
+        if value != defaults[name] and name not in ("clip", "fid_weights", VISUAL_MODE):
             found.append(f"{name} is {value} instead of {defaults[name]}")
+    mode = task.options.get(VISUAL_MODE) or checkpoint.processor.visual_mode
+    if task.sees_images and mode != "continuous":
+        found.append(f"images are read as {mode} codes instead of features")
+    if isinstance(task, TextToImageTask) and task.options["clip"] is not None:
+        found += _other_clip(task.options["clip"])
     return found
+
+
+def _other_clip(name_or_path: str) -> list[str]:
+    """What of a CLIP is not that of ViT-L/14, which chose among the drawings of the paper."""
+    vision = CLIPConfig.from_pretrained(name_or_path).vision_config
+    found = {name: getattr(vision, name) for name in _VIT_L}
+    return [] if found == _VIT_L else [f"CLIP is not ViT-L/14: {', '.join(f'{k} {v}' for k, v in found.items())}"]
 
 
 __all__ = [

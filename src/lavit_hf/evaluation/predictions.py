@@ -65,7 +65,8 @@ class PredictionDirectory:
         Raises:
             ValueError: A line is no record.
         """
-        files = [self._merged] if self._merged.exists() else sorted(self._shards.glob("*.jsonl"))
+        # Both, where a line was lost from the merged file and made again.
+        files = [*([self._merged] if self._merged.exists() else []), *sorted(self._shards.glob("*.jsonl"))]
         records = {}
         for file in files:
             for number, line in enumerate(_complete_lines(file), start=1):
@@ -131,7 +132,7 @@ class PredictionWriter:
         if picture is not None:
             self._pictures.mkdir(exist_ok=True)
             name = f"{record['id']}.png"
-            with complete_file(self._pictures / name) as file:
+            with complete_file(self._pictures / name, tidies=False) as file:  # `merge` does that
                 picture.save(file, format="PNG")
             record = {**record, "picture": f"{_PICTURES}/{name}"}
         self._file.write(_line(record))

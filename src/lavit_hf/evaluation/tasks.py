@@ -106,6 +106,15 @@ class Task(ABC):
             if name not in self.options:
                 raise ValueError(f"The task {self.name} has no option {name!r}; it has {', '.join(self.options)}.")
         self.options.update(self._given)
+        self._check_lengths()
+
+    def _check_lengths(self) -> None:
+        least, most = (self.options.get(name) for name in ("min_new_tokens", "max_new_tokens"))
+        if least is not None and most is not None and least > most:
+            raise ValueError(
+                f"The task {self.name} writes at least {least} tokens (min_new_tokens), more than the {most} of "
+                "max_new_tokens: texts would be cut before they may end. Set both."
+            )
 
     @classmethod
     @abstractmethod
@@ -122,6 +131,7 @@ class Task(ABC):
         own = {name: getattr(generation_config, name, None) for name in self.own_options}
         own = {name: value for name, value in own.items() if value is not None}
         self.options = {**self.default_options(self.data), **own, **self._given}
+        self._check_lengths()
 
     @property
     def questions_per_sample(self) -> int:
@@ -508,6 +518,7 @@ class TextToImageTask(Task):
             prompts,
             num_images_per_prompt=count,
             generator=[self.generator(sample, "drawing", number) for sample in samples for number in range(count)],
+            batch_size=max(len(prompts) // count, 1),  # or candidates would be so many pictures more at a time
             **{name: self.options[name] for name in _PIPELINE_OPTIONS},
         )
         pictures, codes = list(output.images), [of_image.tolist() for of_image in output.codes]

@@ -44,12 +44,18 @@ _OF_SAFETENSORS = re.compile(r"os error (\d+)")
 
 
 @contextmanager
-def complete_file(path: Path) -> Iterator[BinaryIO]:
+def complete_file(path: Path, tidies: bool = True) -> Iterator[BinaryIO]:
     """A file that appears under its name only when it is complete and on the disk.
 
     Whatever goes wrong in the body, including an interrupt, leaves nothing behind.
+
+    Args:
+        path: The file.
+        tidies: Whether to look for what a killed process left of it. Among very many files that takes longer than
+            writing one, and `remove_partials` may do it once for all of them.
     """
-    remove_partials(path.parent, path.name)
+    if tidies:
+        remove_partials(path.parent, path.name)
     partial = None
     try:
         while True:
@@ -177,6 +183,7 @@ def check_resumable(folder: Path, what: str, settings: Mapping[str, Any], found:
         if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
             raise ValueError(f"{folder} exists and holds no {what}; choose another directory.")
         return
+    found, settings = flat_settings(found), flat_settings(settings)
     names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
     if names:
         listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)
@@ -184,6 +191,15 @@ def check_resumable(folder: Path, what: str, settings: Mapping[str, Any], found:
             f"{folder} was made from other data, by another checkpoint or with other options ({listed}). "
             "Choose another directory, or remove this one to start again."
         )
+
+
+def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings without nesting, so that one that differs can be named: `image_processor.size.height`."""
+    found: dict[str, Any] = {}
+    for name, value in settings.items():
+        is_nested = isinstance(value, Mapping) and value
+        found.update(flat_settings(value, f"{prefix}{name}.") if is_nested else {f"{prefix}{name}": value})
+    return found
 
 
 def write_json(path: Path, content: Any, sort_keys: bool = False) -> None:
