@@ -38,8 +38,7 @@ from lavit_hf.training import (
     first_pictures,
     get_lora_config,
     is_sharded_run,
-    load_data,
-    load_first_rows,
+    load_rows,
     merge_adapter,
     parse_script_arguments,
     save_adapter_card,
@@ -131,11 +130,11 @@ def main(arguments: list[str] | None = None) -> Trainer:
     adapted = get_peft_model(model, lora_config(model, model_args))
     upcast_trained_weights(adapted)
     adapted.print_trainable_parameters()
-    train_dataset = load_training_data(data_args, stream_args, args)
+    train_dataset = load_training_data(data_args, stream_args, args, model)
     eval_dataset = None
     if data_args.eval_split is not None:
         num_rows, streaming = data_args.num_eval_rows, stream_args.streaming
-        eval_dataset = load_split(data_args, data_args.eval_split, num_rows, streaming)
+        eval_dataset = load_split(data_args, data_args.eval_split, model, num_rows, streaming)
     if args.train_sampling_strategy == "group_by_length":
         for dataset in (train_dataset, eval_dataset):
             if isinstance(dataset, TrainingDataset):  # a stream has no order
@@ -212,28 +211,26 @@ def lora_config(model: LavitForConditionalGeneration, model_args: ModelArguments
 
 
 def load_training_data(
-    data_args: DataArguments, stream_args: StreamArguments, args: TrainingArguments
+    data_args: DataArguments, stream_args: StreamArguments, args: TrainingArguments, model: Any
 ) -> TrainingDataset | StreamedTrainingDataset:
     """What to train on: a dataset, or what is read while training goes on."""
     if not stream_args.is_used:
-        return load_split(data_args, data_args.train_split)
+        return load_split(data_args, data_args.train_split, model)
     columns = (data_args.image_column, data_args.text_column)
     options = {"on_bad_sample": data_args.on_bad_sample, "num_scenes": data_args.num_scenes}
-    return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
+    return stream_args.load(
+        args, data_args.dataset, data_args.train_split, *columns, visual_tokenizer=model, **options
+    )
 
 
 def load_split(
-    data_args: DataArguments, split: str, num_rows: int | None = None, streaming: bool = False
+    data_args: DataArguments, split: str, model: Any, num_rows: int | None = None, streaming: bool = False
 ) -> TrainingDataset:
     """A split of a dataset on disk or on the Hub, or of scenes; or its first rows."""
     if data_args.dataset is None:
         raise SystemExit("Name the data: --dataset.")
-    if streaming and num_rows is not None:
-        rows, root = load_first_rows(data_args.dataset, split, num_rows)
-    else:
-        rows, root = load_data(data_args.dataset, split, num_scenes=num_rows or data_args.num_scenes)
-    if num_rows is not None and len(rows) > num_rows:
-        rows = rows.select(range(num_rows))
+    options = {"num_rows": num_rows, "streaming": streaming, "num_scenes": data_args.num_scenes}
+    rows, root = load_rows(data_args.dataset, split, visual_tokenizer=model, **options)
     return TrainingDataset(
         rows,
         image_column=data_args.image_column,

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -47,9 +46,7 @@ from lavit_hf.training import (
     init_merger,
     init_projector,
     is_sharded_run,
-    load_data,
-    load_first_rows,
-    load_tokenized_dataset,
+    load_rows,
     parse_script_arguments,
 )
 
@@ -280,15 +277,8 @@ def load_split(
     """A split of the dataset, or its first rows."""
     if data_args.dataset is None:
         raise SystemExit("Name the data: --dataset.")
-    root = None
-    if (Path(data_args.dataset) / "tokenization.json").is_file():
-        rows = load_tokenized_dataset(data_args.dataset, model)
-    elif streaming and num_rows is not None:
-        rows, root = load_first_rows(data_args.dataset, split, num_rows)
-    else:
-        rows, root = load_data(data_args.dataset, split, num_scenes=num_rows or data_args.num_scenes)
-    if num_rows is not None and len(rows) > num_rows:
-        rows = rows.select(range(num_rows))
+    options = {"num_rows": num_rows, "streaming": streaming, "num_scenes": data_args.num_scenes}
+    rows, root = load_rows(data_args.dataset, split, visual_tokenizer=model, **options)
     columns = (data_args.image_column, data_args.text_column)
     return TrainingDataset(rows, *columns, data_args.on_bad_sample, image_root=root)
 

@@ -26,8 +26,7 @@ from lavit_hf.training import (
     StreamArguments,
     build_pixel_decoder,
     exit_on_write_errors,
-    load_data,
-    load_first_rows,
+    load_rows,
     parse_script_arguments,
     replace_token_decoder,
 )
@@ -81,8 +80,8 @@ def main(arguments: list[str] | None = None) -> PixelDecoderTrainer:
     trainer = PixelDecoderTrainer(
         pipeline,
         args,
-        train_dataset=load_training_data(data_args, stream_args, args),
-        eval_dataset=load_validation_rows(data_args, stream_args.streaming),
+        train_dataset=load_training_data(data_args, stream_args, args, visual_tokenizer),
+        eval_dataset=load_validation_rows(data_args, stream_args.streaming, visual_tokenizer),
         data_collator=PixelDecoderDataCollator(
             pipeline,
             height=data_args.height,
@@ -133,32 +132,37 @@ def load_visual_tokenizer(path: str | None) -> tuple[Any, Any]:
     return LavitVisualTokenizer.from_pretrained(path), LavitImageProcessorPil.from_pretrained(path)
 
 
-def load_training_data(data_args: DataArguments, stream_args: StreamArguments, args: PixelDecoderArguments) -> Any:
+def load_training_data(
+    data_args: DataArguments, stream_args: StreamArguments, args: PixelDecoderArguments, visual_tokenizer: Any
+) -> Any:
     """What to train on: a dataset, or what is read while training goes on."""
     if not stream_args.is_used:
-        return load_split(data_args, data_args.train_split, data_args.num_scenes)
+        return load_split(data_args, data_args.train_split, visual_tokenizer)
     columns = (data_args.image_column, None)
     options = {"on_bad_sample": data_args.on_bad_sample, "num_scenes": data_args.num_scenes}
-    return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
+    return stream_args.load(
+        args, data_args.dataset, data_args.train_split, *columns, visual_tokenizer=visual_tokenizer, **options
+    )
 
 
-def load_split(data_args: DataArguments, split: str, num_scenes: int, streaming: bool = False) -> PixelDecoderDataset:
+def load_split(
+    data_args: DataArguments, split: str, visual_tokenizer: Any, num_rows: int | None = None, streaming: bool = False
+) -> PixelDecoderDataset:
     """A split of the dataset, or its first rows."""
     if data_args.dataset is None:
         raise SystemExit("Name the data: --dataset.")
-    if streaming:
-        rows, root = load_first_rows(data_args.dataset, split, num_scenes)
-    else:
-        rows, root = load_data(data_args.dataset, split, num_scenes=num_scenes)
+    options = {"num_rows": num_rows, "streaming": streaming, "num_scenes": data_args.num_scenes}
+    rows, root = load_rows(data_args.dataset, split, visual_tokenizer=visual_tokenizer, **options)
     return PixelDecoderDataset(rows, data_args.image_column, data_args.on_bad_sample, image_root=root)
 
 
-def load_validation_rows(data_args: DataArguments, streaming: bool) -> list[dict[str, Any]]:
+def load_validation_rows(data_args: DataArguments, streaming: bool, visual_tokenizer: Any) -> list[dict[str, Any]]:
     """Samples held out for validation."""
     if data_args.validation_split is None:
         return []
-    samples = load_split(data_args, data_args.validation_split, data_args.num_validation_rows, streaming)
-    return [samples[index] for index in range(min(len(samples), data_args.num_validation_rows))]
+    num_rows = data_args.num_validation_rows
+    samples = load_split(data_args, data_args.validation_split, visual_tokenizer, num_rows, streaming)
+    return [samples[index] for index in range(len(samples))]
 
 
 if __name__ == "__main__":

@@ -40,8 +40,7 @@ from lavit_hf.training import (
     find_trainer_checkpoint,
     first_pictures,
     is_sharded_run,
-    load_data,
-    load_first_rows,
+    load_rows,
     load_visual_part,
     parse_script_arguments,
 )
@@ -286,7 +285,7 @@ def load_training_data(
 ) -> TrainingDataset | StreamedTrainingDataset:
     """What to train on: a dataset, or what is read while training goes on."""
     if not stream_args.is_used:
-        return load_split(data_args, data_args.train_split, data_args.num_scenes)
+        return load_split(data_args, data_args.train_split)
     if data_args.target_image_column is not None:
         raise SystemExit("--target_image_column is for datasets that are not streamed.")
     columns = (data_args.image_column, None)
@@ -294,16 +293,14 @@ def load_training_data(
     return stream_args.load(args, data_args.dataset, data_args.train_split, *columns, **options)
 
 
-def load_split(data_args: DataArguments, split: str, num_rows: int, streaming: bool = False) -> TrainingDataset:
-    """A split of the dataset; of scenes, and for evaluation, its first rows."""
+def load_split(
+    data_args: DataArguments, split: str, num_rows: int | None = None, streaming: bool = False
+) -> TrainingDataset:
+    """A split of the dataset, or its first rows."""
     if data_args.dataset is None:
         raise SystemExit("Name the data: --dataset.")
-    if streaming:
-        rows, root = load_first_rows(data_args.dataset, split, num_rows)
-    else:
-        rows, root = load_data(data_args.dataset, split, num_scenes=num_rows)
-    if split != data_args.train_split and not streaming:
-        rows = rows.select(range(min(len(rows), num_rows)))
+    options = {"num_rows": num_rows, "streaming": streaming, "num_scenes": data_args.num_scenes}
+    rows, root = load_rows(data_args.dataset, split, **options)
     columns = {"image_column": data_args.image_column, "target_image_column": data_args.target_image_column}
     return TrainingDataset(rows, **columns, text_column=None, on_bad_sample=data_args.on_bad_sample, image_root=root)
 

@@ -73,7 +73,10 @@ def _read_log(run: Path) -> list[dict[str, float]]:
     """
     checkpoints = [path for path in run.glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
     newest_first = sorted(checkpoints, key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    path = next((folder / _STATE for folder in (run, *newest_first) if (folder / _STATE).is_file()), None)
+    # What is in the directory itself was written in the end; a run that goes on since has checkpoints of later steps.
+    last = _step_of(run / _STATE)
+    later = [path for path in newest_first if last is None or int(path.name.rpartition("-")[2]) > last]
+    path = next((folder / _STATE for folder in (*later, run, *newest_first) if (folder / _STATE).is_file()), None)
     if path is None:
         raise ValueError(f"{run} holds no {_STATE}, neither itself nor in a checkpoint: no training has saved there.")
     try:
@@ -84,6 +87,14 @@ def _read_log(run: Path) -> list[dict[str, float]]:
     if not any(len(row) > 1 for row in log):
         raise ValueError(f"{path} has no metrics: nothing was logged yet (--logging_steps says when).")
     return log
+
+
+def _step_of(state: Path) -> int | None:
+    try:
+        step = json.loads(state.read_text(encoding="utf-8"))["global_step"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None  # `_read_log` says what is wrong with it
+    return step if isinstance(step, int) else None
 
 
 def _metrics(row: Mapping[str, Any]) -> dict[str, float]:

@@ -4,6 +4,7 @@ import json
 import signal
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
@@ -11,10 +12,12 @@ import torch
 import transformers.trainer
 from huggingface_hub import HfApi
 from torch.utils.data import DataLoader
+from transformers import TrainerControl, TrainerState
+from transformers.trainer_pt_utils import LengthGroupedSampler
 from transformers.trainer_utils import get_last_checkpoint
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
-from lavit_hf.training.dataset import TrainingDataset
+from lavit_hf.training.dataset import EpochCallback, TrainingDataset
 from tiny_parts import CHECKPOINT, picture_rows
 from training import tiny_training
 from training.tiny_training import BATCH_SIZE, NUM_SAMPLES, build_trainer, losses, script_environment
@@ -96,6 +99,20 @@ def test_batches_of_similar_length(tmp_path):
     spreads = [max(batch) - min(batch) for batch in grouped]
     assert len(spreads) == 64 / BATCH_SIZE
     assert sum(spreads) < len(spreads) * (max(lengths) - min(lengths)) / 3, "most batches are of one length"
+
+
+def test_batches_of_similar_length_do_not_depend_on_the_number_of_processes():
+    """Regression: an epoch that went on in another number of processes repeated rows, and left others out."""
+    orders = []
+    for processes, size in ((1, 8), (4, 2)):
+        sampler = LengthGroupedSampler(size, lengths=[index * 37 % 101 for index in range(2000)])
+        loader = SimpleNamespace(batch_sampler=SimpleNamespace(sampler=sampler))
+        args = SimpleNamespace(
+            seed=0, data_seed=None, train_batch_size=size, gradient_accumulation_steps=1, world_size=processes
+        )
+        EpochCallback().on_epoch_begin(args, TrainerState(), TrainerControl(), train_dataloader=loader)
+        orders.append(list(sampler))
+    assert orders[0] == orders[1] and sorted(orders[0]) == list(range(2000))
 
 
 def test_lengths_of_a_plain_dataset(tmp_path):

@@ -185,3 +185,14 @@ def test_training_stops_before_spoiled_weights_are_saved(tmp_path, logging_steps
         trainer.train()
     assert [path.name for path in tmp_path.glob("checkpoint-*")] == ["checkpoint-2"]
     assert all(value.isfinite().all() for value in load_file(tmp_path / "checkpoint-2" / "model.safetensors").values())
+
+
+@pytest.mark.parametrize("save_strategy", ["epoch", "no"])
+def test_spoiled_weights_are_found_without_a_log_in_time(tmp_path, save_strategy):
+    """Regression: a checkpoint of an epoch, and the weights in the end, were saved without a look at them."""
+    callbacks = [SpoilTheLoss(), FiniteGradientsCallback()]
+    options = {"save_strategy": save_strategy, "num_train_epochs": 1, "max_steps": -1, "logging_steps": 100}
+    trainer = build_trainer(tmp_path, callbacks, **options)
+    with pytest.raises(FloatingPointError, match="grad_norm is nan"):
+        trainer.train()
+    assert not list(tmp_path.glob("checkpoint-*"))

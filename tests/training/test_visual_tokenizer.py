@@ -255,6 +255,24 @@ def test_a_failing_run_is_ended(tmp_path):
     assert trainer.state.global_step == 3
 
 
+class StopAfterOneUpdate(TrainerCallback):
+    """As SIGTERM does."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        control.should_training_stop = True
+
+
+@pytest.mark.parametrize("logging_steps", [1, 100])
+def test_a_stopped_run_has_its_patience_left(tmp_path, logging_steps):
+    """Regression: what was stopped in the middle ended in an error about a few updates."""
+    trainer = build_trainer(tmp_path, {"selector_steps": 0}, logging_steps=logging_steps)
+    trainer.callback_handler.callbacks[0] = VisualTokenizerCallback(on_failure="raise", patience=3)
+    trainer.add_callback(StopAfterOneUpdate())
+    keep_nothing(trainer)
+    trainer.train()
+    assert trainer.state.global_step == 1
+
+
 def test_a_failing_run_is_warned_about(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)
     trainer = build_trainer(tmp_path, {"selector_steps": 0}, max_steps=3)

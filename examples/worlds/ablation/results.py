@@ -31,7 +31,9 @@ class Results:
         start = time.monotonic()
         values = measure(*arguments)
         self.tables[table][variant] = values | {"seconds": round(time.monotonic() - start)}
-        self.path.write_text(json.dumps(self.tables, indent=2) + "\n", encoding="utf-8")
+        partial = self.path.with_suffix(".partial")  # a run that is killed leaves the last results whole
+        partial.write_text(json.dumps(self.tables, indent=2) + "\n", encoding="utf-8")
+        partial.replace(self.path)
         print(f"{table}: {variant}: {self.tables[table][variant]}", flush=True)
 
     def to_markdown(self) -> str:

@@ -53,6 +53,7 @@ _MODULES = {
     "is_sharded_run": ".utils.distributed",
     "load_data": ".data.loading",
     "load_first_rows": "streaming",
+    "load_rows": "streaming",
     "load_stream": "streaming",
     "load_tokenized_dataset": "precompute_codes.tokenize_dataset",
     "load_visual_part": ".composition",

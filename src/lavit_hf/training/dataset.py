@@ -609,6 +609,8 @@ def is_transformed(dataset: Any) -> bool:
 def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) -> list[int] | None:
     if lengths is None and "length" in names:
         lengths = dataset["length"] if hasattr(dataset, "column_names") else [row["length"] for row in dataset]
+        if not all(isinstance(length, (int, np.integer)) for length in lengths):
+            return None  # a column of the user's, of something else
     if lengths is None:
         return None
     if len(lengths) != len(dataset):
@@ -683,7 +685,8 @@ class EpochCallback(TrainerCallback):
     learns it here then; telling it twice does no harm.
 
     The sampler of `train_sampling_strategy="group_by_length"` knows no epochs: it draws from the global random state,
-    which a resumed run does not have. Here it gets a generator of its own, seeded by seed and epoch.
+    which a resumed run does not have. Here it gets a generator of its own, seeded by seed and epoch; and it gives any
+    number of processes the same updates.
     """
 
     def __init__(self) -> None:
@@ -707,6 +710,8 @@ class EpochCallback(TrainerCallback):
                 part.set_epoch(self._epoch)
         if isinstance(sampler, LengthGroupedSampler):
             seed = args.seed if args.data_seed is None else args.data_seed
+            # Rows of like lengths are sought among as many as this is times 50: it must not be that of one process.
+            sampler.batch_size = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
             sampler.generator = torch.Generator().manual_seed(sample_seed(seed, self._epoch, 0, "sampler"))
 
 

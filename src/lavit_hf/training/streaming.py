@@ -221,6 +221,42 @@ def load_stream(
     return StreamedTrainingDataset(sources, **options)
 
 
+def load_rows(
+    name: str,
+    split: str,
+    *,
+    num_rows: int | None = None,
+    streaming: bool = False,
+    visual_tokenizer: Any = None,
+    num_scenes: int = 10_000,
+) -> NamedDataset:
+    """Loads what a script trains or evaluates on: what `lavit tokenize` wrote, or anything that `load_data` takes.
+
+    Args:
+        name: A directory of `lavit tokenize`, or what `load_data` takes.
+        split: Which split; a directory of `lavit tokenize` has none.
+        num_rows: How many rows at most, the first ones.
+        streaming: Whether no more than those are to be read.
+        visual_tokenizer: Whose codes those of `lavit tokenize` have to be, or a model that has one.
+        num_scenes: How many scenes to make, for the names of made worlds, unless `num_rows` says it.
+
+    Returns:
+        For [`TrainingDataset`], with the directory that paths in it must not leave.
+
+    Raises:
+        ValueError: It does not exist, is not complete, is damaged, or has the codes of another visual tokenizer.
+    """
+    if (Path(name) / METADATA).is_file():
+        found = NamedDataset(load_tokenized_dataset(name, visual_tokenizer), None)
+    elif streaming and num_rows is not None:
+        return load_first_rows(name, split, num_rows)
+    else:
+        found = load_data(name, split, num_scenes=num_scenes if num_rows is None else num_rows)
+    if num_rows is None or len(found.dataset) <= num_rows:
+        return found
+    return NamedDataset(found.dataset.select(range(num_rows)), found.root)
+
+
 def load_first_rows(name: str, split: str, num_rows: int) -> NamedDataset:
     """The first rows of a dataset, of which no more is read; for [`TrainingDataset`], to evaluate on.
 

@@ -39,7 +39,8 @@ _STATE = "trainer_state.json"  # written last
 _WEIGHTS = ("model", "adapter_model", "pytorch_model", "pytorch_model_fsdp")
 _OPTIONS = "training_args.bin"  # a pickle that `Trainer` writes and never reads
 _RUN_FILE = "run.json"
-_OF_SAMPLES = ("seed", "dataset_size", "samples_per_update")  # settings that say which ones follow
+# Settings that say which ones follow.
+_OF_SAMPLES = ("seed", "data_seed", "dataset_size", "samples_per_update", "train_sampling_strategy")
 _FULL, _SHARDED = "FULL_STATE_DICT", "SHARDED_STATE_DICT"  # of accelerate's configuration
 
 
@@ -219,6 +220,8 @@ class ResumableTrainerMixin:
             "seed": self.args.seed,
             "dataset_size": len(self.train_dataset) if has_length(self.train_dataset) else None,
             "samples_per_update": self.get_total_train_batch_size(self.args),
+            "train_sampling_strategy": str(self.args.train_sampling_strategy),
+            "data_seed": self.args.data_seed,
         }
 
     def require_same_run(self: Any, checkpoint: Path, other_samples: bool = False) -> None:
@@ -366,15 +369,17 @@ class FiniteGradientsCallback(TrainerCallback):
     """Stops `Trainer` when gradients are no numbers, before a checkpoint of spoiled weights is written.
 
     `Trainer` goes on: by default (`logging_nan_inf_filter`) it logs a loss of 0 for as long as it is NaN. Looked at is
-    what it logs, every `logging_steps` updates and before every checkpoint. In float16 a scaler skips updates whose
-    gradients are not finite, by design; there the loss alone decides, if it is not filtered.
+    what it logs, every `logging_steps` updates, before every checkpoint and at the end. In float16 a scaler skips
+    updates whose gradients are not finite, by design; there the loss alone decides, if it is not filtered.
     """
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if control.should_save:
+        if control.should_save or state.global_step >= state.max_steps > 0:
             control.should_log = True
+
+    on_epoch_end = on_step_end
 
     def on_log(
         self,

@@ -189,6 +189,8 @@ class VisualTokenizerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """A short run has fewer logs than it takes patience, or none; its result counts all the same."""
+        if state.global_step < state.max_steps:  # it was stopped, and goes on some other time
+            return
         model: LavitVisualTokenizerForPreTraining = kwargs["model"]
         if not model.train_metrics.is_empty:
             metrics = model.train_metrics.compute()

@@ -267,6 +267,23 @@ def test_a_chat_learns_what_the_assistant_says_and_draws(processor):
     assert len(batch["pixel_values"]) == 1
 
 
+def test_a_drawn_answer_ends_before_the_next_turn(processor):
+    """Regression: only the last one did, so that the model would have gone on after any other drawing."""
+    picture_of = {number: {"type": "image", "image": picture(number)} for number in (5, 6, 7)}
+    messages = [
+        {"role": "user", "content": "draw"},
+        {"role": "assistant", "content": [picture_of[5], picture_of[6]]},
+        {"role": "user", "content": [picture_of[7], {"type": "text", "text": "x?"}]},
+        {"role": "assistant", "content": [picture_of[5], {"type": "text", "text": "red"}]},
+        {"role": "user", "content": "draw"},
+        {"role": "assistant", "content": [picture_of[6]]},
+    ]
+    batch = LavitDataCollator(processor)([row(None, 0, messages=messages)])
+    drawn = {number: f"[{codes_of(processor, picture(number))}]" for number in (5, 6)}
+    _, learned = describe(batch, processor)
+    assert learned == f"{drawn[5]}{drawn[6]}${drawn[5]}_red${drawn[6]}$"
+
+
 def test_an_image_beside_a_chat_of_texts_is_asked_about(processor):
     parts = [{"type": "image"}, {"type": "text", "text": "x?"}]
     answer = {"role": "assistant", "content": "red"}

@@ -207,6 +207,7 @@ def arrange_chat(processor: ImageTextProcessor, sample: Mapping[str, Any]) -> li
         sample: A sample of `TrainingDataset`, with messages.
     """
     images: list[Segment] = []
+    ends_turn: list[bool] = []
     messages = place_images(sample)
     for message in messages:
         if isinstance(message["content"], str):
@@ -214,6 +215,7 @@ def arrange_chat(processor: ImageTextProcessor, sample: Mapping[str, Any]) -> li
         for position, part in enumerate(message["content"]):
             if part["type"] == "image":
                 images.append(Segment.of_image(part["image"], "drawn" if message["role"] == "assistant" else "read"))
+                ends_turn.append(message["role"] == "assistant" and position == len(message["content"]) - 1)
                 # Only the place matters: images become ids later, all of a batch together.
                 message["content"][position] = {**part, "image": Image.new("RGB", (1, 1))}
     encoded = processor.apply_chat_template(
@@ -224,34 +226,54 @@ def arrange_chat(processor: ImageTextProcessor, sample: Mapping[str, Any]) -> li
         processor_kwargs={"visual_mode": "continuous"},
     )
     ids, is_learned = _first(encoded["input_ids"]), [bool(mark) for mark in _first(encoded["assistant_masks"])]
-    return _split_at_images(ids, is_learned, images, processor.tokenizer)
+    return _split_at_images(ids, is_learned, images, ends_turn, processor.tokenizer)
 
 
 def _first(rows: Any) -> list[int]:
     return list(rows[0]) if isinstance(rows[0], (list, tuple)) else list(rows)
 
 
-def _split_at_images(ids: list[int], is_learned: list[bool], images: list[Segment], tokenizer: Any) -> list[Segment]:
-    """Cuts ids at the images in them, and ends the answers."""
+def _split_at_images(
+    ids: list[int], is_learned: list[bool], images: list[Segment], ends_turn: list[bool], tokenizer: Any
+) -> list[Segment]:
+    """Cuts ids at the images in them, and ends the answers.
+
+    Args:
+        ids: Those of the chat.
+        is_learned: Which of these.
+        images: The images in it.
+        ends_turn: Which of these are the last part of an answer.
+        tokenizer: The tokenizer.
+    """
     segments: list[Segment] = []
-    start = 0
-    for image in images:
+    start, is_open, end = 0, False, tokenizer.eos_token_id
+    for image, is_end in zip(images, ends_turn, strict=True):
         first = ids.index(tokenizer.boi_token_id, start)
-        if first > start:
+        if first > start or is_open:
             is_ended = image.use != "drawn"
-            segments.append(_end_answers(ids[start:first], is_learned[start:first], tokenizer.eos_token_id, is_ended))
+            segments.append(_end_answers(ids[start:first], is_learned[start:first], end, is_open, is_ended))
         segments.append(image)
-        start = ids.index(tokenizer.eoi_token_id, first) + 1
+        start, is_open = ids.index(tokenizer.eoi_token_id, first) + 1, is_end
     if start < len(ids):
         # The end of the row is none of ours.
-        segments.append(_end_answers(ids[start:], is_learned[start:], tokenizer.eos_token_id, False))
+        segments.append(_end_answers(ids[start:], is_learned[start:], end, is_open, False))
     return segments
 
 
-def _end_answers(ids: list[int], is_learned: list[bool], eos_token_id: int, is_last_ended: bool) -> Segment:
-    """Puts the end of text after what is learned and followed by what is not, or by another's turn."""
-    segment = Segment()
-    followers = [*is_learned[1:], not is_last_ended]
+def _end_answers(
+    ids: list[int], is_learned: list[bool], eos_token_id: int, is_open: bool, is_last_ended: bool
+) -> Segment:
+    """Puts the end of text after what is learned and followed by what is not, or by another's turn.
+
+    Args:
+        ids: What stands between two images.
+        is_learned: Which of these.
+        eos_token_id: The end of text.
+        is_open: Whether an image before them was the last of an answer, whose end comes first.
+        is_last_ended: Whether an image of another's turn follows.
+    """
+    segment = Segment(ids=[eos_token_id] if is_open else [], is_learned=[True] if is_open else [])
+    followers = [*is_learned[1:], not is_last_ended][: len(ids)]
     for index, mark, next_mark in zip(ids, is_learned, followers, strict=True):
         segment.ids.append(index)
         segment.is_learned.append(mark)
