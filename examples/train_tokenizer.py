@@ -79,7 +79,11 @@ class ModelArguments:
 
 @dataclass
 class MethodArguments:
-    """How to train. Steps are updates of the weights, or below 1 their share of all."""
+    """How to train. Steps are updates of the weights, or below 1 their share of all.
+
+    The three phases are for what is new: a trained visual tokenizer goes on quantized, a selector that learns alone
+    meets neither merger nor codes, and with new codes a trained selector stays as it is.
+    """
 
     keep_rate: float = field(default=1 / 3, metadata={"help": "Share of the patches to keep."})
     keep_rate_weight: float = field(default=2.0, metadata={"help": "Weight of the distance from it."})

@@ -12,7 +12,7 @@ from lavit_cli.plot import _name
 
 def save_log(folder: Path, rows: list[dict]) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "trainer_state.json").write_text(json.dumps({"log_history": rows}))
+    (folder / "trainer_state.json").write_text(json.dumps({"global_step": rows[-1]["step"], "log_history": rows}))
     return folder
 
 
@@ -79,6 +79,14 @@ def test_a_training_that_runs_has_its_log_in_the_last_checkpoint(lavit, tmp_path
     save_log(tmp_path / "checkpoint-9", [{"step": 9, "loss": 1.0}])
     save_log(tmp_path / "checkpoint-10", [{"step": 9, "loss": 1.0}, {"step": 10, "accuracy": 0.5}])
     (tmp_path / "checkpoint-best").mkdir()
+    assert lavit("plot", tmp_path, "--metric", "accuracy", "-o", tmp_path / "x.png").exit_code == 0
+
+
+def test_a_finished_training_that_goes_on(lavit, tmp_path: Path) -> None:
+    """Regression: the log of its first end was shown for as long as it went on."""
+    save_log(tmp_path, [{"step": 9, "loss": 1.0}])
+    save_log(tmp_path / "checkpoint-9", [{"step": 9, "loss": 1.0}])
+    save_log(tmp_path / "checkpoint-12", [{"step": 9, "loss": 1.0}, {"step": 12, "accuracy": 0.5}])
     assert lavit("plot", tmp_path, "--metric", "accuracy", "-o", tmp_path / "x.png").exit_code == 0
 
 

@@ -10,6 +10,7 @@ import torch
 from peft import PeftModel, get_peft_model
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration
+from lavit_hf.training import tokenize_dataset
 from lavit_hf.training.language_model.adapters import get_lora_config, upcast_trained_weights
 from tiny_parts import CHECKPOINT, picture_rows
 
@@ -70,6 +71,18 @@ def test_scenes(finetune, tmp_path):
     assert "Adapters of LoRA for a LaVIT" in card and str(CHECKPOINT) not in card
     with pytest.raises(ValueError, match="merged exists; --merge_to takes a new directory"):  # before any training
         finetune(dataset="nothing", merge_to=tmp_path / "merged")
+
+
+def test_codes_of_another_tokenizer_are_refused(finetune, tmp_path):
+    """Regression: it trained on ids that meant something else."""
+    other = LavitForConditionalGeneration.from_pretrained(CHECKPOINT)
+    other.visual_tokenizer.discrete.quantizer.codebook.weight.data.neg_()
+    processor = ImageTextProcessor.from_pretrained(CHECKPOINT, visual_tokenizer=other)
+    rows = datasets.Dataset.from_list(picture_rows(8))
+    tokenize_dataset(rows, tmp_path / "codes", processor, checkpoint="another", progress=False)
+    for options in ({}, {"streaming": True}):
+        with pytest.raises(ValueError, match="made by another, whose codebook is another one"):
+            finetune(dataset=tmp_path / "codes", image_column="codes", **options)
 
 
 def test_a_split_to_evaluate_on_is_evaluated_on_at_the_end(finetune, tmp_path, capsys):

@@ -69,6 +69,13 @@ def test_what_it_saves_is_what_the_other_stages_need(train, tmp_path, capsys):
     assert decoder(tokens.codes, tokens.num_tokens).condition.shape == (1, 16, 32)
 
 
+def test_rows_of_the_training_split_to_evaluate_on(train):
+    """Regression: all of it was evaluated on, however many rows were asked for."""
+    options = {"num_scenes": 16, "eval_split": "train", "num_eval_rows": 3, "max_steps": 1, "learning_rate": 0.0}
+    trainer = train(vision_model=CHECKPOINT, dataset="scenes", **options)
+    assert (len(trainer.train_dataset), len(trainer.eval_dataset)) == (16, 3)
+
+
 def test_training_of_a_tokenizer_goes_on(train, tmp_path):
     trainer = train(vision_model=CHECKPOINT, dataset="scenes", num_scenes=16, max_steps=2, learning_rate=0.0)
     before, after = (LavitVisualTokenizer.from_pretrained(path) for path in (CHECKPOINT, tmp_path / "out"))
