@@ -18,11 +18,11 @@ from transformers import LlamaConfig
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from ..conversion.weight_files import Weights, find_weights
+from ..processing.tokenization_lavit import BYTE_TOKEN
 from ..utils.json_files import read_json_object
 from ..utils.progress import Progress
 from .files import PublishError
 
-_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
 _RESERVED = re.compile(r"<reserved_\d+>")
 # A noncharacter of Unicode, which no text holds: the export names special tokens with it, so that text spells none of
 # them. Text becomes all special tokens that it spells, or none, and servers add their own, which it must become.
@@ -205,7 +205,7 @@ def _add_tokenizer(writer: Any, source: Path, vocab_size: int, gguf: Any) -> Non
             return types.CONTROL if name == special.get("eos") else types.NORMAL
         if name in added:
             return types.USER_DEFINED
-        if kind == "llama" and _BYTE_PIECE.fullmatch(name):
+        if kind == "llama" and BYTE_TOKEN.fullmatch(name):
             return types.BYTE
         return types.UNUSED if _RESERVED.fullmatch(name) else types.NORMAL
 

@@ -37,7 +37,7 @@ IMAGE_TOKEN = "<image>"
 VISUAL_TOKEN = "<visual_{}>"
 _SPACE = "\u2581"  # sentencepiece's mark of a space
 _SURROGATE = re.compile("[\ud800-\udfff]")
-_BYTE_PIECE = re.compile(r"<0x[0-9A-F]{2}>")
+BYTE_TOKEN = re.compile(r"<0x[0-9A-F]{2}>")  # of tokenizers that fall back on bytes
 # Texts on which sentencepiece models of another kind than Llama's (unigram, normalizing, joining spaces) would differ.
 _PROBES = (
     "Question: what is it? Answer:",
@@ -154,7 +154,7 @@ def extend_with_visual_tokens(
     # Merges into a control symbol would let a user type it; sentencepiece never makes them.
     unmergeable = specials | set(names)
     if spec["model"].get("byte_fallback"):
-        unmergeable |= {token for token in vocab if _BYTE_PIECE.fullmatch(token)}
+        unmergeable |= {token for token in vocab if BYTE_TOKEN.fullmatch(token)}
     spec["model"]["merges"] = [pair for pair in _pairs(spec["model"]["merges"]) if "".join(pair) not in unmergeable]
     spec["added_tokens"] = [token for token in spec["added_tokens"] if not token["special"]]
     spec["post_processor"] = spec["padding"] = spec["truncation"] = None  # nothing is put around a segment

@@ -7,7 +7,6 @@ its own generator, so that it becomes the same, but for rounding, in any company
 from __future__ import annotations
 
 import copy
-import re
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, cast
@@ -18,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..pipelines.pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids
 from ..pipelines.pipeline_lavit_text_to_image import LavitTextToImagePipeline
+from ..processing.tokenization_lavit import BYTE_TOKEN
 from .jobs import (
     CodeOptions,
     ImageJob,
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from ..modeling.modeling_lavit import LavitForConditionalGeneration
     from ..processing.processing_lavit import ImageTextProcessor
 
-_BYTE = re.compile(r"<0x[0-9A-F]{2}>")  # a token of tokenizers that fall back on bytes
 _MAX_TEXT = 256  # ids, where neither the request nor the checkpoint says how many
 _MANY_POSITIONS = 2**15  # of language models that do not say how many they have, such as Bloom
 
@@ -85,7 +84,7 @@ class TransformersBackend:
         self._processor.visual_tokenizer = model
         self._is_processing = threading.Lock()  # tokenizers change their own padding while they work
         vocabulary = processor.tokenizer.get_vocab()
-        self.byte_ids = frozenset(index for token, index in vocabulary.items() if _BYTE.fullmatch(token))
+        self.byte_ids = frozenset(index for token, index in vocabulary.items() if BYTE_TOKEN.fullmatch(token))
         self._longest_token = max(map(len, vocabulary))
         self._pixel_decoder: LavitPixelDecoderPipeline | None = None
         if pipeline is not None:
