@@ -440,3 +440,14 @@ def test_the_parts_of_embed_compile_in_one_graph_each(smoothing):
             compiled = tokenizer.embed(some)
             assert torch.equal(compiled.keep_mask, output.keep_mask)
             torch.testing.assert_close(compiled.features, output.features)
+
+
+def test_a_quantized_part_is_refused(tmp_path):
+    """Regression: integers were taken for the weights themselves, and all codes were others."""
+    build_model().save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "visual_tokenizer" in name and weights[name].ndim == 2)
+    weights[name] = weights[name].to(torch.int8)
+    save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
+    with pytest.raises(ValueError, match=r"is quantized \(I8\); LavitVisualTokenizer alone cannot be loaded"):
+        LavitVisualTokenizer.from_pretrained(tmp_path)

@@ -95,12 +95,37 @@ def test_selectors_stay_as_they_are():
         assert kept == {name for name in linears if "selector" in name} and len(kept) == 8
 
 
-def test_a_quantized_projection():
-    """Regression: features were rounded to the integers of its weights."""
+class Float8Linear(Int8Linear):
+    """Weights in float8, as `FineGrainedFP8Config` has them."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        self.weight = nn.Parameter(linear.weight.detach().to(torch.float8_e4m3fn), requires_grad=False)
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        assert hidden.dtype == torch.float32
+        return nn.functional.linear(hidden, self.weight.float(), self.bias)
+
+
+class PackedLinear(Int8Linear):
+    """Weights under another name, as GPTQ and AWQ have them."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__(linear)
+        self.qweight = self.weight
+        del self.weight
+
+    def forward(self, hidden: torch.Tensor) -> torch.Tensor:
+        return nn.functional.linear(hidden, self.qweight * self.scale, self.bias)
+
+
+@pytest.mark.parametrize(("layer", "error"), [(Int8Linear, 0.05), (Float8Linear, 0.2), (PackedLinear, 0.05)])
+def test_a_quantized_projection(layer, error):
+    """Regression: features were rounded to the integers, or to the 8 bits, of its weights."""
     model, pixels = build_model(), random_pixels(3)
     inputs = attached_inputs(model, pixels)
     quantized = copy.deepcopy(model)
-    quantized.model.multi_modal_projector = Int8Linear(model.model.multi_modal_projector)
+    quantized.model.multi_modal_projector = layer(model.model.multi_modal_projector)
     with torch.no_grad():
         expected, actual = (one(**inputs).logits for one in (model, quantized))
-    assert 0 < (actual - expected).abs().max() < 0.05 * expected.abs().max()
+    assert 0 < (actual - expected).abs().max() < error * expected.abs().max()

@@ -4,6 +4,7 @@ import copy
 from pathlib import Path
 from types import SimpleNamespace
 
+import accelerate
 import numpy as np
 import pytest
 import torch
@@ -166,6 +167,55 @@ def test_reconstruction_of_files(pipeline, original_dir):
     alone = pipeline.reconstruct(Image.open(files[1]), generator=seeded(1), return_dict=False, **FAST)
     np.testing.assert_allclose(output.images[1], alone[0][0], atol=1e-4)
     assert torch.equal(output.codes[1], alone[1][0])
+
+
+@pytest.mark.parametrize("statistics", [{"do_normalize": False}, {"image_mean": 0.5, "image_std": 0.25}])
+def test_pixels_are_normalized_as_the_image_processor_says(pipeline, original_dir, statistics):
+    image_processor = copy.copy(pipeline.processor.image_processor)
+    for name, value in statistics.items():
+        setattr(image_processor, name, value)
+    picture = Image.open(original_dir / "images" / "0.png")
+    plain = copy.copy(image_processor)
+    plain.do_normalize = False
+    pixels, expected = (original_pixel_values(picture, one) for one in (image_processor, plain))
+    if image_processor.do_normalize:
+        expected = (expected - 0.5) / 0.25
+    torch.testing.assert_close(pixels, expected)
+
+
+def test_reconstruction_with_layers_offloaded(pipeline, original_dir):
+    """Regression: pixels were sent to the meta device, where the weights seemed to be."""
+    picture = Image.open(original_dir / "images" / "0.png")
+    expected = pipeline.reconstruct(picture, generator=seeded(0), **FAST)
+    pipeline.model = copy.deepcopy(pipeline.model)
+    accelerate.cpu_offload(pipeline.model, torch.device("cpu"), offload_buffers=True)
+    assert pipeline.model.visual_tokenizer.device.type == "meta"
+    output = pipeline.reconstruct(picture, generator=seeded(0), **FAST)
+    np.testing.assert_allclose(output.images, expected.images, atol=1e-4)
+    assert torch.equal(output.codes[0], expected.codes[0])
+
+
+def test_settings_for_texts_are_not_for_drawing(pipeline, monkeypatch):
+    """Regression: a checkpoint that writes its captions with beams could not draw."""
+    expected = pipeline("a cat", generator=seeded(0), **FAST).codes[0]
+    config = copy.deepcopy(pipeline.model.generation_config)
+    config.update(num_beams=2, repetition_penalty=1.8, no_repeat_ngram_size=1)
+    monkeypatch.setattr(pipeline.model, "generation_config", config)
+    assert torch.equal(pipeline("a cat", generator=seeded(0), **FAST).codes[0], expected)
+
+
+def test_one_bias_in_a_list_is_for_all(pipeline):
+    drawn = [
+        pipeline(["a cat", "a dog"], image_end_bias=bias, batch_size=size, generator=seeded(0, 1), **FAST).codes
+        for bias, size in (([0.5], None), ([0.5], 1), (0.5, None))
+    ]
+    assert all(torch.equal(one, two) for codes in drawn[1:] for one, two in zip(codes, drawn[0], strict=True))
+
+
+def test_options_about_images_need_images(pipeline):
+    for option in ({"num_image_tokens": 3}, {"regions": [(0, 0, 1, 1)]}, {"region_weight": 2.0}):
+        with pytest.raises(ValueError, match=f"`{next(iter(option))}` is about images in prompts, and there are none"):
+            pipeline("a cat", **option, **FAST)
 
 
 def test_budgets(pipeline, original_dir):

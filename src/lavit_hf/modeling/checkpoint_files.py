@@ -36,6 +36,7 @@ _BUILT_IN_SECONDS = 1000
 # Named instead of a file where a caller asks for other numbers of layers, of which transformers loads what there is.
 _GIVEN = "The given configuration"
 
+_QUANTIZED = ("I8", "U8", "F8", "F6", "F4")  # how dtypes of 8 bits and less begin in safetensors
 Shapes = dict[str, list[int]]
 _Model = TypeVar("_Model", bound=PreTrainedModel)
 
@@ -431,7 +432,8 @@ def load_checkpoint_part(
 
     Raises:
         OSError: If weights are missing or unreadable.
-        ValueError: If the checkpoint lacks a tensor of the part, or the configuration does not fit its weights.
+        ValueError: If the checkpoint lacks a tensor of the part, or the configuration does not fit its weights; or if
+            the part is quantized, of which only the whole knows how.
     """
     if kwargs.pop("use_safetensors", None) is False:
         raise ValueError(f"{model_class.__name__} is loaded from safetensors only, not with use_safetensors=False.")
@@ -440,6 +442,8 @@ def load_checkpoint_part(
     config = load_config(model_class, checkpoint, hub_kwargs, kwargs)
     kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_KWARGS}
     files, prefix, shapes = _find_part(checkpoint, model_class.base_model_prefix, variant, hub_kwargs)
+    if prefix:
+        _refuse_quantized(model_class, checkpoint, files, prefix, hub_kwargs)
     ignore = bool(kwargs.get("ignore_mismatched_sizes"))
     check_config(model_class, config, shapes, file_in(checkpoint, "config.json"), *model_args, ignore=ignore)
     state_dict: dict[str, torch.Tensor] = {}
@@ -456,6 +460,25 @@ def load_checkpoint_part(
         )
     model.name_or_path = model.config.name_or_path = str(checkpoint)
     return (model, info) if wants_info else model
+
+
+def _refuse_quantized(
+    model_class: type[PreTrainedModel],
+    checkpoint: str | os.PathLike,
+    files: Iterable[str],
+    prefix: str,
+    hub_kwargs: dict[str, Any],
+) -> None:
+    """Refuses integers and numbers of 8 bits, which would be taken for the weights themselves."""
+    for file in files:
+        path = cached_file(checkpoint, file, **hub_kwargs)
+        assert path is not None  # it raises where it finds nothing
+        for name, tensor in read_headers(Path(path)).items():
+            if name.startswith(prefix) and tensor.dtype.startswith(_QUANTIZED):
+                raise ValueError(
+                    f"{path}: {name} is quantized ({tensor.dtype}); {model_class.__name__} alone cannot be loaded "
+                    "from it. Load the whole model; a processor takes it as visual_tokenizer=model."
+                )
 
 
 def _find_part(

@@ -283,7 +283,7 @@ class ImageLength(LogitsProcessor):
     def check_number(self, num_prompts: int) -> None:
         """Raises a `ValueError` unless every limit is one for all prompts, or one for each."""
         for limit in (self.min_tokens, self.max_tokens, self.end_bias):
-            if limit.ndim == 1 and len(limit) != num_prompts:
+            if limit.ndim == 1 and len(limit) not in (1, num_prompts):
                 raise ValueError(
                     f"Got {len(limit)} values of min_drawn_tokens, max_drawn_tokens or image_end_bias for "
                     f"{num_prompts} prompts; pass one, or one per prompt."

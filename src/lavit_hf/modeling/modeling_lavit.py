@@ -158,8 +158,10 @@ class LavitModel(LavitPreTrainedModel):
             output.last_hidden_state, output.keep_mask = tokens.patch_features, tokens.keep_mask
             output.hidden_states, output.attentions = tokens.hidden_states, tokens.attentions
         assert image_features is not None
-        dtype = self.multi_modal_projector.weight.dtype  # that of integers if it is quantized
-        projected = self.multi_modal_projector(image_features.to(dtype if dtype.is_floating_point else self.dtype))
+        # If the projection is quantized, its weights are of 8 bits, or called something else; its inputs are not.
+        dtype = getattr(getattr(self.multi_modal_projector, "weight", None), "dtype", torch.int8)
+        is_plain = dtype.is_floating_point and dtype.itemsize > 1
+        projected = self.multi_modal_projector(image_features.to(dtype if is_plain else self.dtype))
         lengths = [len(projected)] if num_image_tokens is None else [int(count) for count in num_image_tokens]
         output.pooler_output = list(projected.split(lengths))
         return output
@@ -258,7 +260,8 @@ class LavitModel(LavitPreTrainedModel):
         if self.training and images is not None:
             assert input_ids is not None
             # Nothing is to be learned there, also not by a library that labels it and applies the head itself.
-            last_hidden_state = last_hidden_state.masked_fill(self._inside_images(input_ids)[..., None], 0)
+            is_given = self._inside_images(input_ids)[..., None].to(last_hidden_state.device)
+            last_hidden_state = last_hidden_state.masked_fill(is_given, 0)
         return LavitModelOutputWithPast(
             last_hidden_state=last_hidden_state,
             hidden_states=outputs.hidden_states and tuple(_unpack(state, source) for state in outputs.hidden_states),
@@ -292,7 +295,8 @@ class LavitModel(LavitPreTrainedModel):
         empty = inputs_embeds.new_empty(0, inputs_embeds.shape[-1])  # Perhaps no image has a token.
         image_hidden_states = torch.cat([empty, *(tokens.to(empty) for tokens in images.pooler_output)])
         is_filled = is_placeholder if is_empty is None else is_placeholder & ~is_empty
-        inputs_embeds = inputs_embeds.masked_scatter(is_filled[..., None], image_hidden_states)
+        is_filled = is_filled[..., None].to(inputs_embeds.device)
+        inputs_embeds = inputs_embeds.masked_scatter(is_filled, image_hidden_states)
         return inputs_embeds, image_hidden_states, is_empty
 
     def _inside_images(self, input_ids: torch.Tensor) -> torch.Tensor:

@@ -110,7 +110,8 @@ def merge_heads(hidden: torch.Tensor) -> torch.Tensor:
 
 def gather_positions(hidden: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Picks `positions` `[batch, picked]` out of `hidden` `[batch, num_patches, ...]`."""
-    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], positions]
+    # Of a model that is spread over several devices, what is picked from may be on another one than its mask.
+    return hidden[torch.arange(len(hidden), device=hidden.device)[:, None], positions.to(hidden.device)]
 
 
 class LavitSelfAttention(nn.Module):
@@ -253,7 +254,8 @@ class LavitMerger(nn.Module):
         if self.smoothing == 0:
             return self._forward_kept(patch_features, keep_mask)
         positions, is_kept = padded_positions(keep_mask)
-        return self.forward_all(patch_features, keep_mask, positions)[is_kept]
+        hidden = self.forward_all(patch_features, keep_mask, positions)
+        return hidden[is_kept.to(hidden.device)]
 
     def forward_all(
         self, patch_features: torch.Tensor, keep_mask: torch.Tensor, positions: torch.Tensor | None = None
@@ -284,7 +286,7 @@ class LavitMerger(nn.Module):
         cross_mask = is_dropped[:, None, None, :] | ~has_dropped
         for layer in self.layers:
             hidden = layer(hidden, source, self_mask, cross_mask, None, has_dropped)
-        return self.norm(hidden[is_kept])
+        return self.norm(hidden[is_kept.to(hidden.device)])
 
 
 def padded_positions(mask: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -43,6 +43,8 @@ _MODEL_OPTIONS = ("variant", "device_map", "max_memory", "offload_folder", "use_
 _TEXT_GUIDANCE, _IMAGE_GUIDANCE = 4.0, 5.0
 _MIN_CODES, _MAX_CODES = 20, 200
 _WARM_UP_CODES = 4
+# What a checkpoint may have for its texts alone.
+NOT_OF_DRAWING: dict[str, Any] = {"num_beams": 1, "repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 _IMAGE_TYPES = (PIL.Image.Image, np.ndarray, torch.Tensor)
 PromptPart = str | PIL.Image.Image | np.ndarray | torch.Tensor
 Prompts = PromptPart | Sequence[PromptPart | Sequence[PromptPart]]
@@ -117,8 +119,12 @@ def original_pixel_values(images: Any, image_processor: Any) -> torch.Tensor:
     size = (image_processor.size["height"], image_processor.size["width"])
     pictures = (_to_unit_range(image) for image in flatten(check_images(images)))
     resized = [F.interpolate(one[None], size, mode="bicubic", align_corners=False) for one in pictures]
-    mean, std = (torch.tensor(v)[:, None, None] for v in (image_processor.image_mean, image_processor.image_std))
-    return (torch.cat(resized) - mean) / std
+    pixels = torch.cat(resized)
+    if not image_processor.do_normalize:
+        return pixels
+    statistics = (image_processor.image_mean, image_processor.image_std)  # numbers, or one for each channel
+    mean, std = (torch.tensor(one, dtype=torch.float32).reshape(-1, 1, 1) for one in statistics)
+    return (pixels - mean) / std
 
 
 def _to_unit_range(image: Any) -> torch.Tensor:
@@ -517,12 +523,12 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         }
         pixel_decoder = self.pixel_decoder
         pixel_decoder.check_call(len(pixel_values), generator, **drawing)
-        visual_tokenizer = self.model.visual_tokenizer
-        size, num_patches = self.processor.image_processor.size, visual_tokenizer.config.num_patches
+        processor = copy.copy(self.processor)  # the caller's stays as it is
+        processor.visual_tokenizer = self.model
+        size, num_patches = processor.image_processor.size, self.model.config.visual_tokenizer_config.num_patches
         log_prior = assign_log_prior(flatten(images), regions, region_weight, size, num_patches)
-        pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
-        tokens = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens, log_prior=log_prior)
-        codes = [part.cpu() for part in tokens.codes.split(tokens.num_tokens.tolist())]
+        rows = processor.tokenize_pixels(pixel_values, num_tokens=num_image_tokens, log_prior=log_prior)
+        codes = [torch.tensor(processor.tokenizer.convert_ids_to_codes(ids), dtype=torch.long) for ids in rows]
         output = _output(pixel_decoder(codes, generator=generator, **drawing), codes)
         self.maybe_free_model_hooks()
         return _as_asked(output, return_dict)
@@ -597,6 +603,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         device = self._execution_device
         options: dict[str, Any] = {"generation_mode": "image", "padding": True, "return_tensors": "pt"}
         budget = {"num_image_tokens": num_image_tokens, "regions": regions, "region_weight": region_weight}
+        if not any(images) and (given := [name for name, value in budget.items() if value is not None]):
+            raise ValueError(f"`{given[0]}` is about images in prompts, and there are none.")
         pictures = {"images": images, **budget} if any(images) else {}
         inputs = dict(processor(text=texts, **pictures, **options).to(device))
         if negative_prompt is not None:
@@ -617,7 +625,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         """
         with self.progress_bar(total=kwargs["max_new_tokens"]) as progress_bar:
             progress = StoppingCriteriaList([TokenProgress(progress_bar)])
-            output = self.model.generate(**inputs, generation_mode="image", stopping_criteria=progress, **kwargs)
+            options = {**NOT_OF_DRAWING, **kwargs}
+            output = self.model.generate(**inputs, generation_mode="image", stopping_criteria=progress, **options)
         new_ids = output[:, inputs["input_ids"].shape[1] :].cpu()
         config = self.model.config
         codebook_size = config.visual_tokenizer_config.codebook_size

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Self
@@ -231,7 +232,8 @@ def quantize_unet(unet: UNet2DConditionModel, quantization: str) -> None:
     if _is_quantized(unet):
         raise ValueError("The U-Net is quantized already: leave `quantization` out.")
     try:
-        from torchao import quantization as torchao
+        # By its name, or diffusers would ask everyone for it who loads this file as remote code.
+        torchao: Any = importlib.import_module("torchao.quantization")
     except ImportError as error:
         raise ImportError(f"quantization={quantization!r} needs torchao: pip install torchao") from error
     if quantization == "fp8":

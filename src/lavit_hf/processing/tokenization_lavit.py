@@ -11,6 +11,7 @@ to load, yet no text a user types can become one, which added tokens could not p
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import re
@@ -88,13 +89,13 @@ def read_sentencepiece(model_file: str | Path) -> tuple[Tokenizer, dict[str, str
     Returns:
         The tokenizer, and its special tokens by name (`bos_token`, ...).
     """
-    try:  # so that transformers does not ask everyone for it who loads this file as remote code
-        from sentencepiece import SentencePieceProcessor
+    try:  # by its name, or diffusers would ask everyone for it who loads this file as remote code
+        sentencepiece: Any = importlib.import_module("sentencepiece")
     except ImportError as error:
         raise ImportError("Reading a sentencepiece model needs sentencepiece: pip install sentencepiece") from error
 
     try:
-        model = SentencePieceProcessor(model_file=str(model_file))
+        model = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
     except (OSError, RuntimeError) as error:
         raise ValueError(f"{model_file} is not a sentencepiece model: {error}") from error
     # A BPE piece's score is its rank, a unigram piece's a log-probability.

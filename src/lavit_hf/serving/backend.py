@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from transformers import StoppingCriteria, StoppingCriteriaList
 
 from ..pipelines.pipeline_lavit_pixel_decoder import LavitPixelDecoderPipeline, codes_of_ids
-from ..pipelines.pipeline_lavit_text_to_image import LavitTextToImagePipeline
+from ..pipelines.pipeline_lavit_text_to_image import NOT_OF_DRAWING, LavitTextToImagePipeline
 from ..processing.tokenization_lavit import BYTE_TOKEN
 from .jobs import (
     CodeOptions,
@@ -283,6 +283,7 @@ class TransformersBackend:
             arguments["negative_prompt_ids"] = padded["input_ids"]
             arguments["negative_prompt_attention_mask"] = padded["attention_mask"]
         watch = StoppingCriteriaList([RowWatch(jobs)])
+        arguments |= NOT_OF_DRAWING
         self.model.generate(**inputs, generation_mode="image", stopping_criteria=watch, **arguments)
         config = self.model.config
         rows = [torch.tensor(job.new_ids, dtype=torch.long) for job in jobs]
