@@ -449,5 +449,5 @@ def test_a_quantized_part_is_refused(tmp_path):
     name = next(name for name in weights if "visual_tokenizer" in name and weights[name].ndim == 2)
     weights[name] = weights[name].to(torch.int8)
     save_file(weights, tmp_path / "model.safetensors", {"format": "pt"})
-    with pytest.raises(ValueError, match=r"is quantized \(I8\); LavitVisualTokenizer alone cannot be loaded"):
+    with pytest.raises(ValueError, match=r"is quantized \(I8\); visual_tokenizer alone cannot be loaded"):
         LavitVisualTokenizer.from_pretrained(tmp_path)

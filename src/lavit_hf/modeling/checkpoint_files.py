@@ -20,7 +20,7 @@ from transformers.utils import CONFIG_NAME, GENERATION_CONFIG_NAME, SAFE_WEIGHTS
 from transformers.utils.hub import cached_file, cached_files
 
 from ..utils.json_files import read_json_object
-from ..utils.safetensors_files import read_headers, read_index
+from ..utils.safetensors_files import TensorHeader, read_headers, read_index
 
 # What reading and building from values of a file ends in when they are of other types, missing or out of range.
 _UNUSABLE = (ArithmeticError, AssertionError, AttributeError, LookupError, StrictDataclassError, TypeError, ValueError)
@@ -243,20 +243,27 @@ def find_safetensors(
 def read_shapes(
     checkpoint: str | os.PathLike, shards: Mapping[str, Iterable[str]], hub_kwargs: dict[str, Any]
 ) -> Shapes:
-    """Reads the shapes of all tensors out of the headers of files, see [`find_safetensors`].
+    """Reads the shapes of all tensors out of the headers of files, see [`_read_tensors`]."""
+    return {name: header.shape for name, header in _read_tensors(checkpoint, shards, hub_kwargs).items()}
+
+
+def _read_tensors(
+    checkpoint: str | os.PathLike, shards: Mapping[str, Iterable[str]], hub_kwargs: dict[str, Any]
+) -> dict[str, TensorHeader]:
+    """Reads the headers of files, see [`find_safetensors`].
 
     Raises:
         OSError: If a file is missing or unreadable, or lacks a tensor that the index lists.
     """
-    shapes: Shapes = {}
+    tensors: dict[str, TensorHeader] = {}
     paths = cached_files(checkpoint, list(shards), **hub_kwargs)
     assert paths is not None  # it raises where it finds nothing
     for path, listed in zip(paths, shards.values(), strict=True):
-        found = {name: header.shape for name, header in read_headers(path).items()}
+        found = read_headers(path)
         if missing := sorted(set(listed) - found.keys()):
             raise OSError(f"{path} lacks {missing[0]}, which the index lists. Download or convert it again.")
-        shapes |= found
-    return shapes
+        tensors |= found
+    return tensors
 
 
 def check_config(
@@ -442,8 +449,6 @@ def load_checkpoint_part(
     config = load_config(model_class, checkpoint, hub_kwargs, kwargs)
     kwargs = {name: value for name, value in kwargs.items() if name not in _HUB_KWARGS}
     files, prefix, shapes = _find_part(checkpoint, model_class.base_model_prefix, variant, hub_kwargs)
-    if prefix:
-        _refuse_quantized(model_class, checkpoint, files, prefix, hub_kwargs)
     ignore = bool(kwargs.get("ignore_mismatched_sizes"))
     check_config(model_class, config, shapes, file_in(checkpoint, "config.json"), *model_args, ignore=ignore)
     state_dict: dict[str, torch.Tensor] = {}
@@ -462,25 +467,6 @@ def load_checkpoint_part(
     return (model, info) if wants_info else model
 
 
-def _refuse_quantized(
-    model_class: type[PreTrainedModel],
-    checkpoint: str | os.PathLike,
-    files: Iterable[str],
-    prefix: str,
-    hub_kwargs: dict[str, Any],
-) -> None:
-    """Refuses integers and numbers of 8 bits, which would be taken for the weights themselves."""
-    for file in files:
-        path = cached_file(checkpoint, file, **hub_kwargs)
-        assert path is not None  # it raises where it finds nothing
-        for name, tensor in read_headers(Path(path)).items():
-            if name.startswith(prefix) and tensor.dtype.startswith(_QUANTIZED):
-                raise ValueError(
-                    f"{path}: {name} is quantized ({tensor.dtype}); {model_class.__name__} alone cannot be loaded "
-                    "from it. Load the whole model; a processor takes it as visual_tokenizer=model."
-                )
-
-
 def _find_part(
     checkpoint: str | os.PathLike, part: str, variant: str | None, hub_kwargs: dict[str, Any]
 ) -> tuple[list[str], str, Shapes]:
@@ -493,11 +479,19 @@ def _find_part(
         prefix = _prefix_in(names, part)
         parts = {shard: [name for name in listed if name.startswith(prefix)] for shard, listed in shards.items()}
         shards = {shard: listed for shard, listed in parts.items() if listed}
-        shapes = read_shapes(checkpoint, shards, hub_kwargs)
+        tensors = _read_tensors(checkpoint, shards, hub_kwargs)
     else:
-        shapes = read_shapes(checkpoint, shards, hub_kwargs)
-        prefix = _prefix_in(shapes, part)
-    return list(shards), prefix, {n[len(prefix) :]: shape for n, shape in shapes.items() if n.startswith(prefix)}
+        tensors = _read_tensors(checkpoint, shards, hub_kwargs)
+        prefix = _prefix_in(tensors, part)
+    own = {name: header for name, header in tensors.items() if name.startswith(prefix)}
+    for name, header in own.items():
+        # It would be taken for the weights themselves. A part alone, not quantized by itself, does not know how.
+        if prefix and header.dtype.startswith(_QUANTIZED):
+            raise ValueError(
+                f"{checkpoint}: {name} is quantized ({header.dtype}); {part} alone cannot be loaded from it. Load the "
+                "whole model; a processor takes it as visual_tokenizer=model."
+            )
+    return list(shards), prefix, {name[len(prefix) :]: header.shape for name, header in own.items()}
 
 
 def _prefix_in(names: Any, part: str) -> str:
