@@ -198,9 +198,8 @@ def _verify_pixel_decoder(root: Path, folder: str, problems: _Problems) -> None:
         place = f"{folder}/{name}".lstrip("/")
         with problems.noted():
             paths, stem = find_component_weights(root / place)
-            if not paths:
-                raise ConversionError(f"{root / place} has no weights.")
-            problems.found += component_problems(root, Component(place, place, Weights(paths), stem))
+            weights = Weights(paths) if paths else None
+            problems.found += component_problems(root, Component(place, place, weights, stem))
 
 
 def _model_problems(

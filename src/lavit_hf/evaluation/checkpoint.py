@@ -76,12 +76,11 @@ class EvaluatedCheckpoint:
         """Returns what drawings depend on besides."""
         pipeline = self.pipeline(decoder)
         parts = {name: getattr(pipeline, name) for name in ("token_decoder", "unet", "vae")}
-        configs = {name: part.config for name, part in parts.items()}
         return {
             "pixel_decoder_weights": module_fingerprint(*parts.values()),
             "pixel_decoder_configs": {
-                name: _without_origin(config.to_dict() if hasattr(config, "to_dict") else dict(config))
-                for name, config in configs.items()
+                name: _without_origin(part.config if isinstance(part.config, Mapping) else part.config.to_dict())
+                for name, part in parts.items()
             },
             "has_safety_checker": pipeline.safety_checker is not None,
             "scheduler": {"class": type(pipeline.scheduler).__name__, **dict(pipeline.scheduler.config)},

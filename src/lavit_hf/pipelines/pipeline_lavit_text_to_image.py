@@ -523,8 +523,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         }
         pixel_decoder = self.pixel_decoder
         pixel_decoder.check_call(len(pixel_values), generator, **drawing)
-        processor = copy.copy(self.processor)  # the caller's stays as it is
-        processor.visual_tokenizer = self.model
+        processor = self._processor_with_model()
         size, num_patches = processor.image_processor.size, self.model.config.visual_tokenizer_config.num_patches
         log_prior = assign_log_prior(flatten(images), regions, region_weight, size, num_patches)
         rows = processor.tokenize_pixels(pixel_values, num_tokens=num_image_tokens, log_prior=log_prior)
@@ -575,6 +574,12 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         limit = self.token_decoder.config.num_queries
         return (_MIN_CODES, _MAX_CODES) if limit >= _MAX_CODES else (1, limit)
 
+    def _processor_with_model(self) -> ImageTextProcessor:
+        """The processor with the model's visual tokenizer; the caller's stays as it is."""
+        processor = copy.copy(self.processor)
+        processor.visual_tokenizer = self.model
+        return processor
+
     def encode_prompt(
         self,
         texts: list[str],
@@ -598,8 +603,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             `input_ids` and `attention_mask` [prompts, length], and `negative_prompt_ids` with their mask if there are
             any.
         """
-        processor = copy.copy(self.processor)  # the caller's stays as it is
-        processor.visual_tokenizer = self.model
+        processor = self._processor_with_model()
         device = self._execution_device
         options: dict[str, Any] = {"generation_mode": "image", "padding": True, "return_tensors": "pt"}
         budget = {"num_image_tokens": num_image_tokens, "regions": regions, "region_weight": region_weight}

@@ -52,7 +52,6 @@ _MODULES = {
     "init_projector": "language_model.preparation",
     "is_sharded_run": ".utils.distributed",
     "load_data": ".data.loading",
-    "load_first_rows": "streaming",
     "load_rows": "streaming",
     "load_stream": "streaming",
     "load_tokenized_dataset": "precompute_codes.tokenize_dataset",

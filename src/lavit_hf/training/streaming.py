@@ -249,7 +249,7 @@ def load_rows(
     if (Path(name) / METADATA).is_file():
         found = NamedDataset(load_tokenized_dataset(name, visual_tokenizer), None)
     elif streaming and num_rows is not None:
-        return load_first_rows(name, split, num_rows)
+        return _load_first_rows(name, split, num_rows)
     else:
         found = load_data(name, split, num_scenes=num_scenes if num_rows is None else num_rows)
     if num_rows is None or len(found.dataset) <= num_rows:
@@ -257,14 +257,8 @@ def load_rows(
     return NamedDataset(found.dataset.select(range(num_rows)), found.root)
 
 
-def load_first_rows(name: str, split: str, num_rows: int) -> NamedDataset:
-    """The first rows of a dataset, of which no more is read; for [`TrainingDataset`], to evaluate on.
-
-    Args:
-        name: What `load_data` takes.
-        split: Which split of it.
-        num_rows: How many rows.
-    """
+def _load_first_rows(name: str, split: str, num_rows: int) -> NamedDataset:
+    """The first rows of a dataset, of which no more is read."""
     rows, root = load_data(name, split, streaming=True, num_scenes=num_rows)
     with named_errors(name):
         rows = leave_undecoded(rows, list(rows.column_names or first_row(rows)))

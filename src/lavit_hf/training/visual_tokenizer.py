@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.utils import logging
 
 from ..modeling.configuration_lavit import LavitPreTrainingConfig
 from ..modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
+from ..utils.distributed import is_sharded
 from ..utils.seeds import sample_seed
 from .dataset import FollowsEpoch, complete_row
 from .streaming import StreamTrainer
@@ -158,7 +158,7 @@ class VisualTokenizerCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Refuses weights of which a process has a part only (those of ZeRO-3 have an id)."""
-        if any(isinstance(value, DTensor) or hasattr(value, "ds_id") for value in kwargs["model"].parameters()):
+        if is_sharded(kwargs["model"]):
             raise ValueError(
                 "Stage 1 is not for FSDP and DeepSpeed: its codebook is counted and moved as a whole. Take a copy on "
                 "each GPU (examples/accelerate/ddp.yaml)."

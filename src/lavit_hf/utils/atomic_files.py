@@ -183,7 +183,7 @@ def check_resumable(folder: Path, what: str, settings: Mapping[str, Any], found:
         if folder.exists() and (not folder.is_dir() or any(folder.glob("[!.]*"))):
             raise ValueError(f"{folder} exists and holds no {what}; choose another directory.")
         return
-    found, settings = flat_settings(found), flat_settings(settings)
+    found, settings = _flat_settings(found), _flat_settings(settings)
     names = sorted({name for name in {**found, **settings} if found.get(name) != settings.get(name)})
     if names:
         listed = "; ".join(f"{name}: {found.get(name)} there, {settings.get(name)} now" for name in names)
@@ -193,12 +193,12 @@ def check_resumable(folder: Path, what: str, settings: Mapping[str, Any], found:
         )
 
 
-def flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flat_settings(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings without nesting, so that one that differs can be named: `image_processor.size.height`."""
     found: dict[str, Any] = {}
     for name, value in settings.items():
         is_nested = isinstance(value, Mapping) and value
-        found.update(flat_settings(value, f"{prefix}{name}.") if is_nested else {f"{prefix}{name}": value})
+        found.update(_flat_settings(value, f"{prefix}{name}.") if is_nested else {f"{prefix}{name}": value})
     return found
 
 

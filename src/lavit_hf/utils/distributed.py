@@ -32,6 +32,13 @@ def is_sharded_run(args: Any = None) -> bool:
     return is_launched or bool(getattr(args, "fsdp", None) or getattr(args, "deepspeed", None))
 
 
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Whether a process holds a part of the weights alone, as with FSDP2 and DeepSpeed's third stage."""
+    from torch.distributed.tensor import DTensor  # not in every build of torch
+
+    return any(isinstance(value, DTensor) or hasattr(value, "ds_id") for value in model.parameters())
+
+
 @torch.compiler.disable
 @torch.no_grad()
 def sum_over_processes(tensor: torch.Tensor) -> torch.Tensor:

@@ -8,11 +8,10 @@ from itertools import groupby, takewhile
 from typing import Any
 
 import torch
-from torch.distributed.tensor import DTensor
 from transformers.utils import logging
 
 from ...processing.processing_lavit import ImageTextProcessor
-from ...utils.distributed import is_sharded_run
+from ...utils.distributed import is_sharded
 from ..dataset import complete_row, place_images
 
 logger = logging.get_logger(__name__)
@@ -83,7 +82,7 @@ class GenerationMetrics:
         from accelerate import PartialState  # type: ignore[import-untyped]
         from accelerate.utils import gather_object  # type: ignore[import-untyped]
 
-        if is_sharded_run() or any(isinstance(value, DTensor) for value in self.model.parameters()):
+        if is_sharded(self.model):
             logger.warning_once(
                 "A sharded model writes only if all processes do, as often as each other, which batches of an "
                 "evaluation do not ensure: nothing is written, and the loss is all that is measured."
