@@ -260,6 +260,22 @@ def test_dtype_applies_to_everything_but_what_needs_fp32(folders):
     assert model.dtype == torch.bfloat16
 
 
+def test_attention_is_computed_as_it_was_asked_for(folders):
+    load = LavitForConditionalGeneration.from_vision_text_pretrained
+
+    def implementations(model):
+        parts = (model.visual_tokenizer.vision_model, model.model.language_model)
+        assert parts[1].config is model.config.text_config
+        return [part.config._attn_implementation for part in parts]
+
+    every = load(folders["vision"], folders["text"], attn_implementation="eager", **CODES)
+    assert implementations(every) == ["eager", "eager"]
+    text = load(folders["vision"], folders["text"], text_attn_implementation="eager", **CODES)
+    assert implementations(text) == ["sdpa", "eager"]
+    vision = load(folders["vision"], folders["text"], vision_attn_implementation="eager", **CODES)
+    assert implementations(vision) == ["eager", "sdpa"]
+
+
 @pytest.mark.parametrize("model_type", ["clip", "siglip", "blip-2"])
 def test_vision_encoders_of_dual_checkpoints(model_type, folders, tmp_path):
     save_dual(tmp_path, model_type)

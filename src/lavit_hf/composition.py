@@ -356,6 +356,10 @@ def compose_model(
     vision_kwargs, text_kwargs = _take_prefixed(kwargs, "vision_"), _take_prefixed(kwargs, "text_")
     if "dtype" in kwargs:
         text_kwargs.setdefault("dtype", kwargs.pop("dtype"))
+    if "attn_implementation" in kwargs:
+        for part_kwargs in (vision_kwargs, text_kwargs):
+            part_kwargs.setdefault("attn_implementation", kwargs["attn_implementation"])
+        del kwargs["attn_implementation"]
     language_model = load_language_model(text, **text_kwargs)
     vision_kwargs.setdefault("dtype", language_model.dtype)
     visual_part = load_visual_part(vision, visual_tokenizer, **vision_kwargs)
@@ -381,6 +385,7 @@ def _join_models(
     Raises:
         ValueError: If weights do not fit, or the language model's logits cannot be reproduced.
     """
+    encoder = visual_part.vision_model if isinstance(visual_part, LavitVisualTokenizer) else visual_part
     language_model.resize_token_embeddings(config.text_config.vocab_size, mean_resizing=mean_resizing)
     state_dict = _visual_weights(visual_part, config.visual_tokenizer_config.share_branches)
     state_dict |= _text_weights(language_model, config.tie_word_embeddings)
@@ -404,6 +409,8 @@ def _join_models(
             parameter.data = parameter.data.float()
     model.name_or_path = model.config.name_or_path = ""
     model.generation_config = _generation_ids(language_model)
+    for part, source in ((model.model.language_model, language_model), (model.visual_tokenizer.vision_model, encoder)):
+        part.set_attn_implementation(source.config._attn_implementation)
     _check_logits(model, language_model)
     if info["missing_keys"]:
         parts = [part for part in new if any(name.startswith(part) for name in info["missing_keys"])]

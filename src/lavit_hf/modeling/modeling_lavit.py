@@ -469,8 +469,9 @@ class LavitForConditionalGeneration(LavitPreTrainedModel, LavitGenerationMixin):
                 [`PreTrainedModel.resize_token_embeddings`], or from the language model's own initialization.
             kwargs: Those that start with `vision_` and `text_` go to the `from_pretrained` of either part
                 (`text_dtype`, `vision_revision`, ...); `vision_model` and `text_model` are models to use instead,
-                which are taken over, not copied. `dtype` is for the whole model, by default the language model's. All
-                others are for [`LavitConfig.from_vision_text_configs`], such as `codebook_size`.
+                which are taken over, not copied. `dtype` (by default the language model's) and `attn_implementation`
+                are for the whole model. All others are for [`LavitConfig.from_vision_text_configs`], such as
+                `codebook_size`.
 
         Raises:
             ImportError: If this is remote code: the package composes models.
