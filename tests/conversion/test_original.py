@@ -254,6 +254,30 @@ def test_a_trained_model_can_be_written_back(original):
     assert torch.equal(load(back / LANGUAGE_MODEL)["lm_head.weight"], expected)
 
 
+def test_a_branch_that_was_trained_apart_comes_back_in_stage_2(original):
+    from lavit_hf import LavitForConditionalGeneration
+
+    def share(tensors):
+        for name in [name for name in tensors if name.startswith(("token_predictor.", "causal_encoder."))]:
+            del tensors[name]
+
+    edit(original / STAGE2, share)
+    converted = _round_trip(original)
+    model = LavitForConditionalGeneration.from_pretrained(converted)
+    selector = model.visual_tokenizer.continuous.selector
+    with torch.no_grad():
+        for parameter in selector.parameters():
+            parameter.add_(1)
+    model.save_pretrained(converted)
+    back = convert_to_original(converted, original.parent / "trained", progress=False)
+    before, after = load(original / STAGE2), load(back / STAGE2)
+    assert {name.split(".")[0] for name in after.keys() - before.keys()} == {"token_predictor"}
+    again = convert(back, original.parent / "again", heads=HEADS, progress=False)
+    expected, actual = _root_weights(converted), _root_weights(again)
+    assert expected.keys() == actual.keys()
+    assert all(torch.equal(actual[name], expected[name]) for name in expected)
+
+
 def test_license_files_travel(original):
     (original / "LICENSE").write_text("community license")
     (original / "language_model/LICENSE").write_text("Llama 2 license")

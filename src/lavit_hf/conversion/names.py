@@ -105,6 +105,7 @@ _NEGATIVE = {"uncond_embeddings": "negative_condition#batched"}
 _ALL = {"{rest}": "{rest}"}
 
 _VISUAL = "model.visual_tokenizer."
+CONTINUOUS_BRANCH = f"{_VISUAL}continuous."
 
 
 @dataclass(frozen=True)

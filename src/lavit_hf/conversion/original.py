@@ -303,6 +303,9 @@ def convert_to_original(src: str | os.PathLike[str], dst: str | os.PathLike[str]
     return destination
 
 
+_BRANCHES = (names.STAGE1, names.STAGE2)
+
+
 class _ConvertedReader:
     """Finds the original's tensors in a converted directory."""
 
@@ -313,6 +316,27 @@ class _ConvertedReader:
         self.layout = Layout.load(root)
         check_links(root, ConversionError)
         self._weights: dict[Path, Weights] = {}
+        self._add_second_branch()
+
+    def _add_second_branch(self) -> None:
+        """Gives stage 2 tensors that it took from stage 1, where training has made them others.
+
+        The original loads its file of stage 2 over that of stage 1, so what is there is what it reads pictures with.
+        """
+        weights = self._open(self.root / names.MODEL, "model")
+        files = {file: [part for part in self.layout.files.values() if part.weights == file] for file in _BRANCHES}
+        if weights is None or not all(files.values()):
+            return
+        stage1, stage2 = ({name: part for part in files[file] for name in part.tensors} for file in _BRANCHES)
+        for target in weights.headers:
+            if not target.startswith(names.CONTINUOUS_BRANCH):
+                continue
+            shared = target.replace("continuous", "discrete", 1)
+            if shared in weights.headers and torch.equal(weights.read(target), weights.read(shared)):
+                continue
+            for origin in names.origins_of(names.MODEL, target):
+                if origin.file == names.STAGE2 and origin.name in stage1 and origin.name not in stage2:
+                    files[names.STAGE2][0].tensors[origin.name] = stage1[origin.name].tensors[origin.name]
 
     def check(self) -> int:
         """Names everything that is missing, and returns the bytes to write."""
