@@ -82,7 +82,7 @@ TRAINED := out/lavit-$(WORLD)
 
 default-checkpoint: $(INSTALLED) ## Train a LaVIT of emoji from nothing, and measure it; run it again after an interruption
 	$(BIN)/python examples/worlds/train.py --recipe $(RECIPE) --output_dir $(TRAINED)
-	$(BIN)/python examples/worlds/assemble.py --trained $(TRAINED) --output_dir $(TRAINED)/checkpoint
+	$(BIN)/python examples/worlds/assemble.py --trained $(TRAINED) --output_dir $(TRAINED)/checkpoint --decoder_guidance 2
 	$(BIN)/lavit evaluate $(TRAINED)/checkpoint --data $(WORLD) --task all --split validation --split held_out \
 		--split unseen_artist --num-drawings 200 --steps 20 --batch-size 64 --output $(TRAINED)/evaluation
 	$(BIN)/python examples/worlds/write_card.py --checkpoint $(TRAINED)/checkpoint --name lavit-$(WORLD) \

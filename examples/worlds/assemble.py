@@ -25,6 +25,9 @@ class Arguments:
     trained: Path = field(metadata={"help": "Directory of train.py."})
     output_dir: Path = field(metadata={"help": "Directory to write."})
     guidance: float = field(default=1.5, metadata={"help": "How much drawings follow their prompts by default."})
+    decoder_guidance: float | None = field(
+        default=None, metadata={"help": "How much pixels follow the codes by default; if not given, as the original."}
+    )
     without_code: bool = field(
         default=False,
         metadata={"help": "Leave out the code that checkpoints bring to where lavit-hf is not installed."},
@@ -39,6 +42,7 @@ def main(arguments: list[str] | None = None) -> None:
     longer = args.trained / "pixel_decoder_longer"  # of recipes that train it in two parts
     pixel_decoder = longer if longer.exists() else args.trained / "pixel_decoder"
     pipeline = LavitPixelDecoderPipeline.from_pretrained(pixel_decoder)
+    pipeline.token_decoder.config.default_guidance_scale = args.decoder_guidance
     pipeline.register_to_config(
         visual_token_offset=model.config.visual_token_offset, eoi_token_id=model.config.eoi_token_id
     )

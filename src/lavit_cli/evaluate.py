@@ -172,7 +172,9 @@ def evaluate(
     decoder_guidance_scale: Annotated[
         float | None,
         typer.Option(
-            min=0, help="How much to stress the tokens.", show_default="7, lowres and reconstruction 5; benchmarks 1.5"
+            min=0,
+            help="How much to stress the tokens.",
+            show_default="the checkpoint's, or 7, lowres and reconstruction 5; benchmarks 1.5",
         ),
     ] = None,
     top_k: Annotated[

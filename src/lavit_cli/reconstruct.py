@@ -29,7 +29,9 @@ def reconstruct(
     decoder: PixelDecoder = None,
     aspect_ratio: AspectRatio = None,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 50,
-    guidance_scale: Annotated[float, typer.Option(min=0, help="How much to stress the tokens.")] = 5.0,
+    guidance_scale: Annotated[
+        float | None, typer.Option(min=0, help="How much to stress the tokens.", show_default="the checkpoint's, or 5")
+    ] = None,
     num_tokens: NumTokens = None,
     region: Region = None,
     seed: Seed = None,

@@ -161,6 +161,20 @@ def test_reconstruction_is_the_recorded_one(pipeline, golden):
     assert [len(codes) for codes in output.codes] == golden["detok_keep_mask"].sum(-1).long().tolist()
 
 
+def test_a_checkpoint_has_a_guidance_of_its_own_for_pixels(pipeline, original_dir, monkeypatch, tmp_path):
+    picture = Image.open(original_dir / "images" / "0.png")
+    prompt, weak = "a cat", {"guidance_scale": 2.0}
+    drawn = pipeline(prompt, decoder_guidance_scale=2.0, generator=seeded(0), **FAST).images
+    rebuilt = pipeline.reconstruct(picture, generator=seeded(0), **weak, **FAST).images
+    monkeypatch.setattr(pipeline.token_decoder.config, "default_guidance_scale", 2.0)
+    assert np.array_equal(pipeline(prompt, generator=seeded(0), **FAST).images, drawn)
+    assert np.array_equal(pipeline.reconstruct(picture, generator=seeded(0), **FAST).images, rebuilt)
+    stronger = pipeline.reconstruct(picture, guidance_scale=5.0, generator=seeded(0), **FAST).images
+    assert not np.array_equal(stronger, rebuilt)
+    pipeline.token_decoder.save_pretrained(tmp_path)
+    assert type(pipeline.token_decoder.config).from_pretrained(tmp_path).default_guidance_scale == 2.0
+
+
 def test_reconstruction_of_files(pipeline, original_dir):
     files = [str(original_dir / "images" / f"{index}.png") for index in range(2)]
     output = pipeline.reconstruct(files, generator=seeded(0, 1), **FAST)

@@ -582,7 +582,7 @@ class ReconstructionTask(Task):
 
     @classmethod
     def default_options(cls, data: EvaluationData) -> dict[str, Any]:
-        return {"decoder": None, "num_inference_steps": 50, "decoder_guidance_scale": 5.0, BUDGET: None}
+        return {"decoder": None, "num_inference_steps": 50, "decoder_guidance_scale": None, BUDGET: None}
 
     def predict(self, checkpoint: EvaluatedCheckpoint, samples: Sequence[EvaluationSample]) -> list[Prediction]:
         images = [sample.open_image() for sample in samples]

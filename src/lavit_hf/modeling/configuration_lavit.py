@@ -287,6 +287,8 @@ class LavitTokenDecoderConfig(NamedConfigMixin, PreTrainedConfig):
         pooled_size: Width of the pooled condition; `None` if the U-Net takes none.
         num_negative_tokens: Rows of the stored negative condition, which stands in for the condition where guidance
             wants none. Zeros fill it up to `num_queries`; with 0 it is all zeros, as in the high-resolution decoder.
+        default_guidance_scale: How much pipelines stress the condition where a call does not say; `None` is as the
+            original does.
         hidden_act: Activation of the MLPs.
         layer_norm_eps: Epsilon of the LayerNorms.
         initializer_range: Standard deviation of the weight initialization.
@@ -306,6 +308,7 @@ class LavitTokenDecoderConfig(NamedConfigMixin, PreTrainedConfig):
     cross_attention_dims: list[int] | tuple[int, ...] = (768, 1280)
     pooled_size: int | None = 1280
     num_negative_tokens: int = 0
+    default_guidance_scale: float | int | None = None
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-5
     initializer_range: float = 0.02
@@ -323,6 +326,10 @@ class LavitTokenDecoderConfig(NamedConfigMixin, PreTrainedConfig):
             raise ValueError(
                 f"num_negative_tokens must be between 0 and num_queries ({self.num_queries}), got "
                 f"{self.num_negative_tokens}."
+            )
+        if self.default_guidance_scale is not None and not 0 <= self.default_guidance_scale < float("inf"):
+            raise ValueError(
+                f"default_guidance_scale must be a finite number from 0 on, got {self.default_guidance_scale}."
             )
 
 

@@ -320,8 +320,8 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
             aspect_ratio: Instead of both: `"1:1"`, `"4:3"`, `"3:2"`, `"16:9"`, `"2:3"` or `"3:4"`, the published sizes
                 of the high-resolution decoder.
             num_inference_steps: Denoising steps; by default 25, low resolution 50.
-            guidance_scale: How much the condition is stressed; by default 7, low resolution 5. Up to 1, guidance is
-                off and every step costs half.
+            guidance_scale: How much the condition is stressed; by default as the token decoder's configuration says
+                (`default_guidance_scale`), or 7, low resolution 5. Up to 1, guidance is off and every step costs half.
             num_images_per_prompt: Images to draw per image in `codes`.
             generator: One source of noise for all images, or a list with one per image to draw. With a list, an image
                 does not depend on what is drawn along with it.
@@ -349,7 +349,8 @@ class LavitPixelDecoderPipeline(PixelDecoderStorage, UNetAndVaeMixin):
         if num_inference_steps is None:
             num_inference_steps = self._default_steps
         if guidance_scale is None:
-            guidance_scale = 7.0 if self.is_highres else 5.0
+            stored = self.token_decoder.config.default_guidance_scale
+            guidance_scale = stored if stored is not None else 7.0 if self.is_highres else 5.0
         self.check_inputs(
             num_inference_steps,
             guidance_scale,

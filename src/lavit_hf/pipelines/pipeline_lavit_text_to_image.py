@@ -474,7 +474,7 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
         width: int | None = None,
         aspect_ratio: str | None = None,
         num_inference_steps: int = 50,
-        guidance_scale: float = 5.0,
+        guidance_scale: float | None = None,
         num_image_tokens: int | Sequence[int] | None = None,
         regions: Any = None,
         region_weight: float | None = None,
@@ -495,7 +495,8 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             width: Width in pixels.
             aspect_ratio: Instead of both.
             num_inference_steps: Denoising steps.
-            guidance_scale: How much the codes are stressed.
+            guidance_scale: How much the codes are stressed; by default as the token decoder's configuration says,
+                or 5.
             num_image_tokens: How many codes a picture becomes, all or each; by default the visual tokenizer decides.
             regions: Where codes are worth more, see [`ImageTextProcessor`].
             region_weight: How much more.
@@ -510,6 +511,9 @@ class LavitTextToImagePipeline(DiffusionPipeline, UNetAndVaeMixin):
             [`LavitTextToImagePipelineOutput`], or a tuple of its fields.
         """
         pixel_values = original_pixel_values(images, self.processor.image_processor)
+        if guidance_scale is None:
+            stored = self.token_decoder.config.default_guidance_scale
+            guidance_scale = 5.0 if stored is None else stored
         drawing: dict[str, Any] = {
             "height": height,
             "width": width,
