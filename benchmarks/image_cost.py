@@ -69,7 +69,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tokens", type=int, default=100, help="tokens that LaVIT keeps of an image")
     models = drawers(parser.parse_args().tokens)
-    print("| Model | Tokens per image | Image | TFLOPs of the language model | Ratio | |\n|---|--:|--:|--:|--:|---|")
+    print("| Model | Tokens per image | Image | TFLOPs of the language model | Ratio | How it draws |")
+    print("|---|--:|--:|--:|--:|---|")
     for model in models:
         cost, ratio = model.flops / 1e12, model.flops / models[0].flops
         print(f"| {model.name} | {model.tokens} | {model.pixels}² | {cost:.1f} | {ratio:.1f} | {model.note} |")

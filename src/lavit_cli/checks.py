@@ -18,19 +18,19 @@ from pathlib import Path
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".tif", ".tiff", ".bmp")
 _DATA = (".json", ".jsonl", ".csv", ".tsv", ".parquet", ".arrow", ".tar")
 _ROOM = 2**16  # bytes; with less, a disk is full
-_DEFAULT = "lavit-scenes"  # the checkpoint that comes along
+_DEFAULT = "lavit-emoji-small"  # the checkpoint that comes along
 _CHECKPOINT = "--model takes a converted checkpoint (see lavit convert --help)"
 
 
 def find_model(name: str | None) -> str:
-    """The checkpoint that `--model` names: a directory, a name on the Hub, or `"lavit-scenes"`, as by default."""
+    """The checkpoint that `--model` names: a directory, a name on the Hub, or `"lavit-emoji-small"`, as by default."""
     checkpoint = find_checkpoint(name)
     check_model(checkpoint)
     return checkpoint
 
 
 def find_checkpoint(name: str | None) -> str:
-    """Finds a checkpoint without looking into it. `lavit-scenes` can be named in any directory."""
+    """Finds a checkpoint without looking into it. `lavit-emoji-small` can be named in any directory."""
     if name is None or (name == _DEFAULT and not Path(name).exists()):
         from lavit_hf import default_checkpoint
 

@@ -83,7 +83,7 @@ def _check_benchmark(
 
 def evaluate(
     checkpoint: Annotated[
-        str, typer.Argument(help="Checkpoint, its name on the Hub, or lavit-scenes.", show_default=False)
+        str, typer.Argument(help="Checkpoint, its name on the Hub, or lavit-emoji-small.", show_default=False)
     ],
     output: Annotated[Path, typer.Option("--output", "-o", metavar="DIR", help="To write.", show_default=False)],
     benchmark: Annotated[
@@ -234,12 +234,12 @@ def evaluate(
     \b
     Examples:
       lavit evaluate lavit-7b-v2 --benchmark vqav2 --root vqav2 -o out/vqav2
-      lavit evaluate lavit-scenes --data scenes --task all -o out/scenes
+      lavit evaluate lavit-emoji-small --data emoji-small --task all -o out/emoji
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 --task caption -o out/coco
       lavit evaluate lavit-7b-v2 --data questions.json --annotations answers.json --images val2014 -t vqa -o out/vqa
       lavit evaluate lavit-7b-v2 --data captions.json --images val2014 -t text-to-image --clip clip-vit-l -o out/fid
-      lavit evaluate lavit-scenes --data scenes --task caption --num-tokens 4 --num-tokens 16 -o out/curve
-      lavit evaluate lavit-scenes --data scenes --task caption --visual-mode discrete -o out/codes
+      lavit evaluate lavit-emoji-small --data emoji-small --task caption --num-tokens 4 --num-tokens 16 -o out/curve
+      lavit evaluate lavit-emoji-small --data emoji-small --task caption --visual-mode discrete -o out/codes
     """
     columns = {
         "--image-column": image_column,

@@ -42,7 +42,7 @@ Model = Annotated[
         "-m",
         metavar="DIR",
         help="Checkpoint, or its name on the Hub.",
-        show_default="lavit-scenes, a small one that comes along",
+        show_default="lavit-emoji-small, a small one that comes along",
     ),
 ]
 Device = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, mps; auto takes cuda if there is one.")]

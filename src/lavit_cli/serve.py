@@ -16,7 +16,7 @@ _BACKLOG = 2048  # clients that may wait for the server to take them, as uvicorn
 def serve(
     model: Annotated[
         str | None,
-        typer.Argument(metavar="MODEL", help="Checkpoint, or its name on the Hub.", show_default="lavit-scenes"),
+        typer.Argument(metavar="MODEL", help="Checkpoint, or its name on the Hub.", show_default="lavit-emoji-small"),
     ] = None,
     host: Annotated[str, typer.Option(help="Address to listen at; 0.0.0.0 is all of this machine.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at; 0 takes a free one.")] = 8000,

@@ -26,7 +26,7 @@ from .processing.image_processing_pil_lavit import LavitImageProcessorPil
 from .processing.processing_lavit import ImageTextProcessor
 from .processing.tokenization_lavit import LavitTokenizer
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "ImageTextProcessor",
@@ -55,10 +55,11 @@ register_auto_classes()
 
 
 def default_checkpoint() -> str:
-    """Where the checkpoint is that comes with the package: a small LaVIT that sees and draws pictures of scenes.
+    """Where the checkpoint is that comes with the package: a small LaVIT that sees and draws scenes of emoji.
 
-    It was trained from nothing by `examples/lavit_scenes`, on pictures of colored shapes (`lavit_hf.data.scenes`); its
-    model card tells how well it does. What it knows nothing of, it describes as such shapes.
+    It was trained from nothing by `examples/lavit_emoji/small.yaml`, on pictures that artists drew
+    (`lavit_hf.data.emoji`); its model card tells how well it does. What it knows nothing of, it describes as something
+    that it knows.
 
     Returns:
         A directory for `from_pretrained`.
@@ -66,7 +67,7 @@ def default_checkpoint() -> str:
     Raises:
         FileNotFoundError: The package was installed without it.
     """
-    folder = Path(__file__).resolve().parent / "checkpoints" / "lavit-scenes"
+    folder = Path(__file__).resolve().parent / "checkpoints" / "lavit-emoji-small"
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(
             f"{folder} has no checkpoint: this installation lacks the package's data. Install lavit-hf again from a "

@@ -24,8 +24,8 @@ def test_assemble(lavit, random_checkpoint: Path, tmp_path: Path) -> None:
         drawings.append(path.read_bytes())
     assert drawings[0] == drawings[1]
     assert load_file(joined / "model.safetensors").keys() == load_file(language_model / "model.safetensors").keys()
-    result = lavit("assemble", language_model, "lavit-scenes", tmp_path / "mixed")
+    result = lavit("assemble", language_model, "lavit-emoji-small", tmp_path / "mixed")
     assert result.exit_code == 1 and result.stderr.count("\n") == 1
-    assert "does not fit: codes: 1024 there, 64 in" in result.stderr and not (tmp_path / "mixed").exists()
+    assert "does not fit: codes: 2048 there, 64 in" in result.stderr and not (tmp_path / "mixed").exists()
     result = lavit("assemble", random_checkpoint, language_model, tmp_path / "mixed")
     assert "holds a 'lavit' model and no pixel decoder" in result.stderr

@@ -210,10 +210,10 @@ def test_numbers_out_of_range_name_their_option(lavit, photo: Path, options: lis
 
 
 def test_the_checkpoint_that_comes_along_has_a_name(lavit, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert find_checkpoint("lavit-scenes") == find_checkpoint(None) == default_checkpoint()
+    assert find_checkpoint("lavit-emoji-small") == find_checkpoint(None) == default_checkpoint()
     monkeypatch.chdir(tmp_path)
-    Path("lavit-scenes").mkdir()
-    assert find_checkpoint("lavit-scenes") == "lavit-scenes"
+    Path("lavit-emoji-small").mkdir()
+    assert find_checkpoint("lavit-emoji-small") == "lavit-emoji-small"
 
 
 def test_without_a_model_the_checkpoint_that_comes_along_is_used(lavit) -> None:

@@ -27,13 +27,26 @@ def test_the_tutorial_runs(checkout: Path, zygote: Zygote) -> None:  # noqa: F81
     printed = run([str(zygote.folder / "python"), "-c", "\n".join(program)], checkout, zygote.folder, seconds=3600)
     out = checkout / "out"
     assert "Would publish me/my-lavit" in printed and "Would publish the Space me/try-my-lavit" in printed
-    for name in ("curves.png", "stickers-measured/curve.png", "my-lavit/model_index.json", "cat.png"):
+    captions = [line.partition("\t") for line in printed.splitlines() if line.startswith("out/stickers/validation/")]
+    named = [Path(path).stem.split("-")[:2] for path, _, _ in captions]
+    right = [
+        text == f"a {thing} on {background}" for (thing, background), (_, _, text) in zip(named, captions, strict=True)
+    ]
+    # 14 before, of which none has these words, and 14 after.
+    assert len(right) == 28 and sum(right[:14]) == 0 and sum(right[14:]) >= 12
+    for name in (
+        "curves.png",
+        "stickers-measured/curve.png",
+        "my-lavit/model_index.json",
+        "cat.png",
+        "rocket-after.png",
+    ):
         assert (out / name).is_file(), name
     log = json.loads((out / "stickers-lora" / "checkpoint-60" / "trainer_state.json").read_text())["log_history"]
     losses = [row["eval_loss"] for row in log if "eval_loss" in row]
     assert len(losses) == 2 and losses[1] < losses[0]
     metrics = json.loads((out / "stickers-measured" / "tokens-own" / "metrics.json").read_text())
-    assert metrics["results"][0]["num_samples"] == 12
+    assert metrics["results"][0]["num_samples"] == 14
 
 
 def test_the_notebook_is_the_tutorial() -> None:

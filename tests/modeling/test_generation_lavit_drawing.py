@@ -587,38 +587,38 @@ def test_prompts_without_an_image_start_are_refused(tiny):
         tiny.generate(**make_prompts(tiny, [[[5, 6]]]), **DRAW)
 
 
-TEXTS = ["a red square", "two blue circles left of a green triangle"]
+TEXTS = ["a white background with a cat", "a picture of a rocket left of a pizza at the bottom on a blue background"]
 # How to draw, and the first codes of every sequence.
 RECORDED = {
-    "unguided greedy": [[803, 803, 510, 510, -1, -433], [22, 22, 22, 22, 796, 738]],
-    "guided greedy": [[803, 418, 465, -1, -433, -433], [807, 910, 671, 671, 910, 781]],
-    "guided greedy static": [[803, 418, 465, -1, -433, -433], [807, 910, 671, 671, 910, 781]],
-    "guided penalties": [[803, 418, 465, -1, -433, -433], [807, 910, 671, 671, 873, 548]],
-    "guided negative": [[489, 489, 489, 532, 532, 532], [72, 72, 72, 72, 813, 836]],
-    "guided one generator": [[803, 418, 465, -1, -433, -433], [698, 233, 233, 233, 110, 559]],
+    "unguided greedy": [[169, 169, 65, 65, 65, 65], [679, 679, 679, 1110, 1110, 1837]],
+    "guided greedy": [[169, 65, 1388, 1388, 1388, 65], [270, 1110, 1110, 997, 997, 997]],
+    "guided greedy static": [[169, 65, 1388, 1388, 1388, 65], [270, 1110, 1110, 997, 997, 997]],
+    "guided penalties": [[169, 65, 1388, 1388, 65, 65], [270, 1110, 1110, 997, 997, 1468]],
+    "guided negative": [[1388, 1388, 65, 65, 65, 65], [679, 1110, 1110, 997, 997, 997]],
+    "guided one generator": [[169, 23, 1388, 1388, 65, 65], [679, 1110, 1110, 997, 1468, 1031]],
     "guided generators each": [
-        [803, 418, -1, -433, -433, -433],
-        [934, 527, 527, 510, 427, 427],
-        [22, 22, 22, 22, 863, 807],
-        [698, 486, 486, 486, 847, 932],
+        [169, 65, 1388, 1388, 1388, 65],
+        [169, 65, 1388, 1388, 1388, 65],
+        [270, 1110, 1021, 997, 997, 1468],
+        [1837, 320, 1110, 1110, 997, 997],
     ],
     "unguided each": [
-        [500, 888, 888, 888, 888, 818],
-        [527, 527, 527, 527, 31, 31],
-        [543, 953, 647, 647, 593, 593],
-        [351, 894, 894, 674, 894, 894],
+        [1388, 1388, 1388, 1466, 1366, 65],
+        [1658, 1387, 169, 169, 169, 65],
+        [320, 679, 1565, 2046, 1455, 1110],
+        [896, 320, 1110, 1110, 157, 1809],
     ],
     "guided each static": [
-        [803, 418, -1, -433, -433, -433],
-        [934, 527, 527, 510, 427, 427],
-        [22, 22, 22, 22, 863, 807],
-        [698, 486, 486, 486, 847, 932],
+        [169, 65, 1388, 1388, 1388, 65],
+        [169, 65, 1388, 1388, 1388, 65],
+        [270, 1110, 1021, 997, 997, 1468],
+        [1837, 320, 1110, 1110, 997, 997],
     ],
     "interleaved guided each": [
-        [-1, -368, -104, -133, -19, -150],
-        [-1, -21, -156, -150, -104, -82],
-        [22, 22, 22, 22, 863, 807],
-        [698, 486, 486, 486, 847, 932],
+        [169, 65, 1388, 1388, 1388, 65],
+        [169, 65, 1388, 1388, 1388, 65],
+        [270, 1110, 1021, 997, 997, 1468],
+        [1837, 320, 1110, 1110, 997, 997],
     ],
 }
 
@@ -640,7 +640,7 @@ def options_of(name: str, processor: ImageTextProcessor) -> dict:
     if "penalties" in words:
         options |= {"repetition_penalty": 1.3, "no_repeat_ngram_size": 2}
     if "negative" in words:
-        negative = processor(text="a blue circle", generation_mode="image", return_tensors="pt")
+        negative = processor(text="a blue background with a big pumpkin", generation_mode="image", return_tensors="pt")
         options["negative_prompt_ids"] = negative["input_ids"]
     if "one" in words:
         options |= {"do_sample": True, "generator": torch.Generator().manual_seed(0)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import Any
 
@@ -74,10 +75,12 @@ class LavitForVllm(nn.Module, SupportsMultiModal):
             )
         never_written = torch.tensor(sorted({*config.visual_token_ids, config.image_token_id}))
         self._never_written = never_written[never_written < text.vocab_size]
+        chosen = json.dumps({"selection": config.visual_tokenizer_config.selection})
         logger.info_once(
             "LaVIT's pictures become a fixed number of tokens, by default a third of their patches. A checkpoint that "
-            'was not trained with budgets reads better with --mm-processor-kwargs \'{"selection": "argmax"}\', which '
-            "runs the visual tokenizer in the front end."
+            "was not trained with budgets reads better with --mm-processor-kwargs '%s', which runs the visual "
+            "tokenizer in the front end.",
+            chosen,
         )
 
     def embed_multimodal(
