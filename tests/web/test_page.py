@@ -152,6 +152,11 @@ def test_small_and_dark_screens(open_page, picture_file: Path, width: int, theme
     page.open_token(1)
     wide = page.browser.execute_script("return document.documentElement.scrollWidth")
     assert wide <= width  # nothing has to be scrolled sideways
+    lowest = (
+        "Math.max(...[...document.querySelectorAll('#strip summary')].map(one => one.getBoundingClientRect().bottom))"
+    )
+    told = "document.querySelector('#strip details[open] > div').getBoundingClientRect().top"
+    assert page.browser.execute_script(f"return {told} - {lowest}") >= 0  # what is told of a token hides no other one
     assert (max(page.corner()) < 80) == (theme == "dark")
     if SCREENSHOTS:
         page.screenshot(Path(SCREENSHOTS) / f"{theme}-{width}.png")

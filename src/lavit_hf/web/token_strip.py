@@ -27,6 +27,10 @@ CSS = """
 .lavit-tokens summary { font: 11px var(--font-mono); }
 .lavit-tokens summary::-webkit-details-marker { display: none; }
 .lavit-tokens details > div { position: absolute; left: 0; right: 0; bottom: 0; min-height: 9rem; padding: 0.5rem; }
+@media (max-width: 600px) {
+  .lavit-tokens { padding-bottom: 15rem; }
+  .lavit-tokens details > div { min-height: 13.5rem; }
+}
 .lavit-tokens details > div { border-top: 1px solid var(--border-color-primary); line-height: 1.5; }
 .lavit-tokens p { margin: 0 0 0.4rem; }
 .lavit-patch { display: block; width: 32px; height: 32px; margin: 0 auto; image-rendering: pixelated; }
