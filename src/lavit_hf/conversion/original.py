@@ -331,12 +331,13 @@ class _ConvertedReader:
         for target in weights.headers:
             if not target.startswith(names.CONTINUOUS_BRANCH):
                 continue
+            origins = [origin.name for origin in names.origins_of(names.MODEL, target) if origin.file == names.STAGE2]
+            taken = [name for name in origins if name in stage1 and name not in stage2]
             shared = target.replace("continuous", "discrete", 1)
-            if shared in weights.headers and torch.equal(weights.read(target), weights.read(shared)):
+            if not taken or (shared in weights.headers and torch.equal(weights.read(target), weights.read(shared))):
                 continue
-            for origin in names.origins_of(names.MODEL, target):
-                if origin.file == names.STAGE2 and origin.name in stage1 and origin.name not in stage2:
-                    files[names.STAGE2][0].tensors[origin.name] = stage1[origin.name].tensors[origin.name]
+            for name in taken:
+                files[names.STAGE2][0].tensors[name] = stage1[name].tensors[name]
 
     def check(self) -> int:
         """Names everything that is missing, and returns the bytes to write."""
