@@ -52,7 +52,7 @@ test-lmms: ## Run a task of lmms-eval on LaVIT; installs lmms-eval
 
 # So have vLLM, for a CPU here, and llama.cpp, of which there are wheels. vLLM brings torchvision and torchcodec for CUDA, which
 # do not run here, and asks for a transformers older than this package does, which it runs with all the same.
-test-serving: ## Run vLLM and llama.cpp on the default checkpoint, for half an hour; installs them
+test-serving: ## Run vLLM and llama.cpp on the default checkpoint, for some minutes; installs them
 	test -x .venv-serving/bin/python || $(PYTHON) -m venv .venv-serving
 	.venv-serving/bin/python -m pip install --disable-pip-version-check --requirement tests/engines/requirements.txt
 	.venv-serving/bin/python -m pip uninstall --yes torchvision torchaudio torchcodec

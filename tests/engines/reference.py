@@ -41,7 +41,7 @@ class Reference:
     vocab_size: int
     shortest: int
     longest: int = LENGTH["max_new_tokens"]
-    longest_drawing: int = 65
+    longest_drawing: int = 64  # a picture has no more codes than patches, which servers do not know
     captions: list[list[int]] = field(default_factory=list)
     answers: list[list[int]] = field(default_factory=list)
     answers_of_two: list[list[int]] = field(default_factory=list)

@@ -107,7 +107,8 @@ def test_generation_config_is_kept(tmp_path: Path) -> None:
     assert stored["min_new_tokens"] == 1
     placeholder = json.loads((checkpoint / "config.json").read_text())["image_token_id"]
     assert kept == {**stored, "suppress_tokens": [placeholder]}
-    assert '"min_tokens": 1' in (folder / "README.md").read_text()
+    readme = (folder / "README.md").read_text()
+    assert '"min_tokens": 1' in readme and '"max_tokens": 64' in readme  # one code per patch at most
 
 
 def test_another_variant_beside_the_weights(tiny_checkpoint: Path, tmp_path: Path) -> None:

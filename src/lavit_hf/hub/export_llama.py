@@ -213,6 +213,7 @@ def _readme(config: LavitConfig, folder: Path, gguf: bool) -> str:
     generation = read_object(folder / "generation_config.json")
     start, end = config.boi_token_id, config.eoi_token_id
     first = config.visual_token_offset
+    longest = config.visual_tokenizer_config.num_patches
     shortest = generation.get("min_new_tokens")
     text = _README.format(
         text=start - 1,
@@ -222,8 +223,9 @@ def _readme(config: LavitConfig, folder: Path, gguf: bool) -> str:
         last=first + config.visual_tokenizer_config.codebook_size - 1,
         placeholder=config.image_token_id,
         shortest=f', "min_tokens": {shortest}' if shortest else "",
+        longest=longest,
     )
-    return text + (_README_GGUF.format(end=end, file=GGUF_FILE) if gguf else "")
+    return text + (_README_GGUF.format(end=end, longest=longest, file=GGUF_FILE) if gguf else "")
 
 
 _README = """\
@@ -254,12 +256,12 @@ curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d
   "prompt": [IDS], "allowed_token_ids": [IDS OF TEXT]{shortest}}}'
 ```
 
-A picture: a prompt that ends in {start}.
+A picture: a prompt that ends in {start}. It has at most {longest} codes, one per patch, which a server does not know.
 
 ```text
 curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' -d '{{"model": "lavit", "temperature": 0,
   "prompt": [IDS, {start}], "allowed_token_ids": [{end}, {first}, ..., {last}], "stop_token_ids": [{end}],
-  "ignore_eos": true, "return_token_ids": true}}'
+  "ignore_eos": true, "max_tokens": {longest}, "return_token_ids": true}}'
 ```
 
 A picture as features, with its start and end, as a part of a chat:
@@ -275,5 +277,6 @@ llama-server -m {file}
 ```
 
 `/completion` takes ids (`"prompt": [IDS]`), bans them (`"logit_bias": [[ID, false], ...]`) and returns them
-(`"return_tokens": true`); it does not stop at an id, so cut a picture at {end}.
+(`"return_tokens": true`); it does not stop at an id, so ask for {longest} of a picture
+(`"n_predict"`) and cut them at {end}.
 """
