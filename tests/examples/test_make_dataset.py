@@ -42,6 +42,18 @@ def test_shares_of_rows(example):
     assert make_rows(example, 3) == make_rows(example, 3)
 
 
+def test_listings_are_in_any_order(example):
+    """What is named first has to be found in the picture, wherever it is."""
+    rows = make_rows(example, question_share=0.2, layout_share=0.1, change_share=0.1, listing_share=0.5, many_share=1.0)
+    listings = [row["messages"] for row in rows if row["messages"] is not None and len(row["messages"]) == 2]
+    assert len(listings) == pytest.approx(100, abs=25)
+    firsts = []
+    for question, answer in listings:
+        assert question["content"][-1]["text"] == "What is where?"
+        firsts.append(answer["content"][0]["text"].split(",")[0].split(" ", 3)[3])
+    assert min(firsts.count(place) for place in ("top left", "bottom right")) > 10
+
+
 def test_layouts_say_everything_in_reading_order(example):
     scene = example.choose_scene(example.Arguments("unused", many_share=1.0), 0)
     *objects, background = write_layout(scene).split(", ")

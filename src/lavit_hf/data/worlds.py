@@ -95,8 +95,8 @@ class World(Protocol):
     def write_caption(self, scene: Any, rng: scenes.PortableRng, /) -> str:
         """Writes one of a scene's captions."""
 
-    def write_layout(self, scene: Any, /) -> str:
-        """Writes everything in the fewest words."""
+    def write_layout(self, scene: Any, rng: scenes.PortableRng | None = None, /) -> str:
+        """Writes everything in the fewest words, in reading order or, with `rng`, in any."""
 
     def ask_questions(self, scene: Any, rng: scenes.PortableRng, /) -> Sequence[tuple[str, str, str]]:
         """Asks questions: with answer and kind; the last is for yes or no."""

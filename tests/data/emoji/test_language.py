@@ -57,6 +57,10 @@ def test_wordings() -> None:
     assert "a pink background with a dog left of small grapes at the top" in captions
     assert "a picture of small grapes right of a dog at the top on a pink background" in captions
     assert write_layout(TWO) == "dog top left, small grapes top right, pink background"
+    assert {write_layout(TWO, PortableRng(seed)) for seed in range(20)} == {
+        "dog top left, small grapes top right, pink background",
+        "small grapes top right, dog top left, pink background",
+    }
     assert write_caption(TWO, PortableRng(0)) in captions
     alone = Scene("orange", (SceneObject("ant", "noto", "big", "middle", 80, 192, 192),))
     assert captions_of(alone)[0] == "a big ant on an orange background"

@@ -196,11 +196,15 @@ def _read_core(core: str) -> list[ObjectFacts] | None:
     return [ObjectFacts(place, size or _MEDIUM, concept) for place, size, concept in said]
 
 
-def write_layout(scene: Scene) -> str:
-    """Returns the shortest text that says everything: all objects in reading order, then the background."""
-    objects = [
-        " ".join([*([] if item.size == _MEDIUM else [item.size]), item.concept, item.place]) for item in scene.objects
-    ]
+def write_layout(scene: Scene, rng: PortableRng | None = None) -> str:
+    """Returns the shortest text that says everything: all objects with their places, then the background.
+
+    Args:
+        scene: What to list.
+        rng: Chooses the order of the objects; by default that of reading.
+    """
+    items = scene.objects if rng is None else rng.shuffled(scene.objects)
+    objects = [" ".join([*([] if item.size == _MEDIUM else [item.size]), item.concept, item.place]) for item in items]
     return ", ".join([*objects, f"{scene.background} background"])
 
 

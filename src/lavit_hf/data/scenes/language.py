@@ -325,9 +325,15 @@ def _mentionable(scene: Scene) -> list[tuple[str, str]]:
     return pairs if scene.has_held_out_pair else [pair for pair in pairs if pair not in HELD_OUT_PAIRS]
 
 
-def write_layout(scene: Scene) -> str:
-    """Returns the shortest text that says everything: all objects with their places, then the background."""
-    objects = [f"{item.size} {item.color} {item.shape} {place_of(item)}" for item in scene.objects]
+def write_layout(scene: Scene, rng: PortableRng | None = None) -> str:
+    """Returns the shortest text that says everything: all objects with their places, then the background.
+
+    Args:
+        scene: What to list.
+        rng: Chooses the order of the objects; by default that of reading.
+    """
+    items = scene.objects if rng is None else rng.shuffled(scene.objects)
+    objects = [f"{item.size} {item.color} {item.shape} {place_of(item)}" for item in items]
     return ", ".join([*objects, f"{scene.background} background"])
 
 
