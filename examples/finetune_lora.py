@@ -169,7 +169,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     if trainer.is_world_process_zero():
         save_adapter_card(args.output_dir, model_args.model)
     if trainer.train_dataset.num_bad_samples:
-        print(f"{trainer.train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
+        print(f"{trainer.train_dataset.num_bad_samples} samples were bad and are not trained on; see the log.")
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     if args.push_to_hub:

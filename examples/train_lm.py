@@ -205,7 +205,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     trainer.save_model()
     trainer.save_state()
     if train_dataset.num_bad_samples:
-        print(f"{train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
+        print(f"{train_dataset.num_bad_samples} samples were bad and are not trained on; see the log.")
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     if model_args.model is not None and trainer.is_world_process_zero():

@@ -181,7 +181,7 @@ def main(arguments: list[str] | None = None) -> Trainer:
     learns_codes = not model_args.selector_only
     save(trainer, image_processor, warns=learns_codes and method_args.on_failure != "ignore")
     if train_dataset.num_bad_samples:
-        print(f"{train_dataset.num_bad_samples} samples were bad and replaced by others; see the log.")
+        print(f"{train_dataset.num_bad_samples} samples were bad and are not trained on; see the log.")
     if eval_dataset is not None:
         trainer.log_metrics("eval", trainer.evaluate())
     if args.push_to_hub:

@@ -486,3 +486,16 @@ def test_arguments_that_do_not_make_a_processor(parts, config, tmp_path):
     small = LavitConfig.from_vision_text_configs(vision_config(), language_config(vocab_size=200), **CODES)
     with pytest.raises(ValueError, match="the language model embeds 200 only"):
         build(vision, text, config=small)
+
+
+def test_models_that_are_loaded_already_take_what_can_still_be_done() -> None:
+    model = combine(dtype="bfloat16", attn_implementation="eager")
+    assert model.dtype == torch.bfloat16
+    assert model.model.language_model.config._attn_implementation == "eager"
+    assert model.visual_tokenizer.vision_model.config._attn_implementation == "eager"
+
+
+@pytest.mark.parametrize("name", ["text_revision", "vision_image_size"])
+def test_models_that_are_loaded_already_take_nothing_else(name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name}. Load it with them"):
+        combine(**{name: 56})

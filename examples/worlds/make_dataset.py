@@ -38,7 +38,7 @@ from lavit_hf.data.scenes import MAX_OBJECTS, PortableRng
 from lavit_hf.data.worlds import World, find_world
 from lavit_hf.training import exit_on_write_errors
 
-_PURPOSE = 1000  # of the rng; those of scenes are far below
+_PURPOSE = 1000  # the third key of these random choices; scenes have four keys
 _ROWS_AT_A_TIME = 2000
 _PICTURES_AT_A_TIME = 64
 _TRIES = 50  # to find a change that the artist can draw

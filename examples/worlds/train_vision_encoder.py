@@ -45,7 +45,7 @@ from lavit_hf.training import (
     sample_uniform,
 )
 
-_CAPTION = 3000  # of random choices; those of scenes are far below
+_CAPTION = 3000  # the third key of these random choices; scenes have four keys
 _NUM_TEXTS = 3000  # scenes whose texts have all words
 _SHARED = 64  # width of what pictures and captions are compared in
 _TRAINED = "with_heads.safetensors"  # the encoder and the layers that read its features
@@ -58,7 +58,9 @@ class EncoderArguments:
     vision_config: str = field(metadata={"help": "A JSON file with `model_type` and sizes of the encoder."})
     world: str = field(default="scenes", metadata={"help": "What the pictures are of: scenes or emoji."})
     num_scenes: int = field(default=40_000, metadata={"help": "How many scenes to train on."})
-    num_eval_scenes: int = field(default=500, metadata={"help": "How many scenes to evaluate on, of either split."})
+    num_eval_scenes: int = field(
+        default=500, metadata={"help": "How many scenes to evaluate on, of each other split."}
+    )
     repaint_probability: float = field(default=0.5, metadata={"help": "How often a picture gets other looks."})
     position_weight: float = field(default=0.0, metadata={"help": "Weight of telling where a patch is."})
     contrastive_weight: float = field(

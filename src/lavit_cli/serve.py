@@ -42,7 +42,9 @@ def serve(
     batch_window: Annotated[
         float, typer.Option(min=0, max=10, help="Seconds for which a batch waits for more.")
     ] = 0.01,
-    max_queue: Annotated[int, typer.Option(min=1, help="Most requests at a time; others are told to wait.")] = 256,
+    max_queue: Annotated[
+        int, typer.Option(min=1, help="Most requests, and most answers in work, at a time; others are told to wait.")
+    ] = 256,
     max_seconds: Annotated[float, typer.Option(min=1, help="Longest time for a request.")] = 300.0,
     max_request_mb: Annotated[int, typer.Option(min=1, help="Largest request, in megabytes.")] = 32,
     max_images: Annotated[int, typer.Option(min=0, help="Most pictures in a request.")] = 8,
@@ -101,7 +103,7 @@ def serve(
         server_header=False,
         # Longer than clients keep connections (httpx 5 s): who closes first loses the request that crosses it.
         timeout_keep_alive=75,
-        # Requests may go on until the engine has drained, and then some time to send what it gave.
+        # So long requests may go on; the engine is closed after that.
         timeout_graceful_shutdown=int(drain_seconds) + 1,
     )
     address = f"[{host}]" if ":" in host else host

@@ -215,12 +215,32 @@ def load_language_model(source: Source, **kwargs: Any) -> PreTrainedModel:
         config = _load_config(source, kwargs) if config is None else config
         build_on_meta(config)  # a clear error before gigabytes are read
         model = AutoModelForCausalLM.from_pretrained(source, config=config, **kwargs)
+        kwargs = {}
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise TypeError(
             f"text_model must be a language model with a head (AutoModelForCausalLM), got {type(model).__name__}."
         )
+    _adapt_given(model, "text_", kwargs)
     check_language_model(model)
     return model
+
+
+def _adapt_given(model: PreTrainedModel, prefix: str, options: dict[str, Any]) -> None:
+    """Does with a model that is loaded already what can still be done: gives it a dtype and a kind of attention.
+
+    Raises:
+        TypeError: If there are other options, which only loading could have obeyed.
+    """
+    options = dict(options)
+    dtype, attention = options.pop("dtype", None), options.pop("attn_implementation", None)
+    if options:
+        names = ", ".join(prefix + name for name in options)
+        raise TypeError(f"Unknown arguments for a model that is loaded already: {names}. Load it with them.")
+    dtype = getattr(torch, dtype, None) if isinstance(dtype, str) else dtype  # "auto" is what it has
+    if dtype is not None and dtype != model.dtype:
+        model.to(dtype)
+    if attention is not None:
+        model.set_attn_implementation(attention)
 
 
 def load_visual_part(
@@ -244,6 +264,7 @@ def load_visual_part(
         model = visual_tokenizer
     if model is not None:
         part = _find_visual_module(model)
+        _adapt_given(part, "vision_", kwargs)
         if visual_tokenizer is not None and not isinstance(part, LavitVisualTokenizer):
             raise TypeError(f"{type(visual_tokenizer).__name__} is and has no LavitVisualTokenizer.")
         return part

@@ -13,7 +13,7 @@ from transformers.quantizers.quantizers_utils import should_convert_module
 
 from lavit_hf import LavitForConditionalGeneration, LavitVisualTokenizer
 from lavit_hf.training import plan_training, read_recipe
-from lavit_hf.training.planning import DEFAULTS
+from lavit_hf.training.planning import CHOICES, DEFAULTS
 from tiny_models import build_visual_tokenizer
 from tiny_parts import CHECKPOINT, save_dual, save_text
 from tiny_pixel_decoders import build_token_decoder, build_vae, share_codes, unet_config
@@ -69,6 +69,14 @@ def test_every_value_says_where_it_is_from(name):
 def test_a_plan_without_a_recipe_is_that_of_the_recipe(stage):
     recipe = read_recipe(FOLDER / f"{stage}.yaml")
     assert {name: recipe[name] for name in DEFAULTS[stage]} == DEFAULTS[stage]
+    choices = CHOICES.get(stage, {})
+    assert {name: recipe[name] for name in choices} == choices
+
+
+def test_a_plan_without_a_recipe_has_the_same_numbers() -> None:
+    recipe = read_recipe(FOLDER / "lora.yaml")
+    plans = [plan_training("lora", 100_000, recipe=given) for given in (None, recipe)]
+    assert plans[0].num_parameters == plans[1].num_parameters and plans[0].memory == plans[1].memory
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

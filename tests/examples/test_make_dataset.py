@@ -44,7 +44,9 @@ def test_shares_of_rows(example):
 
 def test_listings_are_in_any_order(example):
     """What is named first has to be found in the picture, wherever it is."""
-    rows = make_rows(example, question_share=0.2, layout_share=0.1, change_share=0.1, listing_share=0.5, many_share=1.0)
+    rows = make_rows(
+        example, question_share=0.2, layout_share=0.1, change_share=0.1, listing_share=0.5, many_share=1.0
+    )
     listings = [row["messages"] for row in rows if row["messages"] is not None and len(row["messages"]) == 2]
     assert len(listings) == pytest.approx(100, abs=25)
     firsts = []

@@ -439,6 +439,7 @@ def test_limits_hold_for_every_image_between_texts(tiny):
     ("options", "message"),
     [
         ({"min_drawn_tokens": 5, "max_drawn_tokens": 3}, "in order"),
+        ({"min_drawn_tokens": [1, 2], "max_drawn_tokens": [3, 4, 5]}, "2 values of min_drawn_tokens, but 3 of max"),
         ({"min_drawn_tokens": NUM_PATCHES + 1}, "in order"),
         ({"max_drawn_tokens": NUM_PATCHES + 1}, f"from 1 to {NUM_PATCHES}"),
         ({"max_drawn_tokens": 0}, f"from 1 to {NUM_PATCHES}"),

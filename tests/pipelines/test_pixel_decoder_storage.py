@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lavit_hf import LavitTokenDecoder
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitTextToImagePipeline
+from lavit_hf.pipelines.pixel_decoder_storage import keep_config
 from pipelines.conftest import quiet
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -313,3 +314,16 @@ def test_ids_come_from_the_language_model(checkpoint):
     assert again.model is whole.model and again.unet is whole.unet
     with pytest.raises(ValueError, match="id of code 0 is 302 in the model, 302 in the processor, 7 in the pixel"):
         LavitTextToImagePipeline(**{**whole.components, "visual_token_offset": 7})
+
+
+def test_a_variant_that_cannot_be_saved_leaves_the_configuration(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("whole")
+
+    def save() -> None:
+        with keep_config(tmp_path, "fp16"):
+            (tmp_path / "config.json").write_text("of the variant")
+            raise OSError("no space")
+
+    with pytest.raises(OSError, match="no space"):
+        save()
+    assert (tmp_path / "config.json").read_text() == "whole"

@@ -215,3 +215,27 @@ def test_every_character_of_a_chat_stays_what_it_is():
     everything = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))))
     with pytest.raises(ValueError, match="every private-use character"):
         hide_brackets([{"role": "user", "content": everything}])
+
+
+def test_only_what_a_picture_is_read_from_keeps_its_brackets() -> None:
+    from collections import UserDict
+
+    from lavit_hf.processing.chat_messages import hide_brackets
+
+    picture = {"type": "image", "url": "a<b.png"}
+    call = {"function": {"name": "open", "arguments": {"path": "<image>", "url": "<image>"}}}
+    chat = [
+        UserDict({"role": "user", "content": [picture, {"type": "text", "text": "<image>"}]}),
+        {"role": "assistant", "tool_calls": [call]},
+    ]
+    _, (found, tools) = hide_brackets(chat, [{"properties": {"url": {"description": "of an <image> file"}}}])
+    assert found[0]["content"][0] == picture
+    assert "<image>" not in str(found) and "<image>" not in str(tools)
+
+
+def test_text_of_any_mapping_stays_text(processor) -> None:
+    from collections import UserDict
+
+    chat = [UserDict({"role": "user", "content": "is <image> a tag?"})]
+    ids = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
+    assert processor.tokenizer.image_token_id not in list(ids)

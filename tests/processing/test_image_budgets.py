@@ -9,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
+from transformers.image_utils import SizeDict
 
 from lavit_hf import ImageTextProcessor
 from lavit_hf.processing.image_budgets import region_log_prior
@@ -130,3 +131,13 @@ def test_discrete_images(processor):
 def test_calls_that_do_not_fit(processor, options, message):
     with pytest.raises(ValueError, match=message):
         processor([Image.new("RGB", (8, 8))] * 2, "<image><image>", **options)
+
+
+def test_an_image_without_a_region_is_not_opened_for_its_size(monkeypatch) -> None:
+    from lavit_hf.processing import image_budgets
+
+    opened = []
+    monkeypatch.setattr(image_budgets, "read_size", lambda image: opened.append(image) or (16, 32))
+    size = SizeDict(height=GRID[0] * 4, width=GRID[1] * 4)
+    prior = image_budgets.assign_log_prior(["a", "b"], [None, (0, 0, 16, 16)], None, size, GRID[0] * GRID[1])
+    assert opened == ["b"] and not prior[0].any() and prior[1].any()

@@ -196,6 +196,24 @@ def test_health_tells_of_a_worker_that_always_fails(fake, engine) -> None:
     wait_until(lambda: engine.is_healthy)  # noticed after the answer
 
 
+def test_a_request_for_many_answers_is_one_failure(fake, engine) -> None:
+    def fail(jobs) -> None:
+        raise RuntimeError("out of memory, or so")
+
+    fake.write, right = fail, fake.write
+    jobs = [text_job() for _ in range(4)]
+    engine.submit(jobs)
+    for job in jobs:
+        with pytest.raises(WorkerDied):
+            job.future.result(SECONDS)
+    fake.write = right
+    well = text_job()
+    engine.submit([well])
+    well.future.result(SECONDS)
+    assert engine.is_healthy
+    assert engine.metrics.registry.get_sample_value("lavit_batch_failures_total", {"worker": "writer"}) >= 4
+
+
 def test_an_unfinished_job_is_an_error(fake, engine) -> None:
     fake.write = lambda jobs: None
     job = text_job()

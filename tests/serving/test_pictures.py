@@ -169,7 +169,9 @@ def test_public_addresses(address: str, expected: bool) -> None:
     assert is_public(address) == expected
 
 
-@pytest.mark.parametrize("prefix", ["", "example.com", "file:///a", "https://", "https://a@b.c/", "https://a.b/?x=1"])
+@pytest.mark.parametrize(
+    "prefix", ["", "example.com", "file:///a", "https://", "https://a@b.c/", "https://a.b/?x=1", "https://a.b:99999/"]
+)
 def test_prefixes_that_are_none(prefix: str) -> None:
     with pytest.raises(ValueError, match="no prefix"):
         parse_prefix(prefix)

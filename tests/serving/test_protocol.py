@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from lavit_hf.serving.protocol import ChatRequest, Message, parse
+from lavit_hf.serving.protocol import ApiError, ChatRequest, Message, parse
 
 PICTURE = {"type": "image_url", "image_url": {"url": "data:,"}}
 
@@ -36,6 +36,18 @@ def test_pictures_of_answers_are_parts(message: dict, types: list[str]) -> None:
 def test_pictures_of_others_are_parts_of_their_content_alone() -> None:
     message = read_message(role="user", content=[PICTURE], images="any")
     assert [part.type for part in message.parts] == ["image_url"]
+
+
+@pytest.mark.parametrize(
+    "body", ['{"model": "m", "messages": [' + "0," * 200_000 + "0]}", "{" + '"a": 1,' * 200_000 + "}"]
+)
+def test_a_request_of_many_parts_is_refused_before_it_is_read(body: str) -> None:
+    """Of each, an error would be made, and they took a gigabyte."""
+    with pytest.raises(ApiError, match="more than 100,000 parts") as caught:
+        parse(ChatRequest, body.encode())
+    assert caught.value.status == 413
+    text = json.dumps({"model": "m", "messages": [{"role": "user", "content": "so, so, " * 40_000}]})
+    assert parse(ChatRequest, text.encode()).messages
 
 
 def test_nulls_say_nothing() -> None:

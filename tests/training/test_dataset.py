@@ -520,8 +520,13 @@ def test_a_plain_dataset_trains_the_pixel_decoder_with_new_noise_in_every_epoch(
         seeds.extend(collator(samples)["sample_seeds"].tolist())
         return collator(samples)
 
-    train_pixel_decoder(pipeline, args, plain, collate, validation_rows=plain[:2])
+    trainer = train_pixel_decoder(pipeline, args, plain, collate, validation_rows=plain[:2])
     assert len(seeds) >= 8 and len(set(seeds)) >= 8
+    seeds.clear()
+    for epoch in range(2):  # what is validated with has the same noise in each
+        collator.set_epoch(epoch)
+        list(trainer.eval_batches(plain[:2]))
+    assert seeds[:2] == seeds[2:]
 
 
 def test_collators_of_pictures_take_plain_rows():
@@ -587,3 +592,14 @@ def test_text_under_another_name_is_named(column):
     row = {"image": pictures(1)[0], column: "a cat"}
     with pytest.raises(ValueError, match=f"no column 'text' or 'messages'.*has {column}, image.*rename_column"):
         complete_row(row, needs_text=True)
+
+
+def test_columns_and_lengths_are_those_of_the_users_transform(processor) -> None:
+    raw = datasets.Dataset.from_list([{"caption": "a red square", "n": index} for index in range(3)])
+
+    def transform(batch):
+        return {"image": [picture()] * len(batch["n"]), "text": [text * 2 for text in batch["caption"]]}
+
+    found = lengths(TrainingDataset(raw.with_transform(transform)).measure_lengths(processor))
+    plain = TrainingDataset([{"image": picture(), "text": "a red square" * 2}] * 3).measure_lengths(processor)
+    assert found == lengths(plain)

@@ -222,7 +222,7 @@ class SceneWorld(_Common):
         return {"background": [facts.background], **parts, "relation": facts.relations}
 
 
-_REPAINT = 2000  # of random choices; those of scenes are far below
+_REPAINT = 2000  # the third key of these random choices; scenes have four keys
 
 
 class EmojiWorld(_Common):

@@ -51,7 +51,7 @@ def flop_per_sample(checkpoint: EvaluatedCheckpoint, task: Task) -> float:
     decoder = 2 * (language + head)
     if isinstance(task, TextToImageTask):
         pipeline = checkpoint.pipeline(task.options["decoder"])
-        steps = task.options["num_inference_steps"] or pipeline.scheduler.config.num_train_timesteps
+        steps = task.options["num_inference_steps"]
         denoising = _UNET_FLOP * _num_weights(pipeline.unet) * steps
         return task.options["num_candidates"] * 2 * (decoder * _DRAWN + denoising)  # both halves of guidance
     patches = task.options["num_image_tokens"] or model.config.visual_tokenizer_config.num_patches

@@ -350,7 +350,7 @@ def check_counts(values: Mapping[str, Any], limit: int, file: str | os.PathLike 
 
     Args:
         values: A configuration; those of its parts are looked at, too.
-        limit: How many tensors the weights have.
+        limit: How many layers there can be at most, such as the number of tensors.
         file: What to name in errors.
 
     Raises:
@@ -358,7 +358,7 @@ def check_counts(values: Mapping[str, Any], limit: int, file: str | os.PathLike 
     """
     for name, value in _flatten(values):
         if _COUNT.search(name) and isinstance(value, (int, float)) and value > max(limit, 1):
-            raise ValueError(f"{file} does not fit the weights: {name} is {value}, but they have {limit} tensors.")
+            raise ValueError(f"{file} does not fit the weights: {name} is {value}, but they can have {limit} at most.")
 
 
 def _flatten(values: Any, name: str = "") -> Iterator[tuple[str, Any]]:

@@ -50,7 +50,8 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
         hidden_act: Activation of the merger's MLPs.
         layer_norm_eps: Epsilon of the LayerNorms of selector and merger.
         attention_smoothing: Epsilon that smooths the merger's attention weights. The published weights need `1e-6`.
-            With `0` attention is an exact masked softmax and dropped patches are not computed at all, which is faster.
+            With `0` attention is an exact masked softmax, and no new states of dropped patches are computed, which is
+                faster.
         codebook_size: Number of visual codes.
         codebook_dim: Width of a codebook row.
         selection: Which patches are kept where a call does not say: `"argmax"`, those that the selector would rather

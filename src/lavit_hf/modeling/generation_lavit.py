@@ -127,7 +127,8 @@ class Guidance(LogitsProcessor):
         scale: Weight of guidance on log-probabilities; with 1 there are no unconditional rows.
         vocab_slice: The model computes logits of ids `[first, last)` only; all others are never generated.
         negative_ids: What unconditional rows begin with instead of the prompts, `[batch, sequence]`, as wide as these.
-            Without, rows are interleaved: guidance applies inside images only, and unconditional rows see the image.
+            `None` for interleaved rows: guidance applies inside images only, and of what was before, unconditional
+            rows see nothing. With either they see the image so far.
         negative_mask: Attention mask of `negative_ids`.
 
     Raises:
@@ -269,6 +270,11 @@ class ImageLength(LogitsProcessor):
         limits = (self.min_tokens, self.max_tokens)
         if any(limit.is_floating_point() or limit.dtype == torch.bool or limit.ndim > 1 for limit in limits):
             raise ValueError("min_drawn_tokens and max_drawn_tokens must be integers, or one for each prompt.")
+        if len({len(limit) for limit in limits if limit.ndim == 1} - {1}) > 1:
+            raise ValueError(
+                f"Got {len(self.min_tokens)} values of min_drawn_tokens, but {len(self.max_tokens)} of "
+                "max_drawn_tokens; pass one, or one per prompt."
+            )
         if (
             not ((self.min_tokens >= 0) & (self.min_tokens <= self.max_tokens) & (self.max_tokens >= 1)).all()
             or (self.max_tokens > num_patches).any()
@@ -718,7 +724,7 @@ class LavitGenerationMixin(_Generative):
         self, *args: Any, encoder_input_ids: torch.Tensor | None = None, **kwargs: Any
     ) -> LogitsProcessorList:
         # Penalties that compare with the prompt look its ids up in the scores, where placeholders of old are not.
-        # Images begin with their start, so that this one says nothing new.
+        # The image start stands in for them, which is in the prompt anyway.
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():  # else: embeddings
             is_placeholder = encoder_input_ids == self.config.image_token_id
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.boi_token_id)

@@ -1,7 +1,8 @@
 """Merger: folds the dropped patches into the kept ones (LaVIT paper, section 3.1).
 
 Two ways to compute it give the same kept tokens when `attention_smoothing` is 0:
-- all positions (`forward_all`), needed for smoothed weights, which leak a little from every position to every other;
+- all positions (`forward_all`), needed for smoothed weights, which leak a little from every position to every other,
+  and for the gradient of what is kept;
 - kept positions only (`_forward_kept`), with fused attention.
 
 It has a file of its own for transformers' sake: where the file of a model defines attention, transformers assumes that

@@ -569,7 +569,7 @@ class LavitVisualTokenizerForPreTraining(CheckedLoadingMixin, PreTrainedModel):
         """
         quantizer, learner = self.visual_tokenizer.discrete.quantizer, self.quantizer_learner
         assert quantizer is not None
-        pre_quantized = quantizer.proj_out(quantizer.proj_in(tokens).tanh())
+        pre_quantized = quantizer.project(tokens)
         normalized = F.normalize(pre_quantized.float(), dim=-1)
         codebook = quantizer.codebook.weight
         if self.training and not learner.is_initialized and self.step >= self.config.quantize_after_steps:

@@ -269,8 +269,12 @@ class LavitQuantizer(nn.Module):
         Returns:
             Codes `[tokens]`, and what they were looked up with, `[tokens, codebook_dim]`, before normalization.
         """
-        pre_quantized = self.proj_out(self.proj_in(features).tanh())
+        pre_quantized = self.project(features)
         return self.lookup(pre_quantized), pre_quantized
+
+    def project(self, features: torch.Tensor) -> torch.Tensor:
+        """What codes are looked up with: `[tokens, hidden]` -> `[tokens, codebook_dim]`."""
+        return self.proj_out(self.proj_in(features).tanh())
 
     def lookup(self, pre_quantized: torch.Tensor) -> torch.Tensor:
         """Nearest codebook row of every token, by squared distance in fp32: `[tokens, codebook_dim]` -> `[tokens]`."""

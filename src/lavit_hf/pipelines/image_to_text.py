@@ -91,6 +91,5 @@ def question_prompt(question: str) -> str:
 
 
 def answer_options(options: dict[str, Any]) -> dict[str, Any]:
-    """Options for `generate` that search no longer than an answer may still improve."""
-    # Hypotheses of a search without length penalty cannot improve any more once enough are complete.
+    """Options for `generate` that end a search as the original does: once as many answers are complete as beams."""
     return {"early_stopping": options["num_beams"] > 1, **options}

@@ -162,13 +162,11 @@ def _codes_of_row(
         raise ValueError(
             f"`{name}` holds the id {outside[0].item()}; ids go from 0 to {offset + codebook_size} in this vocabulary."
         )
-    if len(positions) and eoi_token_id is not None:
-        inner = ids[positions[0] : positions[-1]]
-        if (inner == eoi_token_id).any():
-            raise ValueError(
-                f"`{name}` holds several images: codes go on after the image end ({eoi_token_id}). Pass one row per "
-                "image, without the images of the prompt."
-            )
+    if len(positions) and eoi_token_id is not None and (inner == eoi_token_id).any():
+        raise ValueError(
+            f"`{name}` holds several images: codes go on after the image end ({eoi_token_id}). Pass one row per "
+            "image, without the images of the prompt."
+        )
     return ids[positions] - offset
 
 

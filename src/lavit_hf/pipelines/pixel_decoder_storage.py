@@ -194,9 +194,11 @@ def keep_config(folder: Path, variant: str | None) -> Iterator[None]:
     """A variant leaves the configuration there is, which says what dtype the other weights are loaded in."""
     file = folder / "config.json"
     stored = file.read_bytes() if variant is not None and file.is_file() else None
-    yield
-    if stored is not None:
-        file.write_bytes(stored)
+    try:
+        yield
+    finally:  # if saving the variant failed, too
+        if stored is not None:
+            file.write_bytes(stored)
 
 
 def save_and_push(

@@ -13,6 +13,7 @@ from typing import Any
 # calls the processor in one go; an argument to hand the character on by would be one that all callers see.
 hidden_bracket: ContextVar[str | None] = ContextVar("hidden_bracket", default=None)
 _MEDIA_KEYS = ("image", "url", "path", "base64", "image_url")
+_MEDIA_TYPES = ("image", "image_url")
 _PRIVATE_USE = (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))
 
 
@@ -57,7 +58,7 @@ def hide_brackets(*values: Any, beside: Any = ()) -> tuple[str, list[Any]]:
     character for one keeps character offsets valid.
 
     Args:
-        values: Conversations, tools, ... What stands at the keys of images (paths, URLs) is left as it is.
+        values: Conversations, tools, ... Paths and URLs of parts that are images are left as they are.
         beside: What else may come into the rendered chat: the template, its variables.
 
     Returns:
@@ -81,7 +82,7 @@ def show_brackets(text: str, hidden: str | None) -> str:
 def _texts(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
-    elif isinstance(value, dict):
+    elif isinstance(value, Mapping):
         for key, item in value.items():
             yield from _texts(key)
             yield from _texts(item)
@@ -93,11 +94,10 @@ def _texts(value: Any) -> Iterator[str]:
 def _replace(value: Any, hidden: str) -> Any:
     if isinstance(value, str):
         return value.replace("<", hidden)
-    if isinstance(value, dict):
-        return {
-            _replace(key, hidden): item if key in _MEDIA_KEYS else _replace(item, hidden)
-            for key, item in value.items()
-        }
+    if isinstance(value, Mapping):
+        # Elsewhere, as in arguments of tools, such a key is a name like any other.
+        kept = _MEDIA_KEYS if value.get("type") in _MEDIA_TYPES else ()
+        return {_replace(key, hidden): item if key in kept else _replace(item, hidden) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
         return [_replace(item, hidden) for item in value]
     return value

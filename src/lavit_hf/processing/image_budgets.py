@@ -85,8 +85,9 @@ def assign_log_prior(
     grid, weight = (rows, num_patches // rows), _WEIGHT if weight is None else weight
     if grid[0] * grid[1] != num_patches:
         raise ValueError(f"Regions need square patches: {num_patches} of {size.height} x {size.width} pixels are not.")
+    # Of an image without a region the size does not matter; to read it, an address would be fetched once more.
     priors = [
-        region_log_prior(region, read_size(image), grid, weight)
+        region_log_prior(region, (1, 1) if region is None else read_size(image), grid, weight)
         for image, region in zip(images, _assign_regions(regions, len(images)), strict=True)
     ]
     return torch.stack(priors) if priors else None

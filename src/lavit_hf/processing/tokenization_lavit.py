@@ -349,7 +349,8 @@ class LavitTokenizer(RemoteCodeMixin, TokenizersBackend):
             text_tokenizer: A tokenizer backed by the `tokenizers` library.
             codebook_size: Number of visual codes K.
             text_vocab_size: V, if the language model has more embedding rows than the tokenizer has ids.
-            image_token_id: The model's; V+2+K by default. Another one has to be the tokenizer's unknown token.
+            image_token_id: The model's; V+2+K by default. Another one has to be that of a special token which no text
+                becomes, such as `<unk>`.
             kwargs: Those of the class.
 
         Raises:

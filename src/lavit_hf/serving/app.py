@@ -45,7 +45,6 @@ from .protocol import (
     image_usage,
     parse,
     server_sent,
-    spread_seeds,
     to_base64,
 )
 
@@ -365,7 +364,7 @@ class Api:
             raise ApiError(400, "This server writes text only.", code="unsupported_modality", param="modalities")
 
     def _too_long(self, prompt: int, new: int) -> ApiError:
-        message = f"The prompt has {prompt} tokens, and {new} more may follow; the model has room for "
+        message = f"The prompt may take up to {prompt} tokens, and {new} more may follow; the model has room for "
         message += f"{self._backend.max_length}."
         return ApiError(400, message, code="context_length_exceeded")
 
@@ -540,7 +539,8 @@ class Api:
 
 def _seeds(form: ChatRequest | ImageRequest) -> list[int]:
     seed = secrets.randbelow(2**32) if form.seed is None else form.seed
-    return list(spread_seeds(seed, form.n))
+    # The first has that of the request, as if it were asked for alone.
+    return [(seed + index) % 2**63 for index in range(form.n)]
 
 
 def _reporter(pieces: asyncio.Queue | None, index: int) -> Callable[[Any], object] | None:

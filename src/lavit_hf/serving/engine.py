@@ -218,20 +218,22 @@ class Worker:
         started = time.monotonic()
         self._metrics.running.labels(self.name).set(len(batch))
         self._metrics.batches.labels(self.name).observe(len(batch))
-        self._try(batch)
+        # Jobs that fail by themselves, too, are one failure, or a request for many answers would be many.
+        self._failures = 0 if self._try(batch) else self._failures + 1
         seconds = time.monotonic() - started
         self._metrics.work.labels(self.name).observe(seconds)
         self._metrics.running.labels(self.name).set(0)
         self._seconds += 0.2 * (seconds - self._seconds)
         self._running = []
 
-    def _try(self, batch: list[Job]) -> None:
+    def _try(self, batch: list[Job]) -> bool:
+        """Works on a batch, and on each job by itself if that fails; returns whether anything worked."""
+        has_worked = False
         try:
             self._work(batch)
-            self._failures = 0
+            has_worked = True
         except Exception as error:
             logger.exception("A batch of %d jobs failed in the worker %r", len(batch), self.name)
-            self._failures += 1
             self._metrics.failures.labels(self.name).inc()
             # One of them may have spoiled it for the rest, or together they were too large. What a client has seen of
             # a job cannot be taken back.
@@ -239,10 +241,11 @@ class Worker:
             self._fail([job for job in batch if job not in again], error)
             for job in again:
                 job.restart()
-                self._try([job])
+                has_worked |= self._try([job])
         for job in batch:
             if job.is_over:
                 job.give_up()  # no more than a formality where it is finished
+        return has_worked
 
     @staticmethod
     def _fail(jobs: Sequence[Job], error: BaseException) -> None:

@@ -47,7 +47,10 @@ class Prompt:
 
     @property
     def length(self) -> int:
-        """Positions that it takes in the language model, or its negative prompt if that takes more."""
+        """Most positions that it takes in the language model, or its negative prompt if that takes more.
+
+        A picture without a budget counts with all of its patches here; how many of them are kept is known later.
+        """
         return max(len(self.input_ids), 0 if self.negative_ids is None else len(self.negative_ids))
 
     @property

@@ -42,9 +42,14 @@ def parse_prefix(prefix: str) -> SplitResult:
     Raises:
         ValueError: It has no scheme, no host, or more than a path.
     """
+    wrong = f"{prefix!r} is no prefix of addresses: it must be like https://example.com/pictures/."
     parts = urlsplit(prefix)
+    try:
+        _ = parts.port
+    except ValueError as error:  # there can be no such port
+        raise ValueError(wrong) from error
     if parts.scheme not in _PORTS or not parts.hostname or parts.query or parts.fragment or "@" in parts.netloc:
-        raise ValueError(f"{prefix!r} is no prefix of addresses: it must be like https://example.com/pictures/.")
+        raise ValueError(wrong)
     return parts
 
 

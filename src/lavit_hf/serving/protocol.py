@@ -12,15 +12,24 @@ import json
 import re
 import time
 import uuid
-from collections.abc import Iterator
 from typing import Annotated, Any, ClassVar, Literal
 
 from PIL import Image
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 
 from .jobs import ImageResult, Usage
 
 _COLDEST = 0.01
+_MOST_SEPARATORS = 100_000  # of JSON: each can become an object of Python, and an error that takes a kilobyte
 _Word = Annotated[str, Field(min_length=1)]
 _Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 _Scale = Annotated[float, Field(ge=0, le=100)]
@@ -108,8 +117,8 @@ class Message(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     role: Literal["system", "developer", "user", "assistant"]
-    content: list[Annotated[TextPart | ImagePart, Field(discriminator="type")]]
-    images: list[DrawnPart] = []
+    content: Annotated[list[Annotated[TextPart | ImagePart, Field(discriminator="type")]], FailFast()]
+    images: Annotated[list[DrawnPart], FailFast()] = []
 
     @model_validator(mode="before")
     @classmethod
@@ -179,7 +188,7 @@ class ChatRequest(_Drawing):
     """`/v1/chat/completions`."""
 
     model: str
-    messages: Annotated[list[Message], Field(min_length=1)]
+    messages: Annotated[list[Message], Field(min_length=1), FailFast()]
     modalities: list[Literal["text", "image"]] = ["text"]
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     max_completion_tokens: Annotated[int, Field(ge=1)] | None = None
@@ -253,8 +262,10 @@ def parse(form: type[BaseModel], body: bytes) -> Any:
     """Reads a request.
 
     Raises:
-        ApiError: It is no JSON, or not of this form.
+        ApiError: It is no JSON, not of this form, or of more parts than any request has.
     """
+    if sum(map(body.count, (b",", b"{", b"["))) > _MOST_SEPARATORS:  # before they take a thousand times its memory
+        raise ApiError(413, f"The request has more than {_MOST_SEPARATORS:,} parts.", code="request_too_large")
     try:
         values = json.loads(body, parse_constant=_refuse_constant, object_hook=_drop_nulls)
     except (ValueError, RecursionError) as error:
@@ -357,11 +368,6 @@ def server_sent(data: dict[str, Any] | str, event: str | None = None) -> str:
     return (f"event: {event}\n" if event else "") + f"data: {text}\n\n"
 
 
-def spread_seeds(seed: int, number: int) -> Iterator[int]:
-    """A seed for each of several answers; the first has that of the request, as if it were asked for alone."""
-    yield from ((seed + index) % 2**63 for index in range(number))
-
-
 __all__ = [
     "ApiError",
     "ChatAnswer",
@@ -374,6 +380,5 @@ __all__ = [
     "image_usage",
     "parse",
     "server_sent",
-    "spread_seeds",
     "to_base64",
 ]

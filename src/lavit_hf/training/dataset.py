@@ -326,7 +326,7 @@ def _measure_lengths(dataset: Any, processor: ImageTextProcessor, image_column: 
 
 def _texts_and_images(dataset: Any, image_column: str, text_column: str) -> Iterator[tuple[str, int]]:
     """The text of every row, and its number of images."""
-    if not hasattr(dataset, "iter"):
+    if not hasattr(dataset, "iter") or is_transformed(dataset):  # the latter makes rows of its own, images included
         for row in dataset:
             images = row.get(image_column)
             count = len(images) if isinstance(images, (list, tuple)) else int(images is not None)
@@ -434,7 +434,7 @@ class TrainingDataset(FollowsEpoch, Dataset):
             raise ValueError("The dataset is empty.")
         if on_bad_sample not in ("skip", "raise"):
             raise ValueError(f"`on_bad_sample` must be 'skip' or 'raise', got {on_bad_sample!r}.")
-        names = list(getattr(dataset, "column_names", None) or dataset[0])
+        names = column_names(dataset)
         self.image_column = find_columns(names, image_column, text_column)
         if target_image_column is not None and target_image_column not in names:
             raise ValueError(
@@ -581,6 +581,12 @@ def first_row(dataset: Any) -> dict[str, Any]:
     for row in dataset:
         return row
     raise ValueError("The dataset is empty.")
+
+
+def column_names(dataset: Any) -> list[str]:
+    """The columns of rows as a dataset gives them: after the user's transform, if it has one."""
+    names = None if is_transformed(dataset) else getattr(dataset, "column_names", None)
+    return list(names or first_row(dataset))
 
 
 def leave_undecoded(dataset: Any, columns: Sequence[str]) -> Any:

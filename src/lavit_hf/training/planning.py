@@ -59,6 +59,11 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     },
     "lora": {"per_device_train_batch_size": 8, "gradient_accumulation_steps": 2, "gradient_checkpointing": True},
 }
+# What else of them changes what is computed. A recipe that leaves these out has the scripts' own values instead.
+CHOICES: dict[str, dict[str, Any]] = {
+    "stage1": {"bypass_merger_steps": 0.1, "selector_steps": 0.1},
+    "lora": {"train_embeddings": False, "image_first_probability": 1.0},
+}
 
 # What of a recipe is a number, beside sizes.
 _NUMBERS = ("keep_rate", "bypass_merger_steps", "selector_steps", "image_first_probability", "max_steps")
@@ -259,7 +264,7 @@ def plan_training(
     Raises:
         ValueError: A value makes no sense, or the stage does not shard.
     """
-    values = {**DEFAULTS.get(stage, {}), **(recipe or {})}
+    values = {**DEFAULTS.get(stage, {}), **(CHOICES.get(stage, {}) if recipe is None else recipe)}
     _check(stage, num_gpus, gpu, shard, text_tokens, peak_share, price_per_hour)
     for name in _NUMBERS:
         if isinstance(values.get(name, 0), bool) or not isinstance(values.get(name, 0), (int, float)):

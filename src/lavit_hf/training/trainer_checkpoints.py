@@ -193,7 +193,12 @@ class ResumableTrainerMixin:
             self.require_same_run(Path(found), other_samples=self.args.ignore_data_skip)
         else:
             require_no_run(str(self.args.output_dir))
-        return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        try:
+            return super().train(resume_from_checkpoint, *args, **kwargs)  # type: ignore[misc]
+        finally:  # training that failed has no `on_train_end`
+            for callback in self.callback_handler.callbacks:
+                if isinstance(callback, CheckpointCallback):
+                    callback.restore_signal()
 
     def save_model(self: Any, output_dir: str | None = None, *args: Any, **kwargs: Any) -> None:
         """As that of `Trainer`; while it is running, with what a resumed run has to share, and later always whole."""
@@ -312,7 +317,8 @@ class CheckpointCallback(TrainerCallback):
     The old one is therefore removed before.
 
     SIGTERM, by which clusters take a machine back, saves a checkpoint after the update that is being computed,
-    whichever process gets it, and ends all of them with exit status 0, without evaluation and a finished model.
+    whichever process gets it, and ends all of them with exit status 0, without evaluation and a finished model. After
+    the training it does what it did before; with a plain `Trainer` whose training fails it does not.
     """
 
     def __init__(self) -> None:
@@ -326,6 +332,7 @@ class CheckpointCallback(TrainerCallback):
         if state.is_world_process_zero:
             remove_incomplete_checkpoints(str(args.output_dir))
         PartialState().wait_for_everyone()
+        self._is_asked_to_stop = self._has_stopped = False
         if threading.current_thread() is threading.main_thread():  # no other may handle signals
             self._process = os.getpid()
             self._previous = signal.signal(signal.SIGTERM, self._ask_to_stop)
@@ -340,10 +347,15 @@ class CheckpointCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        if self._previous is not None:
-            signal.signal(signal.SIGTERM, self._previous)
+        self.restore_signal()
         if self._has_stopped:
             raise SystemExit(0)
+
+    def restore_signal(self) -> None:
+        """Has SIGTERM do what it did before the training."""
+        if self._previous is not None:
+            signal.signal(signal.SIGTERM, self._previous)
+            self._previous = None
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

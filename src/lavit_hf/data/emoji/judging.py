@@ -300,20 +300,20 @@ def _fit(
     half, textures = F.avg_pool2d(target[None], 2)[0], _textures(_SIDE // 2, sprite)
     half_poses = poses * to_half
     for _ in range(2):
-        half_poses, _ = _improve(half, textures, half_poses, color)
+        half_poses = _improve(half, textures, half_poses, color)
     error = _errors(half, textures, half_poses, color)
     keep = error.topk(_NUM_FINALISTS, largest=False).indices
     poses, sprite = half_poses[keep] / to_half, sprite[keep]
     textures = _textures(_SIDE, sprite)
     for _ in range(2):
-        poses, _ = _improve(target, textures, poses, color)
+        poses = _improve(target, textures, poses, color)
     winner = int(_errors(target, textures, poses, color).argmin())
     # Once more, from other sizes: a thin end that is hardly visible makes an object seem smaller.
     tried = poses[winner].repeat(1 + len(sides), 1)
     tried[1:, 2] = torch.tensor(sides) / 2
     texture = textures[winner].expand(len(tried), -1, -1, -1)
     for _ in range(3):
-        tried, _ = _improve(target, texture, tried, color)
+        tried = _improve(target, texture, tried, color)
     error = _errors(target, texture, tried, color)
     best_of = int(error.argmin())
     explained = 1 - float(error[best_of] / target.square().sum().clamp_min(1e-6))
@@ -339,10 +339,8 @@ def _errors(target: torch.Tensor, textures: torch.Tensor, poses: torch.Tensor, c
     return _differences(target, textures, poses, color)[1].square().sum(dim=(1, 2, 3))
 
 
-def _improve(
-    target: torch.Tensor, textures: torch.Tensor, poses: torch.Tensor, color: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Makes a step of Gauss and Newton towards where a sprite fits best; also returns the error before."""
+def _improve(target: torch.Tensor, textures: torch.Tensor, poses: torch.Tensor, color: torch.Tensor) -> torch.Tensor:
+    """Makes a step of Gauss and Newton towards where a sprite fits best."""
     added, rest = _differences(target, textures, poses, color)
     part = target.shape[-1]
     padded = F.pad(added, (1, 1, 1, 1))
@@ -363,4 +361,4 @@ def _improve(
     # As large and as much turned as objects are, so that nothing else is explained by a sprite that does not fit.
     better[:, 2].clamp_(part * 10 / 48, part * 26 / 48)
     better[:, 3].clamp_(-0.3, 0.3)
-    return better, rest.square().sum(dim=(1, 2, 3))
+    return better

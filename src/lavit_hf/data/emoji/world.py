@@ -45,7 +45,7 @@ _MIXED_PERCENT = 25  # scenes with an artist of its own for each object
 _SCREENSHOT = (1, 2)  # a bar at the top, and one at the bottom, with lines of text under or above them
 
 # Each purpose has random choices of its own, so that a caption does not depend on the number of tries for its scene.
-SCENE, CAPTION, QUESTIONS, CHANGE, LOOKS = range(5)
+SCENE, CAPTION, QUESTIONS, LOOKS = 0, 1, 2, 4
 
 
 @dataclass(frozen=True)

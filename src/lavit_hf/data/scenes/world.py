@@ -155,7 +155,7 @@ class PortableRng:
     does not (NEP 19).
 
     Args:
-        key: Non-negative integers. Each sequence of them is an independent stream.
+        key: Non-negative integers. Sequences that differ in more than zeros at their end are independent streams.
     """
 
     def __init__(self, *key: int) -> None:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import TrainerCallback
 
 from ..dataset import TrainingDataset
+from ..streaming import StreamedTrainingDataset
 from .data import ImageDataCollator
 from .trainer import DiffusersTrainer, DiffusersTrainingArguments, option
 
@@ -154,7 +155,7 @@ def train_autoencoder(
     Args:
         vae: The `AutoencoderKL` to train, in place.
         args: Options.
-        dataset: A [`TrainingDataset`] of images, or what one can be made of.
+        dataset: A [`TrainingDataset`] of images, or what one can be made of; or a [`StreamedTrainingDataset`] of them.
         collator: Makes batches of its samples.
         validation_rows: Samples to validate with, and to measure the scale of the latents on.
 
@@ -165,6 +166,6 @@ def train_autoencoder(
         FloatingPointError: If the loss is not finite.
         ValueError: If there are no samples to validate with.
     """
-    if not isinstance(dataset, TrainingDataset):
+    if not isinstance(dataset, (TrainingDataset, StreamedTrainingDataset)):
         dataset = TrainingDataset(dataset, text_column=None)
     return AutoencoderTrainer(vae, args, dataset, collator, validation_rows).train_and_save()

@@ -22,6 +22,7 @@ from ...modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, sa
 from ...pipelines import LavitPixelDecoderPipeline
 from ...utils.seeds import sample_seed
 from ..dataset import TrainingDataset
+from ..streaming import StreamedTrainingDataset
 from .data import PixelDecoderDataCollator, PixelDecoderDataset
 from .loss import PixelDecoderLoss, biased_timesteps, draw_diffusion, encode_latents
 from .trainer import DiffusersTrainer, DiffusersTrainingArguments, option
@@ -190,8 +191,8 @@ class PixelDecoderArguments(DiffusersTrainingArguments):
     )
     train_token_decoder: bool = option(False, "Trains the token decoder (but its codebook), not just its heads.")
     head_learning_rate: float | None = option(None, "Learning rate of the token decoder, if it has one of its own.")
-    validation_inference_steps: int = option(25, "Denoising steps of these.")
-    validation_guidance_scale: float = option(4.0, "Guidance of these.")
+    validation_inference_steps: int = option(25, "Denoising steps of drawings to validate with.")
+    validation_guidance_scale: float = option(4.0, "Guidance of drawings to validate with.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -396,7 +397,7 @@ def train_pixel_decoder(
     Args:
         pipeline: The [`LavitPixelDecoderPipeline`] to train, in place.
         args: Options.
-        dataset: A [`PixelDecoderDataset`], or what one can be made of.
+        dataset: A [`PixelDecoderDataset`], or what one can be made of; or a [`StreamedTrainingDataset`] of images.
         collator: Makes batches of its samples.
         visual_tokenizer: Frozen; computes the codes of images that come without.
         validation_rows: Samples to validate with.
@@ -408,7 +409,7 @@ def train_pixel_decoder(
         FloatingPointError: If the loss is not finite.
         ValueError: If the parts do not fit together, or a sample does not fit the decoder.
     """
-    if not isinstance(dataset, TrainingDataset):
+    if not isinstance(dataset, (TrainingDataset, StreamedTrainingDataset)):
         dataset = PixelDecoderDataset(dataset)
     trainer = PixelDecoderTrainer(pipeline, args, dataset, collator, visual_tokenizer, validation_rows)
     return trainer.train_and_save()

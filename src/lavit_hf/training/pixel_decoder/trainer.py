@@ -56,7 +56,7 @@ class DiffusersTrainingArguments(TrainingArguments):
     output_dir: str | None = option("out/training", "Where the result, checkpoints, validation images and log go.")
     seed: int = option(0, "Seed of all random choices.")
     per_device_train_batch_size: int = option(16, "Samples per batch and process.")
-    per_device_eval_batch_size: int = option(16, "The same in a validation.")
+    per_device_eval_batch_size: int = option(16, "Samples per batch and process in a validation.")
     num_train_epochs: float = option(1.0, "Passes over the data, unless max_steps is given.")
     learning_rate: float = option(1e-5, "Learning rate after warmup.")
     lr_scheduler_type: str = option("constant", "Schedule: constant, constant_with_warmup, cosine, linear, ...")
@@ -332,7 +332,8 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         """Batches of samples to validate with, on the device."""
         size = self.args.eval_batch_size
         for start in range(0, len(rows), size):
-            batch = self.data_collator(rows[start : start + size])
+            # Rows of which nobody says the epoch would have that of the training, and other noise in each.
+            batch = self.data_collator([{"epoch": 0, **row} for row in rows[start : start + size]])
             yield {name: value.to(self.args.device) for name, value in batch.items()}
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> Any:

@@ -51,6 +51,7 @@ class RowTokenizer:
         batch_size: Images that are encoded at a time.
         image_root: Where relative paths of images start.
         on_bad_sample: `"skip"` or `"raise"`.
+        num_image_tokens: How many codes each image becomes; by default as many as the selector chooses.
     """
 
     processor: ImageTextProcessor

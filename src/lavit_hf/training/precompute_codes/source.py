@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ...utils.claims import Claims
-from ..dataset import first_row, is_transformed, leave_undecoded, locate_image
+from ..dataset import column_names, first_row, is_transformed, leave_undecoded, locate_image
 from .directory import Shard, TokenizedDirectory
 
 Rows = Iterator[tuple[int, Mapping[str, Any]]]
@@ -56,7 +56,7 @@ class TokenizedSource:
         self.shard_size = shard_size
         if not self.is_stream and len(dataset) == 0:
             raise ValueError("The dataset is empty.")
-        names = list(first_row(dataset) if is_transformed(dataset) else dataset.column_names or first_row(dataset))
+        names = column_names(dataset)
         wanted = [image_column, *([text_column] if text_column else []), *keep_columns]
         if missing := [name for name in wanted if name not in names]:
             raise ValueError(f"The dataset has no column {missing[0]!r}; it has {', '.join(map(repr, names))}.")
