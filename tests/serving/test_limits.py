@@ -239,6 +239,19 @@ def test_keys(serve) -> None:
         server.client.models.list()
 
 
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:8000", "localhost.evil.example", "[::1"])
+def test_names_that_lead_here_are_refused_without_a_key(serve, host: str) -> None:
+    """A page could make its own host's name lead to this machine, and read what the server answers."""
+    server = serve()
+    for path, method in ((CHAT, "POST"), ("/v1/models", "GET")):
+        status, _, answer = send(server, chat(), path, method, Host=host)
+        assert status == 403 and "LAVIT_API_KEY" in answer["error"]["message"]
+    for own in ("localhost", "localhost:8000", "127.0.0.1:8000", "[::1]:8000"):
+        assert send(server, "", "/v1/models", "GET", Host=own)[0] == 200
+    with_key = serve(api_key="secret")
+    assert send(with_key, "", "/v1/models", "GET", Host=host, Authorization="Bearer secret")[0] == 200
+
+
 def is_refused(server) -> bool:
     try:
         socket.create_connection(("127.0.0.1", server.port), SECONDS).close()
@@ -354,7 +367,7 @@ def test_a_client_that_leaves_in_the_middle_of_its_request(server) -> None:
     before = left()
     connection = socket.create_connection(("127.0.0.1", server.port))
     connection.sendall(
-        f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{".encode()
+        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{".encode()
     )
     connection.close()
     wait_until(lambda: left() == before + 1)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import urlsplit
 
 import anyio
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -107,7 +109,7 @@ class Gate:
             await self._app(scope, receive, send)
             return
         headers = {name.lower(): value for name, value in scope["headers"]}
-        error = self._refuse(scope["method"], scope["path"], headers)
+        error = self._refuse(scope, headers)
         if error is not None:
             await JSONResponse(error.body, error.status, error.headers)(scope, receive, send)
             self._engine.metrics.requests.labels(self._name(scope["path"]), str(error.status)).inc()
@@ -143,14 +145,18 @@ class Gate:
         self._in_flight += change
         self._engine.metrics.in_flight.set(self._in_flight)
 
-    def _refuse(self, method: str, path: str, headers: dict[bytes, bytes]) -> ApiError | None:
-        if path in _OPEN_PATHS:
+    def _refuse(self, scope: Any, headers: dict[bytes, bytes]) -> ApiError | None:
+        if scope["path"] in _OPEN_PATHS:
             return None
+        if self._api_key is None and _is_misled(scope.get("server"), headers.get(b"host", b"")):
+            return ApiError(
+                403, "Without an API key this server answers localhost alone: set LAVIT_API_KEY to give it a name."
+            )
         scheme, _, key = headers.get(b"authorization", b"").partition(b" ")
         is_known = scheme.lower() == b"bearer" and secrets.compare_digest(key.strip(), self._api_key or b"")
         if self._api_key is not None and not is_known:
             return ApiError(401, "The API key is missing or wrong.", "authentication_error", "invalid_api_key")
-        if method != "POST":
+        if scope["method"] != "POST":
             return None
         # A page in a browser can send other types to any address, this machine's included, without being asked.
         if headers.get(b"content-type", b"").partition(b";")[0].strip().lower() != b"application/json":
@@ -163,6 +169,28 @@ class Gate:
     def _name(path: str) -> str:
         known = ("/health", "/metrics", "/v1/models", "/v1/chat/completions", "/v1/images/generations")
         return path if path in known else "other"  # or anybody could make any number of metrics
+
+
+def _is_misled(server: tuple[str, int] | None, host: bytes) -> bool:
+    """Whether a request to this machine was meant for a name that is not its own.
+
+    A page in a browser may read the answers of its own host. If that host's name suddenly leads to this machine (DNS
+    rebinding), the page could use the server as its own.
+    """
+    if server is None or not _is_address(server[0], of_this_machine=True):
+        return False
+    try:
+        name = urlsplit(f"//{host.decode('latin-1')}").hostname or "localhost"
+    except ValueError:
+        return True
+    return name != "localhost" and not _is_address(name)
+
+
+def _is_address(name: str, of_this_machine: bool = False) -> bool:
+    try:
+        return ipaddress.ip_address(name).is_loopback or not of_this_machine
+    except ValueError:
+        return False
 
 
 def _too_many(seconds: int) -> ApiError:
