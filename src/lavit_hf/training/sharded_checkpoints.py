@@ -48,6 +48,12 @@ class _Part(NamedTuple):
     length: int
     is_pickle: bool
 
+    def read(self) -> io.BytesIO:
+        """Its content."""
+        with self.file.open("rb") as file:
+            file.seek(self.offset)
+            return io.BytesIO(file.read(self.length))
+
 
 def sharded_directories(checkpoint: Path) -> list[Path]:
     """Where torch would look for sharded state."""
@@ -81,7 +87,7 @@ def require_harmless_shards(checkpoint: Path) -> None:
             if others := [path for path in folder.glob("*.metadata") if path.name != _METADATA]:
                 raise _UnsafeError(f"{others[0].name} is read where {_METADATA} is not")
             for part in _read_parts(folder):
-                if part.is_pickle and not _is_data(part):
+                if part.is_pickle and not is_data(part.read()):
                     raise _UnsafeError(f"{part.file.name} holds more than data")
         except (OSError, ValueError) as error:
             raise ValueError(
@@ -90,14 +96,12 @@ def require_harmless_shards(checkpoint: Path) -> None:
             ) from None  # the cause of an error in a pickle is of the choice of whoever wrote it
 
 
-def _is_data(part: _Part) -> bool:
-    with part.file.open("rb") as file:
-        file.seek(part.offset)
-        content = io.BytesIO(file.read(part.length))
+def is_data(file: Path | io.BytesIO, mmap: bool = False) -> bool:
+    """Whether `Trainer` can load a file of torch, which it does with `weights_only=True`."""
     try:
         with safe_globals():
-            torch.load(content, map_location="cpu", weights_only=True)
-    except Exception:  # a broken pickle raises anything
+            torch.load(file, map_location="cpu", mmap=mmap, weights_only=True)
+    except Exception:  # a broken pickle raises anything; and torch's own words advise to load what is refused
         return False
     return True
 

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
-from transformers.trainer_pt_utils import safe_globals
 from transformers.trainer_utils import get_last_checkpoint, has_length
 from transformers.utils import logging
 
@@ -26,6 +25,7 @@ from ..utils.paths import resolve_inside
 from ..utils.safetensors_files import read_headers, read_index
 from .sharded_checkpoints import (
     find_deepspeed_folders,
+    is_data,
     require_harmless_shards,
     require_same_sharding,
     why_shards_are_incomplete,
@@ -145,7 +145,7 @@ def _check_content(folder: Path, trust_checkpoint: bool) -> str:
             )
     files = sorted(path for pattern in ("*.pt", "*.pth", "*.bin") for path in folder.glob(pattern))
     for file in files:
-        if file.name != _OPTIONS and not _is_data(file):
+        if file.name != _OPTIONS and not is_data(file, mmap=True):
             raise ValueError(
                 f"{file} holds more than data, or is damaged, so it is not loaded: whatever code is in it would run. "
                 "Resume from another checkpoint."
@@ -156,16 +156,6 @@ def _check_content(folder: Path, trust_checkpoint: bool) -> str:
             "had not been interrupted. Was it saved with `save_only_model`?"
         )
     return str(folder)
-
-
-def _is_data(file: Path) -> bool:
-    """Whether `Trainer` can load a file of torch, which it does with `weights_only=True`."""
-    try:
-        with safe_globals():
-            torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    except Exception:  # a broken pickle raises anything; and torch's own words advise to load what is refused
-        return False
-    return True
 
 
 class ResumableTrainerMixin:
