@@ -366,9 +366,15 @@ def test_a_client_that_leaves_in_the_middle_of_its_request(server) -> None:
 
     before = left()
     connection = socket.create_connection(("127.0.0.1", server.port))
-    connection.sendall(
-        f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 99\r\n\r\n{{".encode()
-    )
+    lines = [
+        f"POST {CHAT} HTTP/1.1",
+        "Host: localhost",
+        "Content-Type: application/json",
+        "Content-Length: 99",
+        "",
+        "{",
+    ]
+    connection.sendall("\r\n".join(lines).encode())
     connection.close()
     wait_until(lambda: left() == before + 1)
 

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
-from lavit_hf.training import FiniteGradientsCallback
+from lavit_hf.training import CheckpointCallback, FiniteGradientsCallback, StreamTrainer
 from lavit_hf.training.trainer_checkpoints import find_trainer_checkpoint, why_incomplete
 from tiny_parts import CHECKPOINT
 from training.tiny_training import build_trainer
@@ -196,3 +196,16 @@ def test_spoiled_weights_are_found_without_a_log_in_time(tmp_path, save_strategy
     with pytest.raises(FloatingPointError, match="grad_norm is nan"):
         trainer.train()
     assert not list(tmp_path.glob("checkpoint-*"))
+
+
+def test_a_training_that_failed_leaves_sigterm_as_it_was(tmp_path: Path) -> None:
+    class Fail(TrainerCallback):
+        def on_step_end(self, args, state, control, **kwargs) -> None:
+            assert signal.getsignal(signal.SIGTERM) != before
+            raise RuntimeError("out of memory, or so")
+
+    before = signal.getsignal(signal.SIGTERM)
+    trainer = build_trainer(tmp_path, [CheckpointCallback(), Fail()], trainer_class=StreamTrainer, max_steps=2)
+    with pytest.raises(RuntimeError, match="out of memory"):
+        trainer.train()
+    assert signal.getsignal(signal.SIGTERM) == before

@@ -4,6 +4,7 @@ import importlib
 import json
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -19,6 +20,7 @@ from lavit_hf.training.pixel_decoder.autoencoder import (
 )
 from lavit_hf.training.pixel_decoder.data import ImageDataCollator
 from lavit_hf.training.pixel_decoder.loss import encode_latents
+from lavit_hf.training.streaming import StreamedTrainingDataset, StreamSource
 from tiny_pixel_decoders import build_vae, pictures
 from training.pixel_decoder.tiny_trainers import OPTIONS
 
@@ -112,3 +114,11 @@ def test_the_example(tmp_path, monkeypatch):
     assert AutoencoderKL.from_pretrained(tmp_path).config.scaling_factor > 0
     with pytest.raises(SystemExit, match="Give --validation_split"):
         main(["--dataset", "scenes", "--output_dir", str(tmp_path)])
+
+
+def test_streamed_pictures(tmp_path) -> None:
+    trainer, _ = build(tmp_path)
+    stream = datasets.Dataset.from_list([{"image": picture} for picture in pictures(10)]).to_iterable_dataset()
+    streamed = StreamedTrainingDataset([StreamSource(stream, text_column=None)])
+    trainer = train_autoencoder(trainer.vae, trainer.args, streamed, trainer.data_collator, trainer.eval_dataset)
+    assert trainer.state.global_step == trainer.args.max_steps > 0
