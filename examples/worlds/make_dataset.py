@@ -100,7 +100,8 @@ def make_row(args: Arguments, index: int) -> Row:
     row: dict[str, Any] = {"text": None, "prompt": None, "messages": None, "sample_id": index}
     kind = rng.below(1_000_000) / 1_000_000
     if kind >= 1 - args.listing_share:
-        return Row(row | {"messages": list_objects(world, scene, rng)}, [scene], [False])
+        messages = to_messages([(_LAYOUT_QUESTION, world.write_layout(scene, rng))])
+        return Row(row | {"messages": messages}, [scene], [False])
     if kind < args.question_share:
         return Row(row | {"messages": converse(world, scene, rng)}, [scene], [False])
     if kind < args.question_share + args.layout_share:
@@ -159,11 +160,6 @@ def converse(world: World, scene: Any, rng: PortableRng) -> list[dict[str, Any]]
     if rng.below(2):
         asked.append((_LAYOUT_QUESTION, world.write_layout(scene, rng)))
     return to_messages(asked)
-
-
-def list_objects(world: World, scene: Any, rng: PortableRng) -> list[dict[str, Any]]:
-    """A conversation of one question: what is where, answered in any order."""
-    return to_messages([(_LAYOUT_QUESTION, world.write_layout(scene, rng))])
 
 
 def to_messages(asked: list[tuple[str, str]]) -> list[dict[str, Any]]:

@@ -215,12 +215,12 @@ def load_language_model(source: Source, **kwargs: Any) -> PreTrainedModel:
         config = _load_config(source, kwargs) if config is None else config
         build_on_meta(config)  # a clear error before gigabytes are read
         model = AutoModelForCausalLM.from_pretrained(source, config=config, **kwargs)
-        kwargs = {}
+    elif isinstance(model, PreTrainedModel):
+        _adapt_given(model, "text_", kwargs)
     if not isinstance(model, PreTrainedModel) or model.get_output_embeddings() is None:
         raise TypeError(
             f"text_model must be a language model with a head (AutoModelForCausalLM), got {type(model).__name__}."
         )
-    _adapt_given(model, "text_", kwargs)
     check_language_model(model)
     return model
 

@@ -32,16 +32,16 @@ Post = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def start() -> Callable[[Path], Post]:
-    """Starts servers in this process, which end with it."""
+def start() -> Callable[..., Post]:
+    """Starts servers in this process, which end with it: in float32, or as llama.cpp is by default."""
     servers = []
 
-    def start(model: Path) -> Post:
+    def start(model: Path, in_float32: bool = True) -> Post:
         options = xllamacpp.CommonParams()
         options.model.path, options.n_ctx, options.n_parallel = str(model), 512, 1
-        # In float32, which by default it is not everywhere.
-        options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
-        options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        if in_float32:
+            options.cache_type_k = options.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
+            options.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
         options.cpuparams.n_threads = options.cpuparams_batch.n_threads = 1
         servers.append(xllamacpp.Server(options))
         address = servers[-1].listening_address
@@ -56,9 +56,9 @@ def start() -> Callable[[Path], Post]:
     return start
 
 
-@pytest.fixture(scope="module")
-def post(start: Callable[[Path], Post], llama_dir: Path) -> Post:
-    return start(llama_dir / "model.gguf")
+@pytest.fixture(scope="module", params=[True, False], ids=["float32", "default"])
+def post(start: Callable[..., Post], llama_dir: Path, request: pytest.FixtureRequest) -> Post:
+    return start(llama_dir / "model.gguf", request.param)
 
 
 def write(post: Post, reference: Reference, prompt: list[int], allowed: list[int], length: int) -> list[int]:
@@ -69,7 +69,7 @@ def write(post: Post, reference: Reference, prompt: list[int], allowed: list[int
     return tokens[: tokens.index(reference.end_of_text)] if reference.end_of_text in tokens else tokens
 
 
-def test_text_becomes_the_same_ids(post: Post, start: Callable[[Path], Post], reference: Reference, tmp_path) -> None:
+def test_text_becomes_the_same_ids(post: Post, start: Callable[..., Post], reference: Reference, tmp_path) -> None:
     """Byte-level BPE and sentencepiece; control tokens are looked for, as in prompts."""
     sentencepiece = start(export_llama(TINY, tmp_path / "llama", gguf=True, progress=False) / "model.gguf")
     for ask, checkpoint in ((post, reference.checkpoint), (sentencepiece, TINY)):

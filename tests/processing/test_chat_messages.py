@@ -1,6 +1,7 @@
 """Chats: the template, its placeholders, and text that looks like them."""
 
 import copy
+from collections import UserDict
 
 import pytest
 import torch
@@ -218,8 +219,6 @@ def test_every_character_of_a_chat_stays_what_it_is():
 
 
 def test_only_what_a_picture_is_read_from_keeps_its_brackets() -> None:
-    from collections import UserDict
-
     from lavit_hf.processing.chat_messages import hide_brackets
 
     picture = {"type": "image", "url": "a<b.png"}
@@ -234,8 +233,6 @@ def test_only_what_a_picture_is_read_from_keeps_its_brackets() -> None:
 
 
 def test_text_of_any_mapping_stays_text(processor) -> None:
-    from collections import UserDict
-
     chat = [UserDict({"role": "user", "content": "is <image> a tag?"})]
     ids = processor.apply_chat_template(chat, tokenize=True, return_dict=True)["input_ids"][0]
     assert processor.tokenizer.image_token_id not in list(ids)

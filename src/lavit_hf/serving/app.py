@@ -177,20 +177,21 @@ def _is_misled(server: tuple[str, int] | None, host: bytes) -> bool:
     A page in a browser may read the answers of its own host. If that host's name suddenly leads to this machine (DNS
     rebinding), the page could use the server as its own.
     """
-    if server is None or not _is_address(server[0], of_this_machine=True):
+    own = server and _to_address(server[0])
+    if not own or not own.is_loopback:
         return False
     try:
         name = urlsplit(f"//{host.decode('latin-1')}").hostname or "localhost"
     except ValueError:
         return True
-    return name != "localhost" and not _is_address(name)
+    return name != "localhost" and _to_address(name) is None
 
 
-def _is_address(name: str, of_this_machine: bool = False) -> bool:
+def _to_address(name: str) -> ipaddress.IPv4Address | ipaddress.IPv6Address | None:
     try:
-        return ipaddress.ip_address(name).is_loopback or not of_this_machine
-    except ValueError:
-        return False
+        return ipaddress.ip_address(name)
+    except ValueError:  # it is the name of a host
+        return None
 
 
 def _too_many(seconds: int) -> ApiError:
