@@ -1,9 +1,13 @@
 """Tiny pixel decoders with random weights, and pictures to train them on."""
 
+from typing import Any
+
 import numpy as np
 import torch
 from diffusers import AutoencoderKL
+from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
 from PIL import Image
+from transformers import CLIPConfig, CLIPImageProcessorPil
 
 from lavit_hf import LavitTokenDecoder, LavitTokenDecoderConfig, LavitVisualTokenizer
 from lavit_hf.pipelines import LavitPixelDecoderPipeline
@@ -110,3 +114,22 @@ def rows(count: int, seed: int = 0) -> list[dict]:
         {"image": image, "codes": [generator.integers(0, CODEBOOK_SIZE, generator.integers(1, 9)).tolist()]}
         for image in pictures(count, seed=seed)
     ]
+
+
+def build_safety_checker(threshold: float) -> dict[str, Any]:
+    """The parts of a pipeline that look for what must not be shown: all drawings if the threshold is below -1."""
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "image_size": 28,
+        "patch_size": 14,
+        "projection_dim": 12,
+    }
+    torch.manual_seed(0)
+    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=12)).eval()
+    checker.concept_embeds_weights.data.fill_(threshold)
+    checker.special_care_embeds_weights.data.fill_(2.0)
+    extractor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return {"safety_checker": checker, "feature_extractor": extractor}

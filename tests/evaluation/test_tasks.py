@@ -21,6 +21,7 @@ from lavit_hf.evaluation.tasks import (
     tokenize_images,
 )
 from lavit_hf.pipelines.image_to_text import ANSWER, CAPTION
+from tiny_pixel_decoders import build_safety_checker
 
 
 def test_tokens_are_those_of_both_branches(evaluated):
@@ -246,6 +247,24 @@ def test_reconstructions_are_those_of_the_pipeline(evaluated):
         assert predicted.picture.tobytes() == picture.tobytes()
         assert predicted.values["codes"] == codes.tolist()
         assert predicted.values["num_tokens"]["discrete"] == len(codes)
+
+
+@pytest.mark.parametrize("name", ["text-to-image", "reconstruction", "editing"])
+@pytest.mark.parametrize("threshold", [-2.0, 2.0])
+def test_drawings_that_a_safety_checker_blackened_are_counted(evaluated, tmp_path, name, threshold):
+    pipeline = evaluated.pipeline(None)
+    checked = type(pipeline)(**{**pipeline.components, **build_safety_checker(threshold)})
+    checked.set_progress_bar_config(disable=True)
+    checkpoint = EvaluatedCheckpoint("checked", evaluated.model, evaluated.processor, lambda decoder: checked)
+    data = read_scenes(name, None, 2)
+    task = TASKS[name](data, FAST)
+    records = []
+    for index, (sample, made) in enumerate(zip(data.samples, task.predict(checkpoint, data.samples), strict=True)):
+        made.picture.save(tmp_path / f"{index}.png")
+        records.append(record(sample, picture=f"{index}.png", **made.values))
+        assert (made.picture.getbbox() is None) == made.values["blackened"] == (threshold < 0)
+    found = task.score(checkpoint, records, tmp_path)["blackened"]
+    assert (found.value, found.n) == (float(threshold < 0), 2)
 
 
 @pytest.mark.parametrize("name", ["scenes", "emoji-small"])

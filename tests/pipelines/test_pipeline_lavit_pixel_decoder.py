@@ -12,6 +12,7 @@ from diffusers.callbacks import SDXLCFGCutoffCallback
 
 from lavit_hf.pipelines import LavitPixelDecoderPipeline, LavitPixelDecoderPipelineOutput
 from lavit_hf.pipelines.pipeline_lavit_pixel_decoder import ASPECT_RATIOS, codes_of_ids, resolve_size, rows_of_ids
+from tiny_pixel_decoders import build_safety_checker
 
 STEPS = {"num_inference_steps": 2}
 
@@ -277,39 +278,9 @@ def test_parts_of_different_decoders_do_not_go_together(highres, lowres):
         LavitPixelDecoderPipeline(**{**parts, "token_decoder": lowres.token_decoder})
 
 
-@pytest.fixture
-def safety_checker():
-    from diffusers.pipelines.stable_diffusion.safety_checker import StableDiffusionSafetyChecker
-    from transformers import CLIPConfig
-
-    vision = {
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_hidden_layers": 1,
-        "num_attention_heads": 2,
-        "image_size": 28,
-        "patch_size": 14,
-        "projection_dim": 12,
-    }
-    torch.manual_seed(0)
-    checker = StableDiffusionSafetyChecker(CLIPConfig(vision_config=vision, projection_dim=12)).eval()
-    return checker
-
-
-@pytest.fixture
-def feature_extractor():
-    from transformers import CLIPImageProcessorPil
-
-    return CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
-
-
 @pytest.mark.parametrize("threshold", [-2.0, 2.0])
-def test_safety_checker(lowres, codes, tmp_path, safety_checker, feature_extractor, threshold):
-    safety_checker.concept_embeds_weights.data.fill_(threshold)
-    safety_checker.special_care_embeds_weights.data.fill_(2.0)
-    checked = LavitPixelDecoderPipeline(
-        **{**lowres.components, "safety_checker": safety_checker, "feature_extractor": feature_extractor}
-    )
+def test_safety_checker(lowres, codes, tmp_path, threshold):
+    checked = LavitPixelDecoderPipeline(**{**lowres.components, **build_safety_checker(threshold)})
     checked.save_pretrained(tmp_path)
     for pipeline in (checked, LavitPixelDecoderPipeline.from_pretrained(tmp_path)):
         output = pipeline(codes, generator=generators(0, 1, 2), output_type="np", **STEPS)
@@ -319,9 +290,9 @@ def test_safety_checker(lowres, codes, tmp_path, safety_checker, feature_extract
     assert without(codes[:1], **STEPS).nsfw_content_detected is None
 
 
-def test_safety_checker_needs_a_feature_extractor(lowres, safety_checker):
+def test_safety_checker_needs_a_feature_extractor(lowres):
     with pytest.raises(ValueError, match="feature extractor"):
-        LavitPixelDecoderPipeline(**{**lowres.components, "safety_checker": safety_checker})
+        LavitPixelDecoderPipeline(**{**lowres.components, **build_safety_checker(0.0), "feature_extractor": None})
 
 
 OFFSET, CODES, END = 302, 64, 301

@@ -154,6 +154,23 @@ def test_names_that_lead_home_are_not_fetched(web: str) -> None:
         reader(named).read(f"{named}/picture.png")
 
 
+def test_a_name_server_that_does_not_answer_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked, is_over = threading.Event(), threading.Event()
+
+    def look_up(*args: object, **kwargs: object) -> list:
+        asked.set()
+        is_over.wait(60)
+        return []
+
+    monkeypatch.setattr(pictures.socket, "getaddrinfo", look_up)
+    try:
+        with pytest.raises(PictureError, match=r"example\.com cannot be found: it takes too long"):
+            reader("https://example.com/a/").read("https://example.com/a/x.png", time.monotonic() + 0.2)
+        assert asked.is_set()
+    finally:
+        is_over.set()
+
+
 @pytest.mark.parametrize(
     ("address", "expected"),
     [

@@ -449,6 +449,18 @@ def _compare_drawing(picture: Image.Image, record: Record, world: World) -> Comp
     return compare_facts(seen, world.scene_from_dict(record["meta"]["scene"]), world)
 
 
+def blackened_of(output: Any) -> list[dict[str, bool]]:
+    """What records of drawings say of a safety checker: whether it blackened them; nothing where there is none."""
+    flags = output.nsfw_content_detected
+    return [{} for _ in output.images] if flags is None else [{"blackened": bool(flag)} for flag in flags]
+
+
+def measure_blackened(records: Sequence[Record]) -> dict[str, Measurement]:
+    """The share of drawings that a safety checker blackened, which are wrong whatever was drawn."""
+    flags = [record["blackened"] for record in records if "blackened" in record]
+    return {"blackened": measure_share(sum(flags), len(flags), "images")} if flags else {}
+
+
 # `None` is the pipeline's own choice: what the original code draws single pictures with.
 _DRAWING = {
     "decoder": None,
@@ -522,11 +534,14 @@ class TextToImageTask(Task):
             **{name: self.options[name] for name in _PIPELINE_OPTIONS},
         )
         pictures, codes = list(output.images), [of_image.tolist() for of_image in output.codes]
+        blackened = blackened_of(output)
         chosen = []
         for number, prompt in enumerate(prompts):
             start = number * count
             best = 0 if count == 1 else self._clip.choose_best(pictures[start : start + count], prompt)
-            chosen.append(Prediction({"codes": codes[start + best]}, pictures[start + best]))
+            chosen.append(
+                Prediction({"codes": codes[start + best], **blackened[start + best]}, pictures[start + best])
+            )
         return chosen
 
     @functools.cached_property
@@ -536,7 +551,10 @@ class TextToImageTask(Task):
     def score(
         self, checkpoint: EvaluatedCheckpoint, records: Sequence[Record], folder: Path
     ) -> dict[str, Measurement]:
-        found = {"tokens/mean": measure_mean([len(record["codes"]) for record in records], "images")}
+        found = {
+            "tokens/mean": measure_mean([len(record["codes"]) for record in records], "images"),
+            **measure_blackened(records),
+        }
         if self.data.world is not None:
             return {**score_scenes(self.data, self.data.world, records, folder), **found}
         if "clip_score" in self.metrics:
@@ -595,9 +613,12 @@ class ReconstructionTask(Task):
         )
         tokens = tokenize_images(checkpoint.model, checkpoint.processor, images, self.options[BUDGET])
         predictions = []
-        for picture, codes, of_image in zip(output.images, output.codes, tokens, strict=True):
+        for picture, codes, of_image, blackened in zip(
+            output.images, output.codes, tokens, blackened_of(output), strict=True
+        ):
             num_tokens = {**of_image["num_tokens"], "discrete": len(codes)}
-            predictions.append(Prediction({"codes": codes.tolist(), "num_tokens": num_tokens}, picture))
+            values = {"codes": codes.tolist(), "num_tokens": num_tokens, **blackened}
+            predictions.append(Prediction(values, picture))
         return predictions
 
     def score(
@@ -605,6 +626,7 @@ class ReconstructionTask(Task):
     ) -> dict[str, Measurement]:
         world = self.data.world
         found = {} if world is None else score_scenes(self.data, world, records, folder)
+        found |= measure_blackened(records)
         return {**found, **measure_tokens(records, checkpoint.codebook_size, self.data.world)}
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:
@@ -634,8 +656,8 @@ class EditingTask(Task):
             **{name: self.options[name] for name in _PIPELINE_OPTIONS},
         )
         return [
-            Prediction({"codes": codes.tolist()}, picture)
-            for picture, codes in zip(output.images, output.codes, strict=True)
+            Prediction({"codes": codes.tolist(), **blackened}, picture)
+            for picture, codes, blackened in zip(output.images, output.codes, blackened_of(output), strict=True)
         ]
 
     def score(
@@ -656,6 +678,7 @@ class EditingTask(Task):
             right = [one[WHOLE][0] for one, its in zip(drawn, kinds, strict=True) if its == kind]
             found[f"{WHOLE}/{kind}"] = measure_share(sum(right), len(right), "scenes")
         found["unchanged"] = measure_share(sum(is_copy), len(is_copy), "scenes")
+        found |= measure_blackened(records)
         return {**found, **measure_facts(true, "judge_on_truth/", world)}
 
     def show(self, sample: EvaluationSample, record: Record, folder: Path) -> Shown:

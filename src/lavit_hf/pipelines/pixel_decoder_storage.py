@@ -219,10 +219,8 @@ def _find_decoder(root: Path, decoder: str | None) -> Path:
 
 def lavit_beside(root: Path) -> dict[str, Any]:
     """The configuration of the LaVIT in a directory; empty if there is none, or it is that of another model."""
-    try:
-        config = read_json_object(root / "config.json")
-    except OSError:
-        return {}
+    file = root / "config.json"
+    config = read_json_object(file) if file.is_file() else {}
     return config if config.get("model_type") == "lavit" else {}
 
 
@@ -293,7 +291,7 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
             f"({ids['eoi_token_id']}), that of the image end."
         )
     for root in (folder, folder.parent) if folder.name == "lowres" else (folder,):
-        _check_whole(root / "config.json", file, ids, None if "token_decoder" in given else folder / "token_decoder")
+        _check_whole(root, file, ids, None if "token_decoder" in given else folder / "token_decoder")
 
 
 def _is_known(library: str, folder: Path) -> bool:
@@ -312,13 +310,9 @@ def _check_part(folder: Path, name: str) -> None:
         check_counts(values, count, file)
 
 
-def _check_whole(config_file: Path, index_file: Path, ids: dict[str, int], token_decoder: Path | None) -> None:
+def _check_whole(root: Path, index_file: Path, ids: dict[str, int], token_decoder: Path | None) -> None:
     """Compares a pixel decoder with the configuration of the language model, if one stands beside it."""
-    if not config_file.is_file():
-        return
-    config = read_json_object(config_file)
-    if config.get("model_type") != "lavit":
-        return
+    config, config_file = lavit_beside(root), root / "config.json"
     for name, value in ids.items():
         if config.get(name, value) != value:
             raise ValueError(

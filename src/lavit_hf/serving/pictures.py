@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from contextlib import suppress
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -129,7 +130,7 @@ class PictureReader:
         host, port = str(parts.hostname), parts.port or _PORTS[parts.scheme]
         path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         until = min(time.monotonic() + _FETCH_SECONDS, deadline)
-        connection = _connect(parts.scheme, host, port)
+        connection = _connect(parts.scheme, host, port, until)
         # The timeout of a socket begins anew with every byte; this one does not.
         alarm = threading.Timer(max(until - time.monotonic(), 0), connection.abort)
         alarm.daemon = True
@@ -207,16 +208,31 @@ class _CheckedConnection(http.client.HTTPConnection):
                 socket.socket.shutdown(self._wire, socket.SHUT_RDWR)  # below TLS, which is another thread's
 
 
-def _connect(scheme: str, host: str, port: int) -> _CheckedConnection:
-    try:
-        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-    except (OSError, UnicodeError) as error:
-        raise PictureError(f"{host} cannot be found: {error}") from error
-    addresses = [entry[4] for entry in found]
+def _connect(scheme: str, host: str, port: int, until: float) -> _CheckedConnection:
+    addresses = _resolve(host, port, until)
     if not addresses or not all(is_public(str(address[0])) for address in addresses):
         raise PictureError(f"{host} is not an address of the public internet.")
     context = ssl.create_default_context() if scheme == "https" else None
     return _CheckedConnection(host, port, addresses[0][:2], context)
+
+
+def _resolve(host: str, port: int, until: float) -> list[tuple]:
+    """The addresses of a host. A name server may take longer than there is time, and nothing interrupts the wait."""
+    found: Future[list[tuple]] = Future()
+
+    def look_up() -> None:
+        try:
+            found.set_result([entry[4] for entry in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)])
+        except Exception as error:
+            found.set_exception(error)
+
+    threading.Thread(target=look_up, daemon=True).start()
+    try:
+        return found.result(timeout=max(until - time.monotonic(), 0))
+    except TimeoutError as error:  # before OSError, which it is, too
+        raise PictureError(f"{host} cannot be found: it takes too long") from error
+    except (OSError, UnicodeError) as error:
+        raise PictureError(f"{host} cannot be found: {error}") from error
 
 
 def _short(url: str) -> str:

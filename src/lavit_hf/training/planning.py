@@ -451,9 +451,9 @@ def language_model_works(whole: nn.Module, model: Any, tokens: int, checkpointin
 
 
 def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, text_tokens: int) -> Networks:
-    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from diffusers import AutoencoderKL
 
-    from .pixel_decoder.pixel_decoder import condition_widths, with_condition_heads
+    from .pixel_decoder.pixel_decoder import build_pixel_decoder, condition_widths, select_trained_parameters
 
     vision = find_visual_config(vision_config or LavitVisualTokenizerConfig())
     if not isinstance(vision, LavitVisualTokenizerConfig):
@@ -474,18 +474,13 @@ def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, tex
         codebook_dim=vision.codebook_dim,
     )
     with _on_meta():
-        unet = UNet2DConditionModel.from_config(unet_config)
-        vae = AutoencoderKL.from_config(SDXL_VAE).requires_grad_(False)
         tokenizer = LavitVisualTokenizer(vision).requires_grad_(False)
-        decoder = LavitTokenDecoder(decoder_config)
+        pipeline = build_pixel_decoder(
+            LavitTokenDecoder(decoder_config), AutoencoderKL.from_config(SDXL_VAE), unet_config
+        )
+        select_trained_parameters(pipeline, bool(values.get("train_token_decoder", False)))
+        unet, vae, decoder = pipeline.unet, pipeline.vae, pipeline.token_decoder
         condition_width, pooled = condition_widths(unet.config)
-        if (sum(decoder_config.cross_attention_dims), decoder_config.pooled_size) != (condition_width, pooled):
-            decoder = with_condition_heads(decoder, [condition_width], pooled)
-        decoder.requires_grad_(bool(values.get("train_token_decoder", False)))
-        decoder.codebook.requires_grad_(False)
-        heads = [decoder.condition_projections, *([decoder.pooler] if decoder.pooler is not None else [])]
-        for head in heads:
-            head.requires_grad_(True)
         height, wide = (values.get(name) or 8 * unet.config.sample_size for name in ("height", "width"))
         kept = _num_kept(patches, values)
         condition = torch.empty(1, patches, condition_width)
