@@ -37,9 +37,11 @@ class Arguments:
 def main(arguments: list[str] | None = None) -> None:
     """Writes the checkpoint."""
     (args,) = HfArgumentParser(Arguments, description=__doc__).parse_args_into_dataclasses(arguments)
-    model = LavitForConditionalGeneration.from_pretrained(last_part(args.trained, "lavit"))
-    processor = ImageTextProcessor.from_pretrained(last_part(args.trained, "lavit"))
-    pipeline = LavitPixelDecoderPipeline.from_pretrained(last_part(args.trained, "pixel_decoder"))
+    model = LavitForConditionalGeneration.from_pretrained(args.trained / "lavit")
+    processor = ImageTextProcessor.from_pretrained(args.trained / "lavit")
+    longer = args.trained / "pixel_decoder_longer"  # of recipes that train it in two parts
+    pixel_decoder = longer if longer.exists() else args.trained / "pixel_decoder"
+    pipeline = LavitPixelDecoderPipeline.from_pretrained(pixel_decoder)
     pipeline.token_decoder.config.default_guidance_scale = args.decoder_guidance
     pipeline.register_to_config(
         visual_token_offset=model.config.visual_token_offset, eoi_token_id=model.config.eoi_token_id
@@ -62,12 +64,6 @@ def main(arguments: list[str] | None = None) -> None:
             path.unlink()
         for path in args.output_dir.rglob("*config.json"):
             forget(path, "auto_map")
-
-
-def last_part(trained: Path, stage: str) -> Path:
-    """The directory of a stage; of its last part in recipes that train it in two."""
-    longer = trained / f"{stage}_longer"
-    return longer if longer.exists() else trained / stage
 
 
 def load_as_float32(path: Path) -> None:

@@ -119,7 +119,6 @@ WRITERS = {
     "fine-tuned pixel decoder": trainer_script(
         *("train_pixel_decoder.py", *_SCENES, "--pixel_decoder", TINY, "--visual_tokenizer", TINY),
     ),
-    "renew_attention": script("worlds/renew_attention.py", "--model", TINY, "--output_dir", OUT),
     "carry_selector": script(
         *("worlds/carry_selector.py", "--visual_tokenizer", TINY, "--vision_model", TINY, "--output_dir", OUT),
         *("--max_steps", 6, "--batch_size", 4),
