@@ -75,9 +75,15 @@ format: $(INSTALLED) ## Reformat the code
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# Hours on two cores. On a GPU: WORLD=emoji RECIPE=examples/lavit_emoji/recipe.yaml.
+# Hours on two cores. On a GPU: WORLD=emoji, whose recipe has not been run yet.
 WORLD ?= emoji-small
-RECIPE ?= examples/lavit_emoji/small.yaml
+ifeq ($(WORLD),emoji)
+RECIPE := examples/lavit_emoji/recipe.yaml
+CARD := examples/lavit_emoji/model_card.md
+else
+RECIPE := examples/lavit_emoji/small.yaml
+CARD := examples/lavit_emoji/small/model_card.md
+endif
 TRAINED := out/lavit-$(WORLD)
 
 default-checkpoint: $(INSTALLED) ## Train a LaVIT of emoji from nothing, and measure it; run it again after an interruption
@@ -86,7 +92,7 @@ default-checkpoint: $(INSTALLED) ## Train a LaVIT of emoji from nothing, and mea
 	$(BIN)/lavit evaluate $(TRAINED)/checkpoint --data $(WORLD) --task all --split validation --split held_out \
 		--split unseen_artist --num-drawings 200 --steps 20 --batch-size 64 --output $(TRAINED)/evaluation
 	$(BIN)/python examples/worlds/write_card.py --checkpoint $(TRAINED)/checkpoint --name lavit-$(WORLD) \
-		--text examples/lavit_emoji/model_card.md --metrics $(TRAINED)/evaluation/metrics.json
+		--text $(CARD) --metrics $(TRAINED)/evaluation/metrics.json
 
 docs: $(INSTALLED) ## Build the documentation as a site, into out/site
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint $(CONSTRAINTS) --editable '.[docs]'

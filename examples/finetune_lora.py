@@ -125,8 +125,8 @@ def main(arguments: list[str] | None = None) -> Trainer:
         raise ValueError(f"{model_args.merge_to} exists; --merge_to takes a new directory.")
     model = load_model(model_args, args)
     # A sharded model cannot give the collator codes; the processor then loads a visual tokenizer of its own.
-    attached = {} if is_sharded_run(args) else {"visual_tokenizer": model.visual_tokenizer}
-    processor = ImageTextProcessor.from_pretrained(model_args.model, **attached)
+    options = {} if is_sharded_run(args) else {"visual_tokenizer": model.visual_tokenizer}
+    processor = ImageTextProcessor.from_pretrained(model_args.model, **options)
     adapted = get_peft_model(model, lora_config(model, model_args))
     upcast_trained_weights(adapted)
     adapted.print_trainable_parameters()

@@ -12,8 +12,8 @@ others drew them.
 Rows of stage 2 are captions (`images`, `text`), conversations of some questions and answers about a picture (`images`,
 `messages`), and drawings from a prompt (`images`, `prompt`, `text`): from a layout, which lists all objects and their
 places, or after a picture, words that change it (other objects, or another background). Layouts are asked for in
-conversations, too, there one time in two with the objects in any order. No other text says as much in as few words
-about what belongs together, so that binding is learned from them first.
+conversations, too. No other text says as much in as few words about what belongs together, so that binding is learned
+from them first.
 
 With `--listing_share 1` rows ask for nothing but layouts. A language model that begins with these learns within some
 hundred updates to find in the picture what a word names: the place that follows the name of the object that happens to
@@ -70,6 +70,13 @@ class Arguments:
     listing_share: float = field(
         default=0.0, metadata={"help": "Share of rows that ask what is where, and for nothing else."}
     )
+    any_order_share: float = field(
+        default=0.0,
+        metadata={
+            "help": "Share of the layouts in conversations that list things in any order, which teaches to find what "
+            "is named. The others have the order of reading, which teaches to name what is at a place."
+        },
+    )
     drawn_by: str | None = field(default=None, metadata={"help": "The artist who draws all that is to be drawn."})
     visual_tokenizer: str | None = field(default=None, metadata={"help": "What gives drawings by that artist codes."})
     stage: int = field(default=2, metadata={"help": "What the rows are for: 1, 2 or 3.", "choices": [1, 2, 3]})
@@ -103,7 +110,7 @@ def make_row(args: Arguments, index: int) -> Row:
         messages = to_messages([(_LAYOUT_QUESTION, world.write_layout(scene, rng))])
         return Row(row | {"messages": messages}, [scene], [False])
     if kind < args.question_share:
-        return Row(row | {"messages": converse(world, scene, rng, in_order=index % 2 == 1)}, [scene], [False])
+        return Row(row | {"messages": converse(world, scene, rng, args.any_order_share)}, [scene], [False])
     if kind < args.question_share + args.layout_share:
         return Row(row | {"prompt": world.write_layout(scene), "text": "<image>"}, [scene], [True])
     if kind < args.question_share + args.layout_share + args.change_share:
@@ -149,17 +156,17 @@ def as_drawn(args: Arguments, scene: Any) -> Any | None:
     return scene if args.drawn_by is None else find_world(args.world).redraw(scene, args.drawn_by)
 
 
-def converse(world: World, scene: Any, rng: PortableRng, in_order: bool) -> list[dict[str, Any]]:
+def converse(world: World, scene: Any, rng: PortableRng, any_order_share: float) -> list[dict[str, Any]]:
     """Questions of all kinds; as many as one in two are for yes or no, of which there are the most sorts.
 
-    One conversation in two ends with the layout; before, it would answer the questions. In the order of reading it
-    teaches to name what is at a place, and in any other to find what is named.
+    One conversation in two ends with the layout; before, it would answer the questions.
     """
     claims = [world.ask_questions(scene, rng)[-1] for _ in range(_QUESTIONS)]
     others = rng.shuffled(world.ask_questions(scene, rng)[:-1])[:_QUESTIONS]
     asked = [(question, answer) for question, answer, _ in rng.shuffled(list(dict.fromkeys(claims + others)))]
     if rng.below(2):
-        asked.append((_LAYOUT_QUESTION, world.write_layout(scene, None if in_order else rng)))
+        is_in_any_order = rng.below(1_000_000) < any_order_share * 1_000_000
+        asked.append((_LAYOUT_QUESTION, world.write_layout(scene, rng if is_in_any_order else None)))
     return to_messages(asked)
 
 

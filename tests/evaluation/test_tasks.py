@@ -1,7 +1,10 @@
 """Tasks predict, score and show samples; images have as many tokens as their tokenizer says."""
 
+import copy
+
 import numpy as np
 import pytest
+from accelerate import cpu_offload
 from PIL import Image
 from transformers import GenerationConfig
 
@@ -35,6 +38,9 @@ def test_tokens_are_those_of_both_branches(evaluated):
     assert [of_image["num_tokens"]["continuous"] for of_image in found] == continuous.num_tokens.tolist()
     for image, together in zip(images, found, strict=True):
         assert tokenize_images(evaluated.model, evaluated.processor, [image]) == [together]
+    offloaded = cpu_offload(copy.deepcopy(evaluated.model), "cpu")
+    assert offloaded.visual_tokenizer.device.type == "meta"  # between calls
+    assert tokenize_images(offloaded, evaluated.processor, images) == found
 
 
 def test_numbers_of_tokens_are_related_to_what_is_there():

@@ -1,4 +1,4 @@
-"""The dataset that lavit-scenes learns from in stage 2."""
+"""The datasets of made worlds that stages learn from."""
 
 import importlib
 import io
@@ -72,16 +72,22 @@ def test_half_of_the_conversations_end_with_the_layout(example):
     assert all(row["messages"][0]["content"][0]["type"] == "image" for row in rows)
 
 
-def test_half_of_these_layouts_are_in_reading_order(example):
-    """That order teaches to name what is at a place, and any other to find what is named."""
+def test_these_layouts_may_be_in_any_order(example):
+    """Unless it is asked for, they are in reading order, as in the rows that published weights learned from."""
     arguments = example.Arguments("unused", num_rows=200, many_share=1.0)
-    is_sorted: tuple[list[bool], list[bool]] = ([], [])
-    for index, row in enumerate(make_rows(example, question_share=1.0, layout_share=0, change_share=0, many_share=1)):
-        if row["messages"][-2]["content"][-1]["text"] == "What is where?":
-            text = row["messages"][-1]["content"][0]["text"]
-            is_sorted[index % 2].append(text == write_layout(example.choose_scene(arguments, index)))
-    assert len(is_sorted[1]) > 20 and all(is_sorted[1])
-    assert 0 < sum(is_sorted[0]) < len(is_sorted[0]) / 2  # one in six by chance
+
+    def sorted_of(**options) -> list[bool]:
+        rows = make_rows(example, question_share=1.0, layout_share=0, change_share=0, many_share=1, **options)
+        layouts = {
+            index: row["messages"][-1]["content"][0]["text"]
+            for index, row in enumerate(rows)
+            if row["messages"][-2]["content"][-1]["text"] == "What is where?"
+        }
+        return [text == write_layout(example.choose_scene(arguments, index)) for index, text in layouts.items()]
+
+    usual, half, none = sorted_of(), sorted_of(any_order_share=0.5), sorted_of(any_order_share=1.0)
+    assert len(usual) == len(half) == len(none) > 60 and all(usual)
+    assert 0 < sum(none) < len(none) / 2 < sum(half) < len(half)  # one in six by chance
 
 
 def test_claims_are_about_as_common_as_other_questions(example):

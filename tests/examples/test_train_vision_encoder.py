@@ -1,4 +1,4 @@
-"""The vision encoder of lavit-scenes."""
+"""The vision encoders of made worlds."""
 
 import importlib
 from pathlib import Path

@@ -18,7 +18,8 @@ def test_the_committed_card_is_written_by_the_script(tmp_path: Path, monkeypatch
     for name in ("README.md", "metrics.json"):
         (checkpoint / name).unlink()
     arguments = ["--checkpoint", str(checkpoint), "--name", "lavit-emoji-small"]
-    arguments += ["--metrics", str(committed / "metrics.json"), "--text", str(EXAMPLES / "lavit_emoji/model_card.md")]
+    arguments += ["--metrics", str(committed / "metrics.json")]
+    arguments += ["--text", str(EXAMPLES / "lavit_emoji/small/model_card.md")]
     importlib.import_module("worlds.write_card").main(arguments)
     for name in ("README.md", "metrics.json"):
         assert (checkpoint / name).read_text(encoding="utf-8") == (committed / name).read_text(encoding="utf-8")

@@ -327,7 +327,7 @@ def test_others_compute_the_same_without_the_package(hub, client, tiny_checkpoin
     )
     found = torch.load(tmp_path / "first.pt")
     assert [name for name in expected if not torch.equal(found[name], expected[name])] == []
-    assert (tmp_path / "chair.png").is_file()
+    assert (tmp_path / "drawing.png").is_file()
     asked = {path for _, path in hub.requests}
     assert f"/{REPOSITORY}/resolve/{published}/model.safetensors" in asked
     assert not [path for path in asked if "/lowres/" in path or "/original/" in path]  # no pipeline needs them

@@ -59,7 +59,7 @@ def test_products_are_those_of_a_real_step(way):
     expected = counted(whole, input_ids=ids, labels=ids)
     with torch.device("meta"):
         model.to("meta")
-        works = planning.language_model_works(whole, model, TOKENS, way == "checkpointing")
+        works = planning.language_model_works(model, TOKENS, way == "checkpointing")
     assert sum(work.flops * work.passes for work in works) == pytest.approx(expected, rel=0.1)
 
 
@@ -140,7 +140,7 @@ def published():
     with torch.device("meta"):
         adapted = get_peft_model(model, get_lora_config(model))
         upcast_trained_weights(adapted)
-        works = planning.language_model_works(adapted, model, 512, checkpointing=True)
+        works = planning.language_model_works(model, 512, checkpointing=True)
     return SimpleNamespace(model=model, adapted=adapted, works=works)
 
 

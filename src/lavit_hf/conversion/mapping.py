@@ -255,10 +255,10 @@ def plan(manifest: str | os.PathLike[str], heads: Mapping[str, int] | str | None
     if missing := [f for f in (names.ENCODER, names.STAGE1, names.STAGE2, names.LANGUAGE_MODEL) if f not in headers]:
         raise ConversionError(listing(f"{manifest} does not list:", missing))
     configs = infer_configs(headers, _llama_config(headers[names.LANGUAGE_MODEL]), heads)
-    return _summarize(headers, map_checkpoint(headers, configs), configs)
+    return _summarize(headers, map_checkpoint(headers, configs))
 
 
-def _summarize(headers: Headers, mapping: CheckpointMapping, configs: Configs) -> Plan:
+def _summarize(headers: Headers, mapping: CheckpointMapping) -> Plan:
     tensors = []
     for file, infos in headers.items():
         for name, info in infos.items():

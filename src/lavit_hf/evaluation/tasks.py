@@ -17,6 +17,7 @@ import torch
 from PIL import Image
 
 from ..data.worlds import WORLDS, World
+from ..modeling.modeling_lavit_visual_tokenizer import move_pixels
 from ..pipelines.image_to_text import (
     ANSWER,
     CAPTION,
@@ -39,6 +40,17 @@ from .metrics.images import ClipSimilarity
 
 Record = Mapping[str, Any]
 """A line of `predictions.jsonl`: the sample's texts, and what the model made of it."""
+
+PLAIN = "plain"
+BRANCHES = ("discrete", "continuous")
+
+BUDGET = "num_image_tokens"
+"""The option that says how many tokens an image becomes; `None` leaves it to the selector."""
+
+VISUAL_MODE = "visual_mode"
+"""The option that says how an image is read, as features or as codes; `None` leaves it to the processor."""
+
+_ENTERING: dict[str, Any] = {BUDGET: None, VISUAL_MODE: None}
 
 
 @dataclass
@@ -67,9 +79,6 @@ class Shown:
     pictures: list[tuple[str, Image.Image]]
     lines: list[tuple[str, str]] = field(default_factory=list)
     is_right: bool | None = None
-
-
-PLAIN = "plain"
 
 
 class Task(ABC):
@@ -182,18 +191,6 @@ class Task(ABC):
         return torch.Generator().manual_seed(seed)
 
 
-BRANCHES = ("discrete", "continuous")
-
-
-BUDGET = "num_image_tokens"
-"""The option that says how many tokens an image becomes; `None` leaves it to the selector."""
-
-VISUAL_MODE = "visual_mode"
-"""The option that says how an image is read, as features or as codes; `None` leaves it to the processor."""
-
-_ENTERING: dict[str, Any] = {BUDGET: None, VISUAL_MODE: None}
-
-
 @torch.no_grad()
 def tokenize_images(
     model: Any, processor: Any, images: Sequence[Image.Image], num_image_tokens: int | None = None
@@ -211,7 +208,7 @@ def tokenize_images(
     """
     visual_tokenizer = model.visual_tokenizer
     pixel_values = processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-    pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
+    pixel_values = move_pixels(pixel_values, visual_tokenizer)
     discrete = visual_tokenizer.encode(pixel_values, num_tokens=num_image_tokens)
     continuous = visual_tokenizer.embed(pixel_values, num_tokens=num_image_tokens)
     codes = discrete.codes.split(discrete.num_tokens.tolist())

@@ -12,8 +12,9 @@ from huggingface_hub.errors import HFValidationError
 from huggingface_hub.utils import validate_repo_id
 from yaml import YAMLError  # type: ignore[import-untyped]
 
+from ..data.scenes import PortableRng
 from ..utils.public_text import is_path, one_line, public_name
-from .facts import Facts
+from .facts import Facts, world_of_results
 from .files import PublishError
 
 
@@ -62,7 +63,7 @@ _INTRODUCTION_OF_ADAPTER = """# {name}
 What fine-tuning changed of [{base}](https://huggingface.co/{base}), a [LaVIT](https://arxiv.org/abs/2309.04669): an
 adapter of [PEFT](https://huggingface.co/docs/peft), which is loaded on top of it.
 """
-_ASK = """inputs = processor(images="picture.png", text="<image>Question: What is this? Answer:", return_tensors="pt")
+_ASK = """inputs = processor(images="picture.png", text="<image>Question: {question} Answer:", return_tensors="pt")
 output = model.generate(**inputs, num_beams=5, length_penalty=0.0, max_new_tokens=10)
 print(processor.batch_decode(output[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
 """
@@ -87,7 +88,7 @@ a picture, and a pixel decoder, `pipeline.pixel_decoder`, draws them:
 from diffusers import DiffusionPipeline
 
 pipeline = DiffusionPipeline.from_pretrained(repository, trust_remote_code=True)
-pipeline("a cat on a red chair", guidance_scale={guidance_scale}).images[0].save("chair.png")
+pipeline("{prompt}", guidance_scale={guidance_scale}).images[0].save("drawing.png")
 ```
 """
 _USE_ADAPTER = """## Use
@@ -250,13 +251,25 @@ def _facts_text(facts: Facts, repository: str, data: ModelCardData, own_text: st
         use = _USE_TOKENIZER
     names = {"base": data.base_model, "processor": repository if facts.has_processor else data.base_model}
     datasets = "\n".join(f"- {_escape(name)}" for name in _as_list(data.datasets)) or "Not stated."
+    question, prompt = _words_of(facts)
+    names |= {"ask": _ASK.format(question=question), "prompt": prompt}
     parts = [
-        use.format(repository=repository, ask=_ASK, guidance_scale=facts.guidance_scale, **names) + _PACKAGE_FIRST,
+        use.format(repository=repository, guidance_scale=facts.guidance_scale, **names) + _PACKAGE_FIRST,
         "## Architecture\n\n" + _table(["", ""], _architecture(facts)),
         "" if _TRAINING_DATA.search(_CODE.sub("", own_text)) else f"## Training data\n\n{datasets}",
         _metrics_text(facts),
     ]
     return "\n\n".join(part.strip() for part in parts if part)
+
+
+def _words_of(facts: Facts) -> tuple[str, str]:
+    """A question and a prompt; of a made world, if it was measured on one, as it may know no other words."""
+    world = world_of_results(facts.results)
+    if world is None:
+        return "What is this?", "a cat on a red chair"
+    scene = min((world.sample_scene(world.splits[1], 0, index) for index in range(24)), key=world.num_objects)
+    question, _, _ = world.ask_questions(scene, PortableRng(0))[0]
+    return question, world.write_caption(scene, PortableRng(0))
 
 
 def _data_name(result: dict[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -176,10 +176,14 @@ def world_of(checkpoint: str) -> World | None:
     """
     for name in METRICS:
         if path := find_file(checkpoint, name, {}):
-            results = read_json_object(path).get("results")
-            found = [result.get("data") for result in results or () if isinstance(result, dict)]
-            return next((find_world(data) for data in found if data in WORLDS), None)
+            return world_of_results(read_json_object(path).get("results") or ())
     return None
+
+
+def world_of_results(results: Iterable[Any]) -> World | None:
+    """The first world that results of `metrics.json` are about; `None` if they are about none."""
+    found = [result.get("data") for result in results if isinstance(result, dict)]
+    return next((find_world(data) for data in found if data in WORLDS), None)
 
 
 def _part(file: str, name: str, whole: str) -> str:

@@ -51,7 +51,7 @@ class LavitVisualTokenizerConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrain
         layer_norm_eps: Epsilon of the LayerNorms of selector and merger.
         attention_smoothing: Epsilon that smooths the merger's attention weights. The published weights need `1e-6`.
             With `0` attention is an exact masked softmax, and no new states of dropped patches are computed, which is
-                faster.
+            faster.
         codebook_size: Number of visual codes.
         codebook_dim: Width of a codebook row.
         selection: Which patches are kept where a call does not say: `"argmax"`, those that the selector would rather
@@ -147,8 +147,9 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
         visual_token_offset: Id of visual code 0; code `c` has the id `visual_token_offset + c`.
         image_token_id: Id of the placeholder that stands for one continuous feature in `input_ids`: a row of the
             vocabulary that nothing else uses. By default 0 with the default language model, and otherwise the id after
-            the last code. That may be `vocab_size`, outside of embeddings and head, as in models of old; trainers that
-            compute the loss from the head by themselves, such as TRL's, do not work with these.
+            the last code. It has no row if it is `vocab_size`, outside of embeddings and head, as in models of this
+            package's first versions; trainers that compute the loss from the head by themselves, such as TRL's, do not
+            work with these.
         lm_head_bias: Whether the head has a bias, as that of Phi.
 
     Example:
@@ -225,7 +226,7 @@ class LavitConfig(NamedConfigMixin, RemoteCodeDictMixin, PreTrainedConfig):
         text_ids = (getattr(self.text_config, f"{name}_token_id", None) for name in ("bos", "eos", "pad"))
         control_ids = {id for ids in text_ids for id in (ids if isinstance(ids, list) else [ids])}
         placeholder = self.image_token_id
-        # The id `vocab_size` is that of models of old, before the placeholder had a row.
+        # In models of the first versions it is `vocab_size`, the id after the last row.
         is_row = 0 <= placeholder <= vocab_size
         if not is_row or placeholder in control_ids or placeholder in self.visual_token_ids:
             raise ValueError(

@@ -716,15 +716,14 @@ class LavitGenerationMixin(_Generative):
         num_beams = options.get("num_beams") or 1
         if num_beams > 1:
             raise ValueError(f"{what} cannot be combined with num_beams={num_beams}; sample or decode greedily.")
-        for name in _OTHER_LOOPS:
-            if options.get(name):
-                raise ValueError(f"{what} cannot be combined with {name}: ids are generated one by one.")
+        if name := next(filter(options.get, _OTHER_LOOPS), None):
+            raise ValueError(f"{what} cannot be combined with {name}: ids are generated one by one.")
 
     def _get_logits_processor(
         self, *args: Any, encoder_input_ids: torch.Tensor | None = None, **kwargs: Any
     ) -> LogitsProcessorList:
-        # Penalties that compare with the prompt look its ids up in the scores, where placeholders of old are not.
-        # The image start stands in for them, which is in the prompt anyway.
+        # Penalties that compare with the prompt look its ids up in the scores, which a placeholder without a row (see
+        # `LavitConfig`) is beyond. The image start stands in for it, which is in the prompt anyway.
         if encoder_input_ids is not None and not encoder_input_ids.is_floating_point():  # else: embeddings
             is_placeholder = encoder_input_ids == self.config.image_token_id
             encoder_input_ids = encoder_input_ids.masked_fill(is_placeholder, self.config.boi_token_id)

@@ -283,7 +283,7 @@ class LavitModel(LavitPreTrainedModel):
         is_placeholder = torch.eq(input_ids, self.config.image_token_id)
         if not is_step:
             self.check_ids(input_ids)
-        # In models of old, placeholders lie outside of the embedding table.
+        # The placeholder may have no row in the embedding table, see `LavitConfig`.
         inputs_embeds = self.get_input_embeddings()(input_ids.masked_fill(is_placeholder, 0))
         if images is None:
             if not is_step:

@@ -195,6 +195,17 @@ def select_patches(
     return torch.zeros_like(is_first).scatter(1, order, is_first)
 
 
+def move_pixels(pixel_values: torch.Tensor, model: PreTrainedModel) -> torch.Tensor:
+    """Images where a visual tokenizer takes them, and as it does; one that is offloaded moves them by itself.
+
+    Args:
+        pixel_values: `[images, channels, height, width]`.
+        model: The visual tokenizer.
+    """
+    # What is offloaded is on the meta device between calls.
+    return pixel_values.to(device=None if model.device.type == "meta" else model.device, dtype=model.dtype)
+
+
 def resolve_budget(
     num_tokens: int | Sequence[int] | torch.Tensor | None, keep_rate: float | None, batch_size: int, num_patches: int
 ) -> torch.Tensor:

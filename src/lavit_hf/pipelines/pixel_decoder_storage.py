@@ -138,7 +138,7 @@ class PixelDecoderStorage(DiffusionPipeline):
         if pretrained_model_name.count("/") > 1 or os.path.isabs(pretrained_model_name):
             raise OSError(f"{pretrained_model_name} is neither a directory nor the id of a repository.")
         options = {name: value for name, value in kwargs.items() if name in HUB_OPTIONS}
-        folder = _snapshot(cls, pretrained_model_name, "lowres/" if decoder == LOWRES else "", options)
+        folder = _snapshot(cls, pretrained_model_name, f"{LOWRES}/" if decoder == LOWRES else "", options)
         if decoder == LOWRES and not (Path(folder) / LOWRES / cls.config_name).is_file():
             return _snapshot(cls, pretrained_model_name, "", options)
         return folder
@@ -290,7 +290,7 @@ def check_index(folder: Path, given: Collection[str] = ()) -> None:
             f"{file}: visual_token_offset ({ids['visual_token_offset']}), the id of code 0, must follow eoi_token_id "
             f"({ids['eoi_token_id']}), that of the image end."
         )
-    for root in (folder, folder.parent) if folder.name == "lowres" else (folder,):
+    for root in (folder, folder.parent) if folder.name == LOWRES else (folder,):
         _check_whole(root, file, ids, None if "token_decoder" in given else folder / "token_decoder")
 
 

@@ -23,7 +23,7 @@ from transformers.processing_utils import MultiModalData, ProcessingKwargs, Proc
 from ..modeling.checkpoint_files import find_file, hub_options
 from ..modeling.configuration_lavit import LavitConfig
 from ..modeling.generation_lavit import GENERATION_MODES
-from ..modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer
+from ..modeling.modeling_lavit_visual_tokenizer import LavitVisualTokenizer, move_pixels
 from ..modeling.remote_code_mixin import IS_PACKAGE, RemoteCodeMixin, import_composition
 from ..utils.json_files import read_json_object
 from .chat_messages import check_chat, hidden_bracket, hide_brackets, show_brackets
@@ -272,13 +272,9 @@ class ImageTextProcessor(RemoteCodeProcessorMixin):
             Of each image, without start and end.
         """
         visual_tokenizer = self.get_visual_tokenizer()
-        # An offloaded model is on the meta device between calls, and moves its inputs by itself.
-        device = None if visual_tokenizer.device.type == "meta" else visual_tokenizer.device
-        pixel_values = pixel_values.to(device=device, dtype=visual_tokenizer.dtype)
+        options = {name: value for name, value in options.items() if value is not None}
         with torch.no_grad():
-            output = visual_tokenizer.encode(
-                pixel_values, **{name: value for name, value in options.items() if value is not None}
-            )
+            output = visual_tokenizer.encode(move_pixels(pixel_values, visual_tokenizer), **options)
         ids = self.tokenizer.convert_codes_to_ids(output.codes)
         return [part.tolist() for part in ids.split(output.num_tokens.tolist())]
 
@@ -705,7 +701,7 @@ def assign_images(images: Any, counts: Sequence[int], image_token: str) -> list[
         groups = [flatten(group) for group in images]
     else:
         groups = [flatten(images)]
-    details = _find_mismatch(groups, counts, image_token, per_prompt=images is not None and is_nested(images))
+    details = _find_mismatch(groups, counts, per_prompt=images is not None and is_nested(images))
     if details:
         raise ValueError(
             f"The number of {image_token} tokens in the prompts should be the same as the number of images passed: "
@@ -714,7 +710,7 @@ def assign_images(images: Any, counts: Sequence[int], image_token: str) -> list[
     return flatten(groups)
 
 
-def _find_mismatch(groups: list[list[Any]], counts: Sequence[int], image_token: str, per_prompt: bool) -> str:
+def _find_mismatch(groups: list[list[Any]], counts: Sequence[int], per_prompt: bool) -> str:
     if per_prompt and len(groups) != len(counts):
         return f"got {len(groups)} lists of images for {len(counts)} prompts"
     if per_prompt:
@@ -781,7 +777,7 @@ def find_visual_tokenizer(visual_tokenizer: Any, codebook_size: int, image_seq_l
     return part
 
 
-def load_visual_tokenizer(checkpoint: Checkpoint | None) -> Any:
+def load_visual_tokenizer(checkpoint: Checkpoint | None) -> LavitVisualTokenizer:
     """The visual tokenizer of a processor's own checkpoint, in fp32: codes are exact.
 
     Args:

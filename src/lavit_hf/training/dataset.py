@@ -34,6 +34,9 @@ logger = logging.get_logger(__name__)
 
 _SOURCES = ("image", "path", "url", "base64")  # where a part of a message may have its image, in transformers' chats
 _NO_PATHS = ("http://", "https://", "data:")
+_COLUMNS = ("images", "image", "codes", "text", "prompt", "messages")
+_TARGETS = ("target_images", "target_image")
+_BATCH = 1000  # rows whose lengths are measured at once
 
 
 def read_images(value: Any, root: str | os.PathLike[str] | None = None) -> list[Image.Image]:
@@ -306,9 +309,6 @@ def _says_something(content: Any) -> bool:
     return any(part["type"] == "image" or (part.get("text") or "").strip() for part in content)
 
 
-_BATCH = 1000
-
-
 def _measure_lengths(dataset: Any, processor: ImageTextProcessor, image_column: str, text_column: str) -> list[int]:
     """Ids of every row as `LavitDataCollator` arranges it, with as many per image as it has patches.
 
@@ -403,11 +403,11 @@ class TrainingDataset(FollowsEpoch, Dataset):
         image_column: Where the images are: one, or a list of them, or `None` for a row of text alone.
         text_column: Where the text is; `None` for images without text.
         on_bad_sample: `"skip"`, or `"raise"` to stop at the first one.
-        target_image_column: Where what stage 1 is to rebuild is, one for each image; by default the images themselves.
         lengths: Length of every row in ids, for `train_sampling_strategy="group_by_length"`; by default those of the
             dataset's column `length`, if it has one. `measure_lengths` finds them out.
         image_root: Where relative paths of images start, and what no path may leave: one that does makes a bad sample.
             By default the working directory, and paths are taken for the caller's own.
+        target_image_column: Where what stage 1 is to rebuild is, one for each image; by default the images themselves.
 
     Raises:
         TypeError: If the dataset has no length, as a streamed one.
@@ -622,10 +622,6 @@ def _row_lengths(dataset: Any, lengths: Sequence[int] | None, names: list[str]) 
     if len(lengths) != len(dataset):
         raise ValueError(f"Got {len(lengths)} lengths for {len(dataset)} rows.")
     return [int(length) for length in lengths]
-
-
-_COLUMNS = ("images", "image", "codes", "text", "prompt", "messages")
-_TARGETS = ("target_images", "target_image")
 
 
 def complete_row(row: Mapping[str, Any], epoch: int = 0, needs_text: bool = False) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..composition import find_visual_config
+from ..composition import build_visual_config, find_visual_config
 from ..modeling.configuration_lavit import LavitConfig, LavitTokenDecoderConfig, LavitVisualTokenizerConfig
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
 from ..modeling.modeling_lavit_pretraining import LavitVisualTokenizerForPreTraining
@@ -418,18 +418,17 @@ def _read_and_drawn(
         works = [
             _encoder_work(tokenizer),
             merger._replace(passes=1 + read * (2 + checkpointing) * merger_learns),
-            *language_model_works(whole, model, tokens, checkpointing),
+            *language_model_works(model, tokens, checkpointing),
         ]
     layers = [*model._no_split_modules, *getattr(model.model.language_model, "_no_split_modules", ())]
     return Networks([whole], works, tokens, logits=tokens * head.shape[0], layers=layers)
 
 
-def language_model_works(whole: nn.Module, model: Any, tokens: int, checkpointing: bool) -> list[Work]:
+def language_model_works(model: Any, tokens: int, checkpointing: bool) -> list[Work]:
     """What the decoder and its head do with one row of so many tokens.
 
     Args:
-        whole: The model, perhaps with adapters, of which it is seen what learns.
-        model: The same, or what was adapted.
+        model: The model, or what was adapted, in which adapters are; their weights tell what learns.
         tokens: Length of the row.
         checkpointing: Whether layers are computed again.
     """
@@ -457,8 +456,6 @@ def _stage3(values: Mapping[str, Any], vision_config: Any, text_config: Any, tex
 
     vision = find_visual_config(vision_config or LavitVisualTokenizerConfig())
     if not isinstance(vision, LavitVisualTokenizerConfig):
-        from ..composition import build_visual_config
-
         vision = build_visual_config(vision)
     vision.share_branches = True  # one branch: codes
     path = values.get("unet_config")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -31,7 +32,7 @@ def open_picture(path: str, name: str | None = None) -> Image.Image:
     """Opens a file of a visitor.
 
     Args:
-        path: Where it is on this machine, which is nobody's business.
+        path: Where it is on this machine, which no message may tell.
         name: How they call it.
 
     Raises:
@@ -91,7 +92,7 @@ def create_demo(
     with gr.Blocks(
         title=f"LaVIT: {name}", analytics_enabled=False, delete_cache=(_KEPT_SECONDS, _KEPT_SECONDS)
     ) as demo:
-        demo.example_files = folder  # lives as long as the page
+        weakref.finalize(demo, folder.cleanup)  # lives as long as the page
         gr.HTML(known_style(examples.known))
         gr.Markdown(
             f"# {name}\n"

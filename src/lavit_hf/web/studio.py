@@ -17,6 +17,7 @@ from transformers import StoppingCriteria, StoppingCriteriaList, TextIteratorStr
 
 from ..modeling.checkpoint_files import find_file, load_complete
 from ..modeling.modeling_lavit import LavitForConditionalGeneration
+from ..modeling.modeling_lavit_visual_tokenizer import move_pixels
 from ..pipelines.image_to_text import ANSWER, CAPTION, answer_of, first_sentence, merge_options, question_prompt
 from ..pipelines.pixel_decoder_files import DECODER_FOLDERS, MODEL_INDEX
 from ..processing.processing_lavit import ImageTextProcessor
@@ -179,7 +180,7 @@ class Studio:
 
     def _pixel_values(self, images: Sequence[Image.Image]) -> torch.Tensor:
         values = self.processor.image_processor(list(images), return_tensors="pt")["pixel_values"]
-        return values.to(self.model.visual_tokenizer.device)
+        return move_pixels(values, self.model.visual_tokenizer)
 
     def _tokens(self, pixel_values: torch.Tensor, num_tokens: int | None) -> list[Token]:
         output = self.model.visual_tokenizer.encode(pixel_values, num_tokens=num_tokens)

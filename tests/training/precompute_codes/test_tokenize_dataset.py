@@ -518,6 +518,12 @@ def test_two_processes_are_one(python: str, tokenized: Path, tmp_path: Path) -> 
     assert datasets.load_from_disk(str(path))[:] == load_tokenized_dataset(tokenized)[:]
 
 
+def test_the_visual_tokenizer_of_its_checkpoint(tokenized: Path, tmp_path: Path) -> None:
+    """A processor loads it when it is needed, as in a call."""
+    tokenize(SCENES, tmp_path / "out", AutoProcessor.from_pretrained(CHECKPOINT))
+    assert files(tmp_path / "out") == files(tokenized)
+
+
 # What cannot be tokenized
 
 
@@ -537,8 +543,10 @@ def test_wrong_arguments(processor, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             tokenize(dataset, out, processor, **options)
-    with pytest.raises(ValueError, match="has no visual tokenizer"):
-        tokenize(SCENES, out, AutoProcessor.from_pretrained(CHECKPOINT))
+    alone = AutoProcessor.from_pretrained(CHECKPOINT)
+    alone = type(alone)(alone.image_processor, alone.tokenizer, image_seq_length=alone.image_seq_length)
+    with pytest.raises(ValueError, match="Discrete images need a visual tokenizer: pass `visual_tokenizer=`"):
+        tokenize(SCENES, out, alone)
     assert not out.exists()
 
 

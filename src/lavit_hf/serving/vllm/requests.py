@@ -9,12 +9,12 @@ from itertools import groupby
 from typing import Any
 
 from ...modeling.modeling_lavit_visual_tokenizer import resolve_budget
+from ...processing.image_budgets import BUDGETS
 from ...processing.processing_lavit import check_visual_mode
 
 # A third of the patches, about as many as selectors choose on average; as large a share for every picture.
 _SHARE = 1 / 3
-_BUDGETS = ("num_image_tokens", "keep_rate", "max_total_image_tokens")
-_CHOICES = (*_BUDGETS, "selection")
+_CHOICES = (*BUDGETS, "selection")
 _SELECTIONS = ("argmax", "expected")
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from ...modeling.modeling_lavit_visual_tokenizer import move_pixels
 from ...processing.processing_lavit import ImageTextProcessor
 from ...processing.tokenization_lavit import check_text
 from ..dataset import check_learned_text, check_prompt, read_images, read_messages, read_sample_id
@@ -132,8 +133,7 @@ class RowTokenizer:
             return
         visual_tokenizer = self.processor.get_visual_tokenizer()
         pixel_values = torch.stack([pixels for _, pixels in waiting])
-        pixel_values = pixel_values.to(visual_tokenizer.device, visual_tokenizer.dtype)
-        output = visual_tokenizer.encode(pixel_values, num_tokens=self.num_image_tokens)
+        output = visual_tokenizer.encode(move_pixels(pixel_values, visual_tokenizer), num_tokens=self.num_image_tokens)
         codes = output.codes.tolist()
         start = 0
         for (row, _), count in zip(waiting, output.num_tokens.tolist(), strict=True):

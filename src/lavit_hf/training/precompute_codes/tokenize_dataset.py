@@ -118,7 +118,7 @@ def tokenize_dataset(
         TypeError: `dataset` is something else.
         ValueError: An option or column does not exist, `output_dir` holds something else, or samples are bad.
     """
-    _check_options(processor, output_format, on_bad_sample, batch_size, shard_size)
+    _check_options(output_format, on_bad_sample, batch_size, shard_size)
     datasets = import_datasets()
     visual_tokenizer = processor.get_visual_tokenizer()
     state = process_state(visual_tokenizer.device)
@@ -272,13 +272,7 @@ def _budget_settings(config: LavitVisualTokenizerConfig, num_image_tokens: int |
     return {} if config.selection == "argmax" else {"selection": config.selection}
 
 
-def _check_options(
-    processor: ImageTextProcessor, output_format: str, on_bad_sample: str, batch_size: int, shard_size: int
-) -> None:
-    if processor.visual_tokenizer is None:
-        raise ValueError(
-            "The processor has no visual tokenizer: pass `visual_tokenizer=` to ImageTextProcessor.from_pretrained."
-        )
+def _check_options(output_format: str, on_bad_sample: str, batch_size: int, shard_size: int) -> None:
     if output_format not in FORMATS:
         raise ValueError(f"`output_format` must be one of {', '.join(FORMATS)}, got {output_format!r}.")
     if on_bad_sample not in ("skip", "raise"):
