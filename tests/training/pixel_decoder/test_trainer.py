@@ -268,6 +268,14 @@ def test_a_checkpoint_of_another_run(trained, change, message):
         trained(resume_from_checkpoint="latest", **change)
 
 
+def test_other_samples_may_follow_if_that_is_asked_for(trained):
+    """As in the other stages; what is trained may not change even so."""
+    options = {"resume_from_checkpoint": "latest", "max_steps": 3, "ignore_data_skip": True}
+    assert trained(**options, seed=1).state.global_step == 3
+    with pytest.raises(ValueError, match="trained_parameters was"):
+        trained(**options, train_token_decoder=True)
+
+
 class _Evil:
     def __reduce__(self):
         return os.system, ("touch ran-code",)
