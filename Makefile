@@ -28,7 +28,7 @@ test-newest: ## Run all tests with the newest versions there are, of all but PyT
 	$(MAKE) test VENV=.venv-newest CONSTRAINTS=constraints-newest.txt
 
 test-learning: $(INSTALLED) ## Train small models for some minutes: does every stage learn?
-	$(BIN)/pytest -n 2 tests/learning
+	$(BIN)/pytest -n 2 --dist worksteal tests/learning
 
 fuzz: $(INSTALLED) ## Try odd inputs, damaged files and kills for some minutes; with FUZZ=full, many more
 	FUZZ=$(FUZZ) $(BIN)/pytest -n 2 tests/fuzz
