@@ -8,14 +8,17 @@ import warnings
 from pathlib import Path
 from types import SimpleNamespace
 
+import peft
 import pytest
 import torch
 from huggingface_hub import HfApi, ModelCard
+from packaging.version import Version
 from peft import IA3Config, LoHaConfig, LoraConfig, PeftModel, PrefixTuningConfig, PromptTuningConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import Trainer, TrainingArguments
+from transformers.integrations.peft import MIN_PEFT_VERSION
 
 from lavit_hf import ImageTextProcessor, LavitForConditionalGeneration, default_checkpoint
 from lavit_hf.conversion.weight_files import ConversionError
@@ -383,6 +386,12 @@ def test_several_adapters(base, pixels):
     torch.testing.assert_close(logits(model, inputs), captions)
 
 
+@pytest.mark.xfail(
+    Version(peft.__version__) < Version(MIN_PEFT_VERSION),
+    raises=ValueError,
+    strict=True,
+    reason="transformers 5.24 asks for PEFT 0.22, which was not released on the day that it came",
+)
 def test_load_adapter_on_the_model_itself(base, pixels, tmp_path):
     inputs = attached_inputs(base, pixels)
     trained = {name: random_lora(base, seed) for seed, name in enumerate(("captions", "answers"))}
