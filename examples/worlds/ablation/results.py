@@ -37,14 +37,16 @@ class Results:
         print(f"{table}: {variant}: {self.tables[table][variant]}", flush=True)
 
     def to_markdown(self) -> str:
-        """All tables."""
-        lines = ["| Kept patches | Tokens | Cosine | Patches of objects read right |", "|---|--:|--:|--:|"]
+        """All tables that have rows."""
+        lines = []
+        if self.tables[TOKENIZERS]:
+            lines = ["| Kept patches | Tokens | Cosine | Patches of objects read right |", "|---|--:|--:|--:|"]
         for name, row in self.tables[TOKENIZERS].items():
             share = f"{100 * row['patches_right']:.1f} %"
             lines.append(f"| {name} | {row['tokens']:.1f} | {row['cosine']:.3f} | {share} |")
         for table, title in ((CAPTIONS, "Captions from"), (PATCHES, "Patches"), (GUIDANCE, "Guidance")):
             lines += _shares_to_markdown(title, self.tables[table])
-        return "\n".join(lines) + "\n" + self._budgets_to_markdown()
+        return "\n".join(lines).lstrip() + "\n" + self._budgets_to_markdown()
 
     def _budgets_to_markdown(self) -> str:
         """What is left of a picture at every budget, of the variants that were measured so."""
