@@ -15,7 +15,7 @@ FEW = [
     "--world",
     world_of(default_checkpoint()).name,
     "--tokenizer_steps",
-    "24",
+    "8",
     "--caption_steps",
     "2",
     "--num_scenes",
