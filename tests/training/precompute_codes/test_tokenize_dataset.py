@@ -543,8 +543,8 @@ def test_wrong_arguments(processor, tmp_path: Path) -> None:
     ):
         with pytest.raises(error, match=message):
             tokenize(dataset, out, processor, **options)
-    alone = AutoProcessor.from_pretrained(CHECKPOINT)
-    alone = type(alone)(alone.image_processor, alone.tokenizer, image_seq_length=alone.image_seq_length)
+    parts = processor.image_processor, processor.tokenizer
+    alone = ImageTextProcessor(*parts, image_seq_length=processor.image_seq_length)
     with pytest.raises(ValueError, match="Discrete images need a visual tokenizer: pass `visual_tokenizer=`"):
         tokenize(SCENES, out, alone)
     assert not out.exists()

@@ -355,7 +355,7 @@ class DiffusersTrainer(StreamTrainerMixin, Trainer):
         name = LATEST if resume_from_checkpoint is True else resume_from_checkpoint or None
         checkpoint = find_trainer_checkpoint(name, folder)
         if checkpoint is not None:
-            self.require_same_run(Path(checkpoint), other_samples=self.args.ignore_data_skip)
+            self.require_same_run(Path(checkpoint))  # whatever `ignore_data_skip` says: see the class
         else:  # before anything is cleaned up there
             require_no_run(folder)
         try:

@@ -92,7 +92,8 @@ def tokenize_dataset(
     Args:
         dataset: A `datasets.Dataset` or `datasets.IterableDataset`.
         output_dir: Where to write; new, or of an earlier call with the same data, checkpoint and options.
-        processor: Of the checkpoint, with its visual tokenizer, on the device that is to encode.
+        processor: Of the checkpoint, with its visual tokenizer, on the device that is to encode; without one it loads
+            it, in fp32 on the CPU.
         image_column: Where the images are: one, a list of them, or none.
         text_column: Where the text is; `None` for images alone.
         keep_columns: Further columns to keep.
